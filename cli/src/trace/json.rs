@@ -1,0 +1,88 @@
+//! One JSON object a line, its values left as they are spelt until a format asks for them.
+
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::field::{Fault, Field};
+
+/// The fields of a line, in its order.
+pub(super) struct Object<'a> {
+    fields: Vec<(String, &'a RawValue)>,
+}
+
+impl<'a> Object<'a> {
+    /// # Errors
+    /// The line is not one JSON object.
+    pub(super) fn parse(line: &'a str) -> Result<Self, Fault> {
+        serde_json::from_str(line).map_err(|error| {
+            let column = error.column();
+            Fault::Line(format!("not a JSON object: {} at column {column}", reason(&error)))
+        })
+    }
+
+    /// # Errors
+    /// A field is none of `known`, or there twice.
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
+        for (position, (name, _)) in self.fields.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                let reason = format!("unknown; the format has {}", known.join(", "));
+                return Err(Fault::field(name, reason));
+            }
+            if self.fields[..position].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Fault::field(name, "given twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The field `name`; `null` counts as absent.
+    pub(super) fn get(&self, name: &'static str) -> Option<Field<'a>> {
+        let (_, value) = self.fields.iter().find(|(field, _)| field == name)?;
+        Some(Field { name, text: value.get() }).filter(|field| field.text != "null")
+    }
+
+    /// The field `name`, which must be there.
+    pub(super) fn require(&self, name: &'static str) -> Result<Field<'a>, Fault> {
+        self.get(name).ok_or_else(|| Fault::field(name, "missing"))
+    }
+}
+
+/// What is wrong with a line, without serde_json's own position: it always says line 1.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+impl Field<'_> {
+    /// The value as `T`, which an error calls `what`.
+    pub(super) fn json<T: DeserializeOwned>(self, what: &str) -> Result<T, Fault> {
+        serde_json::from_str(self.text).map_err(|_| self.not(what))
+    }
+}
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Object<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::with_capacity(4);
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Object { fields })
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}

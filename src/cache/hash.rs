@@ -1,0 +1,178 @@
+//! Names for the contents of full blocks.
+//!
+//! A block's hash covers its tokens and, through its parent, everything before it. Equal hashes
+//! stand for equal contents, so a collision would serve one user another's cache: the hash is
+//! BLAKE3 with 256 bits. Each link is BLAKE3 in keyed mode, the parent being the key, so that
+//! 16 tokens cost one compression.
+
+use crate::types::Token;
+
+/// The name of a full block's content, prefix included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(transparent)]
+pub struct BlockHash(pub [u8; 32]);
+
+impl BlockHash {
+    /// 64 of its bits: all are equally good, so any serve as the bucket of a table.
+    pub(super) fn bucket(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+/// What beside the tokens decides a block's content. Each kind has its own domain: an adapter
+/// named like a salt never meets it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ExtraKey {
+    /// Requests share cached blocks only with requests of the same salt.
+    Salt(Vec<u8>),
+    /// The adapter (LoRA) the request runs with.
+    Adapter(Vec<u8>),
+    /// Content behind placeholder tokens, such as an image: token range and identity.
+    Content {
+        /// First token position it covers.
+        start: u32,
+        /// Tokens it covers.
+        len: u32,
+        /// Names the content, a digest for example.
+        id: Vec<u8>,
+    },
+}
+
+/// The hashes of a sequence's full blocks, extended as it grows.
+#[derive(Clone, Debug)]
+pub struct HashChain {
+    root: BlockHash,
+    contents: Vec<(u32, u32, Vec<u8>)>,
+    hashes: Vec<BlockHash>,
+}
+
+impl HashChain {
+    /// An empty chain for sequences of `block_size`-token blocks under these keys.
+    #[must_use]
+    pub fn new(block_size: usize, extra_keys: &[ExtraKey]) -> Self {
+        let mut root = blake3::Hasher::new_derive_key("inflight v1 kv block chain");
+        root.update(&(block_size as u64).to_le_bytes());
+        let mut contents = Vec::new();
+        for key in extra_keys {
+            match key {
+                ExtraKey::Salt(salt) => tagged(&mut root, 1, salt),
+                ExtraKey::Adapter(name) => tagged(&mut root, 2, name),
+                ExtraKey::Content { start, len, id } => contents.push((*start, *len, id.clone())),
+            }
+        }
+        Self { root: BlockHash(*root.finalize().as_bytes()), contents, hashes: Vec::new() }
+    }
+
+    /// Hashes of the full blocks known so far.
+    #[must_use]
+    pub fn hashes(&self) -> &[BlockHash] {
+        &self.hashes
+    }
+
+    /// Makes room for sequences of `num_tokens`, so that `extend` does not allocate.
+    pub fn reserve(&mut self, num_tokens: usize, block_size: usize) {
+        self.hashes.reserve((num_tokens / block_size).saturating_sub(self.hashes.len()));
+    }
+
+    /// Hashes the blocks that `tokens`, the sequence from its start, fills and are not yet known.
+    pub fn extend(&mut self, tokens: &[Token], block_size: usize) {
+        let known = self.hashes.len();
+        if (known + 1) * block_size > tokens.len() {
+            return;
+        }
+        let mut parent = self.hashes.last().copied().unwrap_or(self.root);
+        for (i, block) in tokens.chunks_exact(block_size).enumerate().skip(known) {
+            parent = self.link(parent, (i * block_size) as u32, block);
+            self.hashes.push(parent);
+        }
+    }
+
+    fn link(&self, parent: BlockHash, start: u32, block: &[Token]) -> BlockHash {
+        let bytes: &[u8] = bytemuck::cast_slice(block);
+        let end = start + block.len() as u32;
+        let inside = |&&(at, len, _): &&(u32, u32, Vec<u8>)| at < end && start < at + len;
+        if self.contents.iter().find(inside).is_none() {
+            return BlockHash(*blake3::keyed_hash(&parent.0, bytes).as_bytes());
+        }
+        let mut link = blake3::Hasher::new_keyed(&parent.0);
+        link.update(bytes);
+        for (at, _, id) in self.contents.iter().filter(inside) {
+            // The offset may be negative: content that began in an earlier block.
+            link.update(&(i64::from(*at) - i64::from(start)).to_le_bytes());
+            tagged(&mut link, 3, id);
+        }
+        BlockHash(*link.finalize().as_bytes())
+    }
+}
+
+/// Tag and length first: no two lists of keys are the same bytes.
+fn tagged(hasher: &mut blake3::Hasher, tag: u8, bytes: &[u8]) {
+    hasher.update(&[tag]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(keys: &[ExtraKey], tokens: &[Token]) -> Vec<BlockHash> {
+        let mut chain = HashChain::new(4, keys);
+        chain.extend(tokens, 4);
+        chain.hashes().to_vec()
+    }
+
+    #[test]
+    fn only_full_blocks_have_hashes_and_growing_adds_to_them() {
+        let tokens: Vec<Token> = (0..10).collect();
+        let whole = chain(&[], &tokens);
+        assert_eq!(whole.len(), 2);
+        let mut grown = HashChain::new(4, &[]);
+        for n in 0..=tokens.len() {
+            grown.extend(&tokens[..n], 4);
+        }
+        assert_eq!(grown.hashes(), whole);
+    }
+
+    #[test]
+    fn a_hash_covers_all_that_came_before() {
+        let a = chain(&[], &[1, 2, 3, 4, 5, 6, 7, 8]);
+        let b = chain(&[], &[1, 2, 3, 9, 5, 6, 7, 8]);
+        assert_ne!(a[0], b[0]);
+        assert_ne!(a[1], b[1], "same tokens after another prefix");
+        assert_ne!(a[0], chain(&[], &[5, 6, 7, 8])[0], "same tokens at another place");
+    }
+
+    #[test]
+    fn domains_are_apart() {
+        let tokens = [1, 2, 3, 4, 5, 6, 7, 8];
+        let id = || b"x".to_vec();
+        let content = |start| ExtraKey::Content { start, len: 2, id: id() };
+        let variants = [
+            vec![],
+            vec![ExtraKey::Salt(id())],
+            vec![ExtraKey::Adapter(id())],
+            vec![ExtraKey::Salt(b"x2".to_vec())],
+            vec![ExtraKey::Salt(vec![]), ExtraKey::Adapter(id())],
+            vec![content(1)],
+            vec![content(2)],
+        ];
+        let first: Vec<_> = variants.iter().map(|keys| chain(keys, &tokens)[0]).collect();
+        for (i, a) in first.iter().enumerate() {
+            assert!(first[..i].iter().all(|b| a != b), "variant {i} collides");
+        }
+        // Content touches only the blocks it covers (and, by the chain, those after).
+        let late = chain(&[ExtraKey::Content { start: 5, len: 9, id: id() }], &tokens);
+        assert_eq!(late[0], first[0]);
+        assert_ne!(late[1], chain(&[], &tokens)[1]);
+    }
+
+    #[test]
+    fn the_chain_is_stable_across_releases() {
+        let hex: String =
+            chain(&[], &[1, 2, 3, 4])[0].0.iter().map(|b| format!("{b:02x}")).collect();
+        let key = blake3::derive_key("inflight v1 kv block chain", &4u64.to_le_bytes());
+        let mut bytes = Vec::new();
+        (1..=4u32).for_each(|t| bytes.extend(t.to_le_bytes()));
+        assert_eq!(hex, blake3::keyed_hash(&key, &bytes).to_hex().as_str());
+    }
+}

@@ -1,0 +1,259 @@
+//! `commit` takes a step's samples, `abandon` undoes a step.
+
+use super::entry::{Entry, State};
+use super::step::{Output, Outputs, Sampled, Step};
+use super::{Batching, Scheduler};
+use crate::error::{Error, Result};
+use crate::request::FinishReason;
+use crate::types::{StepId, Token};
+
+impl Scheduler {
+    /// Takes the samples of the oldest step in flight and says what became of its requests. Each
+    /// token is delivered once and in order; what was sampled past a request's end, or for one
+    /// that was cancelled meanwhile, is dropped.
+    ///
+    /// # Errors
+    /// Nothing has changed on any: [`Error::UnknownStep`]; [`Error::StepOutOfOrder`] when an
+    /// older step is in flight; [`Error::OutputMismatch`] when the samples are not those of its
+    /// rows.
+    pub fn commit(&mut self, id: StepId, sampled: Sampled<'_>) -> Result<Outputs<'_>> {
+        let step = self.due(id, true)?;
+        check_samples(step, sampled)?;
+        let Some(step) = self.in_flight.pop_front() else { return Err(Error::UnknownStep(id)) };
+        self.outputs.clear();
+        self.output_tokens.clear();
+        self.released.clear();
+        let mut ended = false;
+        let mut sampling = 0;
+        for row in &step.rows {
+            let given = if row.samples { sampled.row(sampling) } else { &[] };
+            sampling += usize::from(row.samples);
+            let entry = &mut self.entries[row.slot as usize];
+            if entry.generation != row.generation || entry.state == State::Vacant {
+                continue;
+            }
+            entry.num_in_flight -= row.num_tokens;
+            let stale = entry.num_stale > 0;
+            entry.num_stale = entry.num_stale.saturating_sub(row.num_tokens);
+            if !row.samples {
+                continue;
+            }
+            let start = self.output_tokens.len() as u32;
+            let finish = accept(entry, given, row.num_draft, stale, &mut self.output_tokens);
+            let len = self.output_tokens.len() as u32 - start;
+            self.outputs.push(Output { id: row.id, start, len, finish });
+            if finish.is_some() {
+                ended = true;
+                self.end(row.slot)?;
+            } else if self.config.overlap && !stale {
+                self.name_computed(row.slot)?;
+            }
+        }
+        self.stats.output_tokens += self.output_tokens.len() as u64;
+        self.spare.push(step);
+        if ended {
+            self.retire()?;
+        }
+        Ok(Outputs {
+            outputs: &self.outputs,
+            tokens: &self.output_tokens,
+            released: &self.released,
+        })
+    }
+
+    /// Ends a request that sampled its last token.
+    fn end(&mut self, slot: u32) -> Result<()> {
+        self.stats.finished += 1;
+        let entry = &mut self.entries[slot as usize];
+        match (entry.state, self.policy.batching) {
+            // Preempted with its last sample in flight.
+            (State::Waiting, _) => {
+                self.policy.queue.remove(&entry.waiting);
+            }
+            (_, Batching::Static) => {
+                entry.state = State::Ended;
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.released.push(entry.id);
+        self.vacate(slot)
+    }
+
+    /// Takes ended requests off the running list; a static batch goes all at once.
+    fn retire(&mut self) -> Result<()> {
+        if self.policy.batching == Batching::Continuous {
+            self.running.retain(|&slot| self.entries[slot as usize].state == State::Running);
+            return Ok(());
+        }
+        let ended = |&slot: &u32| self.entries[slot as usize].state == State::Ended;
+        if self.running.iter().all(ended) {
+            for slot in std::mem::take(&mut self.running) {
+                self.released.push(self.entries[slot as usize].id);
+                self.vacate(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// With overlap, blocks fill before their tokens are known: names those that are now.
+    fn name_computed(&mut self, slot: u32) -> Result<()> {
+        let block_size = self.config.cache.block_size;
+        let entry = &mut self.entries[slot as usize];
+        let computed = (entry.num_computed - entry.num_in_flight).min(entry.num_tokens());
+        if entry.state == State::Running && computed >= entry.name_at {
+            entry.chain.extend(&entry.tokens[..computed as usize], block_size);
+            self.cache.register(entry.seq, entry.chain.hashes(), computed as usize)?;
+            entry.name_at = (computed as usize / block_size + 1) as u32 * block_size as u32;
+        }
+        Ok(())
+    }
+
+    /// Undoes the newest step in flight, as if it had not been scheduled: for a step that was not
+    /// run, or failed on the way. Its tokens are computed again; requests it admitted go back to
+    /// the front of the queue, in order. Those it preempted stay preempted.
+    ///
+    /// # Errors
+    /// Nothing has changed: [`Error::UnknownStep`], or [`Error::StepOutOfOrder`] when a newer
+    /// step, which builds on it, is in flight.
+    pub fn abandon(&mut self, id: StepId) -> Result<()> {
+        self.due(id, false)?;
+        let Some(mut step) = self.in_flight.pop_back() else { return Err(Error::UnknownStep(id)) };
+        let rows = std::mem::take(&mut step.rows);
+        self.rectangle.steps -= u32::from(step.padding.is_some());
+        // Nobody knows how far the copies got: whoever depends on one starts anew.
+        let copied = !step.block_ops.is_empty();
+        for row in rows.iter().rev() {
+            let entry = &mut self.entries[row.slot as usize];
+            if entry.generation != row.generation || entry.state == State::Vacant {
+                continue;
+            }
+            entry.draft.clear();
+            self.undo_row(row, &mut step)?;
+            if row.admitted || copied {
+                self.restart(row.slot)?;
+            } else {
+                self.give_back(row.slot)?;
+            }
+        }
+        for id in std::mem::take(&mut step.preempted) {
+            let Some(&slot) = self.by_id.get(&id) else { continue };
+            if self.cache.is_swapped_out(self.entries[slot as usize].seq) {
+                self.forget_kv(slot)?;
+            }
+        }
+        let Scheduler { running, entries, .. } = self;
+        running.retain(|&slot| entries[slot as usize].state != State::Waiting);
+        step.rows = rows;
+        self.spare.push(step);
+        Ok(())
+    }
+
+    /// Frees the blocks of a running request past its computed tokens.
+    fn give_back(&mut self, slot: u32) -> Result<()> {
+        let block_size = self.config.cache.block_size;
+        let entry = &mut self.entries[slot as usize];
+        let computed = entry.num_computed as usize;
+        // What a policy reserved ahead stays reserved.
+        if self.cache.table(entry.seq).len() < self.cache.blocks_for(entry.max_kv() as usize) {
+            self.cache.truncate(entry.seq, computed)?;
+        }
+        entry.capacity = (self.cache.table(entry.seq).len() * block_size) as u32;
+        if self.cache.has_prefix_cache() {
+            entry.name_at = ((computed / block_size + 1) * block_size) as u32;
+        }
+        Ok(())
+    }
+
+    /// Puts a running request back to the front of the queue without any KV.
+    fn restart(&mut self, slot: u32) -> Result<()> {
+        self.forget_kv(slot)?;
+        let entry = &mut self.entries[slot as usize];
+        entry.state = State::Waiting;
+        self.policy.queue.push_front(entry.waiting);
+        Ok(())
+    }
+
+    fn forget_kv(&mut self, slot: u32) -> Result<()> {
+        let entry = &mut self.entries[slot as usize];
+        entry.num_computed = 0;
+        entry.num_stale = entry.num_in_flight;
+        entry.num_placeholders = 0;
+        entry.capacity = 0;
+        self.cache.free(entry.seq)
+    }
+
+    /// The oldest (or newest) step in flight, if it is `id`.
+    fn due(&self, id: StepId, oldest: bool) -> Result<&Step> {
+        let due = if oldest { self.in_flight.front() } else { self.in_flight.back() };
+        match due {
+            Some(step) if step.id == id => Ok(step),
+            Some(step) if self.step(id).is_some() => {
+                Err(Error::StepOutOfOrder { step: id, expected: step.id })
+            }
+            _ => Err(Error::UnknownStep(id)),
+        }
+    }
+}
+
+impl<'a> Sampled<'a> {
+    /// The tokens of the `i`th row that samples.
+    fn row(&self, i: usize) -> &'a [Token] {
+        match *self {
+            Sampled::One(tokens) => &tokens[i..=i],
+            Sampled::Ragged { tokens, indptr } => {
+                &tokens[indptr[i] as usize..indptr[i + 1] as usize]
+            }
+        }
+    }
+}
+
+fn check_samples(step: &Step, sampled: Sampled<'_>) -> Result<()> {
+    let expected = step.num_sampling;
+    let mismatch = |given| Err(Error::OutputMismatch { step: step.id, expected, given });
+    match sampled {
+        Sampled::One(tokens) if tokens.len() != expected => mismatch(tokens.len()),
+        Sampled::One(_) => Ok(()),
+        Sampled::Ragged { indptr, .. } if indptr.len() != expected + 1 => {
+            mismatch(indptr.len().saturating_sub(1))
+        }
+        Sampled::Ragged { tokens, indptr } => {
+            let fits = |bounds: &[u32], most: u32| {
+                bounds[0] < bounds[1] && bounds[1] - bounds[0] <= most + 1
+            };
+            let rows = step.rows.iter().filter(|row| row.samples);
+            let all = rows.zip(indptr.windows(2)).all(|(row, w)| fits(w, row.num_draft));
+            let inside = indptr.first() == Some(&0) && indptr[expected] as usize == tokens.len();
+            if all && inside {
+                return Ok(());
+            }
+            let reason = "starts at 0, ends at the tokens' count and gives each row that samples \
+                          between 1 and num_draft + 1 of them";
+            Err(Error::argument("indptr", reason))
+        }
+    }
+}
+
+/// Appends the samples of a row until one ends the request; rejected drafts are uncomputed.
+fn accept(
+    entry: &mut Entry,
+    given: &[Token],
+    num_draft: u32,
+    stale: bool,
+    delivered: &mut Vec<Token>,
+) -> Option<FinishReason> {
+    let rejected = num_draft - (given.len() as u32 - 1);
+    entry.draft.clear();
+    if !stale {
+        entry.num_computed -= rejected;
+        entry.num_placeholders = entry.num_placeholders.saturating_sub(1);
+    }
+    for &token in given {
+        delivered.push(token);
+        let finish = entry.push(token);
+        if finish.is_some() {
+            return finish;
+        }
+    }
+    None
+}

@@ -1,0 +1,124 @@
+//! The scheduler's own record of a request.
+
+use super::queue::Waiting;
+use crate::cache::{HashChain, SeqId};
+use crate::request::{FinishReason, Repetition, Request};
+use crate::types::{RequestId, Token};
+
+/// Where a request stands; it is in exactly one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// No request: the record is free.
+    Vacant,
+    /// In the queue.
+    Waiting,
+    /// In the list of running requests.
+    Running,
+    /// Among the running requests of a static batch, ended, holding slot and blocks.
+    Ended,
+}
+
+/// What a decode step touches comes first: one cache line of counters, then the tokens.
+#[repr(C)]
+pub(super) struct Entry {
+    /// Tokens whose KV is computed, or will be when all steps in flight have run.
+    pub(super) num_computed: u32,
+    /// Tokens in flight, those of steps that a preemption made stale included.
+    pub(super) num_in_flight: u32,
+    /// Tokens in flight from before its last preemption: their samples are delivered, but they no
+    /// longer count as computed.
+    pub(super) num_stale: u32,
+    /// Samples in flight that later steps build on; 0 without overlap.
+    pub(super) num_placeholders: u32,
+    /// Tokens its blocks hold.
+    pub(super) capacity: u32,
+    /// Computed tokens at which its next block is full and gets a name; never without prefix
+    /// cache.
+    pub(super) name_at: u32,
+    pub(super) num_prompt: u32,
+    /// Tokens at which it ends.
+    pub(super) max_total: u32,
+    pub(super) generation: u32,
+    pub(super) state: State,
+    /// Prompt and output.
+    pub(super) tokens: Vec<Token>,
+    pub(super) draft: Vec<Token>,
+    pub(super) id: RequestId,
+    pub(super) eos: Option<Token>,
+    pub(super) stop_tokens: Vec<Token>,
+    pub(super) min_tokens: u32,
+    pub(super) repetition: Option<Repetition>,
+    pub(super) seq: SeqId,
+    pub(super) chain: HashChain,
+    pub(super) waiting: Waiting,
+    pub(super) read_prefix_cache: bool,
+    pub(super) num_preemptions: u32,
+    /// Requests that passed it while it was the head of the queue.
+    pub(super) passed: u32,
+    pub(super) client: u64,
+}
+
+impl Entry {
+    pub(super) fn new(request: Request, waiting: Waiting, seq: SeqId, limits: (u32, u32)) -> Self {
+        let (max_model_len, block_size) = limits;
+        let num_prompt = request.prompt.len() as u32;
+        Self {
+            num_computed: 0,
+            num_in_flight: 0,
+            num_stale: 0,
+            num_placeholders: 0,
+            capacity: 0,
+            name_at: u32::MAX,
+            num_prompt,
+            max_total: num_prompt.saturating_add(request.max_tokens).min(max_model_len),
+            generation: 0,
+            state: State::Waiting,
+            tokens: request.prompt,
+            draft: Vec::new(),
+            id: request.id,
+            eos: request.eos,
+            stop_tokens: request.stop_tokens,
+            min_tokens: request.min_tokens,
+            repetition: request.repetition,
+            seq,
+            chain: HashChain::new(block_size as usize, &request.extra_keys),
+            waiting,
+            read_prefix_cache: request.read_prefix_cache,
+            num_preemptions: 0,
+            passed: 0,
+            client: request.client,
+        }
+    }
+
+    pub(super) fn num_tokens(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    pub(super) fn num_output(&self) -> u32 {
+        self.num_tokens() - self.num_prompt
+    }
+
+    /// Tokens whose KV it can come to need: all but the last, which nobody computes.
+    pub(super) fn max_kv(&self) -> u32 {
+        self.max_total - 1
+    }
+
+    /// Appends a sampled token. The order of the checks is vLLM's (v1/core/sched/utils.py,
+    /// `check_stop`): a sampled end counts even below `min_tokens`, and so does the length.
+    pub(super) fn push(&mut self, token: Token) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if self.eos == Some(token) {
+            return Some(FinishReason::Eos);
+        }
+        if !self.stop_tokens.is_empty() && self.stop_tokens.contains(&token) {
+            return Some(FinishReason::StopToken(token));
+        }
+        if self.num_tokens() >= self.max_total {
+            return Some(FinishReason::Length);
+        }
+        let rule = self.repetition?;
+        let output = &self.tokens[self.num_prompt as usize..];
+        let late_enough = output.len() as u32 >= self.min_tokens;
+        (late_enough && rule.found_in(output)).then_some(FinishReason::Repetition)
+    }
+}

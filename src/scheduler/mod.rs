@@ -1,0 +1,340 @@
+//! Iteration-level scheduling: which requests run in the next step, and with how many tokens.
+//!
+//! There is no prefill and no decode phase. A request has `num_computed` tokens that catch up with
+//! its prompt and output, and a step is a list of `request: num_tokens` under a token budget. The
+//! default policy takes vLLM V1's decisions one by one (vllm/v1/core/sched/scheduler.py, 0.33);
+//! other policies are put together in [`Policy`].
+//!
+//! [`schedule`](Scheduler::schedule) makes a [`Step`], [`commit`](Scheduler::commit) takes its
+//! samples, [`abandon`](Scheduler::abandon) undoes it. The scheduler reads no clock, draws no
+//! random numbers and does no I/O: the same calls give the same steps.
+
+#![forbid(unsafe_code)]
+
+pub mod capacity;
+mod commit;
+mod config;
+mod entry;
+mod policy;
+pub mod preempt;
+pub mod queue;
+mod schedule;
+mod step;
+mod verify;
+
+pub use config::Config;
+pub use policy::{Batching, HeadOfLine, Policy};
+pub use step::{Output, Outputs, Padding, Row, Sampled, Step};
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::cache::{BlockOp, KvCache};
+use crate::error::{Error, Result};
+use crate::request::Request;
+use crate::types::{BlockId, RequestId, StepId, Time, Token};
+use entry::{Entry, State};
+use queue::{Clock, Waiting};
+
+/// Counters since the scheduler was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Steps scheduled, empty ones included.
+    pub steps: u64,
+    /// Admissions, those after a preemption included.
+    pub admissions: u64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Requests that ended by themselves.
+    pub finished: u64,
+    /// Requests cancelled.
+    pub cancelled: u64,
+    /// Tokens delivered.
+    pub output_tokens: u64,
+}
+
+/// A request at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether it is among the running requests.
+    pub running: bool,
+    /// Tokens of its prompt.
+    pub num_prompt: u32,
+    /// Tokens output so far.
+    pub num_output: u32,
+    /// Tokens whose KV is computed or in flight.
+    pub num_computed: u32,
+    /// Times it was preempted.
+    pub num_preemptions: u32,
+    /// Whom it belongs to.
+    pub client: u64,
+}
+
+/// The tokens and blocks of a row's request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Prompt and output so far.
+    pub tokens: &'a [Token],
+    /// Draft tokens that follow them.
+    pub draft: &'a [Token],
+    /// Its block table.
+    pub blocks: &'a [BlockId],
+}
+
+/// The tokens a static batch is padded to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rectangle {
+    longest_prompt: u32,
+    steps: u32,
+}
+
+/// Decides, step by step, which requests run.
+pub struct Scheduler {
+    config: Config,
+    policy: Policy,
+    cache: KvCache,
+    entries: Vec<Entry>,
+    vacant: Vec<u32>,
+    by_id: HashMap<RequestId, u32>,
+    /// In order of admission.
+    running: Vec<u32>,
+    in_flight: VecDeque<Step>,
+    /// Steps whose buffers serve again.
+    spare: Vec<Step>,
+    next_step: StepId,
+    rectangle: Rectangle,
+    clock: Clock,
+    stats: Stats,
+    // Buffers that live as long as the scheduler, so that a steady step does not allocate.
+    hit: Vec<BlockId>,
+    passed_over: Vec<Waiting>,
+    carried_ops: Vec<BlockOp>,
+    outputs: Vec<Output>,
+    output_tokens: Vec<Token>,
+    released: Vec<RequestId>,
+}
+
+impl Scheduler {
+    /// A scheduler without requests.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field of `config` at fault.
+    pub fn new(config: Config, policy: Policy) -> Result<Self> {
+        config.check()?;
+        Ok(Self {
+            cache: KvCache::new(config.cache)?,
+            config,
+            policy,
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            by_id: HashMap::new(),
+            running: Vec::with_capacity(config.max_num_seqs.min(1 << 16)),
+            in_flight: VecDeque::new(),
+            spare: Vec::new(),
+            next_step: StepId(0),
+            rectangle: Rectangle::default(),
+            clock: Clock::default(),
+            stats: Stats::default(),
+            hit: Vec::new(),
+            passed_over: Vec::new(),
+            carried_ops: Vec::new(),
+            outputs: Vec::new(),
+            output_tokens: Vec::new(),
+            released: Vec::new(),
+        })
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// Nothing has changed on any of them: [`Error::DuplicateRequest`]; [`Error::InvalidArgument`]
+    /// for an empty prompt, `max_tokens` 0 or a bad `repetition`; [`Error::PromptTooLong`] when
+    /// the prompt leaves no room for output; [`Error::NeverFits`] when its prompt and the output
+    /// it may ask for need more blocks than there are; [`Error::QueueFull`].
+    pub fn submit(&mut self, request: Request) -> Result<()> {
+        self.check(&request)?;
+        let waiting = Waiting {
+            slot: self.vacant.last().map_or(self.entries.len() as u32, |&slot| slot),
+            id: request.id,
+            priority: request.priority,
+            arrival: request.arrival,
+            since: self.clock.admissions,
+        };
+        let seq = self.cache.open();
+        let limits = (self.config.max_model_len as u32, self.config.cache.block_size as u32);
+        let mut entry = Entry::new(request, waiting, seq, limits);
+        self.by_id.insert(entry.id, waiting.slot);
+        self.policy.queue.push(waiting);
+        match self.vacant.pop() {
+            Some(slot) => {
+                let old = &mut self.entries[slot as usize];
+                entry.generation = old.generation;
+                *old = entry;
+            }
+            None => self.entries.push(entry),
+        }
+        Ok(())
+    }
+
+    /// What `submit` would say, changing nothing.
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit).
+    pub fn check(&self, request: &Request) -> Result<()> {
+        let id = request.id;
+        if self.by_id.contains_key(&id) {
+            return Err(Error::DuplicateRequest(id));
+        }
+        if request.prompt.is_empty() {
+            return Err(Error::argument("prompt", format!("request {id} has no tokens")));
+        }
+        if request.max_tokens == 0 {
+            return Err(Error::argument("max_tokens", format!("request {id} asks for 0 tokens")));
+        }
+        if request.repetition.is_some_and(|rule| !rule.is_valid()) {
+            let reason = "needs 2 <= min_count and max(1, min_pattern) <= max_pattern";
+            return Err(Error::argument("repetition", format!("request {id}: {reason}")));
+        }
+        let (prompt_len, max_model_len) = (request.prompt.len(), self.config.max_model_len);
+        if prompt_len >= max_model_len {
+            return Err(Error::PromptTooLong { id, prompt_len, max_model_len });
+        }
+        // The KV of the last token is never computed.
+        let most = (prompt_len + request.max_tokens as usize).min(max_model_len) - 1;
+        let (needed, usable) = (self.cache.blocks_for(most), self.cache.pool().num_usable());
+        if needed > usable {
+            return Err(Error::NeverFits { id, needed, usable });
+        }
+        if self.policy.queue.len() >= self.config.max_waiting {
+            return Err(Error::QueueFull { max_waiting: self.config.max_waiting });
+        }
+        Ok(())
+    }
+
+    /// Ends a request wherever it is, and frees its slot and blocks. Samples of it that are still
+    /// in flight are dropped.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`] when it has finished, or never was.
+    pub fn cancel(&mut self, id: RequestId) -> Result<()> {
+        let slot = *self.by_id.get(&id).ok_or(Error::UnknownRequest(id))?;
+        let entry = &self.entries[slot as usize];
+        match entry.state {
+            State::Waiting => {
+                self.policy.queue.remove(&entry.waiting);
+            }
+            _ => self.running.retain(|&other| other != slot),
+        }
+        self.stats.cancelled += 1;
+        self.vacate(slot)
+    }
+
+    /// Draft tokens to be verified in the request's next step; they replace earlier ones. A
+    /// preemption drops them.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`]; [`Error::InvalidArgument`] under overlap, where the tokens
+    /// before the drafts are not known yet, and under static batching.
+    pub fn set_draft(&mut self, id: RequestId, draft: &[Token]) -> Result<()> {
+        let slot = *self.by_id.get(&id).ok_or(Error::UnknownRequest(id))?;
+        if self.config.overlap || self.policy.batching == Batching::Static {
+            return Err(Error::argument("draft", "needs continuous batching without overlap"));
+        }
+        let entry = &mut self.entries[slot as usize];
+        entry.draft.clear();
+        entry.draft.extend_from_slice(draft);
+        Ok(())
+    }
+
+    /// Frees everything a request holds and forgets it; it is in no queue any more.
+    fn vacate(&mut self, slot: u32) -> Result<()> {
+        let entry = &mut self.entries[slot as usize];
+        entry.state = State::Vacant;
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.tokens = Vec::new();
+        self.by_id.remove(&entry.id);
+        self.vacant.push(slot);
+        self.cache.close(entry.seq)
+    }
+
+    /// The limits it keeps.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The KV cache it manages.
+    #[must_use]
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Counters since the scheduler was made.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Requests that hold a slot.
+    #[must_use]
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Requests that wait.
+    #[must_use]
+    pub fn num_waiting(&self) -> usize {
+        self.policy.queue.len()
+    }
+
+    /// Requests that have not finished.
+    #[must_use]
+    pub fn num_unfinished(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Steps scheduled and not yet committed or abandoned, oldest first.
+    pub fn steps_in_flight(&self) -> impl ExactSizeIterator<Item = &Step> {
+        self.in_flight.iter()
+    }
+
+    /// The step of this id, while it is in flight.
+    #[must_use]
+    pub fn step(&self, id: StepId) -> Option<&Step> {
+        self.in_flight.iter().find(|step| step.id == id)
+    }
+
+    /// A request at this moment.
+    #[must_use]
+    pub fn snapshot(&self, id: RequestId) -> Option<Snapshot> {
+        let entry = &self.entries[*self.by_id.get(&id)? as usize];
+        Some(Snapshot {
+            running: entry.state != State::Waiting,
+            num_prompt: entry.num_prompt,
+            num_output: entry.num_output(),
+            num_computed: entry.num_computed,
+            num_preemptions: entry.num_preemptions,
+            client: entry.client,
+        })
+    }
+
+    /// The tokens and blocks of a row of a step in flight; `None` when its request is gone.
+    #[must_use]
+    pub fn sequence(&self, row: &Row) -> Option<Sequence<'_>> {
+        let entry = self.entries.get(row.slot as usize)?;
+        (entry.state != State::Vacant && entry.generation == row.generation).then(|| Sequence {
+            tokens: &entry.tokens,
+            draft: &entry.draft,
+            blocks: self.cache.table(entry.seq),
+        })
+    }
+
+    /// Forgets cached prefixes; false, and nothing is forgotten, while any block is held.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.cache.reset_prefix_cache()
+    }
+
+    /// Requests admitted so far, and the time of the last `schedule`.
+    fn tick(&mut self, now: Time) {
+        self.clock.now = self.clock.now.max(now);
+    }
+}
