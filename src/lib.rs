@@ -5,12 +5,16 @@
 //! a paged KV [`cache`] manager, and the [ragged batch](batch) that carries a step to a device.
 //! [`engine::Engine`] joins them: schedule, run, commit.
 
+pub mod batch;
 pub mod cache;
+pub mod device;
+pub mod engine;
 pub mod error;
 pub mod request;
 pub mod scheduler;
 pub mod types;
 
+pub use engine::Engine;
 pub use error::{Error, Result};
 pub use request::{FinishReason, Request};
 pub use scheduler::{Config, Policy, Sampled, Scheduler, Step};

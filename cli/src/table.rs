@@ -11,7 +11,7 @@ pub(crate) const NOTES: [&str; 5] = [
     "² a slot is held from admission until its request is returned, ended or not",
     "³ the part of all computed tokens that only filled up a rectangular batch",
     "⁴ tokens stored ÷ capacity of the blocks held, weighted by step time",
-    "⁵ TTFT: arrival to first token; TPOT: mean gap after it; percentiles: nearest rank",
+    "⁵ TTFT: arrival to first token; TPOT: mean gap after it; p50, p99: nearest rank",
 ];
 
 /// Rows that belong together.
@@ -192,8 +192,8 @@ impl Rows<'_> {
         let longest = self.runs.iter().filter_map(|run| of(&run.summary)).fold(0.0, f64::max);
         match unit(self.runs) {
             Unit::Steps => ("steps", 1.0),
-            Unit::Seconds if longest >= 10.0 || longest == 0.0 => ("s", 1.0),
-            Unit::Seconds if longest >= 0.01 => ("ms", 1e3),
+            Unit::Seconds if longest >= 1.0 || longest == 0.0 => ("s", 1.0),
+            Unit::Seconds if longest >= 1e-3 => ("ms", 1e3),
             Unit::Seconds => ("µs", 1e6),
         }
     }
@@ -275,4 +275,112 @@ fn pad_left(text: &str, columns: usize) -> String {
 
 fn pad_right(text: &str, columns: usize) -> String {
     text.to_owned() + &" ".repeat(columns.saturating_sub(width(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Recorder, RunConfig, StepSample};
+
+    /// One request of two tokens in two steps of the given length.
+    fn run(policy: &str, step: f64, computed_tokens: u64) -> Run {
+        let mut recorder = Recorder::new(RunConfig {
+            policy: policy.to_owned(),
+            slots: 2,
+            usable_blocks: 4,
+            block_size: 16,
+            unit: Unit::Seconds,
+            keep_timeline: false,
+        });
+        recorder.arrived(0, 0.0, 1200);
+        recorder.admitted(0, 0.0, 0);
+        for i in 0..2 {
+            recorder.step(&StepSample {
+                start_s: step * f64::from(i),
+                seconds: step,
+                useful_rows: 1,
+                held_slots: 1,
+                useful_tokens: 1200,
+                computed_tokens,
+                kv_used_tokens: 16,
+                held_blocks: 2,
+                output_tokens: 1,
+                ..StepSample::default()
+            });
+            recorder.token(0, step * f64::from(i + 1));
+        }
+        recorder.ended(0, 2.0 * step);
+        recorder.finished(0, 2.0 * step);
+        recorder.finish(2.0 * step)
+    }
+
+    #[test]
+    fn two_runs_side_by_side() {
+        let text = render(&[run("static", 0.8, 2400), run("continuous", 0.25, 1200)]);
+        let golden = "
+                              static   continuous     change
+────────────────────────────────────────────────────────────
+requests finished                  1            1
+output tokens                      2            2
+steps                              2            2
+makespan, s                     1.60        0.500      −69 %
+
+output tokens/s                 1.25         4.00      3.20×
+requests/s                     0.625         2.00      3.20×
+
+slot utilization, % ¹           50.0         50.0      1.00×
+slots held, mean ²              1.00         1.00        0 %
+held slots useful, %           100.0        100.0      1.00×
+requests waiting, mean             0            0
+
+padding waste, % ³              50.0          0.0   −50.0 pt
+computed ÷ useful tokens        2.00         1.00      −50 %
+
+KV utilization, % ⁴             50.0         50.0      1.00×
+KV blocks held, %               50.0         50.0        0 %
+
+TTFT mean, ms ⁵                  800          250      −69 %
+TTFT p50, ms                     800          250      −69 %
+TTFT p99, ms                     800          250      −69 %
+TPOT mean, ms ⁵                  800          250      −69 %
+TPOT p50, ms                     800          250      −69 %
+TPOT p99, ms                     800          250      −69 %
+latency mean, s                 1.60        0.500      −69 %
+latency p50, s                  1.60        0.500      −69 %
+latency p99, s                  1.60        0.500      −69 %
+queue mean, s                      0            0
+queue p50, s                       0            0
+queue p99, s                       0            0
+────────────────────────────────────────────────────────────
+¹ rows advancing a request ÷ slots, weighted by step time
+² a slot is held from admission until its request is returned, ended or not
+³ the part of all computed tokens that only filled up a rectangular batch
+⁴ tokens stored ÷ capacity of the blocks held, weighted by step time
+⁵ TTFT: arrival to first token; TPOT: mean gap after it; p50, p99: nearest rank
+";
+        assert_eq!(format!("\n{text}"), golden);
+    }
+
+    #[test]
+    fn one_run_has_nothing_to_compare_and_none_has_no_columns() {
+        let text = render(&[run("alone", 1.0, 1200)]);
+        assert!(!text.contains("change"));
+        assert!(text.lines().all(|line| width(line) <= 80));
+        assert!(render(&[]).contains("makespan"));
+    }
+
+    #[test]
+    fn changes_say_what_happened() {
+        let say = |change, first, last| describe(change, first, last).unwrap_or_default();
+        assert_eq!(say(Change::Factor, 1_212.0, 3_514.0), "2.90×");
+        assert_eq!(say(Change::Factor, 1.0, 1_234.0), "1,234×");
+        assert_eq!(say(Change::Factor, 0.0, 1.0), "");
+        assert_eq!(say(Change::Percent, 100.0, 48.0), "−52 %");
+        assert_eq!(say(Change::Percent, 100.0, 109.4), "+9 %");
+        assert_eq!(say(Change::Percent, 100.0, 100.1), "0 %");
+        assert_eq!(say(Change::Percent, 100.0, 0.4), "−99.6 %");
+        assert_eq!(say(Change::Percent, 10.0, 31.0), "3.10×");
+        assert_eq!(say(Change::Points, 61.6, 0.0), "−61.6 pt");
+        assert_eq!(say(Change::None, 1.0, 2.0), "");
+    }
 }

@@ -13,11 +13,12 @@
 //! parts are kernels that run one after another, so each has its own roofline and they add up.
 //!
 //! # How good it is
-//! The overheads and efficiencies were fitted to public measurements of 16-bit LLaMA 7B and 13B on
-//! one A100, to which the model comes within 10 % (see the tests: decoding of 1 to 64 rows at up
-//! to 3072 tokens, prompts of 2048 tokens). It is wrong where a step is neither bound by memory
-//! nor by compute: at 100 to 300 tokens a roofline has a corner and a GPU has a curve, and a step
-//! takes up to 1.5 times what is said here. Use it to compare policies, not to buy hardware.
+//! Overheads and efficiencies were fitted to public measurements of 16-bit LLaMA 7B and 13B on one
+//! A100, which the model meets within 10 % (they are in the tests: 1 to 64 rows of up to 3072
+//! tokens, prompts of 2048 tokens). It is too fast where a step is bound by neither memory nor
+//! compute: around 100 to 300 tokens a roofline has a corner and a GPU has a curve. TensorRT-LLM
+//! reports 16 ms for a prompt of 128 tokens where this says 10. Use it to compare policies on equal
+//! terms, not to predict a machine.
 //!
 //! Not modelled: parallelism over several GPUs, quantised weights, swapping, host time beyond the
 //! fixed overheads, speculative decoding.
@@ -26,7 +27,8 @@
 ///
 /// The figures of [`gpus`] are those of NVIDIA's data sheets for the SXM variants (A100: 312
 /// TFLOP/s; H100 and H200: 989.4 TFLOP/s, dense, without sparsity). Gigabytes are decimal there;
-/// devices report up to 6 % more, which is left to the driver and to fragmentation.
+/// devices report up to 6 % more, which is left to the driver and to fragmentation, and vLLM finds
+/// room for as much more KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuSpec {
     /// The name in [`gpu`].
@@ -37,8 +39,8 @@ pub struct GpuSpec {
     pub memory_utilization: f64,
     /// Peak bandwidth of device memory, bytes a second.
     pub bandwidth: f64,
-    /// Fraction of the bandwidth that reading weights and KV reaches. 0.85: large matrix-vector
-    /// products and paged attention get 80 to 90 % of the data sheet.
+    /// Fraction of the bandwidth that reading weights and KV reaches. 0.85 (fitted): large
+    /// matrix-vector products and paged attention get 80 to 90 % of the data sheet.
     pub mem_efficiency: f64,
     /// Peak of dense f16 and bf16 matrix products, FLOP/s.
     pub flops: f64,
@@ -391,7 +393,7 @@ mod tests {
             assert!((found / expected - 1.0).abs() < tolerance, "{found} for {expected}");
         };
         within(tokens("a100-40g", "llama-13b"), 12_000.0, 0.05);
-        // vLLM's log of LLaMA-2 7B on an A100 of 80 GB: 7449 blocks of 16.
+        // vLLM's own log with LLaMA-2 7B on an A100 (in the README of FlightLLM's artifact).
         within(tokens("a100-80g", "llama-7b"), 7449.0 * 16.0, 0.1);
         for gpu in ["a100-40g", "a100-80g", "h100"] {
             assert_eq!(tokens(gpu, "llama-3-70b"), 0.0);

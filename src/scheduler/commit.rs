@@ -1,7 +1,7 @@
 //! `commit` takes a step's samples, `abandon` undoes a step.
 
 use super::entry::{Entry, State};
-use super::step::{Output, Outputs, Sampled, Step};
+use super::step::{Output, Outputs, Row, Sampled, Step};
 use super::{Batching, Scheduler};
 use crate::error::{Error, Result};
 use crate::request::FinishReason;
@@ -54,10 +54,13 @@ impl Scheduler {
         if ended {
             self.retire()?;
         }
+        let step = self.spare.last().ok_or(Error::UnknownStep(id))?;
         Ok(Outputs {
             outputs: &self.outputs,
             tokens: &self.output_tokens,
             released: &self.released,
+            step,
+            free_blocks: self.cache.num_free(),
         })
     }
 
@@ -130,6 +133,7 @@ impl Scheduler {
             }
             entry.draft.clear();
             self.undo_row(row, &mut step)?;
+            self.relink_sample(row.slot);
             if row.admitted || copied {
                 self.restart(row.slot)?;
             } else {
@@ -147,6 +151,19 @@ impl Scheduler {
         step.rows = rows;
         self.spare.push(step);
         Ok(())
+    }
+
+    /// Finds again the newest step in flight that samples for a request.
+    fn relink_sample(&mut self, slot: u32) {
+        let entry = &mut self.entries[slot as usize];
+        for step in self.in_flight.iter().rev() {
+            let mut sampling = (0..).zip(step.rows.iter().filter(|row| row.samples));
+            let mine = |row: &Row| row.slot == slot && row.generation == entry.generation;
+            if let Some((logits, _)) = sampling.find(|(_, row)| mine(row)) {
+                entry.last_sample = (step.id, logits);
+                return;
+            }
+        }
     }
 
     /// Frees the blocks of a running request past its computed tokens.

@@ -3,7 +3,7 @@
 use super::queue::Waiting;
 use crate::cache::{HashChain, SeqId};
 use crate::request::{FinishReason, Repetition, Request};
-use crate::types::{RequestId, Token};
+use crate::types::{RequestId, StepId, Token};
 
 /// Where a request stands; it is in exactly one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(super) struct Entry {
     pub(super) waiting: Waiting,
     pub(super) read_prefix_cache: bool,
     pub(super) num_preemptions: u32,
+    /// With overlap, the newest step in flight that samples for it, and where among its logits.
+    pub(super) last_sample: (StepId, u32),
     /// Requests that passed it while it was the head of the queue.
     pub(super) passed: u32,
     pub(super) client: u64,
@@ -85,6 +87,7 @@ impl Entry {
             waiting,
             read_prefix_cache: request.read_prefix_cache,
             num_preemptions: 0,
+            last_sample: (StepId(0), 0),
             passed: 0,
             client: request.client,
         }

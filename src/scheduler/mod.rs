@@ -24,11 +24,11 @@ mod verify;
 
 pub use config::Config;
 pub use policy::{Batching, HeadOfLine, Policy};
-pub use step::{Output, Outputs, Padding, Row, Sampled, Step};
+pub use step::{Output, Outputs, Padding, Row, Sampled, Source, Step};
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::cache::{BlockOp, KvCache};
+use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::request::Request;
 use crate::types::{BlockId, RequestId, StepId, Time, Token};
@@ -107,7 +107,7 @@ pub struct Scheduler {
     // Buffers that live as long as the scheduler, so that a steady step does not allocate.
     hit: Vec<BlockId>,
     passed_over: Vec<Waiting>,
-    carried_ops: Vec<BlockOp>,
+    sources: Vec<Source>,
     outputs: Vec<Output>,
     output_tokens: Vec<Token>,
     released: Vec<RequestId>,
@@ -136,7 +136,7 @@ impl Scheduler {
             stats: Stats::default(),
             hit: Vec::new(),
             passed_over: Vec::new(),
-            carried_ops: Vec::new(),
+            sources: Vec::new(),
             outputs: Vec::new(),
             output_tokens: Vec::new(),
             released: Vec::new(),
@@ -326,6 +326,17 @@ impl Scheduler {
             draft: &entry.draft,
             blocks: self.cache.table(entry.seq),
         })
+    }
+
+    /// The tokens of a row's request so far; `None` when it is gone.
+    pub(crate) fn tokens(&self, row: &Row) -> Option<&[Token]> {
+        let entry = self.entries.get(row.slot as usize)?;
+        (entry.generation == row.generation).then_some(&entry.tokens[..])
+    }
+
+    /// The block table of a row's request.
+    pub(crate) fn blocks(&self, row: &Row) -> &[BlockId] {
+        self.entries.get(row.slot as usize).map_or(&[], |entry| self.cache.table(entry.seq))
     }
 
     /// Forgets cached prefixes; false, and nothing is forgotten, while any block is held.

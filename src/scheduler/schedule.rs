@@ -4,7 +4,7 @@ use super::capacity::{Candidate, Occupancy, Verdict};
 use super::entry::State;
 use super::preempt::Running;
 use super::queue::Waiting;
-use super::step::{Padding, Row, Step};
+use super::step::{Padding, Row, Source, Step};
 use super::{Batching, HeadOfLine, Rectangle, Scheduler};
 use crate::error::{Error, Result};
 use crate::types::{StepId, Time};
@@ -56,7 +56,9 @@ impl Scheduler {
             return Err(error);
         }
         self.pad(&mut step);
-        step.block_ops.append(&mut self.carried_ops);
+        if self.config.overlap {
+            self.link_samples(&mut step);
+        }
         self.cache.take_ops(&mut step.block_ops);
         step.running = self.running.len();
         step.waiting = self.num_waiting();
@@ -390,6 +392,24 @@ impl Scheduler {
         };
         let needed = self.cache.blocks_for(entry.tokens.len());
         Err(Error::Stalled { head: entry.id, needed, free: self.cache.num_free() })
+    }
+
+    /// Notes where rows find their first token that is not known yet, and where the next step will
+    /// find what this one samples.
+    pub(super) fn link_samples(&mut self, step: &mut Step) {
+        let mut logits = 0;
+        for (i, row) in (0..).zip(&step.rows) {
+            let entry = &mut self.entries[row.slot as usize];
+            if row.num_computed >= entry.num_tokens() {
+                let (step, logits) = entry.last_sample;
+                self.sources.push(Source { row: i, step, logits });
+            }
+            if row.samples {
+                entry.last_sample = (step.id, logits);
+                logits += 1;
+            }
+        }
+        std::mem::swap(&mut step.sources, &mut self.sources);
     }
 
     /// Records the rectangle a static batch computes around its rows.

@@ -28,6 +28,24 @@ pub struct Row {
     pub admitted: bool,
 }
 
+impl Row {
+    /// Tells this row's request from all others, earlier holders of its slot included.
+    pub(crate) fn key(&self) -> (u32, u32) {
+        (self.slot, self.generation)
+    }
+}
+
+/// Where a row's first token comes from, when an earlier step in flight samples it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The row.
+    pub row: u32,
+    /// The step that samples its token.
+    pub step: StepId,
+    /// The token's place among that step's logits.
+    pub logits: u32,
+}
+
 /// The rectangle a static batch computes: every slot as long as the longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Padding {
@@ -46,6 +64,7 @@ pub struct Step {
     pub(super) rows: Vec<Row>,
     pub(super) preempted: Vec<RequestId>,
     pub(super) block_ops: Vec<BlockOp>,
+    pub(super) sources: Vec<Source>,
     pub(super) padding: Option<Padding>,
     pub(super) num_tokens: usize,
     pub(super) num_sampling: usize,
@@ -78,6 +97,12 @@ impl Step {
     #[must_use]
     pub fn block_ops(&self) -> &[BlockOp] {
         &self.block_ops
+    }
+
+    /// With overlap, the rows whose first token is not known yet.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
     }
 
     /// Under static batching, the rectangle computed; the rows are its useful part.
@@ -136,9 +161,10 @@ impl Step {
 
     /// Empties the step for another use, keeping its buffers.
     pub(super) fn reset(&mut self, id: StepId) {
-        let Self { rows, preempted, block_ops, .. } = std::mem::take(self);
-        *self = Self { id, rows, preempted, block_ops, ..Self::default() };
+        let Self { rows, preempted, block_ops, sources, .. } = std::mem::take(self);
+        *self = Self { id, rows, preempted, block_ops, sources, ..Self::default() };
         self.rows.clear();
+        self.sources.clear();
         self.preempted.clear();
         self.block_ops.clear();
     }
@@ -176,6 +202,8 @@ pub struct Outputs<'a> {
     pub(super) outputs: &'a [Output],
     pub(super) tokens: &'a [Token],
     pub(super) released: &'a [RequestId],
+    pub(super) step: &'a Step,
+    pub(super) free_blocks: usize,
 }
 
 impl<'a> Outputs<'a> {
@@ -189,6 +217,18 @@ impl<'a> Outputs<'a> {
     #[must_use]
     pub fn tokens(&self, output: &Output) -> &'a [Token] {
         &self.tokens[output.start as usize..(output.start + output.len) as usize]
+    }
+
+    /// The step that was committed.
+    #[must_use]
+    pub fn step(&self) -> &'a Step {
+        self.step
+    }
+
+    /// Blocks free after the commit.
+    #[must_use]
+    pub fn free_blocks(&self) -> usize {
+        self.free_blocks
     }
 
     /// Tokens delivered.

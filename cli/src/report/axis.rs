@@ -23,8 +23,8 @@ pub(super) struct Tick {
 }
 
 impl Axis {
-    /// Time from `low` to `high`, about six ticks; the last one names the unit.
-    pub(super) fn time(low: f64, high: f64, unit: Unit) -> Self {
+    /// Time from `low` to `high` in at most `pieces`; the last tick names the unit.
+    pub(super) fn time(low: f64, high: f64, unit: Unit, pieces: f64) -> Self {
         let high = if high > low { high } else { low + 1.0 };
         let (name, scale) = match unit {
             Unit::Steps => ("steps", 1.0),
@@ -32,7 +32,8 @@ impl Axis {
             Unit::Seconds if high - low >= 2e-3 => ("ms", 1e3),
             Unit::Seconds => ("µs", 1e6),
         };
-        let step = round_step((high - low) * scale / 6.0);
+        let step = round_step((high - low) * scale / pieces);
+        let step = if unit == Unit::Steps { step.max(1.0) } else { step };
         let mut axis = Self { low, high, logarithmic: false, ticks: Vec::new() };
         let values = multiples(low * scale, high * scale, step);
         let last = values.len().saturating_sub(1);
@@ -134,12 +135,12 @@ mod tests {
 
     #[test]
     fn time_ticks_are_round_and_name_the_unit_once() {
-        let axis = Axis::time(3.0, 62.0, Unit::Seconds);
+        let axis = Axis::time(3.0, 62.0, Unit::Seconds, 8.0);
         assert_eq!(labels(&axis), ["10", "20", "30", "40", "50", "60 s"]);
         assert!((axis.ticks[0].at - 7.0 / 59.0).abs() < 1e-9);
-        let axis = Axis::time(0.0, 0.05, Unit::Seconds);
+        let axis = Axis::time(0.0, 0.05, Unit::Seconds, 6.0);
         assert_eq!(labels(&axis), ["0", "10", "20", "30", "40", "50 ms"]);
-        assert_eq!(labels(&Axis::time(0.0, 1.0, Unit::Steps)).last(), Some(&"1.0 steps"));
+        assert_eq!(labels(&Axis::time(0.0, 1.0, Unit::Steps, 8.0)).last(), Some(&"1 steps"));
     }
 
     #[test]

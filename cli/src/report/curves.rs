@@ -36,7 +36,8 @@ pub(super) fn over_time(
         x: time.axis,
         y: Some(y(highest)),
         height: 180.0,
-        least_width: 420.0,
+        // Many names find no room on a narrow page: let them fit a wide one.
+        least_width: if runs.len() > 2 { 640.0 } else { 420.0 },
         title: title.to_owned(),
     };
     let lines: Vec<(&Run, Points)> = (rates.into_iter())
@@ -60,7 +61,7 @@ pub(super) fn distribution(title: &str, runs: &[Run], of: impl Fn(&Latencies) ->
     let unit = runs[0].config.unit;
     let wide = low > 0.0 && high / low > 30.0;
     let frame = Frame {
-        x: if wide { Axis::log_time(low, high, unit) } else { Axis::time(0.0, high, unit) },
+        x: if wide { Axis::log_time(low, high, unit) } else { Axis::time(0.0, high, unit, 5.0) },
         y: Some(Axis::percent(&[0, 50, 100])),
         height: 180.0,
         least_width: 225.0,
@@ -100,8 +101,8 @@ pub(super) fn kv(runs: &[Run]) -> String {
             None => "–".to_owned(),
         };
         Some(format!(
-            "<h3>{}</h3><p class=\"key\"><i class=\"kv-held\"></i>{} of the blocks held\
-             <i class=\"kv-used\"></i>{} of their capacity used</p>{}",
+            "<h3>{}</h3><p class=\"key\"><span><i class=\"kv-held\"></i>{} of the blocks held</span> \
+             <span><i class=\"kv-used\"></i>{} of their capacity used</span></p>{}",
             escape(&run.config.policy),
             mean(run.summary.kv_held),
             mean(run.summary.kv_utilization),
@@ -121,9 +122,9 @@ impl TimeAxis {
     fn of(runs: &[Run]) -> Option<Self> {
         let timelines: Vec<&Timeline> =
             runs.iter().filter_map(|run| run.timeline.as_ref()).collect();
-        let (from, to) = if timelines.is_empty() { return None } else { span(&timelines) };
-        let unit = runs[0].config.unit;
-        Some(Self { axis: Axis::time(from, to, unit), width: (to - from) / POINTS })
+        let unit = runs.first()?.config.unit;
+        let (from, to) = span(&timelines);
+        Some(Self { axis: Axis::time(from, to, unit, 8.0), width: (to - from) / POINTS })
     }
 
     /// Rates in the middle of consecutive stretches, and nothing once the run is over.

@@ -44,8 +44,9 @@ pub(crate) fn html(trace: &str, device: &str, config: &[(String, String)], runs:
 
 fn header(trace: &str, device: &str, runs: &[Run]) -> String {
     let requests = runs.iter().map(|run| run.summary.requests).max().unwrap_or(0);
+    let plural = if requests == 1 { "" } else { "s" };
     format!(
-        "<header>\n<h1>{}</h1>\n<p>{} requests replayed on {}</p>\n{}</header>\n",
+        "<header>\n<h1>{}</h1>\n<p>{} request{plural} replayed on {}</p>\n{}</header>\n",
         escape(trace),
         group(requests),
         escape(device),
@@ -115,7 +116,7 @@ fn summary(runs: &[Run]) -> String {
 
 fn over_time(runs: &[Run]) -> String {
     let kept: Vec<&Timeline> = runs.iter().filter_map(|run| run.timeline.as_ref()).collect();
-    if kept.is_empty() {
+    if kept.iter().all(|timeline| timeline.intervals.is_empty()) {
         return String::new();
     }
     let unit = runs[0].config.unit;

@@ -10,12 +10,20 @@ use crate::numbers::{duration, fixed, group};
 const COLOURS: u64 = 8;
 /// Height a panel aims for, in pixels.
 const PANEL: f64 = 300.0;
+/// Slots from this one on are not drawn: a screen has no pixels for them.
+const MOST_ROWS: usize = 1000;
 
-/// One panel per run, all over the same stretch of time and the same slots.
+/// One panel per run, all over the same stretch of time and with rows of the same height.
 pub(super) fn panels(runs: &[Run], window: &Window) -> String {
     let kept = || runs.iter().filter_map(|run| Some((run, run.timeline.as_ref()?)));
-    let rows = kept().map(|(_, timeline)| rows_used(timeline, window)).max().unwrap_or(0).max(1);
-    kept().map(|(run, timeline)| Panel { run, timeline, window, rows }.draw()).collect()
+    let most = kept().map(|(_, timeline)| rows_used(timeline, window)).max().unwrap_or(0).max(1);
+    let pitch = (PANEL / most as f64).clamp(0.6, 16.0);
+    kept()
+        .map(|(run, timeline)| {
+            let rows = most.min(run.config.slots.max(1));
+            Panel { run, timeline, window, rows, pitch }.draw()
+        })
+        .collect()
 }
 
 /// The most bars to draw per run: enough for a few generations, few enough for a small file.
@@ -29,6 +37,8 @@ struct Panel<'a> {
     timeline: &'a Timeline,
     window: &'a Window,
     rows: usize,
+    /// Height of a row in pixels.
+    pitch: f64,
 }
 
 /// What became of the slots within the window, as shares of slots × time.
@@ -41,33 +51,33 @@ struct Shares {
 impl Panel<'_> {
     fn draw(&self) -> String {
         let unit = self.run.config.unit;
-        let pitch = (PANEL / self.rows as f64).clamp(0.6, 16.0);
         let frame = Frame {
-            x: Axis::time(self.window.from, self.window.to, unit),
+            x: Axis::time(self.window.from, self.window.to, unit, 8.0),
             y: None,
-            height: pitch * self.rows as f64,
+            height: self.pitch * self.rows as f64,
             least_width: 300.0,
             title: format!("Slots over time, {}", self.run.config.policy),
         };
         let bars: String = (self.timeline.intervals.iter())
-            .filter(|interval| self.window.shows(interval))
-            .map(|interval| self.bar(interval, &frame, pitch))
+            .filter(|stay| (stay.slot as usize) < self.rows && self.window.shows(stay))
+            .map(|stay| self.bar(stay, &frame))
             .collect();
         let Shares { useful, padding, empty } = self.shares();
         let share = |share: f64| fixed(share * 100.0, 0) + " %";
         format!(
-            "<h3>{}</h3><p class=\"key\"><i class=\"useful\"></i>{} useful\
-             <i class=\"held\"></i>{} held after the last token\
-             <i class=\"empty\"></i>{} empty</p>\n{}",
+            "<h3>{}</h3><p class=\"key\"><span><i class=\"useful\"></i>{} useful</span> \
+             <span><i class=\"held\"></i>{} held after the last token</span> \
+             <span><i class=\"empty\"></i>{} empty</span></p>\n{}",
             escape(&self.run.config.policy),
             share(useful),
             share(padding),
             share(empty),
-            frame.draw(&(self.row_labels(pitch) + &bars + &self.end(&frame))),
+            frame.draw(&(self.row_labels() + &bars + &self.end(&frame))),
         )
     }
 
-    fn bar(&self, stay: &Interval, frame: &Frame, pitch: f64) -> String {
+    fn bar(&self, stay: &Interval, frame: &Frame) -> String {
+        let pitch = self.pitch;
         let (start, useful, held) =
             (frame.x(stay.start), frame.x(stay.end_useful), frame.x(stay.end_held));
         let gap = if pitch >= 4.0 { 1.0 } else { pitch * 0.2 };
@@ -124,14 +134,14 @@ impl Panel<'_> {
         )
     }
 
-    fn row_labels(&self, pitch: f64) -> String {
+    fn row_labels(&self) -> String {
         let label = |row: usize, text: &str| {
-            let y = pixels((row as f64 + 0.5) * pitch);
+            let y = pixels((row as f64 + 0.5) * self.pitch);
             format!("<text x=\"-8\" y=\"{y}\" dy=\".35em\" text-anchor=\"end\">{text}</text>")
         };
         let last = self.rows - 1;
         let mut labels = label(0, "slot 0");
-        if pitch * last as f64 >= 14.0 {
+        if self.pitch * last as f64 >= 14.0 {
             labels += &label(last, &last.to_string());
         }
         labels
@@ -175,7 +185,7 @@ fn colour(id: u64) -> u64 {
 
 fn rows_used(timeline: &Timeline, window: &Window) -> usize {
     let shown = timeline.intervals.iter().filter(|interval| window.shows(interval));
-    shown.map(|interval| interval.slot as usize + 1).max().unwrap_or(0)
+    shown.map(|interval| interval.slot as usize + 1).max().unwrap_or(0).min(MOST_ROWS)
 }
 
 /// The sentence under the heading of the slot timelines.
@@ -196,5 +206,10 @@ pub(super) fn caption(window: &Window, timelines: &[&Timeline], unit: Unit) -> S
         .flat_map(|timeline| &timeline.intervals)
         .any(|stay| stay.outcome == Outcome::Preempted && window.shows(stay));
     let cut = if preempted { " A dark end marks a preemption." } else { "" };
-    format!("{extent} Each bar is a request, in the same color in every run.{cut}")
+    let hidden = if timelines.iter().any(|timeline| rows_used(timeline, window) == MOST_ROWS) {
+        format!(" Slots from {MOST_ROWS} on are left out.")
+    } else {
+        String::new()
+    };
+    format!("{extent} Each bar is a request, in the same color in every run.{cut}{hidden}")
 }

@@ -31,12 +31,13 @@ impl Window {
         if !length.is_finite() || length <= 0.0 {
             return everything;
         }
+        let least = length / 8.0;
         loop {
             let window = busiest(timelines, span, length);
             let most =
                 timelines.iter().map(|t| t.intervals.iter().filter(|i| window.shows(i)).count());
             // A burst packs more into the stretch than the average says.
-            if most.max().unwrap_or(0) <= bars * 5 / 4 || length < (span.1 - span.0) * 1e-6 {
+            if most.max().unwrap_or(0) <= bars * 5 / 4 || length <= least {
                 return window;
             }
             length *= 0.8;
@@ -77,4 +78,57 @@ fn busiest(timelines: &[&Timeline], (from, to): (f64, f64), length: f64) -> Wind
         }
     }
     Window { from: best.1, to: best.1 + length, partial: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Outcome, StepSample};
+
+    /// Stays of one second each, back to back, `held` slots at a time.
+    fn timeline(phases: &[(u32, u32)]) -> Timeline {
+        let mut timeline = Timeline::default();
+        let mut now = 0.0;
+        for &(seconds, held) in phases {
+            for _ in 0..seconds {
+                timeline.series.add(&StepSample {
+                    start_s: now,
+                    seconds: 1.0,
+                    held_slots: held,
+                    ..StepSample::default()
+                });
+                timeline.intervals.extend((0..held).map(|slot| Interval {
+                    slot,
+                    id: 0,
+                    start: now,
+                    end_useful: now + 1.0,
+                    end_held: now + 1.0,
+                    prompt_tokens: 1,
+                    cached_tokens: 0,
+                    output_tokens: 1,
+                    outcome: Outcome::Finished,
+                }));
+                now += 1.0;
+            }
+        }
+        timeline
+    }
+
+    #[test]
+    fn a_short_trace_is_shown_whole() {
+        let short = timeline(&[(10, 2)]);
+        let window = Window::choose(&[&short], 20);
+        assert_eq!(window, Window { from: 0.0, to: 10.0, partial: false });
+        assert_eq!(Window::choose(&[], 20).to, 1.0);
+    }
+
+    #[test]
+    fn of_a_long_trace_the_busiest_part() {
+        let long = timeline(&[(100, 1), (20, 8), (100, 1)]);
+        let window = Window::choose(&[&long], 60);
+        assert!(window.partial);
+        assert!(window.from >= 99.0 && window.to <= 121.0, "{window:?}");
+        let shown = long.intervals.iter().filter(|stay| window.shows(stay)).count();
+        assert!((30..=75).contains(&shown), "{shown}");
+    }
 }

@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn bad_rows_name_line_and_field() {
-        let bad = |row: &str| error(&format!("{HEADER}\n{A_TIME},1,1\n\n{row}\n"));
+        let bad = |row: &str| error(format!("{HEADER}\n{A_TIME},1,1\n\n{row}\n"));
         let wrong = |row: &str, message: &str| {
             assert_eq!(bad(&format!("{A_TIME},{row}")), format!("t:4: field {message}"));
         };
@@ -260,7 +260,7 @@ mod tests {
             "t:1: field `ContextTokens`: two columns have this name"
         );
         assert_eq!(
-            error(&format!("{HEADER},Model\n")),
+            error(format!("{HEADER},Model\n")),
             "t:1: field `Model`: unknown column; the format has \
              TIMESTAMP,ContextTokens,GeneratedTokens"
         );

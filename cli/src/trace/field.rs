@@ -17,8 +17,9 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Field { field: field.into(), reason: reason.into() }
+    pub(super) fn field(field: impl AsRef<str>, reason: impl Into<String>) -> Self {
+        // The name may come from the file, too.
+        Self::Field { field: shown(field.as_ref()), reason: reason.into() }
     }
 
     pub(super) fn not_a_trace() -> Self {
@@ -123,11 +124,18 @@ impl Field<'_> {
     }
 }
 
-/// `text` as an error message shows it: on one line, and not for ever.
+/// `text` between back quotes, as [`shown`].
 pub(super) fn quoted(text: &str) -> String {
+    format!("`{}`", shown(text))
+}
+
+/// `text` as an error message shows it: on one line, and not for ever.
+fn shown(text: &str) -> String {
     const SHOWN: usize = 40;
     let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    let shown: String = text.chars().take(SHOWN).map(visible).collect();
-    let dots = if text.chars().nth(SHOWN).is_some() { "..." } else { "" };
-    format!("`{shown}{dots}`")
+    let mut shown: String = text.chars().take(SHOWN).map(visible).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }

@@ -66,6 +66,10 @@ impl Format for Jsonl {
 }
 
 impl Jsonl {
+    pub(super) fn claims(object: &Object<'_>) -> bool {
+        FIELDS.iter().any(|name| object.get(name).is_some())
+    }
+
     fn arrival(&mut self, object: &Object<'_>) -> Result<f64, Fault> {
         let (clock, given) = match (object.get("arrival_s"), object.get("arrival_step")) {
             (Some(_), Some(step)) => return Err(step.fault("given together with `arrival_s`")),
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn bad_rows_name_line_and_field() {
         let wrong = |bad: &str, message: &str| {
-            assert_eq!(error(&format!("{}{bad}\n", row(""))), format!("t:2: {message}"));
+            assert_eq!(error(format!("{}{bad}\n", row(""))), format!("t:2: {message}"));
         };
         let more = |bad: &str, message: &str| wrong(row(bad).trim(), &format!("field {message}"));
         wrong(r#"{"output_len": 1}"#, "field `prompt_len`: missing");
@@ -262,7 +266,7 @@ mod tests {
     #[test]
     fn bad_arrivals() {
         let wrong = |more: &str, message: &str| {
-            assert_eq!(error(&row(more)), format!("t:1: field {message}"));
+            assert_eq!(error(row(more)), format!("t:1: field {message}"));
         };
         wrong(r#", "arrival_s": -1"#, "`arrival_s`: `-1` is negative");
         wrong(r#", "arrival_s": 1e400"#, "`arrival_s`: `1e400` is too big: the most is 1000000000");

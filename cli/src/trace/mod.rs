@@ -23,16 +23,16 @@ use std::path::Path;
 
 use self::field::Fault;
 use self::lines::Lines;
-pub use self::prompt::{CHUNK_TOKENS, output_token};
-pub use self::synthetic::{Synthetic, burst, poisson};
+pub(crate) use self::prompt::output_token;
+pub(crate) use self::synthetic::{Synthetic, burst, poisson};
 
 /// The most tokens a prompt or an output of a trace may have. Far above any model's context, and
 /// low enough that a damaged number is an error here and not a failed allocation later.
-pub const MAX_LEN: u32 = 1 << 24;
+pub(crate) const MAX_LEN: u32 = 1 << 24;
 
 /// What the arrivals of a trace mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
+pub(crate) enum Clock {
     /// Seconds since the earliest request.
     Seconds,
     /// The number of the step before which the request is submitted.
@@ -43,32 +43,32 @@ pub enum Clock {
 
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub(crate) struct Row {
     /// Row of the file, from 0; the header and blank lines are not counted.
-    pub id: u64,
+    pub(crate) id: u64,
     /// Seconds since the earliest request, or a step: the trace's [`Clock`] says which.
-    pub arrival: f64,
+    pub(crate) arrival: f64,
     /// Where the tokens of the prompt come from.
-    pub prompt: Prompt,
+    pub(crate) prompt: Prompt,
     /// Tokens in the prompt, 1 to [`MAX_LEN`].
-    pub prompt_len: u32,
+    pub(crate) prompt_len: u32,
     /// Tokens the request generates before it ends, 1 to [`MAX_LEN`].
-    pub output_len: u32,
+    pub(crate) output_len: u32,
     /// Priority as the file gives it, 0 where it does not.
-    pub priority: i32,
+    pub(crate) priority: i32,
     /// The tenant who sent it, 0 where the file does not say.
-    pub client: u64,
+    pub(crate) client: u64,
     /// Requests share cached prefixes only with requests of the same salt.
-    pub cache_salt: Option<String>,
+    pub(crate) cache_salt: Option<String>,
 }
 
 /// Where the tokens of a prompt come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prompt {
+pub(crate) enum Prompt {
     /// The file gives a length only: tokens are a fixed hash of (seed, row, position), and no two
     /// rows begin alike.
     Unique,
-    /// Ids of blocks of [`CHUNK_TOKENS`] tokens. An id stands for the same tokens wherever it
+    /// Ids of blocks of 512 tokens. An id stands for the same tokens wherever it
     /// occurs; the last block is cut to the length of the prompt.
     Chunks(Box<[u64]>),
     /// The tokens themselves, each below 2^31.
@@ -77,30 +77,30 @@ pub enum Prompt {
 
 /// A workload: requests in order of arrival.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trace {
+pub(crate) struct Trace {
     /// The file's name without directory and extension, or "synthetic".
-    pub name: String,
+    pub(crate) name: String,
     /// Which format it was read from: "azure", "mooncake", "vtc", "steps", "jsonl", "synthetic".
-    pub format: &'static str,
+    pub(crate) format: &'static str,
     /// What the arrivals mean.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The requests, by arrival; those of one instant in the order of the file. Never empty.
-    pub rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
     /// What a user should know about how the file was read.
-    pub notices: Vec<String>,
+    pub(crate) notices: Vec<String>,
 }
 
 /// Why a file is not a usable trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceError {
+pub(crate) struct TraceError {
     /// The file, as the caller named it.
-    pub file: String,
+    pub(crate) file: String,
     /// The line at fault, from 1; 0 when it is the file as a whole.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The field or column at fault; empty when it is the line as a whole.
-    pub field: String,
+    pub(crate) field: String,
     /// What is wrong.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 impl fmt::Display for TraceError {
@@ -123,7 +123,7 @@ impl std::error::Error for TraceError {}
 /// # Errors
 /// The file cannot be read, is in no known format, has no requests, or has a row that does not
 /// hold what its format asks for.
-pub fn read(path: &Path, limit: Option<usize>) -> Result<Trace, TraceError> {
+pub(crate) fn read(path: &Path, limit: Option<usize>) -> Result<Trace, TraceError> {
     let file = path.display().to_string();
     let failed =
         |reason: String| TraceError { file: file.clone(), line: 0, field: String::new(), reason };
@@ -141,7 +141,11 @@ pub fn read(path: &Path, limit: Option<usize>) -> Result<Trace, TraceError> {
 ///
 /// # Errors
 /// As for [`read`].
-pub fn parse(name: &str, reader: impl BufRead, limit: Option<usize>) -> Result<Trace, TraceError> {
+pub(crate) fn parse(
+    name: &str,
+    reader: impl BufRead,
+    limit: Option<usize>,
+) -> Result<Trace, TraceError> {
     let mut lines = Lines::new(reader);
     let (format, mut rows) =
         read_rows(&mut lines, limit).map_err(|fault| fault.at(name, lines.number()))?;
@@ -194,11 +198,13 @@ fn read_rows(
 fn detect(first: &str) -> Result<Box<dyn Format>, Fault> {
     if first.starts_with('{') {
         let object = json::Object::parse(first)?;
-        return Ok(if mooncake::Mooncake::claims(&object) {
-            Box::new(mooncake::Mooncake)
+        return if mooncake::Mooncake::claims(&object) {
+            Ok(Box::new(mooncake::Mooncake))
+        } else if jsonl::Jsonl::claims(&object) {
+            Ok(Box::<jsonl::Jsonl>::default())
         } else {
-            Box::<jsonl::Jsonl>::default()
-        });
+            Err(Fault::not_a_trace())
+        };
     }
     let header = csv::Header::parse(first);
     if azure::Azure::claims(&header) {

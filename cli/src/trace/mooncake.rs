@@ -87,7 +87,7 @@ mod tests {
         };
         let good = row("0", "1", "1", "[0]");
         let wrong = |bad: &str, message: &str| {
-            assert_eq!(error(&format!("{good}\n{bad}")), format!("t:2: field {message}"));
+            assert_eq!(error(format!("{good}\n{bad}")), format!("t:2: field {message}"));
         };
         wrong(&row("-1", "1", "1", "[0]"), "`timestamp`: `-1` is negative");
         wrong(&row("\"0\"", "1", "1", "[0]"), "`timestamp`: `\"0\"` is not a number");

@@ -5,7 +5,7 @@ use super::random::{key, nth};
 use super::{Prompt, Row};
 
 /// Tokens in one block of a [`Prompt::Chunks`].
-pub const CHUNK_TOKENS: u32 = 512;
+pub(super) const CHUNK_TOKENS: u32 = 512;
 
 /// Tokens are 31 bits wide, which keeps them clear of every reserved value.
 const TOKEN_BITS: u32 = 31;
@@ -18,7 +18,7 @@ const OUTPUT: u64 = u64::from_be_bytes(*b"\0\0output");
 
 impl Row {
     /// The tokens of the prompt, each below 2^31. `seed` matters to [`Prompt::Unique`] only.
-    pub fn prompt_tokens(&self, seed: u64) -> Vec<u32> {
+    pub(crate) fn prompt_tokens(&self, seed: u64) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(self.prompt_len as usize);
         match &self.prompt {
             Prompt::Unique => {
@@ -37,7 +37,7 @@ impl Row {
 }
 
 /// The token that the request of `row` generates as its `k`th, from 0: below 2^31.
-pub fn output_token(row: u64, k: u32) -> u32 {
+pub(crate) fn output_token(row: u64, k: u32) -> u32 {
     nth_token(key(OUTPUT, row), k)
 }
 

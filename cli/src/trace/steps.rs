@@ -67,11 +67,10 @@ mod tests {
 
     #[test]
     fn optional_columns_in_any_order() {
-        let trace = trace("arrival_step,prompt_len,output_len,client,priority\n0,5,7,9,-2\n");
-        assert_eq!((trace.rows[0].priority, trace.rows[0].client), (-2, 9));
-        let trace =
-            super::super::tests::trace("priority,output_len,prompt_len,arrival_step\n1,2,3,4");
-        let row = &trace.rows[0];
+        let both = trace("arrival_step,prompt_len,output_len,client,priority\n0,5,7,9,-2\n");
+        assert_eq!((both.rows[0].priority, both.rows[0].client), (-2, 9));
+        let shuffled = trace("priority,output_len,prompt_len,arrival_step\n1,2,3,4");
+        let row = &shuffled.rows[0];
         assert_eq!((row.arrival, row.prompt_len, row.output_len, row.priority), (4.0, 3, 2, 1));
     }
 

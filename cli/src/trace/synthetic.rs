@@ -14,25 +14,25 @@ const OUTPUTS: u64 = u64::from_be_bytes(*b"\0outputs");
 
 /// A workload to generate.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Synthetic {
+pub(crate) struct Synthetic {
     /// How many requests.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// Requests a second on average; the times between them are exponential.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Half of the prompts are shorter than this, in tokens.
-    pub prompt_median: f64,
+    pub(crate) prompt_median: f64,
     /// Standard deviation of the logarithm of the prompts' lengths; 0 makes them all alike.
-    pub prompt_sigma: f64,
+    pub(crate) prompt_sigma: f64,
     /// Half of the outputs are shorter than this, in tokens.
-    pub output_median: f64,
+    pub(crate) output_median: f64,
     /// Standard deviation of the logarithm of the outputs' lengths; 0 makes them all alike.
-    pub output_sigma: f64,
+    pub(crate) output_sigma: f64,
     /// Longer prompts are cut to this, in tokens.
-    pub max_prompt: u32,
+    pub(crate) max_prompt: u32,
     /// Longer outputs are cut to this, in tokens.
-    pub max_output: u32,
+    pub(crate) max_output: u32,
     /// The same seed gives the same workload.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Default for Synthetic {
@@ -57,7 +57,7 @@ impl Synthetic {
     ///
     /// # Errors
     /// A parameter is outside its range; the error's field says which.
-    pub fn trace(&self) -> Result<Trace, TraceError> {
+    pub(crate) fn trace(&self) -> Result<Trace, TraceError> {
         if self.requests == 0 {
             return Err(out_of_range(NAME, "requests", "must be at least 1"));
         }
@@ -105,7 +105,7 @@ impl Synthetic {
 ///
 /// # Errors
 /// `rate` is not a positive, finite number; the trace is then as it was.
-pub fn poisson(trace: &mut Trace, rate: f64, seed: u64) -> Result<(), TraceError> {
+pub(crate) fn poisson(trace: &mut Trace, rate: f64, seed: u64) -> Result<(), TraceError> {
     check_rate(&trace.name, rate)?;
     trace.clock = Clock::Seconds;
     for (row, arrival) in trace.rows.iter_mut().zip(arrivals(rate, seed)) {
@@ -115,7 +115,7 @@ pub fn poisson(trace: &mut Trace, rate: f64, seed: u64) -> Result<(), TraceError
 }
 
 /// Lets every request of `trace` arrive at 0, in the order it has.
-pub fn burst(trace: &mut Trace) {
+pub(crate) fn burst(trace: &mut Trace) {
     trace.clock = Clock::None;
     trace.rows.iter_mut().for_each(|row| row.arrival = 0.0);
 }
@@ -257,12 +257,13 @@ mod tests {
 
     #[test]
     fn parameters_have_ranges() {
-        let message = |change: fn(&mut Synthetic)| {
+        type Change = fn(&mut Synthetic);
+        let message = |change: Change| {
             let mut spec = Synthetic::default();
             change(&mut spec);
             spec.trace().unwrap_err().to_string()
         };
-        let cases: [(fn(&mut Synthetic), &str); 9] = [
+        let cases: [(Change, &str); 9] = [
             (|spec| spec.requests = 0, "`requests`: must be at least 1"),
             (|spec| spec.rate = 0.0, "`rate`: `0` is not a positive, finite number"),
             (|spec| spec.rate = f64::NAN, "`rate`: `NaN` is not a positive, finite number"),

@@ -79,9 +79,17 @@ fn files_that_are_no_traces() {
     let nuls = [0; 5000];
     let utf16 = [0xFF, 0xFE, b'T', 0, b'I', 0];
     let gzip = [0x1F, 0x8B, 0x08, 0x00, 0xFF, b'\n', 0x80];
-    for bytes in
-        [&b"hello\n1,2,3\n"[..], b"a,b,c\n1,2,3\n", b"[{}]", b"0,1,1\n", &nuls, &utf16, &gzip]
-    {
+    for bytes in [
+        &b"hello\n1,2,3\n"[..],
+        b"a,b,c\n1,2,3\n",
+        b"[{}]",
+        b"{}",
+        b"{\"question\": 1}",
+        b"0,1,1\n",
+        &nuls,
+        &utf16,
+        &gzip,
+    ] {
         assert_eq!(error(bytes), message);
     }
     assert_eq!(
@@ -102,6 +110,11 @@ fn rubbish_after_a_good_start() {
             "t:3: field `arrival_step`: `{}...` is too big: the most is 1000000000",
             "7".repeat(40)
         )
+    );
+    assert_eq!(
+        error("{\"prompt_len\": 1, \"output\\nlen\": 1}"),
+        "t:1: field `output\u{fffd}len`: unknown; the format has prompt_len, prompt_token_ids, \
+         output_len, arrival_s, arrival_step, priority, client, cache_salt"
     );
     assert_eq!(
         error(format!("{STEPS}\n\u{1b}[2J,1,1\n")),

@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn bad_rows_name_line_and_field() {
         let wrong = |row: &str, message: &str| {
-            assert_eq!(error(&format!("{HEADER}\n{row}\n")), format!("t:2: field {message}"));
+            assert_eq!(error(format!("{HEADER}\n{row}\n")), format!("t:2: field {message}"));
         };
         wrong("x,1,1,1", "`arrived_at`: `x` is not a number");
         wrong("-0.5,1,1,1", "`arrived_at`: `-0.5` is negative");

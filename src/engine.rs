@@ -1,0 +1,114 @@
+//! The loop that joins the parts: schedule, run, commit.
+
+use crate::batch::{BatchBuilder, RowBuckets};
+use crate::device::{Device, Job};
+use crate::error::{Error, Result};
+use crate::request::Request;
+use crate::scheduler::{Config, Outputs, Policy, Sampled, Scheduler};
+use crate::types::{RequestId, StepId, Time, Token};
+
+/// A scheduler, a batch builder and a device.
+pub struct Engine<D> {
+    scheduler: Scheduler,
+    builder: BatchBuilder,
+    device: D,
+    sampled: Vec<Token>,
+}
+
+/// A step that ran.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran<'a> {
+    /// What it delivered, and the step itself.
+    pub outputs: Outputs<'a>,
+    /// Seconds it took on the device.
+    pub seconds: f64,
+}
+
+impl<D: Device> Engine<D> {
+    /// An engine without requests.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field of `config` at fault.
+    pub fn new(config: Config, policy: Policy, device: D) -> Result<Self> {
+        Self::with_builder(
+            Scheduler::new(config, policy)?,
+            BatchBuilder::new(RowBuckets::none(), None),
+            device,
+        )
+    }
+
+    /// An engine of these parts. It runs one step at a time, so the scheduler must not overlap.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when `overlap` is on or steps are in flight.
+    pub fn with_builder(scheduler: Scheduler, builder: BatchBuilder, device: D) -> Result<Self> {
+        if scheduler.config().overlap || scheduler.steps_in_flight().len() > 0 {
+            return Err(Error::argument("overlap", "an engine runs one step at a time"));
+        }
+        Ok(Self { scheduler, builder, device, sampled: Vec::new() })
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::submit`].
+    pub fn submit(&mut self, request: Request) -> Result<()> {
+        self.scheduler.submit(request)
+    }
+
+    /// Ends a request wherever it is.
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::cancel`].
+    pub fn cancel(&mut self, id: RequestId) -> Result<()> {
+        self.scheduler.cancel(id)
+    }
+
+    /// Runs one step at time `now`; `None` when there is no request.
+    ///
+    /// # Errors
+    /// [`Error::Stalled`] when the policy lets nobody run; what the device reports, and the step
+    /// is undone: the same requests run with the next call.
+    pub fn step(&mut self, now: Time) -> Result<Option<Ran<'_>>> {
+        if self.scheduler.num_unfinished() == 0 {
+            return Ok(None);
+        }
+        let id = self.scheduler.schedule(now)?.id();
+        let seconds = match self.run(id) {
+            Ok(seconds) => seconds,
+            Err(error) => {
+                self.scheduler.abandon(id)?;
+                return Err(error);
+            }
+        };
+        let outputs = self.scheduler.commit(id, Sampled::One(&self.sampled))?;
+        Ok(Some(Ran { outputs, seconds }))
+    }
+
+    fn run(&mut self, id: StepId) -> Result<f64> {
+        let step = self.scheduler.step(id).ok_or(Error::UnknownStep(id))?;
+        self.sampled.clear();
+        if step.is_empty() {
+            return Ok(0.0);
+        }
+        let batch = match self.device.wants_batch() {
+            true => Some(self.builder.build(&self.scheduler, step)?),
+            false => None,
+        };
+        let seconds = self.device.run(Job { step, batch }, &mut self.sampled)?;
+        match self.sampled.len() {
+            given if given == step.num_sampling() => Ok(seconds),
+            given => Err(Error::OutputMismatch { step: id, expected: step.num_sampling(), given }),
+        }
+    }
+
+    /// The scheduler, to look at.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+}
