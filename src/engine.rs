@@ -22,6 +22,8 @@ pub struct Ran<'a> {
     pub outputs: Outputs<'a>,
     /// Seconds it took on the device.
     pub seconds: f64,
+    /// [`Scheduler::kv_slack`] while it ran.
+    pub kv_slack: usize,
 }
 
 impl<D: Device> Engine<D> {
@@ -81,8 +83,9 @@ impl<D: Device> Engine<D> {
                 return Err(error);
             }
         };
+        let kv_slack = self.scheduler.kv_slack();
         let outputs = self.scheduler.commit(id, Sampled::One(&self.sampled))?;
-        Ok(Some(Ran { outputs, seconds }))
+        Ok(Some(Ran { outputs, seconds, kv_slack }))
     }
 
     fn run(&mut self, id: StepId) -> Result<f64> {

@@ -27,7 +27,7 @@ pub(crate) fn brief(x: f64) -> String {
 /// A duration with the unit that suits it: `840 µs`, `12.3 ms`, `4.56 s`, `31 steps`.
 pub(crate) fn duration(x: f64, unit: Unit) -> String {
     match unit {
-        Unit::Steps => format!("{} steps", fixed(x, if x.fract() == 0.0 { 0 } else { 1 })),
+        Unit::Steps => format!("{} steps", fixed(x, usize::from(x.fract() != 0.0))),
         Unit::Seconds if x.abs() >= 1.0 || x == 0.0 => format!("{} s", brief(x)),
         Unit::Seconds if x.abs() >= 1e-3 => format!("{} ms", brief(x * 1e3)),
         Unit::Seconds => format!("{} µs", brief(x * 1e6)),

@@ -292,6 +292,18 @@ impl Scheduler {
         self.by_id.len()
     }
 
+    /// Tokens that the running requests' blocks have room for and nobody needs: the rest of last
+    /// blocks, what is reserved ahead, and all that ended requests of a static batch hold.
+    #[must_use]
+    pub fn kv_slack(&self) -> usize {
+        let slack = |&slot: &u32| {
+            let entry = &self.entries[slot as usize];
+            let used = if entry.state == State::Ended { 0 } else { entry.num_computed };
+            (entry.capacity - used) as usize
+        };
+        self.running.iter().map(slack).sum()
+    }
+
     /// Steps scheduled and not yet committed or abandoned, oldest first.
     pub fn steps_in_flight(&self) -> impl ExactSizeIterator<Item = &Step> {
         self.in_flight.iter()

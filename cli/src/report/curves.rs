@@ -2,7 +2,7 @@
 
 use super::axis::Axis;
 use super::frame::{Frame, escape, percent, pixels};
-use super::labels::{Line, place};
+use super::labels::{Label, Line, place};
 use super::window::{Window, span};
 use crate::metrics::{Integrals, Latencies, Run, Timeline, percentile};
 use crate::numbers::fixed;
@@ -11,6 +11,10 @@ use crate::numbers::fixed;
 const POINTS: f64 = 240.0;
 /// Points along a distribution.
 const RANKS: usize = 300;
+/// Pixels a plot has on a narrow page, where names must fit.
+const NARROW: f64 = 330.0;
+/// Pixels it has as one of three in a row.
+const NARROW_THIRD: f64 = 225.0;
 /// Colours a run can have, as style classes `r0`, `r1`, ….
 const COLOURS: usize = 6;
 
@@ -32,14 +36,7 @@ pub(super) fn over_time(
         })
         .collect();
     let highest = rates.iter().flat_map(|(_, rates)| rates).map(|rate| rate.1).fold(0.0, f64::max);
-    let frame = Frame {
-        x: time.axis,
-        y: Some(y(highest)),
-        height: 180.0,
-        // Many names find no room on a narrow page: let them fit a wide one.
-        least_width: if runs.len() > 2 { 640.0 } else { 420.0 },
-        title: title.to_owned(),
-    };
+    let frame = Frame { x: time.axis, y: Some(y(highest)), height: 180.0, title: title.to_owned() };
     let lines: Vec<(&Run, Points)> = (rates.into_iter())
         .map(|(run, rates)| (run, rates.iter().map(|&(t, v)| (frame.x(t), frame.y(v))).collect()))
         .collect();
@@ -48,7 +45,7 @@ pub(super) fn over_time(
         let (x, width, height) = (percent(from), percent(to - from), frame.height);
         format!("<rect class=\"band\" x=\"{x}\" width=\"{width}\" height=\"{height}\"/>")
     });
-    frame.draw(&(band + &named_lines(&frame, runs, &lines)))
+    frame.draw(&(band + &named_lines(&frame, NARROW, runs, &lines)))
 }
 
 /// A cumulative distribution, all runs in one chart; empty without any value.
@@ -64,16 +61,16 @@ pub(super) fn distribution(title: &str, runs: &[Run], of: impl Fn(&Latencies) ->
         x: if wide { Axis::log_time(low, high, unit) } else { Axis::time(0.0, high, unit, 5.0) },
         y: Some(Axis::percent(&[0, 50, 100])),
         height: 180.0,
-        least_width: 225.0,
         title: format!("Distribution of {title}"),
     };
     let lines: Vec<(&Run, Points)> =
         runs.iter().map(|run| (run, staircase(of(&run.latencies), &frame))).collect();
+    let width = if runs.len() > 2 { NARROW } else { NARROW_THIRD };
     let scale = if wide { ", logarithmic" } else { "" };
     format!(
         "<div><h3>{}<small>{scale}</small></h3>{}</div>\n",
         escape(title),
-        frame.draw(&named_lines(&frame, runs, &lines))
+        frame.draw(&named_lines(&frame, width, runs, &lines))
     )
 }
 
@@ -86,7 +83,6 @@ pub(super) fn kv(runs: &[Run]) -> String {
             x: time.axis.clone(),
             y: Some(Axis::percent(&[0, 50, 100])),
             height: 96.0,
-            least_width: 420.0,
             title: format!("KV cache over time, {}", run.config.policy),
         };
         let blocks = run.config.usable_blocks.max(1) as f64;
@@ -137,7 +133,7 @@ impl TimeAxis {
                 let start = from + width * i as f64;
                 let end = (start + width).min(to);
                 let sum = timeline.series.between(start, end);
-                ((start + end) / 2.0, sum * (1.0 / (end - start).max(f64::MIN_POSITIVE)))
+                (f64::midpoint(start, end), sum * (1.0 / (end - start).max(f64::MIN_POSITIVE)))
             })
             .collect();
         samples.push((to, Integrals::default()));
@@ -160,7 +156,7 @@ fn staircase(sorted: &[f64], frame: &Frame) -> Points {
     points
 }
 
-fn named_lines(frame: &Frame, runs: &[Run], lines: &[(&Run, Points)]) -> String {
+fn named_lines(frame: &Frame, width: f64, runs: &[Run], lines: &[(&Run, Points)]) -> String {
     let class = |run: &Run| {
         let i = runs.iter().position(|other| std::ptr::eq(other, run)).unwrap_or(0);
         format!("r{}", i % COLOURS)
@@ -172,21 +168,26 @@ fn named_lines(frame: &Frame, runs: &[Run], lines: &[(&Run, Points)]) -> String 
     let named: Vec<Line<'_>> =
         lines.iter().map(|(run, points)| Line { name: &run.config.policy, points }).collect();
     let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
-    paths + &names(frame, &named, &classes)
+    paths + &names((width, frame.height), &named, &classes)
 }
 
-fn names(frame: &Frame, lines: &[Line<'_>], classes: &[&str]) -> String {
-    let labels = place(lines, (frame.least_width, frame.height));
+fn names(size: (f64, f64), lines: &[Line<'_>], classes: &[&str]) -> String {
+    let labels = place(lines, size);
     (lines.iter().zip(classes).zip(labels))
         .filter_map(|((line, class), label)| {
-            let label = label?;
+            let Label { x, y, anchor, leader } = label?;
+            let (x, name) = (percent(x), escape(line.name));
+            let leader = leader.map_or(String::new(), |[from, to]| {
+                let [x1, x2] = [percent(from.0), percent(to.0)];
+                let [y1, y2] = [pixels(from.1), pixels(to.1)];
+                format!(
+                    "<line class=\"leader {class}\" x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\"/>"
+                )
+            });
             Some(format!(
-                "<text class=\"name {class}\" x=\"{}\" y=\"{}\" dy=\".35em\" \
-                 text-anchor=\"{}\">{}</text>",
-                percent(label.x),
-                pixels(label.y),
-                label.anchor,
-                escape(line.name)
+                "{leader}<text class=\"name {class}\" x=\"{x}\" y=\"{}\" dy=\".35em\" \
+                 text-anchor=\"{anchor}\">{name}</text>",
+                pixels(y),
             ))
         })
         .collect()

@@ -16,8 +16,6 @@ pub(super) struct Frame {
     pub(super) y: Option<Axis>,
     /// Pixels.
     pub(super) height: f64,
-    /// Pixels on a narrow page; labels must fit in.
-    pub(super) least_width: f64,
     /// What a screen reader says of it.
     pub(super) title: String,
 }

@@ -162,10 +162,11 @@ fn distributions(runs: &[Run]) -> String {
     if charts.is_empty() {
         return charts;
     }
+    let wide = if runs.len() > 2 { " wide" } else { "" };
     format!(
         "<section>\n<h2>How long requests take</h2>\n\
          <p>Share of the requests that took at most so long.</p>\n\
-         <div class=\"row\">\n{charts}</div>\n</section>\n"
+         <div class=\"row{wide}\">\n{charts}</div>\n</section>\n"
     )
 }
 

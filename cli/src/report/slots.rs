@@ -55,7 +55,6 @@ impl Panel<'_> {
             x: Axis::time(self.window.from, self.window.to, unit, 8.0),
             y: None,
             height: self.pitch * self.rows as f64,
-            least_width: 300.0,
             title: format!("Slots over time, {}", self.run.config.policy),
         };
         let bars: String = (self.timeline.intervals.iter())

@@ -1,0 +1,118 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Continuous batching: replay request traces through schedulers and compare them.
+#[derive(Debug, Parser)]
+#[command(name = "inflight", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a request trace under several policies, side by side
+    Replay(Box<Replay>),
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// When requests arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arrival {
+    /// As the trace says
+    Trace,
+    /// All at once
+    Burst,
+}
+
+/// Run a request trace under several policies, side by side.
+///
+/// Without TRACE, a built-in workload: log-normal lengths like those of a chat service, Poisson
+/// arrivals. The format of a trace is found from its content: Azure LLM inference CSV
+/// (TIMESTAMP,ContextTokens,GeneratedTokens), Mooncake JSONL (timestamp, input_length,
+/// output_length, hash_ids), VTC CSV (arrived_at, client, num_prefill_tokens, num_decode_tokens),
+/// step CSV (arrival_step, prompt_len, output_len), and JSONL with prompt_len or
+/// prompt_token_ids, output_len, and optionally arrival_s or arrival_step, priority, client,
+/// cache_salt.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Replay {
+    /// The trace file; none for the built-in workload
+    pub(crate) trace: Option<PathBuf>,
+
+    /// What runs the steps: model:a100-40g, model:a100-80g, model:h100, model:h200 (virtual time
+    /// from a roofline), or none (decisions only, time counted in steps)
+    #[arg(long, default_value = "model:a100-40g", value_name = "DEVICE")]
+    pub(crate) device: String,
+
+    /// The language model on a model: device
+    #[arg(long, default_value = "llama-13b", value_name = "NAME")]
+    pub(crate) model: String,
+
+    /// A policy: static, continuous, priority, no-evict, max-utilization or orca; may be repeated
+    /// [default: static, continuous]
+    #[arg(long = "policy", value_name = "NAME")]
+    pub(crate) policies: Vec<String>,
+
+    /// Requests that run at once [default: a slot for each 512 tokens of KV, 8 to 256]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
+
+    /// Blocks of the KV cache, the null block included [default: what the device's memory holds]
+    #[arg(long, value_name = "N")]
+    pub(crate) num_blocks: Option<usize>,
+
+    /// Tokens a block
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub(crate) block_size: usize,
+
+    /// Tokens computed in a step; a static batch's prefill is one pass beyond it
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub(crate) max_num_batched_tokens: usize,
+
+    /// Tokens of prompt and output together; a longer prompt is refused, a longer output cut
+    /// [default: what the KV cache holds]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<usize>,
+
+    /// Whether later requests reuse the blocks of a prompt they begin with
+    #[arg(long, value_enum, default_value_t = Switch::Off, value_name = "on|off")]
+    pub(crate) prefix_cache: Switch,
+
+    /// When requests arrive
+    #[arg(long, value_enum, default_value_t = Arrival::Trace, value_name = "trace|burst")]
+    pub(crate) arrival: Arrival,
+
+    /// Poisson arrivals of so many requests a second, instead of the trace's
+    #[arg(long, value_name = "X")]
+    pub(crate) rate: Option<f64>,
+
+    /// Only the first N requests of the trace; how many the built-in workload has
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+
+    /// Seed of the built-in workload, of Poisson arrivals and of made-up prompts
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write each step's decisions, one JSON line a step; takes one --policy
+    #[arg(long, value_name = "FILE")]
+    pub(crate) decisions: Option<PathBuf>,
+
+    /// Write a self-contained HTML page with timelines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+}

@@ -1,0 +1,266 @@
+//! `inflight replay`: one trace, several policies, side by side.
+
+use std::fs;
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use inflight::cache::ExtraKey;
+use inflight::device::{Decisions as NoDevice, Device, Model};
+use inflight::engine::Ran;
+use inflight::{Engine, Error, Policy, Request, RequestId, Time, Token};
+
+use crate::Failure;
+use crate::args::Replay;
+use crate::decisions::Decisions;
+use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
+use crate::setup::{DeviceKind, Setup};
+use crate::trace::{self, Row};
+use crate::{report, table};
+
+/// Replays, prints, writes the files asked for.
+pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
+    let setup = Setup::new(args)?;
+    for notice in &setup.trace.notices {
+        eprintln!("{}: {notice}", setup.trace.name);
+    }
+    let mut decisions = args.decisions.as_deref().map(create).transpose()?;
+    let progress = progress(setup.trace.rows.len() * setup.policies.len());
+    let mut runs = Vec::new();
+    for policy in &setup.policies {
+        progress.set_message(policy.clone());
+        let keep_timeline = args.report.is_some();
+        let run = match setup.device {
+            DeviceKind::Decisions => {
+                let device = NoDevice { sampler };
+                replay(&setup, policy, device, keep_timeline, decisions.as_mut(), &progress)
+            }
+            DeviceKind::Model(cost) => {
+                let device = Model { cost, sampler };
+                replay(&setup, policy, device, keep_timeline, decisions.as_mut(), &progress)
+            }
+        };
+        runs.push(run?);
+    }
+    progress.finish_and_clear();
+    if let Some((file, path)) = decisions.zip(args.decisions.as_deref()) {
+        file.finish().map_err(|error| unwritable(path, &error))?;
+    }
+    println!("{}", heading(&setup));
+    print!("{}", table::render(&runs));
+    write_outputs(args, &setup, &runs)
+}
+
+/// Every replayed request outputs the same tokens in every run.
+fn sampler(id: RequestId, k: u32) -> Token {
+    trace::output_token(id.0, k)
+}
+
+fn heading(setup: &Setup) -> String {
+    let Setup { trace, device_name, config, .. } = setup;
+    format!(
+        "{}: {} requests on {device_name}\n{} slots, {} blocks of {} tokens, {} tokens a step\n",
+        trace.name,
+        trace.rows.len(),
+        config.max_num_seqs,
+        config.cache.num_blocks,
+        config.cache.block_size,
+        config.max_num_batched_tokens,
+    )
+}
+
+fn progress(requests: usize) -> ProgressBar {
+    // Drawn on standard error, and only if that is a terminal.
+    let bar = ProgressBar::new(requests as u64);
+    let style = ProgressStyle::with_template("{msg:>16} {wide_bar} {pos}/{len} requests {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn create(path: &Path) -> Result<Decisions, Failure> {
+    Decisions::create(path).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Run(format!("{}: {error}", path.display()))
+}
+
+fn write_outputs(args: &Replay, setup: &Setup, runs: &[Run]) -> Result<(), Failure> {
+    let device = &setup.device_name;
+    let echo = setup.echo();
+    if let Some(path) = &args.json {
+        let config = echo.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
+        let config = serde_json::Value::Object(config);
+        let document = metrics::document(&setup.trace.name, device, config, runs);
+        let mut text = serde_json::to_string_pretty(&document)
+            .map_err(|error| Failure::Run(format!("--json: {error}")))?;
+        text.push('\n');
+        fs::write(path, text).map_err(|error| unwritable(path, &error))?;
+    }
+    if let Some(path) = &args.report {
+        let config: Vec<_> =
+            echo.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
+        let page = report::html(&setup.trace.name, device, &config, runs);
+        fs::write(path, page).map_err(|error| unwritable(path, &error))?;
+    }
+    Ok(())
+}
+
+/// One run of the trace under one policy.
+fn replay<D: Device>(
+    setup: &Setup,
+    policy: &str,
+    device: D,
+    keep_timeline: bool,
+    decisions: Option<&mut Decisions>,
+    progress: &ProgressBar,
+) -> Result<Run, Failure> {
+    let cache = setup.config.cache;
+    let recorder = Recorder::new(RunConfig {
+        policy: policy.to_owned(),
+        slots: setup.config.max_num_seqs,
+        usable_blocks: cache.num_blocks.saturating_sub(1),
+        block_size: cache.block_size,
+        unit: setup.unit(),
+        keep_timeline,
+    });
+    let rules = Policy::by_name(policy).map_err(|error| Failure::Usage(error.to_string()))?;
+    let engine = Engine::new(setup.config, rules, device)
+        .map_err(|error| Failure::Usage(format!("--{error}").replace('_', "-")))?;
+    Replayer { setup, engine, recorder, decisions, progress, now: 0.0, number: 0 }.run()
+}
+
+struct Replayer<'a, D> {
+    setup: &'a Setup,
+    engine: Engine<D>,
+    recorder: Recorder,
+    decisions: Option<&'a mut Decisions>,
+    progress: &'a ProgressBar,
+    /// Seconds, or steps.
+    now: f64,
+    /// Of the next step; with a clock that counts steps, also the time.
+    number: u64,
+}
+
+impl<D: Device> Replayer<'_, D> {
+    fn run(mut self) -> Result<Run, Failure> {
+        let mut rows = self.setup.trace.rows.iter().peekable();
+        loop {
+            while let Some(row) = rows.next_if(|row| row.arrival <= self.now) {
+                self.submit(row);
+            }
+            if self.step()? {
+                continue;
+            }
+            match rows.peek() {
+                None => break,
+                Some(next) => self.wait_until(next.arrival)?,
+            }
+        }
+        Ok(self.recorder.finish(self.now))
+    }
+
+    fn submit(&mut self, row: &Row) {
+        let prompt = row.prompt_tokens(self.setup.seed);
+        let mut request = Request::new(RequestId(row.id), prompt, row.output_len);
+        request.priority = row.priority;
+        request.client = row.client;
+        request.arrival = Time::from_secs_f64(row.arrival);
+        request.extra_keys.extend(row.cache_salt.iter().map(|s| ExtraKey::Salt(s.clone().into())));
+        match self.engine.submit(request) {
+            Ok(()) => {
+                self.recorder.arrived(row.id, row.arrival, row.prompt_len);
+                let total = row.prompt_len as usize + row.output_len as usize;
+                if total > self.setup.config.max_model_len {
+                    self.recorder.truncated(row.id);
+                }
+            }
+            Err(error) => {
+                self.recorder.refused(row.id, refusal(&error));
+                self.progress.inc(1);
+            }
+        }
+    }
+
+    /// Runs a step; false when nobody is there.
+    fn step(&mut self) -> Result<bool, Failure> {
+        let ran = self.engine.step(Time::from_secs_f64(self.now));
+        let Some(ran) = ran.map_err(|error| Failure::Run(error.to_string()))? else {
+            return Ok(false);
+        };
+        if let Some(file) = &mut self.decisions {
+            let written = file.step(self.number, ran.outputs.step(), &ran.outputs);
+            written.map_err(|error| Failure::Run(format!("--decisions: {error}")))?;
+        }
+        let end = self.now + ran.seconds;
+        record(&mut self.recorder, &ran, self.now, end, self.setup);
+        self.progress.inc(ran.outputs.released().len() as u64);
+        self.now = end;
+        self.number += 1;
+        Ok(true)
+    }
+
+    /// Lets time pass without work.
+    fn wait_until(&mut self, arrival: f64) -> Result<(), Failure> {
+        if self.setup.unit() == Unit::Seconds {
+            self.now = arrival;
+            return Ok(());
+        }
+        let free = self.engine.scheduler().cache().num_free();
+        let next = arrival.ceil();
+        if let Some(file) = &mut self.decisions {
+            for number in self.number..next as u64 {
+                let written = file.empty(number, free);
+                written.map_err(|error| Failure::Run(format!("--decisions: {error}")))?;
+            }
+        }
+        (self.now, self.number) = (next, next as u64);
+        Ok(())
+    }
+}
+
+/// Tells the recorder what a step did from `start` to `end`.
+fn record(recorder: &mut Recorder, ran: &Ran<'_>, start: f64, end: f64, setup: &Setup) {
+    let (outputs, step) = (&ran.outputs, ran.outputs.step());
+    for id in step.preempted() {
+        recorder.preempted(id.0, start);
+    }
+    for row in step.rows().iter().filter(|row| row.admitted) {
+        recorder.admitted(row.id.0, start, row.num_computed);
+    }
+    for output in outputs.as_slice() {
+        for _ in outputs.tokens(output) {
+            recorder.token(output.id.0, end);
+        }
+        if output.finish.is_some() {
+            recorder.ended(output.id.0, end);
+        }
+    }
+    for id in outputs.released() {
+        recorder.finished(id.0, end);
+    }
+    let cache = setup.config.cache;
+    let held = cache.num_blocks - 1 - step.free_blocks();
+    recorder.step(&StepSample {
+        start_s: start,
+        seconds: ran.seconds,
+        useful_rows: step.rows().len() as u32,
+        held_slots: step.running() as u32,
+        waiting: step.waiting() as u32,
+        useful_tokens: step.num_tokens() as u64,
+        computed_tokens: step.num_padded_tokens() as u64,
+        kv_used_tokens: (held * cache.block_size).saturating_sub(ran.kv_slack) as u64,
+        held_blocks: held as u32,
+        output_tokens: outputs.num_tokens() as u32,
+    });
+}
+
+/// How the figures call a request that was turned away.
+fn refusal(error: &Error) -> &'static str {
+    match error {
+        Error::PromptTooLong { .. } => "too_long",
+        Error::NeverFits { .. } => "never_fits",
+        Error::QueueFull { .. } => "queue_full",
+        Error::DuplicateRequest(_) => "duplicate",
+        _ => "invalid",
+    }
+}
