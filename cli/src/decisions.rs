@@ -18,7 +18,12 @@ impl Decisions {
     }
 
     /// Writes one step and what its commit brought.
-    pub(crate) fn step(&mut self, number: u64, step: &Step, outputs: &Outputs<'_>) -> io::Result<()> {
+    pub(crate) fn step(
+        &mut self,
+        number: u64,
+        step: &Step,
+        outputs: &Outputs<'_>,
+    ) -> io::Result<()> {
         let out = &mut self.out;
         write!(out, "{{\"step\":{number},\"decode\":")?;
         let decode = step.rows().iter().filter(|row| row.is_decode);

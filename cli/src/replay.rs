@@ -126,7 +126,8 @@ fn replay<D: Device>(
     let rules = Policy::by_name(policy).map_err(|error| Failure::Usage(error.to_string()))?;
     let engine = Engine::new(setup.config, rules, device)
         .map_err(|error| Failure::Usage(format!("--{error}").replace('_', "-")))?;
-    Replayer { setup, engine, recorder, decisions, progress, now: 0.0, number: 0 }.run()
+    Replayer { setup, engine, recorder, decisions, progress, now: 0.0, number: 0, submitted: 0 }
+        .run()
 }
 
 struct Replayer<'a, D> {
@@ -139,6 +140,7 @@ struct Replayer<'a, D> {
     now: f64,
     /// Of the next step; with a clock that counts steps, also the time.
     number: u64,
+    submitted: u64,
 }
 
 impl<D: Device> Replayer<'_, D> {
@@ -164,7 +166,9 @@ impl<D: Device> Replayer<'_, D> {
         let mut request = Request::new(RequestId(row.id), prompt, row.output_len);
         request.priority = row.priority;
         request.client = row.client;
-        request.arrival = Time::from_secs_f64(row.arrival);
+        // Those of one instant came in the order of the trace, as on any real server.
+        request.arrival = Time(Time::from_secs_f64(row.arrival).0 + self.submitted);
+        self.submitted += 1;
         request.extra_keys.extend(row.cache_salt.iter().map(|s| ExtraKey::Salt(s.clone().into())));
         match self.engine.submit(request) {
             Ok(()) => {
