@@ -48,7 +48,7 @@ impl Figures {
                 figure.name, s.median, s.p10, s.p90, figure.unit
             );
         }
-        let rows: Vec<_> = self.0.iter().map(|figure| {
+        let rows = self.0.iter().map(|figure| {
             let s = spread(&figure.samples);
             json!({
                 "name": figure.name, "unit": figure.unit, "target": figure.target,

@@ -63,7 +63,7 @@ pub(crate) struct Replay {
     #[arg(long = "policy", value_name = "NAME")]
     pub(crate) policies: Vec<String>,
 
-    /// Requests that run at once [default: a slot for each 512 tokens of KV, 8 to 256]
+    /// Requests that run at once [default: a slot for each 1,024 tokens of KV, 8 to 256]
     #[arg(long, value_name = "N")]
     pub(crate) max_num_seqs: Option<usize>,
 

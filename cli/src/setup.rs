@@ -123,7 +123,7 @@ fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
     let defaults = Config::new(cache);
     let kv_tokens = defaults.max_model_len;
     Ok(Config {
-        max_num_seqs: args.max_num_seqs.unwrap_or((kv_tokens / 512).clamp(8, 256)),
+        max_num_seqs: args.max_num_seqs.unwrap_or((kv_tokens / 1024).clamp(8, 256)),
         max_num_batched_tokens: args.max_num_batched_tokens,
         max_model_len: args.max_model_len.unwrap_or(kv_tokens),
         ..defaults
