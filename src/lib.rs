@@ -5,6 +5,10 @@
 //! a paged KV [`cache`] manager, and the [ragged batch](batch) that carries a step to a device.
 //! [`engine::Engine`] joins them: schedule, run, commit.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod batch;
 pub mod cache;
 pub mod device;

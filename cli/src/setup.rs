@@ -37,7 +37,6 @@ impl Setup {
     /// Reads the trace and checks that all options fit together.
     pub(crate) fn new(args: &Replay) -> Result<Self, Failure> {
         let policies = match &args.policies[..] {
-            [] if args.decisions.is_some() => vec!["continuous".to_owned()],
             [] => vec!["static".to_owned(), "continuous".to_owned()],
             named => named.to_vec(),
         };
