@@ -23,6 +23,7 @@ impl Scheduler {
         self.outputs.clear();
         self.output_tokens.clear();
         self.released.clear();
+        self.released.append(&mut self.released_early);
         let mut ended = false;
         let mut sampling = 0;
         for row in &step.rows {
@@ -35,7 +36,7 @@ impl Scheduler {
             entry.num_in_flight -= row.num_tokens;
             let stale = entry.num_stale > 0;
             entry.num_stale = entry.num_stale.saturating_sub(row.num_tokens);
-            if !row.samples {
+            if !row.samples || entry.state == State::Ended {
                 continue;
             }
             let start = self.output_tokens.len() as u32;
@@ -84,19 +85,24 @@ impl Scheduler {
     }
 
     /// Takes ended requests off the running list; a static batch goes all at once.
-    fn retire(&mut self) -> Result<()> {
+    pub(super) fn retire(&mut self) -> Result<()> {
         if self.policy.batching == Batching::Continuous {
             self.running.retain(|&slot| self.entries[slot as usize].state == State::Running);
             return Ok(());
         }
-        let ended = |&slot: &u32| self.entries[slot as usize].state == State::Ended;
-        if self.running.iter().all(ended) {
-            for slot in std::mem::take(&mut self.running) {
-                self.released.push(self.entries[slot as usize].id);
-                self.vacate(slot)?;
-            }
+        if !self.batch_has_ended() {
+            return Ok(());
+        }
+        for slot in std::mem::take(&mut self.running) {
+            self.released.push(self.entries[slot as usize].id);
+            self.vacate(slot)?;
         }
         Ok(())
+    }
+
+    /// Whether all that runs is held for nobody's sake.
+    pub(super) fn batch_has_ended(&self) -> bool {
+        self.running.iter().all(|&slot| self.entries[slot as usize].state == State::Ended)
     }
 
     /// With overlap, blocks fill before their tokens are known: names those that are now.

@@ -111,6 +111,8 @@ pub struct Scheduler {
     outputs: Vec<Output>,
     output_tokens: Vec<Token>,
     released: Vec<RequestId>,
+    /// Released by a cancellation, to be told with the next commit.
+    released_early: Vec<RequestId>,
 }
 
 impl Scheduler {
@@ -140,6 +142,7 @@ impl Scheduler {
             outputs: Vec::new(),
             output_tokens: Vec::new(),
             released: Vec::new(),
+            released_early: Vec::new(),
         })
     }
 
@@ -225,7 +228,14 @@ impl Scheduler {
             _ => self.running.retain(|&other| other != slot),
         }
         self.stats.cancelled += 1;
-        self.vacate(slot)
+        self.vacate(slot)?;
+        // It may have been the last that kept a static batch going.
+        if self.policy.batching == Batching::Static && self.batch_has_ended() {
+            self.released.clear();
+            self.retire()?;
+            self.released_early.append(&mut self.released);
+        }
+        Ok(())
     }
 
     /// Draft tokens to be verified in the request's next step; they replace earlier ones. A

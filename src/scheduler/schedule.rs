@@ -85,7 +85,11 @@ impl Scheduler {
             }
             let known = entry.num_tokens() + entry.draft.len() as u32 + entry.num_placeholders;
             let wanted = known.saturating_sub(entry.num_computed);
-            let room = max_model_len - 1 - entry.num_computed;
+            // Drafts past the last permitted token are not worth a block.
+            let room = match entry.capacity >= entry.max_kv() {
+                true => entry.capacity.min(max_model_len - 1) - entry.num_computed,
+                false => max_model_len - 1 - entry.num_computed,
+            };
             let n = wanted.min(draft.per_request).min(draft.budget).min(room);
             // Its tokens are all in flight. Those behind it may run: not strictly FCFS, as in vLLM.
             if n == 0 {
