@@ -334,7 +334,7 @@ impl BatchBuilder {
         if !self.carry_on(scheduler, step)? {
             self.steady.clear();
             self.rebuild(scheduler, step)?;
-            if step.rows().iter().all(|row| is_steady(row)) && step.sources().is_empty() {
+            if step.rows().iter().all(is_steady) && step.sources().is_empty() {
                 self.steady.extend(step.rows().iter().map(Row::key));
             }
         }
