@@ -2,8 +2,13 @@
 //!
 //! A block's hash covers its tokens and, through its parent, everything before it. Equal hashes
 //! stand for equal contents, so a collision would serve one user another's cache: the hash is
-//! BLAKE3 with 256 bits. Each link is BLAKE3 in keyed mode, the parent being the key, so that
-//! 16 tokens cost one compression.
+//! SHA-256. A chain is one Merkle-Damgard iteration over the tokens, the parent being the chaining
+//! value, so that 16 tokens cost one compression; its start, which covers block size, salt and
+//! adapter, takes the place of the initial value. A block with content of its own behind some
+//! tokens (images) is hashed apart, with padding and tag, and so is never the same as a plain one.
+
+use sha2::digest::generic_array::GenericArray;
+use sha2::{Digest, Sha256, compress256};
 
 use crate::types::Token;
 
@@ -51,8 +56,8 @@ impl HashChain {
     /// An empty chain for sequences of `block_size`-token blocks under these keys.
     #[must_use]
     pub fn new(block_size: usize, extra_keys: &[ExtraKey]) -> Self {
-        let mut root = blake3::Hasher::new_derive_key("inflight v1 kv block chain");
-        root.update(&(block_size as u64).to_le_bytes());
+        let mut root = Sha256::new_with_prefix(b"inflight v1 kv block chain");
+        root.update((block_size as u64).to_le_bytes());
         let mut contents = Vec::new();
         for key in extra_keys {
             match key {
@@ -61,7 +66,7 @@ impl HashChain {
                 ExtraKey::Content { start, len, id } => contents.push((*start, *len, id.clone())),
             }
         }
-        Self { root: BlockHash(*root.finalize().as_bytes()), contents, hashes: Vec::new() }
+        Self { root: BlockHash(root.finalize().into()), contents, hashes: Vec::new() }
     }
 
     /// Hashes of the full blocks known so far.
@@ -89,26 +94,46 @@ impl HashChain {
     }
 
     fn link(&self, parent: BlockHash, start: u32, block: &[Token]) -> BlockHash {
-        let bytes: &[u8] = bytemuck::cast_slice(block);
-        let end = start + block.len() as u32;
-        let inside = |&&(at, len, _): &&(u32, u32, Vec<u8>)| at < end && start < at + len;
-        if self.contents.iter().find(inside).is_none() {
-            return BlockHash(*blake3::keyed_hash(&parent.0, bytes).as_bytes());
+        let end = start.saturating_add(block.len() as u32);
+        let inside =
+            |&&(at, len, _): &&(u32, u32, Vec<u8>)| at < end && start < at.saturating_add(len);
+        let mut contents = self.contents.iter().filter(inside).peekable();
+        if contents.peek().is_none() {
+            return compress(parent, block);
         }
-        let mut link = blake3::Hasher::new_keyed(&parent.0);
-        link.update(bytes);
-        for (at, _, id) in self.contents.iter().filter(inside) {
+        let mut link = Sha256::new_with_prefix(b"inflight v1 kv block with content");
+        link.update(compress(parent, block).0);
+        for (at, _, id) in contents {
             // The offset may be negative: content that began in an earlier block.
-            link.update(&(i64::from(*at) - i64::from(start)).to_le_bytes());
+            link.update((i64::from(*at) - i64::from(start)).to_le_bytes());
             tagged(&mut link, 3, id);
         }
-        BlockHash(*link.finalize().as_bytes())
+        BlockHash(link.finalize().into())
     }
 }
 
+/// One iteration over the tokens, the last 64 bytes filled with zeros: the block size is in the
+/// chain's start, so zeros are never taken for tokens.
+fn compress(parent: BlockHash, block: &[Token]) -> BlockHash {
+    let mut state: [u32; 8] = bytemuck::cast(parent.0);
+    let bytes: &[u8] = bytemuck::cast_slice(block);
+    let (whole, rest) = bytes.as_chunks::<64>();
+    for chunk in whole {
+        compress256(&mut state, &[*GenericArray::from_slice(chunk)]);
+    }
+    if !rest.is_empty() {
+        let mut chunk = [0; 64];
+        chunk[..rest.len()].copy_from_slice(rest);
+        compress256(&mut state, &[GenericArray::from(chunk)]);
+    }
+    BlockHash(bytemuck::cast(state))
+}
+
 /// Tag and length first: no two lists of keys are the same bytes.
-fn tagged(hasher: &mut blake3::Hasher, tag: u8, bytes: &[u8]) {
-    hasher.update(&[tag]).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+fn tagged(hasher: &mut Sha256, tag: u8, bytes: &[u8]) {
+    hasher.update([tag]);
+    hasher.update((bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
 }
 
 #[cfg(test)]
@@ -167,12 +192,40 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_is_stable_across_releases() {
-        let hex: String =
-            chain(&[], &[1, 2, 3, 4])[0].0.iter().map(|b| format!("{b:02x}")).collect();
-        let key = blake3::derive_key("inflight v1 kv block chain", &4u64.to_le_bytes());
-        let mut bytes = Vec::new();
-        (1..=4u32).for_each(|t| bytes.extend(t.to_le_bytes()));
-        assert_eq!(hex, blake3::keyed_hash(&key, &bytes).to_hex().as_str());
+    fn blocks_of_any_size_have_hashes_of_their_own() {
+        let tokens: Vec<Token> = (0..96).collect();
+        let mut seen = Vec::new();
+        for block_size in [1, 3, 16, 17, 32, 48] {
+            let mut chain = HashChain::new(block_size, &[]);
+            chain.extend(&tokens, block_size);
+            assert_eq!(chain.hashes().len(), 96 / block_size);
+            seen.extend_from_slice(chain.hashes());
+        }
+        let all = seen.len();
+        seen.sort_by_key(|hash| hash.0);
+        seen.dedup();
+        assert_eq!(seen.len(), all);
+    }
+
+    /// The chain is what SHA-256 does, from another start: checked with the whole function, whose
+    /// own start and padding are known (FIPS 180-4).
+    #[test]
+    fn a_link_is_an_iteration_of_sha256() {
+        let initial: [u32; 8] = [
+            0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
+            0x5be0cd19,
+        ];
+        let message: Vec<u8> = (0..64).collect();
+        let mut padding = [0u8; 64];
+        padding[0] = 0x80;
+        padding[56..].copy_from_slice(&512u64.to_be_bytes());
+        let words = |bytes: &[u8]| -> Vec<Token> {
+            bytes.as_chunks().0.iter().map(|word| Token::from_le_bytes(*word)).collect()
+        };
+        let first = compress(BlockHash(bytemuck::cast(initial)), &words(&message));
+        let last = compress(first, &words(&padding));
+        let state: [u32; 8] = bytemuck::cast(last.0);
+        let digest: Vec<u8> = state.iter().flat_map(|word| word.to_be_bytes()).collect();
+        assert_eq!(digest, Sha256::digest(&message).to_vec());
     }
 }
