@@ -325,9 +325,12 @@ impl BatchBuilder {
     /// Builds the batch of `step`, the newest step of `scheduler` that is in flight.
     ///
     /// # Errors
-    /// [`Error::UnknownStep`] when a request of it was cancelled or the step is not in flight;
+    /// [`Error::UnknownStep`] when it is not that, or one of its requests was cancelled;
     /// [`Error::InvalidArgument`] naming `dense_width` when a table outgrew it.
     pub fn build(&mut self, scheduler: &Scheduler, step: &Step) -> Result<&RaggedBatch> {
+        if scheduler.steps_in_flight().last().map(Step::id) != Some(step.id()) {
+            return Err(Error::UnknownStep(step.id()));
+        }
         if let Some(dense) = &mut self.dense {
             dense.changed.clear();
         }
@@ -345,12 +348,18 @@ impl BatchBuilder {
     /// Turns the last batch into that of `step` if each row goes on by one token; says whether.
     fn carry_on(&mut self, scheduler: &Scheduler, step: &Step) -> Result<bool> {
         let rows = step.rows();
+        let header = &self.batch.header;
+        let last = u64::from(header.step[0]) | u64::from(header.step[1]) << 32;
+        let follows = |(row, (key, &position)): (&Row, (&(u32, u32), &u32))| {
+            is_steady(row) && row.key() == *key && row.num_computed == position + 1
+        };
         let same = rows.len() == self.steady.len()
             && !rows.is_empty()
+            && step.id().0 == last + 1
             && step.block_ops().is_empty()
             && self.batch.header.num_ops == 0
             && step.sources().is_empty()
-            && rows.iter().zip(&self.steady).all(|(row, key)| is_steady(row) && row.key() == *key);
+            && rows.iter().zip(self.steady.iter().zip(self.batch.positions())).all(follows);
         if !same {
             return Ok(false);
         }
@@ -454,6 +463,9 @@ impl BatchBuilder {
             let sequence = scheduler.sequence(row).ok_or(Error::UnknownStep(id))?;
             let n = row.num_tokens as usize;
             let start = row.num_computed as usize;
+            let len = kv_len(row).div_ceil(block_size) as usize;
+            // Reserved blocks beyond the row's KV are not read. Fewer: it was preempted since.
+            let blocks = sequence.blocks.get(..len).ok_or(Error::UnknownStep(id))?;
             let known = sequence.tokens.iter().chain(sequence.draft).skip(start);
             let inputs = known.copied().chain(std::iter::repeat(PENDING_TOKEN)).take(n);
             batch.tokens_mut()[token..token + n].iter_mut().zip(inputs).for_each(|(t, x)| *t = x);
@@ -461,17 +473,15 @@ impl BatchBuilder {
             positions.iter_mut().zip(row.num_computed..).for_each(|(p, x)| *p = x);
             let slots = &mut batch.slot_mapping_mut()[token..token + n];
             for (slot, at) in slots.iter_mut().zip(start..) {
-                let block = i64::from(sequence.blocks[at / block_size as usize].0);
+                let block = i64::from(blocks[at / block_size as usize].0);
                 *slot = block * i64::from(block_size) + (at % block_size as usize) as i64;
             }
-            // Reserved blocks beyond the row's KV are not read.
-            let len = kv_len(row).div_ceil(block_size) as usize;
-            batch.kv_indices_mut()[index..index + len].copy_from_slice(&sequence.blocks[..len]);
+            batch.kv_indices_mut()[index..index + len].copy_from_slice(blocks);
             batch.qo_indptr_mut()[i] = token as u32;
             batch.kv_indptr_mut()[i] = index as u32;
             batch.kv_last_page_len_mut()[i] = (kv_len(row) - 1) % block_size + 1;
             if let Some(dense) = &mut self.dense {
-                dense.write(i, 0, &sequence.blocks[..len])?;
+                dense.write(i, 0, blocks)?;
             }
             (token, index) = (token + n, index + len);
             if row.samples {

@@ -29,8 +29,10 @@ pub(super) struct PrefixIndex {
 
 impl PrefixIndex {
     pub(super) fn new(num_blocks: usize) -> Self {
+        // Twice what it can hold: a table at most half full makes room for new names by tidying
+        // up in place, and never allocates.
         Self {
-            heads: HashTable::with_capacity(num_blocks),
+            heads: HashTable::with_capacity(2 * num_blocks),
             entries: vec![None; num_blocks],
             len: 0,
         }

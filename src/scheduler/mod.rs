@@ -242,14 +242,18 @@ impl Scheduler {
     /// preemption drops them.
     ///
     /// # Errors
-    /// [`Error::UnknownRequest`]; [`Error::InvalidArgument`] under overlap, where the tokens
-    /// before the drafts are not known yet, and under static batching.
+    /// [`Error::UnknownRequest`]; [`Error::InvalidArgument`] while tokens of it are in flight and
+    /// under overlap, where the tokens before the drafts are not known yet, and under static
+    /// batching.
     pub fn set_draft(&mut self, id: RequestId, draft: &[Token]) -> Result<()> {
         let slot = *self.by_id.get(&id).ok_or(Error::UnknownRequest(id))?;
         if self.config.overlap || self.policy.batching == Batching::Static {
             return Err(Error::argument("draft", "needs continuous batching without overlap"));
         }
         let entry = &mut self.entries[slot as usize];
+        if entry.num_in_flight > 0 {
+            return Err(Error::argument("draft", format!("request {id} has tokens in flight")));
+        }
         entry.draft.clear();
         entry.draft.extend_from_slice(draft);
         Ok(())

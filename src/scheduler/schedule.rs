@@ -66,7 +66,7 @@ impl Scheduler {
         self.next_step = StepId(step.id.0 + 1);
         self.stats.steps += 1;
         self.in_flight.push_back(step);
-        self.in_flight.back().ok_or(Error::Corrupt("the step vanished".into()))
+        self.in_flight.back().ok_or(Error::UnknownStep(StepId(self.next_step.0 - 1)))
     }
 
     /// Gives each running request its next tokens.
