@@ -248,6 +248,8 @@ pub struct DenseTable {
     blocks: Vec<BlockId>,
     used: Vec<u32>,
     changed: Vec<Range<usize>>,
+    /// Whether the last build came to its end.
+    complete: bool,
 }
 
 impl DenseTable {
@@ -263,7 +265,7 @@ impl DenseTable {
         &self.blocks
     }
 
-    /// Ranges of [`blocks`](Self::blocks) that the last build wrote.
+    /// Ranges of [`blocks`](Self::blocks) written since the build before the last one that worked.
     #[must_use]
     pub fn changed(&self) -> &[Range<usize>] {
         &self.changed
@@ -332,7 +334,10 @@ impl BatchBuilder {
             return Err(Error::UnknownStep(step.id()));
         }
         if let Some(dense) = &mut self.dense {
-            dense.changed.clear();
+            // What a failed build wrote, nobody has copied yet.
+            if std::mem::replace(&mut dense.complete, false) {
+                dense.changed.clear();
+            }
         }
         if !self.carry_on(scheduler, step)? {
             self.steady.clear();
@@ -342,6 +347,9 @@ impl BatchBuilder {
             }
         }
         self.batch.write_header();
+        if let Some(dense) = &mut self.dense {
+            dense.complete = true;
+        }
         Ok(&self.batch)
     }
 

@@ -212,7 +212,9 @@ impl KvCache {
         let new = self.blocks_for(num_tokens).saturating_sub(table.len() + hit.len());
         // A hit nobody holds is in the free queue, and leaves it.
         let revived = hit.iter().filter(|&&block| self.pool.refs(block) == 0).count();
-        new + revived + self.shared_from(table, write_from).count()
+        let adopted = hit.iter().skip(write_from / self.block_size);
+        let held = adopted.filter(|&&block| self.pool.refs(block) > 0).count();
+        new + revived + held + self.shared_from(table, write_from).count()
     }
 
     /// Blocks of `table` from the one that `write_from` falls into that others hold too.
@@ -247,6 +249,10 @@ impl KvCache {
         if !hit.is_empty() && !table.blocks.is_empty() {
             return Err(Error::argument("hit", "the sequence has blocks already"));
         }
+        let cached = |&block: &BlockId| self.prefix.as_ref().is_some_and(|p| p.contains(block));
+        if !hit.iter().all(cached) {
+            return Err(Error::argument("hit", "is no longer cached"));
+        }
         let needed = self.blocks_needed(seq, hit, write_from, num_tokens);
         if needed > self.pool.num_free() {
             return Err(Error::OutOfBlocks { needed, free: self.pool.num_free() });
@@ -254,15 +260,17 @@ impl KvCache {
         let mut blocks = std::mem::take(&mut self.tables.get_mut(seq)?.blocks);
         hit.iter().for_each(|&block| self.pool.acquire(block));
         blocks.extend_from_slice(hit);
-        let first = (write_from / self.block_size).max(hit.len());
-        let mut known = blocks.len();
-        for (i, block) in blocks.iter_mut().enumerate().skip(first) {
+        let first = write_from / self.block_size;
+        let known = first.min(blocks.len());
+        for block in blocks.iter_mut().skip(first) {
             if self.pool.refs(*block) > 1 {
                 let copy = pop(&mut self.pool, &mut self.prefix, &mut self.stats)?;
                 self.ops.push(BlockOp { kind: BlockOp::COPY, src: block.0, dst: copy.0 });
                 self.pool.release(*block);
                 *block = copy;
-                known = known.min(i);
+            } else if let Some(prefix) = &mut self.prefix {
+                // Nobody shares it: written in place, it loses the name of what it held.
+                prefix.remove(*block);
             }
         }
         for _ in blocks.len()..self.blocks_for(num_tokens) {
@@ -305,6 +313,13 @@ impl KvCache {
             table.known = full;
         }
         Ok(())
+    }
+
+    /// Takes the name off a block that did not get its content.
+    pub(crate) fn forget(&mut self, block: BlockId) {
+        if let Some(prefix) = &mut self.prefix {
+            prefix.remove(block);
+        }
     }
 
     /// Shortens a sequence to its first `num_tokens` tokens: blocks past them are freed.

@@ -44,7 +44,7 @@ impl PrefixIndex {
     }
 
     pub(super) fn contains(&self, block: BlockId) -> bool {
-        self.entries[block.index()].is_some()
+        matches!(self.entries.get(block.index()), Some(Some(_)))
     }
 
     /// The oldest block with this content.

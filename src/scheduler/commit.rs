@@ -3,9 +3,10 @@
 use super::entry::{Entry, State};
 use super::step::{Output, Outputs, Row, Sampled, Step};
 use super::{Batching, Scheduler};
+use crate::cache::BlockOp;
 use crate::error::{Error, Result};
 use crate::request::FinishReason;
-use crate::types::{StepId, Token};
+use crate::types::{BlockId, StepId, Token};
 
 impl Scheduler {
     /// Takes the samples of the oldest step in flight and says what became of its requests. Each
@@ -129,15 +130,26 @@ impl Scheduler {
         self.due(id, false)?;
         let Some(mut step) = self.in_flight.pop_back() else { return Err(Error::UnknownStep(id)) };
         let rows = std::mem::take(&mut step.rows);
-        self.rectangle.steps -= u32::from(step.padding.is_some());
+        // Its batch may be gone by cancellation, and the rectangle be that of the next.
+        let steps = &mut self.rectangle.steps;
+        *steps = steps.saturating_sub(u32::from(step.padding.is_some()));
         // Nobody knows how far the copies got: whoever depends on one starts anew.
         let copied = !step.block_ops.is_empty();
+        for op in step.block_ops.iter().filter(|op| op.kind != BlockOp::SWAP_OUT) {
+            self.cache.forget(BlockId(op.dst));
+        }
         for row in rows.iter().rev() {
             let entry = &mut self.entries[row.slot as usize];
             if entry.generation != row.generation || entry.state == State::Vacant {
                 continue;
             }
             entry.draft.clear();
+            if entry.state == State::Waiting {
+                // Preempted by a later step: what it held is gone already.
+                entry.num_in_flight -= row.num_tokens;
+                entry.num_stale = entry.num_stale.saturating_sub(row.num_tokens);
+                continue;
+            }
             self.undo_row(row, &mut step)?;
             self.relink_sample(row.slot);
             if row.admitted || copied {
@@ -198,6 +210,7 @@ impl Scheduler {
     }
 
     fn forget_kv(&mut self, slot: u32) -> Result<()> {
+        self.take_back_names(slot)?;
         let entry = &mut self.entries[slot as usize];
         entry.num_computed = 0;
         entry.num_stale = entry.num_in_flight;

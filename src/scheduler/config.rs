@@ -50,7 +50,8 @@ impl Config {
         }
     }
 
-    /// Checks every field but those of `cache`, which the cache checks itself.
+    /// Checks every field but those of `cache`, which the cache checks itself: just that a block's
+    /// tokens can be counted in 32 bits here.
     pub(super) fn check(&self) -> Result<()> {
         let at_least = |field, value: usize, least: usize| match value {
             v if v < least => Err(Error::argument(field, format!("{v} is below {least}"))),
@@ -64,6 +65,8 @@ impl Config {
         at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)?;
         at_least("max_model_len", self.max_model_len, 2)?;
         at_least("max_steps_in_flight", self.max_steps_in_flight, 1)?;
+        at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)?;
+        at_least("block_size", self.cache.block_size, 1)?;
         if !self.chunked_prefill && self.max_num_batched_tokens < self.max_model_len {
             let reason = format!(
                 "{} is below max_model_len {}, and chunked_prefill is off: a long prompt would \

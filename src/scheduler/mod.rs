@@ -259,8 +259,20 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Takes the names off blocks that steps in flight compute, before they are given up: once they
+    /// are, nobody could if such a step is abandoned.
+    fn take_back_names(&mut self, slot: u32) -> Result<()> {
+        let entry = &self.entries[slot as usize];
+        let computed = entry.num_computed.saturating_sub(entry.num_in_flight);
+        match entry.num_in_flight {
+            0 => Ok(()),
+            _ => self.cache.unregister(entry.seq, computed as usize),
+        }
+    }
+
     /// Frees everything a request holds and forgets it; it is in no queue any more.
     fn vacate(&mut self, slot: u32) -> Result<()> {
+        self.take_back_names(slot)?;
         let entry = &mut self.entries[slot as usize];
         entry.state = State::Vacant;
         entry.generation = entry.generation.wrapping_add(1);

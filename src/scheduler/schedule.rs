@@ -71,25 +71,18 @@ impl Scheduler {
 
     /// Gives each running request its next tokens.
     fn run_running(&mut self, draft: &mut Draft) -> Result<()> {
-        let max_model_len = self.config.max_model_len as u32;
         let mut at = 0;
         while at < self.running.len() && draft.budget > 0 {
             let slot = self.running[at];
             let entry = &self.entries[slot as usize];
             at += 1;
-            // With overlap: the step in flight surely samples its last token.
-            let last_in_flight = entry.num_placeholders > 0
-                && entry.num_computed + 2 - entry.num_placeholders >= entry.max_total;
-            if entry.state == State::Ended || last_in_flight {
+            if entry.state == State::Ended {
                 continue;
             }
             let known = entry.num_tokens() + entry.draft.len() as u32 + entry.num_placeholders;
             let wanted = known.saturating_sub(entry.num_computed);
-            // Drafts past the last permitted token are not worth a block.
-            let room = match entry.capacity >= entry.max_kv() {
-                true => entry.capacity.min(max_model_len - 1) - entry.num_computed,
-                false => max_model_len - 1 - entry.num_computed,
-            };
+            // Nothing past its last token: not a draft, nor, with overlap, a step in vain.
+            let room = entry.max_kv().saturating_sub(entry.num_computed);
             let n = wanted.min(draft.per_request).min(draft.budget).min(room);
             // Its tokens are all in flight. Those behind it may run: not strictly FCFS, as in vLLM.
             if n == 0 {
@@ -145,8 +138,12 @@ impl Scheduler {
             draft.budget += row.num_tokens;
             self.undo_row(&row, &mut draft.step)?;
         }
+        self.take_back_names(slot)?;
         let entry = &mut self.entries[slot as usize];
-        entry.draft.clear();
+        if entry.num_in_flight == 0 {
+            // One in flight is still to be judged.
+            entry.draft.clear();
+        }
         // What is in flight was not undone by a swap: it will have run before the copy does.
         let swapped = self.config.swap && self.cache.swap_out(entry.seq).is_ok();
         if !swapped {
@@ -238,6 +235,11 @@ impl Scheduler {
             if draft.budget == 0 || self.running.len() >= self.config.max_num_seqs {
                 break Ok(());
             }
+            if let (Some(slot), HeadOfLine::Bypass { bound, .. }) = (head, self.policy.head_of_line)
+                && self.entries[slot as usize].passed >= bound
+            {
+                break Ok(());
+            }
             let Some(waiting) = self.policy.queue.peek(self.clock) else { break Ok(()) };
             // Samples of before its preemption are on their way: resuming now could sample a
             // position twice.
@@ -252,9 +254,9 @@ impl Scheduler {
                     Ok(false) => {}
                     Err(error) => break Err(error),
                 }
-                let first = *head.get_or_insert(waiting.slot);
-                if let HeadOfLine::Bypass { bound, lookahead } = self.policy.head_of_line {
-                    pass = bypassing < lookahead && self.entries[first as usize].passed < bound;
+                head.get_or_insert(waiting.slot);
+                if let HeadOfLine::Bypass { lookahead, .. } = self.policy.head_of_line {
+                    pass = bypassing < lookahead;
                     bypassing += 1;
                 }
             }

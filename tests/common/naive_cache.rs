@@ -134,9 +134,9 @@ impl NaiveCache {
         if !self.prefix_cache {
             return;
         }
-        for i in table.known..full {
-            if !self.is_named(table.blocks[i]) {
-                self.names.push((hashes[i], table.blocks[i]));
+        for (&block, &hash) in table.blocks.iter().zip(hashes).take(full).skip(table.known) {
+            if !self.is_named(block) {
+                self.names.push((hash, block));
             }
         }
         table.known = table.known.max(full);
@@ -145,9 +145,9 @@ impl NaiveCache {
     pub(crate) fn unregister(&mut self, table: &mut Table, num_tokens: usize) {
         let full = num_tokens / self.block_size;
         if self.prefix_cache && table.known > full {
-            for block in table.blocks[full..table.known].to_vec() {
+            table.blocks[full..table.known].iter().for_each(|&block| {
                 self.forget(block);
-            }
+            });
             table.known = full;
         }
     }
