@@ -44,7 +44,7 @@ pub(crate) enum Arrival {
 /// prompt_token_ids, output_len, and optionally arrival_s or arrival_step, priority, client,
 /// cache_salt.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, allow_negative_numbers = true)]
 pub(crate) struct Replay {
     /// The trace file; none for the built-in workload
     pub(crate) trace: Option<PathBuf>,

@@ -1,7 +1,8 @@
 //! `inflight replay`: one trace, several policies, side by side.
 
-use std::fs;
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use inflight::cache::ExtraKey;
@@ -23,7 +24,9 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     for notice in &setup.trace.notices {
         eprintln!("{}: {notice}", setup.trace.name);
     }
+    // All files are created before the work is done.
     let mut decisions = args.decisions.as_deref().map(create).transpose()?;
+    let files = Files::create(args)?;
     let progress = progress(setup.trace.rows.len() * setup.policies.len());
     let mut runs = Vec::new();
     for policy in &setup.policies {
@@ -45,9 +48,15 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     if let Some((file, path)) = decisions.zip(args.decisions.as_deref()) {
         file.finish().map_err(|error| unwritable(path, &error))?;
     }
-    println!("{}", heading(&setup));
-    print!("{}", table::render(&runs));
-    write_outputs(args, &setup, &runs)
+    files.write(&setup, &runs)?;
+    let text = format!("{}\n{}", heading(&setup), table::render(&runs));
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Run(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Every replayed request outputs the same tokens in every run.
@@ -84,25 +93,42 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Run(format!("{}: {error}", path.display()))
 }
 
-fn write_outputs(args: &Replay, setup: &Setup, runs: &[Run]) -> Result<(), Failure> {
-    let device = &setup.device_name;
-    let echo = setup.echo();
-    if let Some(path) = &args.json {
-        let config = echo.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
-        let config = serde_json::Value::Object(config);
-        let document = metrics::document(&setup.trace.name, device, config, runs);
-        let mut text = serde_json::to_string_pretty(&document)
-            .map_err(|error| Failure::Run(format!("--json: {error}")))?;
-        text.push('\n');
-        fs::write(path, text).map_err(|error| unwritable(path, &error))?;
+/// The files asked for beside the decisions.
+struct Files<'a> {
+    json: Option<(&'a Path, File)>,
+    report: Option<(&'a Path, File)>,
+}
+
+impl<'a> Files<'a> {
+    fn create(args: &'a Replay) -> Result<Self, Failure> {
+        let create = |path: &'a PathBuf| match File::create(path) {
+            Ok(file) => Ok((path.as_path(), file)),
+            Err(error) => Err(unwritable(path, &error)),
+        };
+        let [json, report] = [&args.json, &args.report].map(|path| path.as_ref().map(create));
+        Ok(Self { json: json.transpose()?, report: report.transpose()? })
     }
-    if let Some(path) = &args.report {
-        let config: Vec<_> =
-            echo.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
-        let page = report::html(&setup.trace.name, device, &config, runs);
-        fs::write(path, page).map_err(|error| unwritable(path, &error))?;
+
+    fn write(self, setup: &Setup, runs: &[Run]) -> Result<(), Failure> {
+        let device = &setup.device_name;
+        let echo = setup.echo();
+        if let Some((path, mut file)) = self.json {
+            let config = echo.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
+            let config = serde_json::Value::Object(config);
+            let document = metrics::document(&setup.trace.name, device, config, runs);
+            let mut text = serde_json::to_string_pretty(&document)
+                .map_err(|error| Failure::Run(format!("--json: {error}")))?;
+            text.push('\n');
+            file.write_all(text.as_bytes()).map_err(|error| unwritable(path, &error))?;
+        }
+        if let Some((path, mut file)) = self.report {
+            let config: Vec<_> =
+                echo.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
+            let page = report::html(&setup.trace.name, device, &config, runs);
+            file.write_all(page.as_bytes()).map_err(|error| unwritable(path, &error))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// One run of the trace under one policy.

@@ -113,6 +113,10 @@ fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
             blocks => blocks + 1,
         },
     };
+    if num_blocks < 2 {
+        let reason = "the null block and one more are the least";
+        return Err(usage(format!("--num-blocks {num_blocks}: {reason}")));
+    }
     let cache = CacheConfig {
         num_blocks,
         block_size: args.block_size,

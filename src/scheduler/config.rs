@@ -39,7 +39,11 @@ impl Config {
         Self {
             max_num_seqs: 256,
             max_num_batched_tokens: 8192,
-            max_model_len: cache.num_blocks.saturating_sub(1).saturating_mul(cache.block_size),
+            max_model_len: cache
+                .num_blocks
+                .saturating_sub(1)
+                .saturating_mul(cache.block_size)
+                .clamp(2, i32::MAX as usize),
             cache,
             chunked_prefill: true,
             long_prefill_token_threshold: 0,
