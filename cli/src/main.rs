@@ -10,6 +10,7 @@ mod setup;
 mod table;
 mod trace;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -23,6 +24,11 @@ pub(crate) enum Failure {
     Run(String),
 }
 
+/// Says something on standard error; where that is closed or full, nobody could be told of it.
+pub(crate) fn tell(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
 fn main() -> ExitCode {
     let args::Cli { command: args::Command::Replay(replay) } = args::Cli::parse();
     match replay::main(&replay) {
@@ -32,7 +38,7 @@ fn main() -> ExitCode {
                 Failure::Usage(what) => (2, what),
                 Failure::Run(what) => (1, what),
             };
-            eprintln!("inflight: {what}");
+            tell(&format!("inflight: {what}"));
             ExitCode::from(code)
         }
     }

@@ -10,19 +10,19 @@ use inflight::device::{Decisions as NoDevice, Device, Model};
 use inflight::engine::Ran;
 use inflight::{Engine, Error, Policy, Request, RequestId, Time, Token};
 
-use crate::Failure;
 use crate::args::Replay;
 use crate::decisions::Decisions;
 use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
 use crate::setup::{DeviceKind, Setup};
 use crate::trace::{self, Row};
+use crate::{Failure, tell};
 use crate::{report, table};
 
 /// Replays, prints, writes the files asked for.
 pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     let setup = Setup::new(args)?;
     for notice in &setup.trace.notices {
-        eprintln!("{}: {notice}", setup.trace.name);
+        tell(&format!("{}: {notice}", setup.trace.name));
     }
     // All files are created before the work is done.
     let mut decisions = args.decisions.as_deref().map(create).transpose()?;

@@ -89,6 +89,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::InvalidArgument`] naming `num_blocks` or `block_size`.
     pub fn new(config: CacheConfig) -> Result<Self> {
+        let pool = BlockPool::new(config.num_blocks)?;
         if config.block_size == 0 {
             return Err(Error::argument("block_size", "a block holds at least one token"));
         }
@@ -100,7 +101,7 @@ impl KvCache {
         }
         Ok(Self {
             block_size: config.block_size,
-            pool: BlockPool::new(config.num_blocks)?,
+            pool,
             prefix: config.prefix_cache.then(|| PrefixIndex::new(config.num_blocks)),
             tables: Tables::default(),
             host: HostPool::new(config.num_host_blocks),

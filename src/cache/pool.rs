@@ -38,8 +38,11 @@ impl BlockPool {
             return Err(Error::argument("num_blocks", "does not fit 32-bit block ids"));
         }
         let last = num_blocks as u32;
-        let mut blocks: Vec<Block> =
-            (0..=last).map(|i| Block { refs: 0, prev: i.wrapping_sub(1), next: i + 1 }).collect();
+        let mut blocks = Vec::new();
+        if blocks.try_reserve_exact(num_blocks + 1).is_err() {
+            return Err(Error::argument("num_blocks", "their records do not fit the memory"));
+        }
+        blocks.extend((0..=last).map(|i| Block { refs: 0, prev: i.wrapping_sub(1), next: i + 1 }));
         blocks[0] = Block { refs: 0, prev: UNLINKED, next: UNLINKED };
         blocks[1].prev = last;
         blocks[num_blocks].next = 1;

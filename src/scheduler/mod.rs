@@ -324,8 +324,12 @@ impl Scheduler {
     pub fn kv_slack(&self) -> usize {
         let slack = |&slot: &u32| {
             let entry = &self.entries[slot as usize];
-            let used = if entry.state == State::Ended { 0 } else { entry.num_computed };
-            (entry.capacity - used) as usize
+            if entry.state != State::Ended {
+                return (entry.capacity - entry.num_computed) as usize;
+            }
+            // What others share with it serves them.
+            let alone = |&&block: &&BlockId| self.cache.pool().refs(block) == 1;
+            self.cache.table(entry.seq).iter().filter(alone).count() * self.cache.block_size()
         };
         self.running.iter().map(slack).sum()
     }
