@@ -123,7 +123,7 @@ fn hash_ns(tokens: &[Token], block_size: usize) -> f64 {
 }
 
 /// A cache with some sequences registered in it, and their hashes.
-pub fn cached(sequences: usize, blocks: usize) -> (KvCache, Vec<Vec<BlockHash>>) {
+fn cached(sequences: usize, blocks: usize) -> (KvCache, Vec<Vec<BlockHash>>) {
     let mut rng = Rng(3);
     let config = CacheConfig {
         num_blocks: sequences * blocks + 1,

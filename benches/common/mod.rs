@@ -8,13 +8,13 @@ use inflight::cache::CacheConfig;
 use inflight::scheduler::Outputs;
 use inflight::{Config, Policy, Request, RequestId, Sampled, Scheduler, Step, Time, Token};
 
-pub const BLOCK_SIZE: usize = 16;
+pub(crate) const BLOCK_SIZE: usize = 16;
 
 /// SplitMix64: the same traffic in every run.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -25,26 +25,26 @@ impl Rng {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    pub fn lognormal(&mut self, median: f64, sigma: f64) -> u32 {
+    pub(crate) fn lognormal(&mut self, median: f64, sigma: f64) -> u32 {
         let (u, v) = (self.unit(), self.unit());
         let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
         (median * (sigma * normal).exp()).round().clamp(1.0, 8192.0) as u32
     }
 
-    pub fn tokens(&mut self, n: usize) -> Vec<Token> {
+    pub(crate) fn tokens(&mut self, n: usize) -> Vec<Token> {
         (0..n).map(|_| self.next() as Token % 128_000).collect()
     }
 }
 
 /// Median, and the 10th and 90th percentile.
 #[derive(Clone, Copy, Debug)]
-pub struct Spread {
-    pub median: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
     pub p10: f64,
     pub p90: f64,
 }
 
-pub fn spread(samples: &[f64]) -> Spread {
+pub(crate) fn spread(samples: &[f64]) -> Spread {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |q: f64| sorted[((sorted.len() - 1) as f64 * q).round() as usize];
@@ -52,7 +52,7 @@ pub fn spread(samples: &[f64]) -> Spread {
 }
 
 /// What a bench prints after criterion's own output.
-pub fn summary(name: &str, samples_us: &[f64], target_us: Option<f64>) {
+pub(crate) fn summary(name: &str, samples_us: &[f64], target_us: Option<f64>) {
     if samples_us.is_empty() {
         return;
     }
@@ -61,7 +61,7 @@ pub fn summary(name: &str, samples_us: &[f64], target_us: Option<f64>) {
     println!("{name}: {median:.2} us{target}, 10..90 % {p10:.2}..{p90:.2}");
 }
 
-pub fn micros(time: Duration) -> f64 {
+pub(crate) fn micros(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1e3
 }
 
@@ -86,7 +86,7 @@ struct Samples(Vec<Token>);
 
 impl Samples {
     fn new(rng: &mut Rng) -> Self {
-        Self(rng.tokens(1 << 16))
+        Self(rng.tokens(1 << 13))
     }
 
     fn of(&self, step: u64, n: usize) -> &[Token] {
@@ -100,8 +100,8 @@ impl Samples {
 ///
 /// Contexts have a mean of about 1,000 tokens. Requests live for 350 steps on average, so after
 /// the warm-up of 2,000 steps tables, token buffers, slots and the free queue are in no order.
-pub struct Decode {
-    pub scheduler: Scheduler,
+pub(crate) struct Decode {
+    pub(crate) scheduler: Scheduler,
     rng: Rng,
     samples: Samples,
     /// When each request leaves, in output tokens.
@@ -112,10 +112,10 @@ pub struct Decode {
     left: u32,
 }
 
-pub const STREAM: u32 = 64;
+pub(crate) const STREAM: u32 = 64;
 
 impl Decode {
-    pub fn new(running: usize, prefix_cache: bool) -> Self {
+    pub(crate) fn new(running: usize, prefix_cache: bool) -> Self {
         let mut rng = Rng(running as u64);
         let samples = Samples::new(&mut rng);
         let scheduler = scheduler(running, 8192, running * 96, prefix_cache);
@@ -152,7 +152,10 @@ impl Decode {
     }
 
     /// One decode step. The time is that of `schedule` and `commit` without `between`.
-    pub fn step<T>(&mut self, between: impl FnOnce(&Scheduler, &Step) -> T) -> (Duration, T) {
+    pub(crate) fn step<T>(
+        &mut self,
+        between: impl FnOnce(&Scheduler, &Step) -> T,
+    ) -> (Duration, T) {
         if self.left == 0 {
             self.churn();
         }
@@ -178,7 +181,7 @@ impl Decode {
         (scheduled + start.elapsed(), value, decode)
     }
 
-    pub fn mean_context(&self) -> f64 {
+    pub(crate) fn mean_context(&self) -> f64 {
         let snapshot = |&(id, _): &(RequestId, u32)| self.scheduler.snapshot(id);
         let tokens: u32 = self.wanted.iter().filter_map(snapshot).map(|s| s.num_computed).sum();
         f64::from(tokens) / self.wanted.len() as f64
@@ -187,20 +190,20 @@ impl Decode {
 
 /// What requests a [`Life`] serves, and with what.
 #[derive(Clone, Copy)]
-pub struct Shape {
-    pub running: usize,
-    pub budget: usize,
-    pub num_blocks: usize,
-    pub prefix_cache: bool,
+pub(crate) struct Shape {
+    pub(crate) running: usize,
+    pub(crate) budget: usize,
+    pub(crate) num_blocks: usize,
+    pub(crate) prefix_cache: bool,
     /// Tokens that all prompts start with.
-    pub shared: usize,
-    pub prompt: (f64, f64),
-    pub output: (f64, f64),
+    pub(crate) shared: usize,
+    pub(crate) prompt: (f64, f64),
+    pub(crate) output: (f64, f64),
 }
 
 impl Shape {
     /// Unique prompts of 256 and outputs of 128 tokens, median; a pool that nobody fills up.
-    pub const UNIQUE: Self = Self {
+    pub(crate) const UNIQUE: Self = Self {
         running: 256,
         budget: 2048,
         num_blocks: 32_768,
@@ -212,8 +215,8 @@ impl Shape {
 }
 
 /// A closed loop of whole lives: a request that ends is replaced by another.
-pub struct Life {
-    pub scheduler: Scheduler,
+pub(crate) struct Life {
+    pub(crate) scheduler: Scheduler,
     shape: Shape,
     rng: Rng,
     samples: Samples,
@@ -224,26 +227,26 @@ pub struct Life {
 
 /// Where a closed loop spent its time.
 #[derive(Default)]
-pub struct Spent {
-    pub submit: Duration,
+pub(crate) struct Spent {
+    pub(crate) submit: Duration,
     /// Of each step, `schedule` and `commit`.
-    pub steps: Vec<f64>,
-    pub rows: usize,
-    pub tokens: usize,
-    pub admitted: usize,
-    pub preempted: usize,
-    pub requests: usize,
+    pub(crate) steps: Vec<f64>,
+    pub(crate) rows: usize,
+    pub(crate) tokens: usize,
+    pub(crate) admitted: usize,
+    pub(crate) preempted: usize,
+    pub(crate) requests: usize,
 }
 
 impl Spent {
     /// Microseconds a request, submit included.
-    pub fn per_request(&self) -> f64 {
+    pub(crate) fn per_request(&self) -> f64 {
         (micros(self.submit) + self.steps.iter().sum::<f64>()) / self.requests as f64
     }
 }
 
 impl Life {
-    pub fn new(shape: Shape) -> Self {
+    pub(crate) fn new(shape: Shape) -> Self {
         let mut rng = Rng(7);
         let samples = Samples::new(&mut rng);
         let shared = rng.tokens(shape.shared);
@@ -258,7 +261,7 @@ impl Life {
     }
 
     /// Runs until so many requests have ended.
-    pub fn run(&mut self, requests: usize) -> Spent {
+    pub(crate) fn run(&mut self, requests: usize) -> Spent {
         let mut spent = Spent::default();
         while spent.requests < requests {
             // Somebody always waits, so that admissions are tried in each step.
