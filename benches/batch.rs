@@ -30,7 +30,7 @@ fn batches(c: &mut Criterion) {
         group.bench_function(format!("rebuilt/{rows}"), |b| {
             let load = load.get_or_insert_with(|| Decode::new(rows, false));
             // A builder without a past writes everything.
-            let mut fresh = || BatchBuilder::new(RowBuckets::none(), None);
+            let fresh = || BatchBuilder::new(RowBuckets::none(), None);
             b.iter_custom(|times| (0..times).map(|_| build(load, &mut fresh())).sum());
         });
     }

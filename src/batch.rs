@@ -240,7 +240,7 @@ impl RaggedBatch {
 }
 
 /// Block tables as a dense matrix, one row a row of the batch, `width` columns; 0, the null
-/// block, past a row's end. It stays resident: a device copies what [`changed`](Self::changed)
+/// block, past a row's end; rows past the batch's last keep what they had. It stays resident: a device copies what [`changed`](Self::changed)
 /// names.
 #[derive(Clone, Debug, Default)]
 pub struct DenseTable {
@@ -312,7 +312,7 @@ impl BatchBuilder {
         Self { buckets, dense, ..Self::default() }
     }
 
-    /// The last batch built.
+    /// The last batch built; half written when the last build failed.
     #[must_use]
     pub fn batch(&self) -> &RaggedBatch {
         &self.batch

@@ -13,10 +13,10 @@ mod workload;
 
 use bench::{Bench, cached, limits, request};
 use inflight::scheduler::HeadOfLine;
-use inflight::scheduler::capacity::Orca;
-use inflight::scheduler::preempt::LeastComputed;
+use inflight::scheduler::capacity::{Candidate, Capacity, Occupancy, Optimistic, Orca, Verdict};
+use inflight::scheduler::preempt::{LeastComputed, Running, Victim};
 use inflight::scheduler::queue::{Ageing, Priority};
-use inflight::{Config, FinishReason, Policy, Request, RequestId, Sampled, Time};
+use inflight::{Config, Error, FinishReason, Policy, Request, RequestId, Sampled, StepId, Time};
 use rng::Rng;
 use workload::random_job;
 
@@ -317,6 +317,20 @@ fn the_least_urgent_gives_way_even_if_it_was_scheduled_already() {
 }
 
 #[test]
+fn the_tokens_of_a_row_that_gave_way_go_to_others() {
+    let capacity = Box::new(Optimistic { watermark: 0.0, whole_prompt_must_fit: false });
+    let config = Config { max_num_batched_tokens: 6, ..limits(17, 1) };
+    let mut bench = Bench::with(config, Policy { capacity, ..Policy::priority() });
+    bench.take(prioritised(0, 4, 5, 5));
+    assert_eq!(bench.turn(1).0, [(0, 0, 4)]);
+    bench.take(prioritised(1, 5, 5, 0)).take(prioritised(2, 12, 1, 0));
+    assert_eq!(bench.turn(1).0, [(0, 4, 1), (1, 0, 5)]);
+    assert_eq!(bench.turn(1).0, [(0, 5, 1), (1, 5, 1), (2, 0, 4)], "16 of 17 blocks");
+    let step = bench.schedule();
+    assert_eq!((bench.rows(step), bench.preempted(step)), (vec![(1, 6, 1), (2, 4, 5)], vec![0]));
+}
+
+#[test]
 fn victims_differ_by_policy() {
     let running = |victim: Policy| {
         let mut bench =
@@ -406,4 +420,57 @@ fn policies_have_names() {
     let error = Policy::by_name("fifo").err().expect("no such policy");
     assert_eq!(bench::field(error.clone()), "policy");
     assert!(Policy::NAMES.iter().all(|name| error.to_string().contains(name)), "{error}");
+}
+
+// Parts of one's own.
+
+#[test]
+fn a_watermark_is_kept_while_others_run() {
+    let capacity = Optimistic { watermark: 0.5, whole_prompt_must_fit: true };
+    let policy = Policy { capacity: Box::new(capacity), ..Policy::default() };
+    let mut bench = Bench::with(limits(10, 1), policy);
+    // Half of 11 blocks is 5 whole ones. Alone, anybody may have them.
+    bench.submit(0, 7, 2);
+    assert_eq!(bench.turn(1).0, [(0, 0, 7)]);
+    bench.submit(1, 3, 1).submit(2, 1, 1);
+    assert_eq!(bench.turn(1).0, [(0, 7, 1)], "3 + 5 are not free, and the line is strict");
+    assert_eq!(bench.turn(1).0, [(1, 0, 3), (2, 0, 1)], "7 are left, then 5 + 1");
+}
+
+struct Nobody;
+
+impl Capacity for Nobody {
+    fn admit(&mut self, _: &Candidate, _: &Occupancy) -> Verdict {
+        Verdict::Wait
+    }
+}
+
+impl Victim for Nobody {
+    fn choose(&self, running: &mut dyn ExactSizeIterator<Item = Running>) -> usize {
+        running.len()
+    }
+}
+
+#[test]
+fn a_policy_that_lets_nobody_run_is_found_out() {
+    let policy = Policy { capacity: Box::new(Nobody), ..Policy::default() };
+    let mut bench = Bench::with(limits(10, 4), policy);
+    assert!(bench.s.schedule(Time(0)).expect("nobody is there").is_empty());
+    bench.commit(StepId(0), &[]);
+    bench.submit(3, 6, 1);
+    let error = bench.refused(|s| s.schedule(Time(1)).cloned());
+    assert_eq!(error, Error::Stalled { head: RequestId(3), needed: 2, free: 10 });
+    bench.s.cancel(RequestId(3)).expect("it waits");
+    assert_eq!(bench.schedule(), StepId(1), "the number of a step that failed is not lost");
+}
+
+#[test]
+fn who_finds_no_block_and_no_victim_waits_for_one() {
+    let policy = Policy { victim: Box::new(Nobody), ..Policy::default() };
+    let mut bench = Bench::with(limits(9, 1), policy);
+    bench.submit(0, 4, 2).submit(1, 4, 3);
+    bench.turn(1);
+    assert_eq!(bench.turn(1).0, [(0, 4, 1)], "and ends");
+    assert_eq!(bench.turn(1).0, [(1, 4, 1)]);
+    assert_eq!(bench.s.stats().preemptions, 0);
 }

@@ -8,8 +8,6 @@ mod refused_calls;
 use bench::{Bench, cached, field, limits, request};
 use inflight::cache::ExtraKey;
 use inflight::request::Repetition;
-use inflight::scheduler::capacity::{Candidate, Capacity, Occupancy, Optimistic, Verdict};
-use inflight::scheduler::preempt::{Running, Victim};
 use inflight::{Config, Error, FinishReason, Policy, Request, RequestId, Sampled};
 use inflight::{StepId, Time, Token};
 
@@ -353,6 +351,26 @@ fn a_block_that_was_never_swapped_in_is_never_found() {
     assert_eq!(bench.turn(7).0, [(1, 0, 3)]);
 }
 
+#[test]
+fn nor_is_one_whose_step_was_abandoned_after_another_with_copies() {
+    let mut config = Config { swap: true, max_steps_in_flight: 2, ..cached(10, 1) };
+    config.long_prefill_token_threshold = 3;
+    config.cache.num_host_blocks = 10;
+    let mut bench = Bench::new(config);
+    bench.submit(0, 9, 1).submit(1, 3, 5);
+    assert_eq!(bench.turn(1).0, [(0, 0, 3), (1, 0, 3)]);
+    let [second, third] = [0; 2].map(|_| bench.schedule());
+    assert_eq!(bench.rows(second), [(0, 3, 3), (1, 3, 1)]);
+    assert_eq!((bench.rows(third), bench.preempted(third)), (vec![(0, 6, 3)], vec![1]));
+    assert_eq!(bench.s.step(third).expect("in flight").block_ops().len(), 4);
+    for step in [third, second] {
+        bench.s.abandon(step).expect("the newest");
+        bench.s.verify().expect("every invariant");
+    }
+    let step = bench.schedule();
+    assert_eq!(bench.rows(step)[0], (0, 3, 3), "only three tokens were ever computed");
+}
+
 // Drafts.
 
 fn drafted(draft: &[Token]) -> (Bench, StepId) {
@@ -442,57 +460,4 @@ fn drafts_need_their_past() {
     let _ = bench.s.set_draft(RequestId(0), &[1]);
     let step = bench.schedule();
     assert_eq!(bench.rows(step), []);
-}
-
-// Parts of one's own.
-
-#[test]
-fn a_watermark_is_kept_while_others_run() {
-    let capacity = Optimistic { watermark: 0.5, whole_prompt_must_fit: true };
-    let policy = Policy { capacity: Box::new(capacity), ..Policy::default() };
-    let mut bench = Bench::with(limits(10, 1), policy);
-    // Half of 11 blocks is 5 whole ones. Alone, anybody may have them.
-    bench.submit(0, 7, 2);
-    assert_eq!(bench.turn(1).0, [(0, 0, 7)]);
-    bench.submit(1, 3, 1).submit(2, 1, 1);
-    assert_eq!(bench.turn(1).0, [(0, 7, 1)], "3 + 5 are not free, and the line is strict");
-    assert_eq!(bench.turn(1).0, [(1, 0, 3), (2, 0, 1)], "7 are left, then 5 + 1");
-}
-
-struct Nobody;
-
-impl Capacity for Nobody {
-    fn admit(&mut self, _: &Candidate, _: &Occupancy) -> Verdict {
-        Verdict::Wait
-    }
-}
-
-impl Victim for Nobody {
-    fn choose(&self, running: &mut dyn ExactSizeIterator<Item = Running>) -> usize {
-        running.len()
-    }
-}
-
-#[test]
-fn a_policy_that_lets_nobody_run_is_found_out() {
-    let policy = Policy { capacity: Box::new(Nobody), ..Policy::default() };
-    let mut bench = Bench::with(limits(10, 4), policy);
-    assert!(bench.s.schedule(Time(0)).expect("nobody is there").is_empty());
-    bench.commit(StepId(0), &[]);
-    bench.submit(3, 6, 1);
-    let error = bench.refused(|s| s.schedule(Time(1)).cloned());
-    assert_eq!(error, Error::Stalled { head: RequestId(3), needed: 2, free: 10 });
-    bench.s.cancel(RequestId(3)).expect("it waits");
-    assert_eq!(bench.schedule(), StepId(1), "the number of a step that failed is not lost");
-}
-
-#[test]
-fn who_finds_no_block_and_no_victim_waits_for_one() {
-    let policy = Policy { victim: Box::new(Nobody), ..Policy::default() };
-    let mut bench = Bench::with(limits(9, 1), policy);
-    bench.submit(0, 4, 2).submit(1, 4, 3);
-    bench.turn(1);
-    assert_eq!(bench.turn(1).0, [(0, 4, 1)], "and ends");
-    assert_eq!(bench.turn(1).0, [(1, 4, 1)]);
-    assert_eq!(bench.s.stats().preemptions, 0);
 }

@@ -1,15 +1,17 @@
 //! Which cached block holds a content: hash -> blocks.
 
+use std::collections::HashMap;
+
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::hash::BlockHash;
 use crate::error::{Error, Result};
 use crate::types::BlockId;
 
+/// Neighbours in a ring of blocks of one content.
 #[derive(Clone, Copy)]
-struct Entry {
-    hash: BlockHash,
-    /// Neighbours in the ring of blocks of the same content; the block itself when alone.
+struct Twin {
     prev: u32,
     next: u32,
 }
@@ -20,20 +22,31 @@ struct Entry {
 /// in the order they came, since a block table never changes behind a sequence that is running;
 /// a look-up finds the oldest.
 pub(super) struct PrefixIndex {
-    /// The oldest block of each content.
-    heads: HashTable<u32>,
-    /// By block id; `None` for blocks that hold no known content.
-    entries: Vec<Option<Entry>>,
+    /// The oldest block of each content, with the tag of its hash: probing reads no other memory.
+    heads: HashTable<(u64, u32)>,
+    /// By block id: the tag of its hash, 0 for a block of no known content.
+    tags: Vec<u64>,
+    /// By block id; means something where the tag does.
+    hashes: Vec<BlockHash>,
+    /// Blocks whose content another one holds too.
+    twins: HashMap<u32, Twin>,
     len: usize,
+}
+
+/// 63 bits of the hash, never 0.
+fn tag(hash: &BlockHash) -> u64 {
+    hash.bucket() | 1
 }
 
 impl PrefixIndex {
     pub(super) fn new(num_blocks: usize) -> Self {
-        // Twice what it can hold: a table at most half full makes room for new names by tidying
-        // up in place, and never allocates.
         Self {
+            // Twice what it can hold: a table at most half full makes room for new names by tidying
+            // up in place, and never allocates.
             heads: HashTable::with_capacity(2 * num_blocks),
-            entries: vec![None; num_blocks],
+            tags: vec![0; num_blocks],
+            hashes: vec![BlockHash([0; 32]); num_blocks],
+            twins: HashMap::new(),
             len: 0,
         }
     }
@@ -44,17 +57,14 @@ impl PrefixIndex {
     }
 
     pub(super) fn contains(&self, block: BlockId) -> bool {
-        matches!(self.entries.get(block.index()), Some(Some(_)))
+        self.tags.get(block.index()).is_some_and(|&tag| tag != 0)
     }
 
     /// The oldest block with this content.
     pub(super) fn find(&self, hash: &BlockHash) -> Option<BlockId> {
-        let same = |&head: &u32| self.entry(head).is_some_and(|e| e.hash == *hash);
-        self.heads.find(hash.bucket(), same).map(|&head| BlockId(head))
-    }
-
-    fn entry(&self, block: u32) -> Option<&Entry> {
-        self.entries[block as usize].as_ref()
+        let wanted = tag(hash);
+        let same = |&(tag, head): &(u64, u32)| tag == wanted && self.hashes[head as usize] == *hash;
+        self.heads.find(wanted, same).map(|&(_, head)| BlockId(head))
     }
 
     /// Records the content of a block that has none.
@@ -62,96 +72,110 @@ impl PrefixIndex {
         if self.contains(block) {
             return;
         }
-        let id = block.0;
-        let alone = Entry { hash, prev: id, next: id };
+        let (id, wanted) = (block.0, tag(&hash));
         self.len += 1;
-        let Some(BlockId(head)) = self.find(&hash) else {
-            self.entries[block.index()] = Some(alone);
-            let entries = &self.entries;
-            let rehash = |&b: &u32| entries[b as usize].map_or(0, |e| e.hash.bucket());
-            self.heads.insert_unique(hash.bucket(), id, rehash);
-            return;
+        self.tags[block.index()] = wanted;
+        self.hashes[block.index()] = hash;
+        let hashes = &self.hashes;
+        let same = |&(tag, head): &(u64, u32)| tag == wanted && hashes[head as usize] == hash;
+        let head = match self.heads.entry(wanted, same, |&(tag, _)| tag) {
+            Entry::Occupied(entry) => entry.get().1,
+            Entry::Vacant(entry) => {
+                entry.insert((wanted, id));
+                return;
+            }
         };
-        let tail = self.entry(head).map_or(head, |e| e.prev);
-        self.entries[block.index()] = Some(Entry { prev: tail, next: head, ..alone });
-        self.set_next(tail, id);
-        self.set_prev(head, id);
+        let tail = self.twins.entry(head).or_insert(Twin { prev: head, next: head }).prev;
+        self.twins.insert(id, Twin { prev: tail, next: head });
+        self.link(tail, id);
+        self.link(id, head);
+    }
+
+    /// Makes two blocks of a ring neighbours.
+    fn link(&mut self, before: u32, after: u32) {
+        if let Some(twin) = self.twins.get_mut(&before) {
+            twin.next = after;
+        }
+        if let Some(twin) = self.twins.get_mut(&after) {
+            twin.prev = before;
+        }
     }
 
     /// Forgets the content of `block`; true when it had one.
     pub(super) fn remove(&mut self, block: BlockId) -> bool {
-        let Some(Entry { hash, prev, next }) = self.entries[block.index()] else {
+        if !self.contains(block) {
             return false;
-        };
-        self.len -= 1;
-        let id = block.0;
-        // The head is found by its own id, before its entry goes.
-        if let Ok(mut slot) = self.heads.find_entry(hash.bucket(), |&head| head == id) {
-            if next == id {
-                slot.remove();
-            } else {
-                *slot.get_mut() = next;
-            }
         }
-        self.entries[block.index()] = None;
-        if next != id {
-            self.set_next(prev, next);
-            self.set_prev(next, prev);
+        let (id, tag) = (block.0, std::mem::take(&mut self.tags[block.index()]));
+        self.len -= 1;
+        let heir = self.leave_ring(id);
+        // Found by its own id: a block that is no head leaves the table as it is.
+        if let Ok(mut slot) = self.heads.find_entry(tag, |&(_, head)| head == id) {
+            match heir {
+                Some(next) => slot.get_mut().1 = next,
+                None => {
+                    slot.remove();
+                }
+            }
         }
         true
     }
 
-    fn set_next(&mut self, block: u32, next: u32) {
-        if let Some(entry) = &mut self.entries[block as usize] {
-            entry.next = next;
+    /// Takes a block out of its ring; the one after it, if there is a ring.
+    fn leave_ring(&mut self, id: u32) -> Option<u32> {
+        if self.twins.is_empty() {
+            return None;
         }
-    }
-
-    fn set_prev(&mut self, block: u32, prev: u32) {
-        if let Some(entry) = &mut self.entries[block as usize] {
-            entry.prev = prev;
+        let Twin { prev, next } = self.twins.remove(&id)?;
+        if prev == next {
+            // The other is alone now.
+            self.twins.remove(&next);
+        } else {
+            self.link(prev, next);
         }
+        Some(next)
     }
 
     pub(super) fn clear(&mut self) {
         self.heads.clear();
-        self.entries.fill(None);
+        self.twins.clear();
+        self.tags.fill(0);
         self.len = 0;
     }
 
     /// Checks that every block with a content is reached from its head exactly once.
     pub(super) fn verify(&self) -> Result<()> {
+        let corrupt = |what: String| Err(Error::Corrupt(what));
         let mut reached = 0;
-        for &head in &self.heads {
+        for &(tag_of_head, head) in &self.heads {
+            let hash = self.hashes[head as usize];
             let mut at = head;
             loop {
-                let (Some(entry), Some(first)) = (self.entry(at), self.entry(head)) else {
-                    return Err(Error::Corrupt(format!(
-                        "prefix index names block {at} without hash"
-                    )));
-                };
-                let back = self.entry(entry.next).map(|e| e.prev);
-                if entry.hash != first.hash || back != Some(at) {
-                    return Err(Error::Corrupt(format!(
-                        "prefix ring of block {head} breaks at {at}"
-                    )));
+                let here = self.hashes[at as usize];
+                if self.tags[at as usize] != tag(&here) || here != hash || tag_of_head != tag(&hash)
+                {
+                    return corrupt(format!(
+                        "the prefix index finds block {at} under another name"
+                    ));
                 }
                 reached += 1;
-                at = entry.next;
+                let next = self.twins.get(&at).map_or(head, |twin| twin.next);
+                let back = self.twins.get(&next).map_or(at, |twin| twin.prev);
+                if back != at || reached > self.len {
+                    return corrupt(format!("the ring of block {head} breaks at {at}"));
+                }
+                at = next;
                 if at == head {
                     break;
                 }
-                if reached > self.len {
-                    return Err(Error::Corrupt("prefix ring without end".into()));
-                }
             }
         }
-        let present = self.entries.iter().flatten().count();
+        let present = self.tags.iter().filter(|&&tag| tag != 0).count();
         if reached != self.len || present != self.len {
-            return Err(Error::Corrupt(format!(
-                "prefix index counts {}, holds {present}, reaches {reached}",
-                self.len
-            )));
+            let len = self.len;
+            return corrupt(format!(
+                "prefix index counts {len}, holds {present}, reaches {reached}"
+            ));
         }
         Ok(())
     }

@@ -34,9 +34,7 @@ impl Scheduler {
             if entry.generation != row.generation || entry.state == State::Vacant {
                 continue;
             }
-            entry.num_in_flight -= row.num_tokens;
-            let stale = entry.num_stale > 0;
-            entry.num_stale = entry.num_stale.saturating_sub(row.num_tokens);
+            let stale = entry.land(row.num_tokens);
             if !row.samples || entry.state == State::Ended {
                 continue;
             }
@@ -143,11 +141,10 @@ impl Scheduler {
             if entry.generation != row.generation || entry.state == State::Vacant {
                 continue;
             }
-            entry.draft.clear();
+            entry.cut_draft(0);
             if entry.state == State::Waiting {
                 // Preempted by a later step: what it held is gone already.
-                entry.num_in_flight -= row.num_tokens;
-                entry.num_stale = entry.num_stale.saturating_sub(row.num_tokens);
+                entry.land(row.num_tokens);
                 continue;
             }
             self.undo_row(row, &mut step)?;
@@ -213,7 +210,7 @@ impl Scheduler {
         self.take_back_names(slot)?;
         let entry = &mut self.entries[slot as usize];
         entry.num_computed = 0;
-        entry.num_stale = entry.num_in_flight;
+        entry.set_stale();
         entry.num_placeholders = 0;
         entry.capacity = 0;
         self.cache.free(entry.seq)
@@ -279,7 +276,7 @@ fn accept(
     delivered: &mut Vec<Token>,
 ) -> Option<FinishReason> {
     let rejected = num_draft - (given.len() as u32 - 1);
-    entry.draft.clear();
+    entry.cut_draft(0);
     if !stale {
         entry.num_computed -= rejected;
         entry.num_placeholders = entry.num_placeholders.saturating_sub(1);

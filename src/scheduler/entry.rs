@@ -18,16 +18,13 @@ pub(super) enum State {
     Ended,
 }
 
-/// What a decode step touches comes first: one cache line of counters, then the tokens.
-#[repr(C)]
+/// What a decode step touches is one cache line, and the end of the tokens.
+#[repr(C, align(64))]
 pub(super) struct Entry {
     /// Tokens whose KV is computed, or will be when all steps in flight have run.
     pub(super) num_computed: u32,
     /// Tokens in flight, those of steps that a preemption made stale included.
     pub(super) num_in_flight: u32,
-    /// Tokens in flight from before its last preemption: their samples are delivered, but they no
-    /// longer count as computed.
-    pub(super) num_stale: u32,
     /// Samples in flight that later steps build on; 0 without overlap.
     pub(super) num_placeholders: u32,
     /// Tokens its blocks hold.
@@ -40,11 +37,18 @@ pub(super) struct Entry {
     pub(super) max_total: u32,
     pub(super) generation: u32,
     pub(super) state: State,
+    /// Whether any of the fields below the first line says something: drafts, stale tokens, stop
+    /// tokens, a repetition rule. What changes them calls [`Entry::note`].
+    unusual: bool,
+    has_eos: bool,
+    eos: Token,
     /// Prompt and output.
     pub(super) tokens: Vec<Token>,
     pub(super) draft: Vec<Token>,
+    /// Tokens in flight from before its last preemption: their samples are delivered, but they no
+    /// longer count as computed.
+    num_stale: u32,
     pub(super) id: RequestId,
-    pub(super) eos: Option<Token>,
     pub(super) stop_tokens: Vec<Token>,
     pub(super) min_tokens: u32,
     pub(super) repetition: Option<Repetition>,
@@ -64,10 +68,9 @@ impl Entry {
     pub(super) fn new(request: Request, waiting: Waiting, seq: SeqId, limits: (u32, u32)) -> Self {
         let (max_model_len, block_size) = limits;
         let num_prompt = request.prompt.len() as u32;
-        Self {
+        let mut entry = Self {
             num_computed: 0,
             num_in_flight: 0,
-            num_stale: 0,
             num_placeholders: 0,
             capacity: 0,
             name_at: u32::MAX,
@@ -75,10 +78,13 @@ impl Entry {
             max_total: num_prompt.saturating_add(request.max_tokens).min(max_model_len),
             generation: 0,
             state: State::Waiting,
+            unusual: false,
+            has_eos: request.eos.is_some(),
+            eos: request.eos.unwrap_or_default(),
             tokens: request.prompt,
             draft: Vec::new(),
+            num_stale: 0,
             id: request.id,
-            eos: request.eos,
             stop_tokens: request.stop_tokens,
             min_tokens: request.min_tokens,
             repetition: request.repetition,
@@ -90,7 +96,59 @@ impl Entry {
             last_sample: (StepId(0), 0),
             passed: 0,
             client: request.client,
+        };
+        entry.note();
+        entry
+    }
+
+    /// Keeps `unusual` true to the fields it speaks of.
+    fn note(&mut self) {
+        self.unusual = !self.draft.is_empty()
+            || self.num_stale > 0
+            || !self.stop_tokens.is_empty()
+            || self.repetition.is_some();
+    }
+
+    /// Draft tokens after the known ones.
+    pub(super) fn num_draft(&self) -> u32 {
+        if self.unusual { self.draft.len() as u32 } else { 0 }
+    }
+
+    /// Replaces the draft.
+    pub(super) fn set_draft(&mut self, draft: &[Token]) {
+        self.draft.clear();
+        self.draft.extend_from_slice(draft);
+        self.note();
+    }
+
+    /// Drops the draft's tokens beyond the first `len`.
+    pub(super) fn cut_draft(&mut self, len: u32) {
+        if self.unusual {
+            self.draft.truncate(len as usize);
+            self.note();
         }
+    }
+
+    /// Tokens in flight from before its last preemption.
+    pub(super) fn num_stale(&self) -> u32 {
+        if self.unusual { self.num_stale } else { 0 }
+    }
+
+    /// All that is in flight no longer counts as computed.
+    pub(super) fn set_stale(&mut self) {
+        self.num_stale = self.num_in_flight;
+        self.note();
+    }
+
+    /// Takes `n` tokens out of flight; whether they were stale.
+    pub(super) fn land(&mut self, n: u32) -> bool {
+        self.num_in_flight -= n;
+        let stale = self.num_stale() > 0;
+        if stale {
+            self.num_stale = self.num_stale.saturating_sub(n);
+            self.note();
+        }
+        stale
     }
 
     pub(super) fn num_tokens(&self) -> u32 {
@@ -110,16 +168,16 @@ impl Entry {
     /// `check_stop`): a sampled end counts even below `min_tokens`, and so does the length.
     pub(super) fn push(&mut self, token: Token) -> Option<FinishReason> {
         self.tokens.push(token);
-        if self.eos == Some(token) {
+        if self.has_eos && self.eos == token {
             return Some(FinishReason::Eos);
         }
-        if !self.stop_tokens.is_empty() && self.stop_tokens.contains(&token) {
+        if self.unusual && self.stop_tokens.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
         if self.num_tokens() >= self.max_total {
             return Some(FinishReason::Length);
         }
-        let rule = self.repetition?;
+        let rule = self.unusual.then_some(self.repetition).flatten()?;
         let output = &self.tokens[self.num_prompt as usize..];
         let late_enough = output.len() as u32 >= self.min_tokens;
         (late_enough && rule.found_in(output)).then_some(FinishReason::Repetition)

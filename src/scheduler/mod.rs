@@ -93,6 +93,8 @@ pub struct Scheduler {
     policy: Policy,
     cache: KvCache,
     entries: Vec<Entry>,
+    /// By slot, apart from the entries: a step's rows name their requests.
+    ids: Vec<RequestId>,
     vacant: Vec<u32>,
     by_id: HashMap<RequestId, u32>,
     /// In order of admission.
@@ -127,6 +129,7 @@ impl Scheduler {
             config,
             policy,
             entries: Vec::new(),
+            ids: Vec::new(),
             vacant: Vec::new(),
             by_id: HashMap::new(),
             running: Vec::with_capacity(config.max_num_seqs.min(1 << 16)),
@@ -169,11 +172,15 @@ impl Scheduler {
         self.policy.queue.push(waiting);
         match self.vacant.pop() {
             Some(slot) => {
+                self.ids[slot as usize] = entry.id;
                 let old = &mut self.entries[slot as usize];
                 entry.generation = old.generation;
                 *old = entry;
             }
-            None => self.entries.push(entry),
+            None => {
+                self.ids.push(entry.id);
+                self.entries.push(entry);
+            }
         }
         Ok(())
     }
@@ -254,8 +261,7 @@ impl Scheduler {
         if entry.num_in_flight > 0 {
             return Err(Error::argument("draft", format!("request {id} has tokens in flight")));
         }
-        entry.draft.clear();
-        entry.draft.extend_from_slice(draft);
+        entry.set_draft(draft);
         Ok(())
     }
 

@@ -79,7 +79,7 @@ impl Scheduler {
             if entry.state == State::Ended {
                 continue;
             }
-            let known = entry.num_tokens() + entry.draft.len() as u32 + entry.num_placeholders;
+            let known = entry.num_tokens() + entry.num_draft() + entry.num_placeholders;
             let wanted = known.saturating_sub(entry.num_computed);
             // Nothing past its last token: not a draft, nor, with overlap, a step in vain.
             let room = entry.max_kv().saturating_sub(entry.num_computed);
@@ -142,14 +142,14 @@ impl Scheduler {
         let entry = &mut self.entries[slot as usize];
         if entry.num_in_flight == 0 {
             // One in flight is still to be judged.
-            entry.draft.clear();
+            entry.cut_draft(0);
         }
         // What is in flight was not undone by a swap: it will have run before the copy does.
         let swapped = self.config.swap && self.cache.swap_out(entry.seq).is_ok();
         if !swapped {
             self.cache.free(entry.seq)?;
             entry.num_computed = 0;
-            entry.num_stale = entry.num_in_flight;
+            entry.set_stale();
             entry.num_placeholders = 0;
         }
         entry.capacity = 0;
@@ -179,7 +179,7 @@ impl Scheduler {
         let known = num_tokens + entry.num_placeholders;
         let samples = end >= known;
         let num_draft = end.saturating_sub(known);
-        entry.draft.truncate(num_draft as usize);
+        entry.cut_draft(num_draft);
         let num_output = known - entry.num_prompt;
         entry.num_computed = end;
         entry.num_in_flight += n;
@@ -192,7 +192,7 @@ impl Scheduler {
         }
         draft.budget = draft.budget.saturating_sub(n);
         step.rows.push(Row {
-            id: entry.id,
+            id: self.ids[slot as usize],
             slot,
             generation: entry.generation,
             num_tokens: n,

@@ -41,17 +41,18 @@ impl Scheduler {
                     "request {id}: {computed} computed tokens, {table} blocks"
                 ));
             }
-            let known = entry.num_tokens() + entry.draft.len() as u32 + entry.num_placeholders;
+            let known = entry.num_tokens() + entry.num_draft() + entry.num_placeholders;
             if entry.num_computed > known || entry.num_tokens() > entry.max_total {
                 return corrupt(format!("request {id} is ahead of its tokens"));
             }
             let mine = self.in_flight.iter().flat_map(|step| &step.rows);
             let mine = mine.filter(|r| here(&r.slot) && r.generation == entry.generation);
             let in_flight: u32 = mine.map(|row| row.num_tokens).sum();
-            if in_flight != entry.num_in_flight || entry.num_stale > in_flight {
+            if in_flight != entry.num_in_flight || entry.num_stale() > in_flight {
                 return corrupt(format!(
                     "request {id}: {in_flight} tokens in flight, {} counted, {} stale",
-                    entry.num_in_flight, entry.num_stale
+                    entry.num_in_flight,
+                    entry.num_stale()
                 ));
             }
         }

@@ -207,7 +207,8 @@ impl World {
         self.counts.add("steps", 1);
         let now = Time(self.counts.of("steps") as u64);
         let step = self.scheduler.schedule(now).expect("somebody can run").clone();
-        if self.rng.chance(1) && !step.is_empty() {
+        // Of two faults either may be named: there is one at a time.
+        if self.rng.chance(1) && !step.is_empty() && self.too_wide(&step).is_empty() {
             let at = self.rng.below(step.rows().len());
             let id = step.rows()[at].id;
             if self.truths.contains_key(&id.0) {
@@ -222,7 +223,9 @@ impl World {
             Err(error @ Error::InvalidArgument { field: "dense_width", .. }) => {
                 self.expect_error(&step, &error);
                 self.counts.add("too_wide", 1);
-                self.cancel_wide(&step);
+                let wide = self.too_wide(&step);
+                assert!(!wide.is_empty(), "every table fits {} columns", self.scenario.width);
+                wide.into_iter().for_each(|id| self.cancel(id));
                 return;
             }
             Err(error) => panic!("step {}: {error}", step.id()),
@@ -284,13 +287,11 @@ impl World {
         self.scheduler.abandon(step.id()).expect("it is the newest in flight");
     }
 
-    /// Ends the requests of a step whose tables are wider than the dense one.
-    fn cancel_wide(&mut self, step: &Step) {
+    /// The requests of a step whose tables are wider than the dense one.
+    fn too_wide(&self, step: &Step) -> Vec<RequestId> {
         let room = (self.scenario.width * self.scenario.config.cache.block_size) as u32;
         let too_wide = |row: &&Row| row.num_computed + row.num_tokens > room;
-        let wide: Vec<RequestId> = step.rows().iter().filter(too_wide).map(|row| row.id).collect();
-        assert!(!wide.is_empty(), "every table fits {} columns", self.scenario.width);
-        wide.into_iter().for_each(|id| self.cancel(id));
+        step.rows().iter().filter(too_wide).map(|row| row.id).collect()
     }
 
     /// A builder that knows nothing of earlier steps.
