@@ -326,8 +326,11 @@ impl KvCache {
     /// Shortens a sequence to its first `num_tokens` tokens: blocks past them are freed.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when `seq` is unknown.
+    /// [`Error::InvalidArgument`] when `seq` is unknown or swapped out.
     pub fn truncate(&mut self, seq: SeqId, num_tokens: usize) -> Result<()> {
+        if self.is_swapped_out(seq) {
+            return Err(Error::argument("seq", "is swapped out"));
+        }
         self.unregister(seq, num_tokens)?;
         let keep = self.blocks_for(num_tokens);
         let table = self.tables.get_mut(seq)?;

@@ -71,16 +71,17 @@ impl BlockPool {
         self.num_free
     }
 
-    /// Sequences that hold `block`.
+    /// Sequences that hold `block`; 0 for one that is not of this pool.
     #[must_use]
     pub fn refs(&self, block: BlockId) -> u32 {
-        self.blocks[block.index()].refs
+        self.blocks.get(block.index()).map_or(0, |block| block.refs)
     }
 
     /// Whether `block` is in the free queue.
     #[must_use]
     pub fn is_free(&self, block: BlockId) -> bool {
-        self.blocks[block.index()].next != UNLINKED
+        let entry = self.blocks.get(block.index());
+        block.index() < self.num_blocks() && entry.is_some_and(|block| block.next != UNLINKED)
     }
 
     /// Takes the front of the free queue with one reference.

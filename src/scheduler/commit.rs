@@ -131,8 +131,8 @@ impl Scheduler {
         // Its batch may be gone by cancellation, and the rectangle be that of the next.
         let steps = &mut self.rectangle.steps;
         *steps = steps.saturating_sub(u32::from(step.padding.is_some()));
-        // Nobody knows how far the copies got: whoever depends on one starts anew.
-        let copied = !step.block_ops.is_empty();
+        // Nobody knows how far the copies got. Whoever they were for starts anew: swapped in, it was
+        // admitted; swapped out, it is among the preempted.
         for op in step.block_ops.iter().filter(|op| op.kind != BlockOp::SWAP_OUT) {
             self.cache.forget(BlockId(op.dst));
         }
@@ -149,7 +149,7 @@ impl Scheduler {
             }
             self.undo_row(row, &mut step)?;
             self.relink_sample(row.slot);
-            if row.admitted || copied {
+            if row.admitted {
                 self.restart(row.slot)?;
             } else {
                 self.give_back(row.slot)?;

@@ -23,8 +23,9 @@ pub struct Config {
     /// Steps that may be scheduled before the first is committed; at least 1.
     pub max_steps_in_flight: usize,
     /// Whether a request may run on before its last token has returned: the device takes that
-    /// token from its own earlier step (vLLM's async scheduling). Otherwise steps in flight hold
-    /// different requests, as in pipeline parallelism.
+    /// token from its own earlier step (vLLM's async scheduling). Otherwise a request that samples
+    /// is in one step in flight at a time, as in pipeline parallelism; chunks of one prompt may
+    /// follow each other.
     pub overlap: bool,
     /// Whether a preempted request's blocks move to the host pool, while it has room, instead of
     /// being computed again.

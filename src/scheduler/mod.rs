@@ -229,6 +229,8 @@ impl Scheduler {
         let slot = *self.by_id.get(&id).ok_or(Error::UnknownRequest(id))?;
         let entry = &self.entries[slot as usize];
         match entry.state {
+            // It has finished, and its batch holds on to what it had.
+            State::Ended => return Err(Error::UnknownRequest(id)),
             State::Waiting => {
                 self.policy.queue.remove(&entry.waiting);
             }

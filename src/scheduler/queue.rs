@@ -93,7 +93,8 @@ pub enum Ageing {
 /// Lowest value first, then first come.
 ///
 /// Waiting raises a request by [`Ageing`]; whoever has seen `max_admissions` others admitted, or
-/// has waited `max_wait` nanoseconds, goes first, the oldest foremost. So nobody is overtaken by
+/// has waited `max_wait` nanoseconds, goes first, the oldest foremost (the first submitted: requests
+/// are expected in order of arrival). So nobody is overtaken by
 /// more than `max_admissions` requests that came later.
 #[derive(Debug)]
 pub struct Priority {
