@@ -27,8 +27,9 @@ pub struct Request {
     pub priority: i32,
     /// Whom the request belongs to.
     pub client: u64,
-    /// When it came; breaks ties of priority, and ageing counts from it.
-    pub arrival: Time,
+    /// When it came; breaks ties of priority, and ageing counts from it. `None` for the time of the
+    /// last `schedule` before its submission.
+    pub arrival: Option<Time>,
     /// What beside the tokens decides the KV: salt, adapter, images.
     pub extra_keys: Vec<ExtraKey>,
     /// Whether it may start from a cached prefix. False where every prompt position's logits are
@@ -50,7 +51,7 @@ impl Request {
             repetition: None,
             priority: 0,
             client: 0,
-            arrival: Time(0),
+            arrival: None,
             extra_keys: Vec::new(),
             read_prefix_cache: true,
         }

@@ -264,7 +264,7 @@ fn max_utilization_asks_for_the_whole_context_and_keeps_nothing_free() {
 // Priorities.
 
 fn prioritised(id: u64, prompt: usize, max_tokens: u32, priority: i32) -> Request {
-    Request { priority, arrival: Time(id), ..request(id, prompt, max_tokens) }
+    Request { priority, arrival: Some(Time(id)), ..request(id, prompt, max_tokens) }
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn without_ageing_the_order_is_priority_arrival_id() {
     let config = Config { max_num_seqs: 1, ..limits(50, 4) };
     let mut bench = Bench::with(config, Policy { queue, ..Policy::priority() });
     let request = |id, priority, arrival| Request {
-        arrival: Time(arrival),
+        arrival: Some(Time(arrival)),
         ..prioritised(id, 2, 1, priority)
     };
     for (id, priority, arrival) in

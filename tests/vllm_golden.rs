@@ -34,7 +34,7 @@ fn request(row: usize, fields: &Value) -> Request {
     let max_tokens = fields[2].as_u64().unwrap_or(0) as u32;
     let mut request = Request::new(RequestId(row as u64), prompt, max_tokens);
     request.priority = fields[3].as_i64().unwrap_or(0) as i32;
-    request.arrival = Time(row as u64);
+    request.arrival = Some(Time(row as u64));
     request
 }
 

@@ -193,7 +193,7 @@ impl<D: Device> Replayer<'_, D> {
         request.priority = row.priority;
         request.client = row.client;
         // Those of one instant came in the order of the trace, as on any real server.
-        request.arrival = Time(Time::from_secs_f64(row.arrival).0 + self.submitted);
+        request.arrival = Some(Time(Time::from_secs_f64(row.arrival).0 + self.submitted));
         self.submitted += 1;
         request.extra_keys.extend(row.cache_salt.iter().map(|s| ExtraKey::Salt(s.clone().into())));
         match self.engine.submit(request) {
@@ -201,7 +201,7 @@ impl<D: Device> Replayer<'_, D> {
                 self.recorder.arrived(row.id, row.arrival, row.prompt_len);
                 let total = row.prompt_len as usize + row.output_len as usize;
                 if total > self.setup.config.max_model_len {
-                    self.recorder.truncated(row.id);
+                    self.recorder.truncated();
                 }
             }
             Err(error) => {

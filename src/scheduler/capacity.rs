@@ -1,6 +1,6 @@
 //! Who may be admitted: memory as a policy.
 
-use crate::types::RequestId;
+use crate::types::{RequestId, Time};
 
 /// A waiting request whose turn it is, and what it asks of the cache. Blocks count what the free
 /// queue would lose, cached prefix blocks that nobody holds included.
@@ -10,6 +10,10 @@ pub struct Candidate {
     pub id: RequestId,
     /// Lower is more urgent.
     pub priority: i32,
+    /// When it came.
+    pub arrival: Time,
+    /// Whom it belongs to.
+    pub client: u64,
     /// Blocks for what it would compute in this step.
     pub blocks_now: usize,
     /// Blocks for all tokens it has so far: its prompt, and its output if it was preempted.
@@ -25,6 +29,10 @@ pub struct Occupancy {
     pub free_blocks: usize,
     /// Blocks of the pool, the null block included.
     pub num_blocks: usize,
+    /// The time given to `schedule`.
+    pub now: Time,
+    /// Requests that may run at once.
+    pub max_num_seqs: usize,
     /// Requests running, those admitted in this step included.
     pub running: usize,
     /// Requests that were running when the step began.
@@ -52,6 +60,11 @@ pub enum Verdict {
 pub trait Capacity: Send {
     /// Whether `candidate`, the next in the queue's order, is admitted.
     fn admit(&mut self, candidate: &Candidate, occupancy: &Occupancy) -> Verdict;
+
+    /// Whether it admits with [`Verdict::Reserve`] only: what static batching asks for.
+    fn reserves(&self) -> bool {
+        false
+    }
 
     /// Whether [`Occupancy`]'s fields about completion are to be computed: a pass over the running
     /// requests in each step with somebody waiting.
@@ -129,6 +142,10 @@ impl Capacity for StaticBatch {
         let fits = candidate.blocks_worst <= occupancy.free_blocks;
         if occupancy.running_before == 0 && fits { Verdict::Reserve } else { Verdict::Wait }
     }
+
+    fn reserves(&self) -> bool {
+        true
+    }
 }
 
 /// Orca's rule: iteration-level admission with worst-case memory reserved (OSDI '22, §4.2).
@@ -157,6 +174,10 @@ impl Capacity for Orca {
         let fits = candidate.blocks_worst <= occupancy.free_blocks;
         let turn = candidate.priority <= self.at_once || round_ends;
         if fits && turn { Verdict::Reserve } else { Verdict::Wait }
+    }
+
+    fn reserves(&self) -> bool {
+        true
     }
 
     fn looks_ahead(&self) -> bool {

@@ -44,14 +44,14 @@ pub(super) struct Entry {
     eos: Token,
     /// Prompt and output.
     pub(super) tokens: Vec<Token>,
-    pub(super) draft: Vec<Token>,
+    draft: Vec<Token>,
     /// Tokens in flight from before its last preemption: their samples are delivered, but they no
     /// longer count as computed.
     num_stale: u32,
     pub(super) id: RequestId,
-    pub(super) stop_tokens: Vec<Token>,
+    stop_tokens: Vec<Token>,
     pub(super) min_tokens: u32,
-    pub(super) repetition: Option<Repetition>,
+    repetition: Option<Repetition>,
     pub(super) seq: SeqId,
     pub(super) chain: HashChain,
     pub(super) waiting: Waiting,
@@ -107,6 +107,17 @@ impl Entry {
             || self.num_stale > 0
             || !self.stop_tokens.is_empty()
             || self.repetition.is_some();
+    }
+
+    /// Whether `unusual` is true to the fields it speaks of.
+    pub(super) fn is_noted(&self) -> bool {
+        let quiet = self.draft.is_empty() && self.num_stale == 0;
+        self.unusual == !(quiet && self.stop_tokens.is_empty() && self.repetition.is_none())
+    }
+
+    /// The draft.
+    pub(super) fn draft(&self) -> &[Token] {
+        &self.draft
     }
 
     /// Draft tokens after the known ones.

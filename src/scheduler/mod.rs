@@ -113,17 +113,33 @@ pub struct Scheduler {
     outputs: Vec<Output>,
     output_tokens: Vec<Token>,
     released: Vec<RequestId>,
-    /// Released by a cancellation, to be told with the next commit.
+    /// Released since nobody of their static batch was left, to be told with the next commit.
     released_early: Vec<RequestId>,
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler")
+            .field("config", &self.config)
+            .field("policy", &self.policy)
+            .field("running", &self.running.len())
+            .field("waiting", &self.policy.queue.len())
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Scheduler {
     /// A scheduler without requests.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the field of `config` at fault.
+    /// [`Error::InvalidArgument`] naming the field of `config` at fault, or `policy`.
     pub fn new(config: Config, policy: Policy) -> Result<Self> {
         config.check()?;
+        if policy.batching == Batching::Static && !policy.capacity.reserves() {
+            let reason = "a static batch needs a capacity that reserves what its members may need";
+            return Err(Error::argument("policy", reason));
+        }
         Ok(Self {
             cache: KvCache::new(config.cache)?,
             config,
@@ -162,8 +178,11 @@ impl Scheduler {
             slot: self.vacant.last().map_or(self.entries.len() as u32, |&slot| slot),
             id: request.id,
             priority: request.priority,
-            arrival: request.arrival,
+            arrival: request.arrival.unwrap_or(self.clock.now),
             since: self.clock.admissions,
+            client: request.client,
+            num_prompt: request.prompt.len() as u32,
+            max_tokens: request.max_tokens,
         };
         let seq = self.cache.open();
         let limits = (self.config.max_model_len as u32, self.config.cache.block_size as u32);
@@ -237,18 +256,11 @@ impl Scheduler {
             _ => self.running.retain(|&other| other != slot),
         }
         self.stats.cancelled += 1;
-        self.vacate(slot)?;
-        // It may have been the last that kept a static batch going.
-        if self.policy.batching == Batching::Static && self.batch_has_ended() {
-            self.released.clear();
-            self.retire()?;
-            self.released_early.append(&mut self.released);
-        }
-        Ok(())
+        self.vacate(slot)
     }
 
-    /// Draft tokens to be verified in the request's next step; they replace earlier ones. A
-    /// preemption drops them.
+    /// Draft tokens to be verified in the step in which the request samples next; they replace
+    /// earlier ones. A preemption drops them, and so does the admission of a request that waits.
     ///
     /// # Errors
     /// [`Error::UnknownRequest`]; [`Error::InvalidArgument`] while tokens of it are in flight and
@@ -373,7 +385,7 @@ impl Scheduler {
         let entry = self.entries.get(row.slot as usize)?;
         (entry.state != State::Vacant && entry.generation == row.generation).then(|| Sequence {
             tokens: &entry.tokens,
-            draft: &entry.draft,
+            draft: entry.draft(),
             blocks: self.cache.table(entry.seq),
         })
     }

@@ -2,7 +2,7 @@
 
 use super::capacity::{Capacity, GuaranteedNoEvict, MaxUtilization, Optimistic, Orca, StaticBatch};
 use super::preempt::{LastIn, LowestPriority, Victim};
-use super::queue::{Fcfs, Priority, Queue};
+use super::queue::{Fcfs, Priority, Queue, UrgentFirst};
 use crate::error::{Error, Result};
 
 /// What happens behind a request that must wait.
@@ -29,6 +29,16 @@ pub enum Batching {
     /// Together: prompts are padded to the longest and prefilled in one pass, whatever the token
     /// budget; a request that has ended keeps its slot and its blocks until the last has.
     Static,
+}
+
+impl std::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { head_of_line, batching, .. } = self;
+        f.debug_struct("Policy")
+            .field("head_of_line", head_of_line)
+            .field("batching", batching)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A scheduling policy. Each part is a trait with more than one implementation here; bring your
@@ -100,7 +110,12 @@ impl Policy {
     /// Orca: iteration-level admission, worst-case memory.
     #[must_use]
     pub fn orca() -> Self {
-        Self { capacity: Box::new(Orca::default()), ..Self::continuous() }
+        let rule = Orca::default();
+        Self {
+            queue: Box::new(UrgentFirst::new(rule.at_once)),
+            capacity: Box::new(rule),
+            ..Self::continuous()
+        }
     }
 
     /// The policy the program knows by this name.

@@ -13,6 +13,14 @@ pub struct Running {
     pub arrival: Time,
     /// Tokens whose KV is computed, and lost if it is preempted by recompute.
     pub num_computed: u32,
+    /// Tokens it has output.
+    pub num_output: u32,
+    /// Blocks it holds, shared ones included.
+    pub num_blocks: u32,
+    /// Times it was preempted.
+    pub num_preemptions: u32,
+    /// Whom it belongs to.
+    pub client: u64,
 }
 
 /// Chooses the request to preempt.
@@ -32,7 +40,8 @@ impl Victim for LastIn {
     }
 }
 
-/// The least urgent request, the latest to come among equals: vLLM's rule under `priority`.
+/// The least urgent request, the latest to come among equals, the last admitted among those of one
+/// instant: vLLM's rule under `priority`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LowestPriority;
 
@@ -41,7 +50,7 @@ impl Victim for LowestPriority {
         let mut worst = None;
         for (i, r) in running.enumerate() {
             let key = (r.priority, r.arrival);
-            if worst.is_none_or(|(_, most)| key > most) {
+            if worst.is_none_or(|(_, most)| key >= most) {
                 worst = Some((i, key));
             }
         }

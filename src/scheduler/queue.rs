@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::types::{RequestId, Time};
 
 /// A waiting request as a queue sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Waiting {
     /// The scheduler's handle of the request.
     pub slot: u32,
@@ -17,6 +17,12 @@ pub struct Waiting {
     pub arrival: Time,
     /// Admissions there had been when it came; kept when it is preempted.
     pub since: u64,
+    /// Whom it belongs to.
+    pub client: u64,
+    /// Tokens of its prompt.
+    pub num_prompt: u32,
+    /// Output tokens it may ask for.
+    pub max_tokens: u32,
 }
 
 /// What ageing is measured by.
@@ -41,6 +47,11 @@ pub trait Queue: Send {
 
     /// Takes out a request; false when it is not there.
     fn remove(&mut self, request: &Waiting) -> bool;
+
+    /// Told when a request that was taken out runs: a queue that keeps accounts books it here.
+    fn admitted(&mut self, request: &Waiting) {
+        let _ = request;
+    }
 
     /// Requests waiting.
     fn len(&self) -> usize;
@@ -76,6 +87,51 @@ impl Queue for Fcfs {
 
     fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// The urgent first, each class first come, first served: the order of [`Orca`]'s rule.
+///
+/// [`Orca`]: super::capacity::Orca
+#[derive(Debug, Default)]
+pub struct UrgentFirst {
+    /// Requests of this priority or a lower value are urgent.
+    pub at_once: i32,
+    urgent: Fcfs,
+    patient: Fcfs,
+}
+
+impl UrgentFirst {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(at_once: i32) -> Self {
+        Self { at_once, ..Self::default() }
+    }
+
+    fn class(&mut self, request: &Waiting) -> &mut Fcfs {
+        if request.priority <= self.at_once { &mut self.urgent } else { &mut self.patient }
+    }
+}
+
+impl Queue for UrgentFirst {
+    fn push(&mut self, request: Waiting) {
+        self.class(&request).push(request);
+    }
+
+    fn push_front(&mut self, request: Waiting) {
+        self.class(&request).push_front(request);
+    }
+
+    fn peek(&self, clock: Clock) -> Option<Waiting> {
+        self.urgent.peek(clock).or_else(|| self.patient.peek(clock))
+    }
+
+    fn remove(&mut self, request: &Waiting) -> bool {
+        self.class(request).remove(request)
+    }
+
+    fn len(&self) -> usize {
+        self.urgent.len() + self.patient.len()
     }
 }
 

@@ -1,7 +1,7 @@
 //! `schedule`: running requests first, then admissions.
 
 use super::capacity::{Candidate, Occupancy, Verdict};
-use super::entry::State;
+use super::entry::{Entry, State};
 use super::preempt::Running;
 use super::queue::Waiting;
 use super::step::{Padding, Row, Source, Step};
@@ -32,6 +32,12 @@ impl Scheduler {
             return Err(Error::TooManyStepsInFlight { limit });
         }
         self.tick(now);
+        // Its last live members may have been cancelled.
+        if self.policy.batching == Batching::Static && self.batch_has_ended() {
+            self.released.clear();
+            self.retire()?;
+            self.released_early.append(&mut self.released);
+        }
         let mut step = self.spare.pop().unwrap_or_default();
         step.reset(self.next_step);
         let crowded = self.running.len() + self.num_waiting() > 1;
@@ -52,7 +58,10 @@ impl Scheduler {
         });
         let mut step = draft.step;
         if let Err(error) = result.and_then(|()| self.check_progress(&step)) {
-            self.spare.push(step);
+            // What it had scheduled so far is undone like a step that did not run.
+            let id = step.id;
+            self.in_flight.push_back(step);
+            self.abandon(id)?;
             return Err(error);
         }
         self.pad(&mut step);
@@ -112,11 +121,24 @@ impl Scheduler {
                 Err(Error::OutOfBlocks { .. }) => {}
                 Err(error) => return Err(error),
             }
-            let entries = &self.entries;
+            // Nobody gives way in a static batch: its members have what they may need.
+            if self.policy.batching == Batching::Static {
+                return Ok(false);
+            }
+            let (entries, block_size) = (&self.entries, self.config.cache.block_size as u32);
             let mut views = self.running.iter().map(|&slot| {
                 let entry = &entries[slot as usize];
-                let Waiting { id, priority, arrival, .. } = entry.waiting;
-                Running { id, priority, arrival, num_computed: entry.num_computed }
+                let Waiting { id, priority, arrival, client, .. } = entry.waiting;
+                Running {
+                    id,
+                    priority,
+                    arrival,
+                    num_computed: entry.num_computed,
+                    num_output: entry.num_output(),
+                    num_blocks: entry.capacity / block_size,
+                    num_preemptions: entry.num_preemptions,
+                    client,
+                }
             });
             let index = self.policy.victim.choose(&mut views);
             let Some(&victim) = self.running.get(index) else { return Ok(false) };
@@ -179,7 +201,9 @@ impl Scheduler {
         let known = num_tokens + entry.num_placeholders;
         let samples = end >= known;
         let num_draft = end.saturating_sub(known);
-        entry.cut_draft(num_draft);
+        if samples {
+            entry.cut_draft(num_draft);
+        }
         let num_output = known - entry.num_prompt;
         entry.num_computed = end;
         entry.num_in_flight += n;
@@ -241,6 +265,10 @@ impl Scheduler {
                 break Ok(());
             }
             let Some(waiting) = self.policy.queue.peek(self.clock) else { break Ok(()) };
+            let waits = |entry: &Entry| entry.state == State::Waiting && entry.waiting == waiting;
+            if !self.entries.get(waiting.slot as usize).is_some_and(waits) {
+                break Err(Error::Corrupt(format!("{waiting:?} is not waiting")));
+            }
             // Samples of before its preemption are on their way: resuming now could sample a
             // position twice.
             let mut pass = self.entries[waiting.slot as usize].num_in_flight > 0;
@@ -276,6 +304,8 @@ impl Scheduler {
         let mut occupancy = Occupancy {
             free_blocks: self.cache.num_free(),
             num_blocks: self.config.cache.num_blocks,
+            now: self.clock.now,
+            max_num_seqs: self.config.max_num_seqs,
             running: self.running.len(),
             running_before: self.running.len(),
             blocks_to_completion: 0,
@@ -333,6 +363,8 @@ impl Scheduler {
         let candidate = Candidate {
             id: waiting.id,
             priority: waiting.priority,
+            arrival: waiting.arrival,
+            client: waiting.client,
             blocks_now: blocks((start + n) as usize),
             blocks_all: blocks(num_tokens as usize),
             blocks_worst: blocks(max_kv.max(num_tokens as usize)),
@@ -351,6 +383,7 @@ impl Scheduler {
         }
         self.cache.allocate(seq, &self.hit, start as usize, end)?;
         self.policy.queue.remove(&waiting);
+        self.policy.queue.admitted(&waiting);
         if looked_up {
             self.cache.record_lookup(num_tokens as usize, start as usize);
         }

@@ -213,10 +213,11 @@ impl<'a> Outputs<'a> {
         self.outputs
     }
 
-    /// The tokens of one of them, in order; never empty.
+    /// The tokens of one of them, in order; not of another commit's.
     #[must_use]
     pub fn tokens(&self, output: &Output) -> &'a [Token] {
-        &self.tokens[output.start as usize..(output.start + output.len) as usize]
+        let range = output.start as usize..(output.start + output.len) as usize;
+        self.tokens.get(range).unwrap_or_default()
     }
 
     /// The step that was committed.

@@ -42,6 +42,9 @@ impl Scheduler {
                 ));
             }
             let known = entry.num_tokens() + entry.num_draft() + entry.num_placeholders;
+            if !entry.is_noted() {
+                return corrupt(format!("request {id} hides a field"));
+            }
             if entry.num_computed > known || entry.num_tokens() > entry.max_total {
                 return corrupt(format!("request {id} is ahead of its tokens"));
             }

@@ -7,7 +7,7 @@ use crate::rng::Rng;
 
 fn waiting(id: u64, priority: i32, clock: Clock) -> Waiting {
     let (slot, arrival, since) = (id as u32, clock.now, clock.admissions);
-    Waiting { slot, id: RequestId(id), priority, arrival, since }
+    Waiting { slot, id: RequestId(id), priority, arrival, since, ..Waiting::default() }
 }
 
 fn drain(queue: &mut dyn Queue) -> Vec<u64> {

@@ -123,7 +123,7 @@ pub(crate) fn random_job(
         min_count: rng.within(2, 3) as u32,
     });
     request.priority = rng.below(5) as i32 - 2;
-    request.arrival = Time(now);
+    request.arrival = Some(Time(now));
     if rng.chance(10) {
         request.extra_keys.push(ExtraKey::Salt(vec![rng.below(2) as u8]));
     }

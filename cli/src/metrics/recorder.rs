@@ -159,7 +159,7 @@ impl Recorder {
     }
 
     /// It was cut short; its end is reported as any other's.
-    pub(crate) fn truncated(&mut self, _id: u64) {
+    pub(crate) fn truncated(&mut self) {
         self.truncated += 1;
     }
 

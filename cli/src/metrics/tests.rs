@@ -73,7 +73,7 @@ fn latencies_are_those_of_finished_requests() {
     recorder.ended(0, 7.0);
     recorder.finished(0, 8.0);
     recorder.finished(7, 8.0);
-    recorder.truncated(7);
+    recorder.truncated();
     let run = recorder.finish(9.0);
     let summary = &run.summary;
     assert_eq!((summary.requests, summary.unfinished, summary.truncated), (2, 1, 1));
