@@ -156,10 +156,6 @@ impl Sim {
         assert_eq!(self.scheduler.cancel(id), Err(Error::UnknownRequest(id)));
         self.fates[job].cancelled = true;
         self.live.remove(&id);
-        if self.is_static {
-            // It may have been the last of its batch.
-            self.live.retain(|&id, _| self.scheduler.snapshot(id).is_some());
-        }
         self.counts.add("cancelled", 1);
         self.counts.add("cancelled in flight", usize::from(in_flight));
     }
@@ -211,6 +207,10 @@ impl Sim {
                 return assert_eq!(self.flights.len(), limit);
             }
         };
+        if self.is_static {
+            // Cancellations may have left nobody of a batch but those that have ended.
+            self.live.retain(|&id, _| self.scheduler.snapshot(id).is_some());
+        }
         assert!(self.flights.len() < limit);
         assert_eq!(step.id(), StepId(self.log.len() as u64));
         self.check_step(&step);
@@ -259,14 +259,15 @@ impl Sim {
         let flying = Flying {
             job: self.live[&row.id],
             row: *row,
-            draft: sequence.draft.to_vec(),
+            draft: sequence.draft[..row.num_draft as usize].to_vec(),
             table: sequence.blocks.iter().map(|block| block.0).collect(),
             given: Vec::new(),
         };
         let (job, fate) = (&self.jobs[flying.job], self.fates[flying.job]);
         let pending = self.pending(flying.job);
         let known = job.prompt() + fate.delivered + pending;
-        assert_eq!(flying.draft.len(), row.num_draft as usize);
+        // A chunk that does not sample leaves the draft to the step that does.
+        assert!(!row.samples || sequence.draft.len() == row.num_draft as usize);
         assert!(flying.known() <= known, "{row:?} of {known} tokens");
         assert_eq!(row.samples, flying.known() == known, "{row:?} of {known} tokens");
         assert!(row.num_tokens > row.num_draft, "{row:?} has but drafts");
