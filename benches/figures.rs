@@ -112,10 +112,10 @@ fn median_rebuild(loads: [&mut Decode; 2], builder: &mut BatchBuilder, times: us
 /// Nanoseconds a token to extend the chain of a prompt.
 fn hash_ns(tokens: &[Token], block_size: usize) -> f64 {
     let mut chains: Vec<HashChain> = (0..16).map(|_| HashChain::new(block_size, &[])).collect();
-    chains.iter_mut().for_each(|chain| chain.reserve(tokens.len(), block_size));
+    chains.iter_mut().for_each(|chain| chain.reserve(tokens.len()));
     let start = Instant::now();
     for chain in &mut chains {
-        chain.extend(black_box(tokens), block_size);
+        chain.extend(black_box(tokens));
     }
     let time = start.elapsed();
     black_box(&chains);
@@ -136,7 +136,7 @@ fn cached(sequences: usize, blocks: usize) -> (KvCache, Vec<Vec<BlockHash>>) {
     for _ in 0..sequences {
         let tokens = rng.tokens(blocks * BLOCK_SIZE);
         let mut chain = HashChain::new(BLOCK_SIZE, &[]);
-        chain.extend(&tokens, BLOCK_SIZE);
+        chain.extend(&tokens);
         let seq = cache.open();
         cache.allocate(seq, &[], 0, tokens.len()).expect("it fits");
         cache.register(seq, chain.hashes(), tokens.len()).expect("it is open");

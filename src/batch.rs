@@ -147,7 +147,9 @@ macro_rules! arrays {
         $(#[$doc])*
         #[must_use]
         pub fn $name(&self) -> &[$type] {
-            bytemuck::cast_slice(&self.bytes()[Self::range::<$type>(self.header.$name, $len(&self.header))])
+            let range = Self::range::<$type>(self.header.$name, $len(&self.header));
+            // Before the first build there is no buffer.
+            bytemuck::cast_slice(self.bytes().get(range).unwrap_or_default())
         }
 
         fn $write(&mut self) -> &mut [$type] {

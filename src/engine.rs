@@ -1,18 +1,19 @@
 //! The loop that joins the parts: schedule, run, commit.
 
 use crate::batch::{BatchBuilder, RowBuckets};
-use crate::device::{Device, Job};
+use crate::device::{Device, Job, Samples};
 use crate::error::{Error, Result};
 use crate::request::Request;
-use crate::scheduler::{Config, Outputs, Policy, Sampled, Scheduler};
+use crate::scheduler::{Config, Outputs, Policy, Scheduler};
 use crate::types::{RequestId, StepId, Time, Token};
 
 /// A scheduler, a batch builder and a device.
+#[derive(Debug)]
 pub struct Engine<D> {
     scheduler: Scheduler,
     builder: BatchBuilder,
     device: D,
-    sampled: Vec<Token>,
+    samples: Samples,
 }
 
 /// A step that ran.
@@ -47,7 +48,7 @@ impl<D: Device> Engine<D> {
         if scheduler.config().overlap || scheduler.steps_in_flight().len() > 0 {
             return Err(Error::argument("overlap", "an engine runs one step at a time"));
         }
-        Ok(Self { scheduler, builder, device, sampled: Vec::new() })
+        Ok(Self { scheduler, builder, device, samples: Samples::default() })
     }
 
     /// Queues a request.
@@ -84,25 +85,40 @@ impl<D: Device> Engine<D> {
             }
         };
         let kv_slack = self.scheduler.kv_slack();
-        let outputs = self.scheduler.commit(id, Sampled::One(&self.sampled))?;
+        let outputs = self.scheduler.commit(id, self.samples.as_sampled())?;
         Ok(Some(Ran { outputs, seconds, kv_slack }))
     }
 
     fn run(&mut self, id: StepId) -> Result<f64> {
         let step = self.scheduler.step(id).ok_or(Error::UnknownStep(id))?;
-        self.sampled.clear();
+        self.samples.clear();
         if step.is_empty() {
             return Ok(0.0);
         }
-        let batch = match self.device.wants_batch() {
-            true => Some(self.builder.build(&self.scheduler, step)?),
-            false => None,
-        };
-        let seconds = self.device.run(Job { step, batch }, &mut self.sampled)?;
-        match self.sampled.len() {
+        let wanted = self.device.wants_batch();
+        if wanted {
+            self.builder.build(&self.scheduler, step)?;
+        }
+        let batch = wanted.then(|| self.builder.batch());
+        let dense = self.builder.dense().filter(|_| wanted);
+        let seconds = self.device.run(Job { step, batch, dense }, &mut self.samples)?;
+        match self.samples.num_rows() {
             given if given == step.num_sampling() => Ok(seconds),
             given => Err(Error::OutputMismatch { step: id, expected: step.num_sampling(), given }),
         }
+    }
+
+    /// Draft tokens for a request: see [`Scheduler::set_draft`].
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::set_draft`].
+    pub fn set_draft(&mut self, id: RequestId, draft: &[Token]) -> Result<()> {
+        self.scheduler.set_draft(id, draft)
+    }
+
+    /// Forgets cached prefixes; false, and nothing is forgotten, while any block is held.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.scheduler.reset_prefix_cache()
     }
 
     /// The scheduler, to look at.
@@ -113,5 +129,10 @@ impl<D: Device> Engine<D> {
     /// The device.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// Takes the engine apart, between two steps.
+    pub fn into_parts(self) -> (Scheduler, BatchBuilder, D) {
+        (self.scheduler, self.builder, self.device)
     }
 }

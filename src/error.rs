@@ -147,6 +147,11 @@ impl fmt::Display for Error {
             Self::OutputMismatch { step, expected, given } => {
                 write!(f, "step {step} samples {expected} rows, and outputs came for {given}")
             }
+            Self::Stalled { head, needed, free } if needed <= free => write!(
+                f,
+                "nothing runs and the policy admits nobody: request {head} needs {needed} blocks, \
+                 and {free} are free"
+            ),
             Self::Stalled { head, needed, free } => write!(
                 f,
                 "nothing runs and nothing is admitted: request {head} needs {needed} blocks, \

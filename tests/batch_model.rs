@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use batch_world::{Counts, Scenario, World, random_request};
 use inflight::batch::{BatchBuilder, RowBuckets};
 use inflight::cache::CacheConfig;
-use inflight::device::{Device, Job};
+use inflight::device::{Device, Job, Samples};
 use inflight::scheduler::Step;
 use inflight::{
     Config, Engine, Error, Policy, Request, RequestId, Sampled, Scheduler, Time, Token,
@@ -482,12 +482,13 @@ struct Flaky {
 }
 
 impl Device for Flaky {
-    fn run(&mut self, job: Job<'_>, sampled: &mut Vec<Token>) -> Result<f64, Error> {
+    fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64, Error> {
         let fails = self.rng.chance(20);
         if !fails || self.rng.chance(50) {
             let bytes = job.batch.expect("it wants the batch").bytes();
             self.memory.run(bytes);
-            sampled.extend(self.memory.accepted[&job.step.id().0].iter().flatten());
+            let rows = &self.memory.accepted[&job.step.id().0];
+            rows.iter().for_each(|row| samples.push_row(row));
         }
         self.failures += usize::from(fails);
         if fails { Err(Error::Device("flaky".into())) } else { Ok(1e-3) }

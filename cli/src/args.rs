@@ -14,7 +14,16 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a request trace under several policies, side by side
+    /// Run a request trace under several policies, side by side.
+    ///
+    /// Without TRACE, a built-in workload: log-normal lengths like those of a chat service, Poisson
+    /// arrivals. The format of a trace is found from its content: Azure LLM inference CSV
+    /// (TIMESTAMP,ContextTokens,GeneratedTokens), Mooncake JSONL (timestamp, input_length,
+    /// output_length, hash_ids), VTC CSV (arrived_at, client, num_prefill_tokens, num_decode_tokens),
+    /// step CSV (arrival_step, prompt_len, output_len), and JSONL with prompt_len or
+    /// prompt_token_ids, output_len, and optionally arrival_s or arrival_step, priority, client,
+    /// cache_salt.
+    #[command(verbatim_doc_comment, allow_negative_numbers = true)]
     Replay(Box<Replay>),
 }
 
@@ -34,17 +43,8 @@ pub(crate) enum Arrival {
     Burst,
 }
 
-/// Run a request trace under several policies, side by side.
-///
-/// Without TRACE, a built-in workload: log-normal lengths like those of a chat service, Poisson
-/// arrivals. The format of a trace is found from its content: Azure LLM inference CSV
-/// (TIMESTAMP,ContextTokens,GeneratedTokens), Mooncake JSONL (timestamp, input_length,
-/// output_length, hash_ids), VTC CSV (arrived_at, client, num_prefill_tokens, num_decode_tokens),
-/// step CSV (arrival_step, prompt_len, output_len), and JSONL with prompt_len or
-/// prompt_token_ids, output_len, and optionally arrival_s or arrival_step, priority, client,
-/// cache_salt.
+/// What to replay, and how.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment, allow_negative_numbers = true)]
 pub(crate) struct Replay {
     /// The trace file; none for the built-in workload
     pub(crate) trace: Option<PathBuf>,

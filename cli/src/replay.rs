@@ -257,6 +257,10 @@ fn record(recorder: &mut Recorder, ran: &Ran<'_>, start: f64, end: f64, setup: &
     for row in step.rows().iter().filter(|row| row.admitted) {
         recorder.admitted(row.id.0, start, row.num_computed);
     }
+    let chunks = step.rows().iter().filter(|row| !row.is_decode || row.admitted);
+    let recomputed: u32 = chunks
+        .map(|row| recorder.chunk(row.id.0, row.num_computed, row.num_computed + row.num_tokens))
+        .sum();
     for output in outputs.as_slice() {
         for _ in outputs.tokens(output) {
             recorder.token(output.id.0, end);
@@ -276,7 +280,8 @@ fn record(recorder: &mut Recorder, ran: &Ran<'_>, start: f64, end: f64, setup: &
         useful_rows: step.rows().len() as u32,
         held_slots: step.running() as u32,
         waiting: step.waiting() as u32,
-        useful_tokens: step.num_tokens() as u64,
+        useful_tokens: step.num_tokens() as u64 - u64::from(recomputed),
+        recomputed_tokens: u64::from(recomputed),
         computed_tokens: step.num_padded_tokens() as u64,
         kv_used_tokens: (held * cache.block_size).saturating_sub(ran.kv_slack) as u64,
         held_blocks: held as u32,

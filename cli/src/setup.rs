@@ -72,6 +72,7 @@ impl Setup {
             ("max_num_batched_tokens", max_num_batched_tokens),
             ("max_model_len", max_model_len),
             ("prefix_cache", usize::from(cache.prefix_cache)),
+            ("seed", usize::try_from(self.seed).unwrap_or(usize::MAX)),
         ]
     }
 }
@@ -147,8 +148,11 @@ fn workload(args: &Replay) -> Result<Trace, Failure> {
         }
     }
     .map_err(|error| usage(error.to_string()))?;
+    // The built-in workload's arrivals are seconds, and without a device there are none.
+    let no_clock = args.trace.is_none() && args.device == "none" && args.rate.is_none();
     match (args.arrival, args.rate) {
         (Arrival::Burst, _) => trace::burst(&mut trace),
+        (Arrival::Trace, None) if no_clock => trace::burst(&mut trace),
         (Arrival::Trace, Some(rate)) => trace::poisson(&mut trace, rate, args.seed)
             .map_err(|error| usage(format!("--rate: {}", error.reason)))?,
         (Arrival::Trace, None) => {}

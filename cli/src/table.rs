@@ -71,10 +71,15 @@ pub(crate) fn sections(runs: &[Run]) -> Vec<Section> {
         rows.share("held slots useful, %", Change::Factor, |s| s.slots_useful),
         rows.number("requests waiting, mean", Change::Percent, |s| s.waiting),
     ];
-    let compute = vec![
+    let mut compute = vec![
         rows.share("padding waste, % ³", Change::Points, |s| s.padding_waste),
         rows.number("computed ÷ useful tokens", Change::Percent, |s| s.computed_per_useful),
     ];
+    if runs.iter().any(|run| run.summary.recomputed_tokens > 0) {
+        compute.push(rows.share("computed again, %", Change::Points, |s| {
+            ratio(s.recomputed_tokens as f64, s.computed_tokens as f64)
+        }));
+    }
     let mut cache = vec![
         rows.share("KV utilization, % ⁴", Change::Factor, |s| s.kv_utilization),
         rows.share("KV blocks held, %", Change::Percent, |s| s.kv_held),
@@ -301,6 +306,7 @@ mod tests {
                 useful_rows: 1,
                 held_slots: 1,
                 useful_tokens: 1200,
+                recomputed_tokens: 0,
                 computed_tokens,
                 kv_used_tokens: 16,
                 held_blocks: 2,

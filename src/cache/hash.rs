@@ -48,12 +48,14 @@ pub enum ExtraKey {
 #[derive(Clone, Debug)]
 pub struct HashChain {
     root: BlockHash,
+    block_size: usize,
     contents: Vec<(u32, u32, Vec<u8>)>,
     hashes: Vec<BlockHash>,
 }
 
 impl HashChain {
-    /// An empty chain for sequences of `block_size`-token blocks under these keys.
+    /// An empty chain for sequences in blocks of `block_size` tokens (at least 1; 0 reads as 1) under
+    /// these keys.
     #[must_use]
     pub fn new(block_size: usize, extra_keys: &[ExtraKey]) -> Self {
         let mut root = Sha256::new_with_prefix(b"inflight v1 kv block chain");
@@ -66,7 +68,8 @@ impl HashChain {
                 ExtraKey::Content { start, len, id } => contents.push((*start, *len, id.clone())),
             }
         }
-        Self { root: BlockHash(root.finalize().into()), contents, hashes: Vec::new() }
+        let block_size = block_size.max(1);
+        Self { root: BlockHash(root.finalize().into()), block_size, contents, hashes: Vec::new() }
     }
 
     /// Hashes of the full blocks known so far.
@@ -76,12 +79,13 @@ impl HashChain {
     }
 
     /// Makes room for sequences of `num_tokens`, so that `extend` does not allocate.
-    pub fn reserve(&mut self, num_tokens: usize, block_size: usize) {
-        self.hashes.reserve((num_tokens / block_size).saturating_sub(self.hashes.len()));
+    pub fn reserve(&mut self, num_tokens: usize) {
+        self.hashes.reserve((num_tokens / self.block_size).saturating_sub(self.hashes.len()));
     }
 
     /// Hashes the blocks that `tokens`, the sequence from its start, fills and are not yet known.
-    pub fn extend(&mut self, tokens: &[Token], block_size: usize) {
+    pub fn extend(&mut self, tokens: &[Token]) {
+        let block_size = self.block_size;
         let known = self.hashes.len();
         if (known + 1) * block_size > tokens.len() {
             return;
@@ -142,7 +146,7 @@ mod tests {
 
     fn chain(keys: &[ExtraKey], tokens: &[Token]) -> Vec<BlockHash> {
         let mut chain = HashChain::new(4, keys);
-        chain.extend(tokens, 4);
+        chain.extend(tokens);
         chain.hashes().to_vec()
     }
 
@@ -153,7 +157,7 @@ mod tests {
         assert_eq!(whole.len(), 2);
         let mut grown = HashChain::new(4, &[]);
         for n in 0..=tokens.len() {
-            grown.extend(&tokens[..n], 4);
+            grown.extend(&tokens[..n]);
         }
         assert_eq!(grown.hashes(), whole);
     }
@@ -197,7 +201,7 @@ mod tests {
         let mut seen = Vec::new();
         for block_size in [1, 3, 16, 17, 32, 48] {
             let mut chain = HashChain::new(block_size, &[]);
-            chain.extend(&tokens, block_size);
+            chain.extend(&tokens);
             assert_eq!(chain.hashes().len(), 96 / block_size);
             seen.extend_from_slice(chain.hashes());
         }

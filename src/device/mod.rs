@@ -6,9 +6,9 @@
 
 pub mod cost;
 
-use crate::batch::RaggedBatch;
+use crate::batch::{DenseTable, RaggedBatch};
 use crate::error::Result;
-use crate::scheduler::Step;
+use crate::scheduler::{Sampled, Step};
 use crate::types::{RequestId, Token};
 use cost::{CostModel, StepWork};
 
@@ -19,6 +19,49 @@ pub struct Job<'a> {
     pub step: &'a Step,
     /// The flat arrays; `None` for a device that does not want them.
     pub batch: Option<&'a RaggedBatch>,
+    /// The block tables as a dense matrix, where the engine's builder keeps one.
+    pub dense: Option<&'a DenseTable>,
+}
+
+/// What a step sampled: a row of tokens for each row of the step that samples, in order.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    tokens: Vec<Token>,
+    indptr: Vec<u32>,
+}
+
+impl Default for Samples {
+    fn default() -> Self {
+        Self { tokens: Vec::new(), indptr: vec![0] }
+    }
+}
+
+impl Samples {
+    /// Adds the one token of a row.
+    pub fn push(&mut self, token: Token) {
+        self.push_row(&[token]);
+    }
+
+    /// Adds the tokens of a row with drafts: those accepted, and the one after them.
+    pub fn push_row(&mut self, tokens: &[Token]) {
+        self.tokens.extend_from_slice(tokens);
+        self.indptr.push(self.tokens.len() as u32);
+    }
+
+    /// Rows added.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.indptr.len() - 1
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.tokens.clear();
+        self.indptr.truncate(1);
+    }
+
+    pub(crate) fn as_sampled(&self) -> Sampled<'_> {
+        Sampled::Ragged { tokens: &self.tokens, indptr: &self.indptr }
+    }
 }
 
 /// Runs steps, one after another.
@@ -28,12 +71,12 @@ pub trait Device {
         true
     }
 
-    /// Computes a step, appends to `sampled` one token for each of its rows that samples, in
-    /// order, and returns the seconds it took.
+    /// Computes a step, adds to `samples` the tokens of each of its rows that samples, in order,
+    /// and returns the seconds it took.
     ///
     /// # Errors
     /// Any; the step is abandoned, and its requests run again with the next.
-    fn run(&mut self, job: Job<'_>, sampled: &mut Vec<Token>) -> Result<f64>;
+    fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64>;
 }
 
 /// Says which token a request outputs: `(request, k)` for its output token `k`, from 0.
@@ -63,8 +106,8 @@ impl Device for Decisions {
         false
     }
 
-    fn run(&mut self, job: Job<'_>, sampled: &mut Vec<Token>) -> Result<f64> {
-        sample(self.sampler, job.step, sampled);
+    fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64> {
+        sample(self.sampler, job.step, samples);
         Ok(1.0)
     }
 }
@@ -74,15 +117,16 @@ impl Device for Model {
         false
     }
 
-    fn run(&mut self, job: Job<'_>, sampled: &mut Vec<Token>) -> Result<f64> {
-        sample(self.sampler, job.step, sampled);
+    fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64> {
+        sample(self.sampler, job.step, samples);
         Ok(self.cost.step_seconds(&work(job.step)))
     }
 }
 
-fn sample(sampler: Sampler, step: &Step, sampled: &mut Vec<Token>) {
+/// No draft is ever accepted.
+fn sample(sampler: Sampler, step: &Step, samples: &mut Samples) {
     let rows = step.rows().iter().filter(|row| row.samples);
-    sampled.extend(rows.map(|row| sampler(row.id, row.num_output)));
+    rows.for_each(|row| samples.push(sampler(row.id, row.num_output)));
 }
 
 /// What a step asks of a device; a static batch's padding is computed like anything else.

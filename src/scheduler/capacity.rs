@@ -76,7 +76,7 @@ pub trait Capacity: Send {
 /// Admits what fits now and preempts when that turns out too little: vLLM V1's rule.
 #[derive(Clone, Copy, Debug)]
 pub struct Optimistic {
-    /// Fraction of the pool that an admission leaves free while others run.
+    /// Fraction of the pool, 0 to 1, that an admission leaves free while others run.
     pub watermark: f64,
     /// Whether all tokens of the request must fit, not just those of its first chunk
     /// (vLLM's `scheduler_reserve_full_isl`, on by default there and here).
@@ -94,7 +94,7 @@ impl Capacity for Optimistic {
         let kept_free = match occupancy.running {
             0 => 0,
             // The whole pool counts, as in vLLM's `int(watermark * num_blocks)`.
-            _ => (self.watermark * occupancy.num_blocks as f64) as usize,
+            _ => (self.watermark.clamp(0.0, 1.0) * occupancy.num_blocks as f64) as usize,
         };
         let prompt = if self.whole_prompt_must_fit { candidate.blocks_all } else { 0 };
         let needed = prompt.max(candidate.blocks_now);

@@ -6,7 +6,7 @@ use super::{Batching, Scheduler};
 use crate::cache::BlockOp;
 use crate::error::{Error, Result};
 use crate::request::FinishReason;
-use crate::types::{BlockId, StepId, Token};
+use crate::types::{BlockId, PENDING_TOKEN, StepId, Token};
 
 impl Scheduler {
     /// Takes the samples of the oldest step in flight and says what became of its requests. Each
@@ -16,7 +16,7 @@ impl Scheduler {
     /// # Errors
     /// Nothing has changed on any: [`Error::UnknownStep`]; [`Error::StepOutOfOrder`] when an
     /// older step is in flight; [`Error::OutputMismatch`] when the samples are not those of its
-    /// rows.
+    /// rows; [`Error::InvalidArgument`] for bad offsets or a sampled `PENDING_TOKEN`.
     pub fn commit(&mut self, id: StepId, sampled: Sampled<'_>) -> Result<Outputs<'_>> {
         let step = self.due(id, true)?;
         check_samples(step, sampled)?;
@@ -110,7 +110,7 @@ impl Scheduler {
         let entry = &mut self.entries[slot as usize];
         let computed = (entry.num_computed - entry.num_in_flight).min(entry.num_tokens());
         if entry.state == State::Running && computed >= entry.name_at {
-            entry.chain.extend(&entry.tokens[..computed as usize], block_size);
+            entry.chain.extend(&entry.tokens[..computed as usize]);
             self.cache.register(entry.seq, entry.chain.hashes(), computed as usize)?;
             entry.name_at = (computed as usize / block_size + 1) as u32 * block_size as u32;
         }
@@ -243,6 +243,10 @@ impl<'a> Sampled<'a> {
 
 fn check_samples(step: &Step, sampled: Sampled<'_>) -> Result<()> {
     let expected = step.num_sampling;
+    let (Sampled::One(all) | Sampled::Ragged { tokens: all, .. }) = sampled;
+    if all.contains(&PENDING_TOKEN) {
+        return Err(Error::argument("tokens", "u32::MAX stands for a token that is not known yet"));
+    }
     let mismatch = |given| Err(Error::OutputMismatch { step: step.id, expected, given });
     match sampled {
         Sampled::One(tokens) if tokens.len() != expected => mismatch(tokens.len()),

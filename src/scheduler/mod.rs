@@ -136,6 +136,9 @@ impl Scheduler {
     /// [`Error::InvalidArgument`] naming the field of `config` at fault, or `policy`.
     pub fn new(config: Config, policy: Policy) -> Result<Self> {
         config.check()?;
+        if !policy.queue.is_empty() {
+            return Err(Error::argument("policy", "its queue is not empty"));
+        }
         if policy.batching == Batching::Static && !policy.capacity.reserves() {
             let reason = "a static batch needs a capacity that reserves what its members may need";
             return Err(Error::argument("policy", reason));

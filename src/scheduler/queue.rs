@@ -34,7 +34,10 @@ pub struct Clock {
     pub admissions: u64,
 }
 
-/// The order of waiting requests.
+/// The order of waiting requests. It holds what it is given until [`remove`](Self::remove) takes it
+/// out, and starts empty; a queue that does not is reported as [`Error::Corrupt`].
+///
+/// [`Error::Corrupt`]: crate::Error::Corrupt
 pub trait Queue: Send {
     /// Adds a request that was submitted.
     fn push(&mut self, request: Waiting);

@@ -194,7 +194,7 @@ impl Scheduler {
         if end >= entry.name_at {
             // Drafts may be rejected, and samples in flight are not known: neither is named.
             let named = end.min(num_tokens) as usize;
-            entry.chain.extend(&entry.tokens[..named], block_size);
+            entry.chain.extend(&entry.tokens[..named]);
             self.cache.register(entry.seq, entry.chain.hashes(), named)?;
             entry.name_at = ((named / block_size + 1) * block_size) as u32;
         }
@@ -288,8 +288,11 @@ impl Scheduler {
                     bypassing += 1;
                 }
             }
-            if !pass || !self.policy.queue.remove(&waiting) {
+            if !pass {
                 break Ok(());
+            }
+            if let Err(error) = self.take_out(&waiting) {
+                break Err(error);
             }
             self.passed_over.push(waiting);
         };
@@ -297,6 +300,15 @@ impl Scheduler {
             self.policy.queue.push_front(waiting);
         }
         result
+    }
+
+    /// Takes a request out of the queue, and makes sure that it went.
+    fn take_out(&mut self, waiting: &Waiting) -> Result<()> {
+        let before = self.policy.queue.len();
+        if self.policy.queue.remove(waiting) && self.policy.queue.len() + 1 == before {
+            return Ok(());
+        }
+        Err(Error::Corrupt(format!("the queue did not let go of request {}", waiting.id)))
     }
 
     /// What the capacity policy looks at, before the first admission of a step.
@@ -340,7 +352,7 @@ impl Scheduler {
         let looked_up = !swapped && self.cache.has_prefix_cache() && entry.read_prefix_cache;
         if looked_up {
             // At least one token is computed: its logits are needed.
-            entry.chain.extend(&entry.tokens, block_size);
+            entry.chain.extend(&entry.tokens);
             let most = num_tokens as usize - 1;
             self.cache.lookup(entry.chain.hashes(), most, &mut self.hit);
         }
@@ -378,15 +390,16 @@ impl Scheduler {
         if needed > self.cache.num_free() {
             return Ok(false);
         }
+        self.take_out(&waiting)?;
+        self.policy.queue.admitted(&waiting);
         if swapped {
             self.cache.swap_in(seq)?;
         }
         self.cache.allocate(seq, &self.hit, start as usize, end)?;
-        self.policy.queue.remove(&waiting);
-        self.policy.queue.admitted(&waiting);
         if looked_up {
             self.cache.record_lookup(num_tokens as usize, start as usize);
         }
+        let entry = &mut self.entries[slot as usize];
         // All it can come to need is reserved now, so that decoding does not allocate.
         self.cache.reserve_table(seq, max_kv)?;
         let most = entry.max_total as usize;
@@ -398,7 +411,7 @@ impl Scheduler {
             false => u32::MAX,
         };
         if self.cache.has_prefix_cache() {
-            entry.chain.reserve(most, block_size);
+            entry.chain.reserve(most);
         }
         entry.num_computed = start;
         entry.state = State::Running;
@@ -426,7 +439,7 @@ impl Scheduler {
         }
         let head =
             self.policy.queue.peek(self.clock).map(|w| w.slot).or(self.running.first().copied());
-        let Some(entry) = head.map(|slot| &self.entries[slot as usize]) else {
+        let Some(entry) = head.and_then(|slot| self.entries.get(slot as usize)) else {
             return Err(Error::Corrupt("an unfinished request is in no queue".into()));
         };
         let needed = self.cache.blocks_for(entry.tokens.len());

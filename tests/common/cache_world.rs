@@ -55,7 +55,7 @@ pub(crate) struct World {
 pub(crate) fn hashes(block_size: usize, salt: u8, tokens: &[Token]) -> Vec<BlockHash> {
     let keys = if salt == 0 { vec![] } else { vec![ExtraKey::Salt(vec![salt])] };
     let mut chain = HashChain::new(block_size, &keys);
-    chain.extend(tokens, block_size);
+    chain.extend(tokens);
     chain.hashes().to_vec()
 }
 

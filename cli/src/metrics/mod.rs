@@ -61,8 +61,10 @@ pub(crate) struct StepSample {
     pub(crate) held_slots: u32,
     /// Requests arrived but not admitted.
     pub(crate) waiting: u32,
-    /// Tokens computed that a request needed.
+    /// Tokens computed that a request needed, each counted once.
     pub(crate) useful_tokens: u64,
+    /// Tokens computed again, since a preemption had lost them.
+    pub(crate) recomputed_tokens: u64,
     /// Tokens computed, padding included.
     pub(crate) computed_tokens: u64,
     /// Tokens stored in the blocks held.
@@ -155,6 +157,8 @@ pub(crate) struct Summary {
     pub(crate) slots_held: Option<f64>,
     /// Useful rows ÷ held slots, both integrated over step time.
     pub(crate) slots_useful: Option<f64>,
+    /// Tokens computed again, since a preemption had lost them.
+    pub(crate) recomputed_tokens: u64,
     /// Tokens computed that a request needed.
     pub(crate) useful_tokens: u64,
     /// Tokens computed, padding included.

@@ -21,6 +21,7 @@ pub(crate) struct Recorder {
     whole: Integrals,
     steps: u64,
     useful_tokens: u64,
+    recomputed_tokens: u64,
     computed_tokens: u64,
     output_tokens: u64,
     prompt_tokens: u64,
@@ -42,6 +43,8 @@ struct Request {
     ended: Option<f64>,
     prompt_tokens: u32,
     cached_tokens: u32,
+    /// Tokens of its context computed at least once, in chunks.
+    computed: u32,
     tokens: u32,
     admitted: bool,
     stay: Option<Stay>,
@@ -64,6 +67,7 @@ impl Recorder {
             whole: Integrals::default(),
             steps: 0,
             useful_tokens: 0,
+            recomputed_tokens: 0,
             computed_tokens: 0,
             output_tokens: 0,
             prompt_tokens: 0,
@@ -88,6 +92,7 @@ impl Recorder {
             ended: None,
             prompt_tokens,
             cached_tokens: 0,
+            computed: 0,
             tokens: 0,
             admitted: false,
             stay: None,
@@ -112,6 +117,20 @@ impl Recorder {
         if let Some((_, slots)) = &mut self.timeline {
             request.stay = Some(Stay { slot: slots.take(), start: t });
         }
+    }
+
+    /// Tokens `start..end` of its context were computed, not one by one; how many of them for a
+    /// second time.
+    pub(crate) fn chunk(&mut self, id: u64, start: u32, end: u32) -> u32 {
+        let Some(request) = self.live.get_mut(&id) else { return 0 };
+        // With output, all but the newest token had been computed.
+        let decoded = match request.tokens {
+            0 => 0,
+            tokens => request.prompt_tokens + tokens - 1,
+        };
+        let before = request.computed.max(decoded);
+        request.computed = request.computed.max(end);
+        end.min(before).saturating_sub(start)
     }
 
     /// It lost its slot and waits again.
@@ -168,6 +187,7 @@ impl Recorder {
         self.origin = self.origin.min(sample.start_s);
         self.steps += 1;
         self.useful_tokens += sample.useful_tokens;
+        self.recomputed_tokens += sample.recomputed_tokens;
         self.computed_tokens += sample.computed_tokens;
         self.whole += Integrals::of(sample);
         if let Some((timeline, _)) = &mut self.timeline {
@@ -222,6 +242,7 @@ impl Recorder {
         let makespan = end_s - self.origin;
         let seconds = if makespan.is_finite() { makespan.max(0.0) } else { 0.0 };
         let (useful, computed) = (self.useful_tokens as f64, self.computed_tokens as f64);
+        let padding = computed - useful - self.recomputed_tokens as f64;
         let mean = |integral: f64| ratio(integral, whole.busy);
         Summary {
             policy: policy.clone(),
@@ -231,7 +252,7 @@ impl Recorder {
             output_tokens: self.output_tokens,
             output_tokens_per_s: ratio(self.output_tokens as f64, seconds),
             slot_utilization: ratio(whole.useful_rows, whole.busy * *slots as f64),
-            padding_waste: ratio(computed - useful, computed),
+            padding_waste: ratio(padding, computed),
             kv_utilization: ratio(whole.kv_tokens, whole.blocks * *block_size as f64),
             ttft_s: Distribution::of(&self.latencies.ttft),
             tpot_s: Distribution::of(&self.latencies.tpot),
@@ -248,6 +269,7 @@ impl Recorder {
             busy_s: whole.busy,
             slots_held: mean(whole.held_slots),
             slots_useful: ratio(whole.useful_rows, whole.held_slots),
+            recomputed_tokens: self.recomputed_tokens,
             useful_tokens: self.useful_tokens,
             computed_tokens: self.computed_tokens,
             computed_per_useful: ratio(computed, useful),

@@ -25,6 +25,7 @@ fn run(policy: &str, requests: u64, slots: u32, unit: Unit) -> Run {
                 useful_rows: (batch.len() - i) as u32,
                 held_slots: batch.len() as u32,
                 useful_tokens: (batch.len() - i) as u64,
+                recomputed_tokens: 0,
                 computed_tokens: batch.len() as u64,
                 kv_used_tokens: 20,
                 held_blocks: slots,
