@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 
 use inflight::scheduler::{Outputs, Step};
 
@@ -12,9 +11,9 @@ pub(crate) struct Decisions {
 }
 
 impl Decisions {
-    /// Creates the file, or empties it.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { out: BufWriter::new(File::create(path)?) })
+    /// Decisions to be written to `file`.
+    pub(crate) fn new(file: File) -> Self {
+        Self { out: BufWriter::new(file) }
     }
 
     /// Writes one step and what its commit brought.

@@ -4,6 +4,7 @@ mod args;
 mod decisions;
 mod metrics;
 mod numbers;
+mod output;
 mod replay;
 mod report;
 mod setup;

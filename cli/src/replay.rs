@@ -1,8 +1,7 @@
 //! `inflight replay`: one trace, several policies, side by side.
 
-use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use inflight::cache::ExtraKey;
@@ -13,6 +12,7 @@ use inflight::{Engine, Error, Policy, Request, RequestId, Time, Token};
 use crate::args::Replay;
 use crate::decisions::Decisions;
 use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
+use crate::output::{Output, check_paths};
 use crate::setup::{DeviceKind, Setup};
 use crate::trace::{self, Row};
 use crate::{Failure, tell};
@@ -25,28 +25,29 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
         tell(&format!("{}: {notice}", setup.trace.name));
     }
     // All files are created before the work is done.
-    let mut decisions = args.decisions.as_deref().map(create).transpose()?;
-    let files = Files::create(args)?;
+    let mut files = Files::create(args)?;
     let progress = progress(setup.trace.rows.len() * setup.policies.len());
     let mut runs = Vec::new();
     for policy in &setup.policies {
         progress.set_message(policy.clone());
         let keep_timeline = args.report.is_some();
+        let decisions = files.decisions.as_mut().map(|(_, decisions)| decisions);
         let run = match setup.device {
             DeviceKind::Decisions => {
                 let device = NoDevice { sampler };
-                replay(&setup, policy, device, keep_timeline, decisions.as_mut(), &progress)
+                replay(&setup, policy, device, keep_timeline, decisions, &progress)
             }
             DeviceKind::Model(cost) => {
                 let device = Model { cost, sampler };
-                replay(&setup, policy, device, keep_timeline, decisions.as_mut(), &progress)
+                replay(&setup, policy, device, keep_timeline, decisions, &progress)
             }
         };
         runs.push(run?);
     }
     progress.finish_and_clear();
-    if let Some((file, path)) = decisions.zip(args.decisions.as_deref()) {
-        file.finish().map_err(|error| unwritable(path, &error))?;
+    if let Some(run) = runs.iter().find(|run| run.summary.requests == 0) {
+        let why = run.summary.refused.keys().copied().collect::<Vec<_>>().join(", ");
+        tell(&format!("{}: every request was refused ({why})", setup.trace.name));
     }
     files.write(&setup, &runs)?;
     let text = format!("{}\n{}", heading(&setup), table::render(&runs));
@@ -85,50 +86,53 @@ fn progress(requests: usize) -> ProgressBar {
     bar
 }
 
-fn create(path: &Path) -> Result<Decisions, Failure> {
-    Decisions::create(path).map_err(|error| unwritable(path, &error))
+/// The files asked for.
+struct Files {
+    decisions: Option<(Output, Decisions)>,
+    json: Option<Output>,
+    report: Option<Output>,
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Run(format!("{}: {error}", path.display()))
-}
-
-/// The files asked for beside the decisions.
-struct Files<'a> {
-    json: Option<(&'a Path, File)>,
-    report: Option<(&'a Path, File)>,
-}
-
-impl<'a> Files<'a> {
-    fn create(args: &'a Replay) -> Result<Self, Failure> {
-        let create = |path: &'a PathBuf| match File::create(path) {
-            Ok(file) => Ok((path.as_path(), file)),
-            Err(error) => Err(unwritable(path, &error)),
+impl Files {
+    fn create(args: &Replay) -> Result<Self, Failure> {
+        check_paths(args)?;
+        let create = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
+        let decisions = match create(&args.decisions)? {
+            Some(output) => {
+                let file = output.file().map_err(|error| undecided(&error))?;
+                Some((output, Decisions::new(file)))
+            }
+            None => None,
         };
-        let [json, report] = [&args.json, &args.report].map(|path| path.as_ref().map(create));
-        Ok(Self { json: json.transpose()?, report: report.transpose()? })
+        Ok(Self { decisions, json: create(&args.json)?, report: create(&args.report)? })
     }
 
     fn write(self, setup: &Setup, runs: &[Run]) -> Result<(), Failure> {
-        let device = &setup.device_name;
+        let (trace, device) = (&setup.trace.name, &setup.device_name);
         let echo = setup.echo();
-        if let Some((path, mut file)) = self.json {
+        if let Some((output, decisions)) = self.decisions {
+            decisions.finish().map_err(|error| undecided(&error))?;
+            output.complete()?;
+        }
+        if let Some(output) = self.json {
             let config = echo.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
             let config = serde_json::Value::Object(config);
-            let document = metrics::document(&setup.trace.name, device, config, runs);
-            let mut text = serde_json::to_string_pretty(&document)
+            let document = metrics::document(trace, device, config, runs);
+            let text = serde_json::to_string_pretty(&document)
                 .map_err(|error| Failure::Run(format!("--json: {error}")))?;
-            text.push('\n');
-            file.write_all(text.as_bytes()).map_err(|error| unwritable(path, &error))?;
+            output.write(&(text + "\n"))?;
         }
-        if let Some((path, mut file)) = self.report {
+        if let Some(output) = self.report {
             let config: Vec<_> =
                 echo.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
-            let page = report::html(&setup.trace.name, device, &config, runs);
-            file.write_all(page.as_bytes()).map_err(|error| unwritable(path, &error))?;
+            output.write(&report::html(trace, device, &config, runs))?;
         }
         Ok(())
     }
+}
+
+fn undecided(error: &std::io::Error) -> Failure {
+    Failure::Run(format!("--decisions: {error}"))
 }
 
 /// One run of the trace under one policy.
@@ -219,7 +223,7 @@ impl<D: Device> Replayer<'_, D> {
         };
         if let Some(file) = &mut self.decisions {
             let written = file.step(self.number, ran.outputs.step(), &ran.outputs);
-            written.map_err(|error| Failure::Run(format!("--decisions: {error}")))?;
+            written.map_err(|error| undecided(&error))?;
         }
         let end = self.now + ran.seconds;
         record(&mut self.recorder, &ran, self.now, end, self.setup);
@@ -240,7 +244,7 @@ impl<D: Device> Replayer<'_, D> {
         if let Some(file) = &mut self.decisions {
             for number in self.number..next as u64 {
                 let written = file.empty(number, free);
-                written.map_err(|error| Failure::Run(format!("--decisions: {error}")))?;
+                written.map_err(|error| undecided(&error))?;
             }
         }
         (self.now, self.number) = (next, next as u64);

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::program::{Scratch, figures, replay, repository, trace};
+use crate::program::{Scratch, figures, refused, replay, repository, trace};
 
 const POLICIES: [&str; 6] =
     ["static", "continuous", "priority", "no-evict", "max-utilization", "orca"];
@@ -62,6 +62,7 @@ fn the_document_has_its_keys_in_order() {
         "busy_s",
         "slots_held",
         "slots_useful",
+        "recomputed_tokens",
         "useful_tokens",
         "computed_tokens",
         "computed_per_useful",
@@ -76,7 +77,7 @@ fn the_document_has_its_keys_in_order() {
     assert_eq!((&document["trace"], &document["device"]), (&json!("steps"), &json!("none")));
     let config = json!({
         "block_size": 16, "max_model_len": 624, "max_num_batched_tokens": 2048, "max_num_seqs": 8,
-        "num_blocks": 40, "prefix_cache": 0, "trace_requests": 6,
+        "num_blocks": 40, "prefix_cache": 0, "seed": 0, "trace_requests": 6,
     });
     assert_eq!(document["config"], config);
 }
@@ -98,7 +99,7 @@ fn one_request_by_hand() {
             "latency_s": one(3.0), "refused": {}, "preemptions": 0, "prefix_hit_tokens": 0,
             "prompt_tokens": 10, "unit": "steps", "slots": 4, "requests_per_s": 1.0 / 3.0,
             "unfinished": 0, "truncated": 0, "busy_s": 3.0, "slots_held": 1.0,
-            "slots_useful": 1.0, "useful_tokens": 12, "computed_tokens": 12,
+            "slots_useful": 1.0, "recomputed_tokens": 0, "useful_tokens": 12, "computed_tokens": 12,
             "computed_per_useful": 1.0, "kv_held": 0.25, "waiting": 0.0, "queue_s": one(0.0),
             "resumed_hit_tokens": 0,
         });
@@ -166,18 +167,22 @@ fn check(run: &Value, config: &Value, served: &[(u64, u64)]) {
     assert_eq!(whole(&run["prompt_tokens"]), sum(|r| r.0));
     let once = sum(|r| r.0 + r.1 - 1) - whole(&run["prefix_hit_tokens"]);
     let (useful, computed) = (whole(&run["useful_tokens"]), whole(&run["computed_tokens"]));
+    let again = whole(&run["recomputed_tokens"]);
+    // Each token is computed once; a request that resumes may find in the cache what it had not
+    // come to compute.
+    assert!(useful <= once && useful + whole(&run["resumed_hit_tokens"]) >= once, "{run}");
     if whole(&run["preemptions"]) == 0 {
-        assert_eq!(useful, once, "each token is computed once: {run}");
+        assert_eq!((useful, again), (once, 0), "{run}");
     } else {
-        // What a preemption lost is computed again, or found in the cache.
-        assert!(useful + whole(&run["resumed_hit_tokens"]) > once, "{run}");
+        assert!(again + whole(&run["resumed_hit_tokens"]) > 0, "what was lost came back: {run}");
     }
-    assert!(useful <= computed && (run["policy"] == "static" || useful == computed));
+    let padded = computed - useful - again;
+    assert!(run["policy"] == "static" || padded == 0, "{run}");
     let seconds = of("seconds");
     let ratios = [
         ("output_tokens_per_s", of("output_tokens") / seconds),
         ("requests_per_s", of("requests") / seconds),
-        ("padding_waste", 1.0 - useful as f64 / computed as f64),
+        ("padding_waste", padded as f64 / computed as f64),
         ("computed_per_useful", computed as f64 / useful as f64),
         ("slot_utilization", of("slots_useful") * of("slots_held") / of("slots")),
     ];
@@ -304,7 +309,7 @@ fn refusals_and_cuts_are_counted() {
     }
     // Nobody at all is served: no figure is made up.
     let limits = ["--num-blocks", "3", "--policy", "continuous"];
-    let document = figures(&scratch, &[&none[..], &limits].concat());
+    let document = refused(&scratch, &[&none[..], &limits].concat());
     let run = &document["runs"][0];
     assert_eq!((&run["refused"], &run["steps"]), (&json!({"too_long": 6}), &json!(0)));
     for key in ["output_tokens_per_s", "slot_utilization", "kv_utilization"] {

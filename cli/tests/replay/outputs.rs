@@ -200,3 +200,22 @@ fn messages_that_do_not_fit() {
         assert_eq!(output.stdout.is_empty(), code > 0, "{args:?}");
     }
 }
+
+/// The trace is never written over, and no file is written twice.
+#[test]
+fn files_that_meet() {
+    let scratch = Scratch::new("meet");
+    let rows = "arrival_step,prompt_len,output_len\n0,6,2\n";
+    let trace = scratch.write("trace", rows);
+    let [other, roundabout] = [scratch.path("other"), trace.replace("/trace", "/./trace")];
+    let none = ["replay", &trace, "--device", "none", "--num-blocks", "40"];
+    for files in
+        [["--json", &roundabout, "--report", &other], ["--json", &other, "--report", &other]]
+    {
+        let ran = inflight(&[&none[..], &files[..]].concat());
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+        assert!(ran.stderr.contains("are one file"), "{}", ran.stderr);
+    }
+    assert_eq!(scratch.read("trace"), rows);
+    assert!(!std::path::Path::new(&other).exists());
+}

@@ -44,6 +44,15 @@ pub(crate) fn replay(args: &[&str]) -> String {
     ran.stdout
 }
 
+/// The same where every request is refused, which it says.
+pub(crate) fn refused(scratch: &Scratch, args: &[&str]) -> Value {
+    let json = scratch.path("figures.json");
+    let ran = inflight(&[&["replay"], args, &["--json", &json]].concat());
+    assert_eq!(ran.code, 0, "{args:?}");
+    assert!(ran.stderr.ends_with(": every request was refused (too_long)\n"), "{}", ran.stderr);
+    serde_json::from_str(&scratch.read("figures.json")).expect("JSON")
+}
+
 /// The JSON document of a replay.
 pub(crate) fn figures(scratch: &Scratch, args: &[&str]) -> Value {
     let json = scratch.path("figures.json");
