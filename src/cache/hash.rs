@@ -18,10 +18,10 @@ use crate::types::Token;
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// 64 of its bits: all are equally good, so any serve as the bucket of a table.
-    pub(super) fn bucket(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    /// 32 of its bits: all are equally good, so any serve to find it in a table.
+    pub(super) fn tag(&self) -> u32 {
+        let [a, b, c, d, ..] = self.0;
+        u32::from_le_bytes([a, b, c, d])
     }
 }
 

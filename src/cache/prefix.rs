@@ -23,9 +23,9 @@ struct Twin {
 /// a look-up finds the oldest.
 pub(super) struct PrefixIndex {
     /// The oldest block of each content, with the tag of its hash: probing reads no other memory.
-    heads: HashTable<(u64, u32)>,
+    heads: HashTable<(u32, u32)>,
     /// By block id: the tag of its hash, 0 for a block of no known content.
-    tags: Vec<u64>,
+    tags: Vec<u32>,
     /// By block id; means something where the tag does.
     hashes: Vec<BlockHash>,
     /// Blocks whose content another one holds too.
@@ -33,9 +33,15 @@ pub(super) struct PrefixIndex {
     len: usize,
 }
 
-/// 63 bits of the hash, never 0.
-fn tag(hash: &BlockHash) -> u64 {
-    hash.bucket() | 1
+/// 32 bits of the hash, never 0: enough to find it, and small, so that much of the table stays in
+/// the processor's caches.
+fn tag(hash: &BlockHash) -> u32 {
+    hash.tag().max(1)
+}
+
+/// A tag's place in the table; all bits of the product depend on it.
+fn place(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl PrefixIndex {
@@ -63,8 +69,8 @@ impl PrefixIndex {
     /// The oldest block with this content.
     pub(super) fn find(&self, hash: &BlockHash) -> Option<BlockId> {
         let wanted = tag(hash);
-        let same = |&(tag, head): &(u64, u32)| tag == wanted && self.hashes[head as usize] == *hash;
-        self.heads.find(wanted, same).map(|&(_, head)| BlockId(head))
+        let same = |&(tag, head): &(u32, u32)| tag == wanted && self.hashes[head as usize] == *hash;
+        self.heads.find(place(wanted), same).map(|&(_, head)| BlockId(head))
     }
 
     /// Records the content of a block that has none.
@@ -77,8 +83,8 @@ impl PrefixIndex {
         self.tags[block.index()] = wanted;
         self.hashes[block.index()] = hash;
         let hashes = &self.hashes;
-        let same = |&(tag, head): &(u64, u32)| tag == wanted && hashes[head as usize] == hash;
-        let head = match self.heads.entry(wanted, same, |&(tag, _)| tag) {
+        let same = |&(tag, head): &(u32, u32)| tag == wanted && hashes[head as usize] == hash;
+        let head = match self.heads.entry(place(wanted), same, |&(tag, _)| place(tag)) {
             Entry::Occupied(entry) => entry.get().1,
             Entry::Vacant(entry) => {
                 entry.insert((wanted, id));
@@ -110,7 +116,7 @@ impl PrefixIndex {
         self.len -= 1;
         let heir = self.leave_ring(id);
         // Found by its own id: a block that is no head leaves the table as it is.
-        if let Ok(mut slot) = self.heads.find_entry(tag, |&(_, head)| head == id) {
+        if let Ok(mut slot) = self.heads.find_entry(place(tag), |&(_, head)| head == id) {
             match heir {
                 Some(next) => slot.get_mut().1 = next,
                 None => {
