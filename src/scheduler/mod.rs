@@ -350,6 +350,9 @@ impl Scheduler {
             if entry.state != State::Ended {
                 return (entry.capacity - entry.num_computed) as usize;
             }
+            if !self.cache.has_prefix_cache() {
+                return entry.capacity as usize;
+            }
             // What others share with it serves them.
             let alone = |&&block: &&BlockId| self.cache.pool().refs(block) == 1;
             self.cache.table(entry.seq).iter().filter(alone).count() * self.cache.block_size()
