@@ -112,7 +112,7 @@ impl Entry {
     /// Whether `unusual` is true to the fields it speaks of.
     pub(super) fn is_noted(&self) -> bool {
         let quiet = self.draft.is_empty() && self.num_stale == 0;
-        self.unusual == !(quiet && self.stop_tokens.is_empty() && self.repetition.is_none())
+        self.unusual != (quiet && self.stop_tokens.is_empty() && self.repetition.is_none())
     }
 
     /// The draft.

@@ -123,7 +123,7 @@ fn a_request_that_cannot_be_served_is_refused() {
 fn limits_are_checked_one_by_one() {
     let good = limits(50, 4);
     let cache = good.cache;
-    let refused = |config| field(Scheduler::new(config, Policy::default()).err().expect("bad"));
+    let refused = |config| field(Scheduler::new(config, Policy::default()).expect_err("bad"));
     assert_eq!(refused(Config { max_num_seqs: 0, ..good }), "max_num_seqs");
     assert_eq!(refused(Config { max_num_batched_tokens: 0, ..good }), "max_num_batched_tokens");
     assert_eq!(refused(Config { max_model_len: 0, ..good }), "max_model_len");
@@ -142,7 +142,7 @@ fn limits_are_checked_one_by_one() {
 #[test]
 fn limits_beyond_32_bits_are_refused_not_cut() {
     let good = limits(50, 4);
-    let refused = |config| field(Scheduler::new(config, Policy::default()).err().expect("bad"));
+    let refused = |config| field(Scheduler::new(config, Policy::default()).expect_err("bad"));
     let huge = (1 << 32) + 1;
     assert_eq!(refused(Config { max_num_seqs: huge, ..good }), "max_num_seqs");
     assert_eq!(refused(Config { max_num_batched_tokens: huge, ..good }), "max_num_batched_tokens");
