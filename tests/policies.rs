@@ -417,7 +417,7 @@ fn policies_have_names() {
     for name in Policy::NAMES {
         assert!(Policy::by_name(name).is_ok(), "{name}");
     }
-    let error = Policy::by_name("fifo").err().expect("no such policy");
+    let error = Policy::by_name("fifo").expect_err("no such policy");
     assert_eq!(bench::field(error.clone()), "policy");
     assert!(Policy::NAMES.iter().all(|name| error.to_string().contains(name)), "{error}");
 }
