@@ -114,7 +114,7 @@ impl Bench {
         call: impl FnOnce(&mut Scheduler) -> Result<T, Error>,
     ) -> Error {
         let before = self.state();
-        let error = call(&mut self.s).expect_err("it must be refused");
+        let error = call(&mut self.s).err().expect("it must be refused");
         assert_eq!(self.state(), before, "{error} left a trace");
         self.s.verify().expect("every invariant");
         error
