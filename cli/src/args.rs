@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use inflight::scheduler::queue::Ageing;
 
 /// Continuous batching: replay request traces through schedulers and compare them.
 #[derive(Debug, Parser)]
@@ -25,6 +26,17 @@ pub(crate) enum Command {
     /// cache_salt.
     #[command(verbatim_doc_comment, allow_negative_numbers = true)]
     Replay(Box<Replay>),
+}
+
+/// Reads `--ageing`.
+fn ageing(text: &str) -> Result<Ageing, String> {
+    match text {
+        "off" => Ok(Ageing::Off),
+        number => match number.parse() {
+            Ok(0) | Err(_) => Err("neither a number from 1 nor `off`".into()),
+            Ok(level) => Ok(Ageing::Admissions(level)),
+        },
+    }
 }
 
 /// On or off.
@@ -62,6 +74,11 @@ pub(crate) struct Replay {
     /// [default: static, continuous]
     #[arg(long = "policy", value_name = "NAME")]
     pub(crate) policies: Vec<String>,
+
+    /// Under --policy priority, admissions of others that count as one level of priority; off for
+    /// vLLM's strict order
+    #[arg(long, default_value = "256", value_name = "N|off", value_parser = ageing)]
+    pub(crate) ageing: Ageing,
 
     /// Requests that run at once [default: a slot for each 1,024 tokens of KV, 8 to 256]
     #[arg(long, value_name = "N")]

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use inflight::cache::ExtraKey;
 use inflight::device::{Decisions as NoDevice, Device, Model};
 use inflight::engine::Ran;
-use inflight::{Engine, Error, Policy, Request, RequestId, Time, Token};
+use inflight::{Engine, Error, Request, RequestId, Time, Token};
 
 use crate::args::Replay;
 use crate::decisions::Decisions;
@@ -153,7 +153,7 @@ fn replay<D: Device>(
         unit: setup.unit(),
         keep_timeline,
     });
-    let rules = Policy::by_name(policy).map_err(|error| Failure::Usage(error.to_string()))?;
+    let rules = setup.policy(policy)?;
     let engine = Engine::new(setup.config, rules, device)
         .map_err(|error| Failure::Usage(format!("--{error}").replace('_', "-")))?;
     Replayer { setup, engine, recorder, decisions, progress, now: 0.0, number: 0, submitted: 0 }

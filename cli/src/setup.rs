@@ -2,6 +2,7 @@
 
 use inflight::cache::CacheConfig;
 use inflight::device::cost::{self, CostModel};
+use inflight::scheduler::queue::{Ageing, Priority};
 use inflight::{Config, Policy};
 
 use crate::Failure;
@@ -26,6 +27,7 @@ pub(crate) struct Setup {
     pub(crate) device_name: String,
     pub(crate) config: Config,
     pub(crate) policies: Vec<String>,
+    pub(crate) ageing: Ageing,
     pub(crate) seed: u64,
 }
 
@@ -50,7 +52,26 @@ impl Setup {
         let config = config(args, &device)?;
         let trace = workload(args)?;
         check_clock(&trace, &device)?;
-        Ok(Self { trace, device, device_name, config, policies, seed: args.seed })
+        Ok(Self {
+            trace,
+            device,
+            device_name,
+            config,
+            policies,
+            ageing: args.ageing,
+            seed: args.seed,
+        })
+    }
+
+    /// The rules of a policy.
+    pub(crate) fn policy(&self, name: &str) -> Result<Policy, Failure> {
+        let mut policy = Policy::by_name(name).map_err(|error| usage(error.to_string()))?;
+        if name == "priority" {
+            // Without ageing nobody is promised anything: vLLM's order has no bound either.
+            let bound = if self.ageing == Ageing::Off { u64::MAX } else { 1024 };
+            policy.queue = Box::new(Priority::new(self.ageing, bound, u64::MAX));
+        }
+        Ok(policy)
     }
 
     /// What times count.

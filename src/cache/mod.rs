@@ -4,6 +4,42 @@
 //! sequence, and lists the copies a device must make ([`BlockOp`]). It knows no scheduler: a stack
 //! that has its own can use [`KvCache`] alone.
 //!
+//! The life of a sequence: [`open`](KvCache::open) it; extend its [`HashChain`];
+//! [`lookup`](KvCache::lookup) what is cached, at most one token less than it has, since somebody
+//! must compute the logits; [`allocate`](KvCache::allocate) with what was found, writing from its
+//! end; [`register`](KvCache::register) what this step fills, so that others who run after or with it
+//! can share it; [`take_ops`](KvCache::take_ops) and make the copies; [`close`](KvCache::close).
+//!
+//! ```
+//! use inflight::cache::{CacheConfig, HashChain, KvCache};
+//!
+//! let config =
+//!     CacheConfig { num_blocks: 10, block_size: 4, prefix_cache: true, num_host_blocks: 0 };
+//! let mut cache = KvCache::new(config)?;
+//! let prompt: Vec<u32> = (0..10).collect();
+//! let mut chain = HashChain::new(4, &[]);
+//! chain.extend(&prompt);
+//! let mut hit = Vec::new();
+//!
+//! let first = cache.open();
+//! cache.allocate(first, &[], 0, prompt.len())?;
+//! cache.register(first, chain.hashes(), prompt.len())?;
+//!
+//! let second = cache.open();
+//! let cached = cache.lookup(chain.hashes(), prompt.len() - 1, &mut hit);
+//! assert_eq!(cached, 8);
+//! cache.allocate(second, &hit, cached, prompt.len())?;
+//! assert_eq!(cache.table(first)[..2], cache.table(second)[..2]);
+//!
+//! // A fork shares everything, until somebody writes.
+//! let child = cache.fork(second)?;
+//! cache.allocate(child, &[], 10, 11)?;
+//! let mut copies = Vec::new();
+//! cache.take_ops(&mut copies);
+//! assert_eq!(copies.len(), 1);
+//! # Ok::<(), inflight::Error>(())
+//! ```
+//!
 //! Order and rules are vLLM V1's (`KVCacheManager`, `BlockPool`), so that block ids can be
 //! compared one by one: the free queue is reused from its front; a freed block joins its front
 //! when its content is unknown and its back when it may serve a later prefix, the tail of a
