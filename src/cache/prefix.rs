@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
-
 use super::hash::BlockHash;
 use crate::error::{Error, Result};
 use crate::types::BlockId;
+
+/// The null block, which never has a content.
+const FREE: u32 = BlockId::NULL.0;
 
 /// Neighbours in a ring of blocks of one content.
 #[derive(Clone, Copy)]
@@ -22,8 +22,9 @@ struct Twin {
 /// in the order they came, since a block table never changes behind a sequence that is running;
 /// a look-up finds the oldest.
 pub(super) struct PrefixIndex {
-    /// The oldest block of each content, with the tag of its hash: probing reads no other memory.
-    heads: HashTable<(u32, u32)>,
+    /// The oldest block of each content: open addressing by tag, the null block where free. At most
+    /// half full, and small, so that much of it stays in the processor's caches.
+    heads: Vec<u32>,
     /// By block id: the tag of its hash, 0 for a block of no known content.
     tags: Vec<u32>,
     /// By block id; means something where the tag does.
@@ -33,23 +34,15 @@ pub(super) struct PrefixIndex {
     len: usize,
 }
 
-/// 32 bits of the hash, never 0: enough to find it, and small, so that much of the table stays in
-/// the processor's caches.
+/// 32 bits of the hash, never 0.
 fn tag(hash: &BlockHash) -> u32 {
     hash.tag().max(1)
-}
-
-/// A tag's place in the table; all bits of the product depend on it.
-fn place(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl PrefixIndex {
     pub(super) fn new(num_blocks: usize) -> Self {
         Self {
-            // Twice what it can hold: a table at most half full makes room for new names by tidying
-            // up in place, and never allocates.
-            heads: HashTable::with_capacity(2 * num_blocks),
+            heads: vec![FREE; (2 * num_blocks).next_power_of_two()],
             tags: vec![0; num_blocks],
             hashes: vec![BlockHash([0; 32]); num_blocks],
             twins: HashMap::new(),
@@ -66,11 +59,34 @@ impl PrefixIndex {
         self.tags.get(block.index()).is_some_and(|&tag| tag != 0)
     }
 
+    /// Where a tag is looked for first.
+    fn home(&self, tag: u32) -> usize {
+        // All bits of the product depend on the tag; the upper ones choose.
+        let spread = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        spread as usize & (self.heads.len() - 1)
+    }
+
+    fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.heads.len() - 1)
+    }
+
+    /// Where the head of this content is, or the free place where it would be.
+    fn place(&self, tag: u32, hash: &BlockHash) -> usize {
+        let mut at = self.home(tag);
+        while self.heads[at] != FREE {
+            let head = self.heads[at] as usize;
+            if self.tags[head] == tag && self.hashes[head] == *hash {
+                break;
+            }
+            at = self.after(at);
+        }
+        at
+    }
+
     /// The oldest block with this content.
     pub(super) fn find(&self, hash: &BlockHash) -> Option<BlockId> {
-        let wanted = tag(hash);
-        let same = |&(tag, head): &(u32, u32)| tag == wanted && self.hashes[head as usize] == *hash;
-        self.heads.find(place(wanted), same).map(|&(_, head)| BlockId(head))
+        let head = self.heads[self.place(tag(hash), hash)];
+        (head != FREE).then_some(BlockId(head))
     }
 
     /// Records the content of a block that has none.
@@ -78,19 +94,16 @@ impl PrefixIndex {
         if self.contains(block) {
             return;
         }
-        let (id, wanted) = (block.0, tag(&hash));
+        let (id, tag) = (block.0, tag(&hash));
+        let at = self.place(tag, &hash);
         self.len += 1;
-        self.tags[block.index()] = wanted;
+        self.tags[block.index()] = tag;
         self.hashes[block.index()] = hash;
-        let hashes = &self.hashes;
-        let same = |&(tag, head): &(u32, u32)| tag == wanted && hashes[head as usize] == hash;
-        let head = match self.heads.entry(place(wanted), same, |&(tag, _)| place(tag)) {
-            Entry::Occupied(entry) => entry.get().1,
-            Entry::Vacant(entry) => {
-                entry.insert((wanted, id));
-                return;
-            }
-        };
+        let head = self.heads[at];
+        if head == FREE {
+            self.heads[at] = id;
+            return;
+        }
         let tail = self.twins.entry(head).or_insert(Twin { prev: head, next: head }).prev;
         self.twins.insert(id, Twin { prev: tail, next: head });
         self.link(tail, id);
@@ -112,19 +125,37 @@ impl PrefixIndex {
         if !self.contains(block) {
             return false;
         }
-        let (id, tag) = (block.0, std::mem::take(&mut self.tags[block.index()]));
-        self.len -= 1;
-        let heir = self.leave_ring(id);
-        // Found by its own id: a block that is no head leaves the table as it is.
-        if let Ok(mut slot) = self.heads.find_entry(place(tag), |&(_, head)| head == id) {
-            match heir {
-                Some(next) => slot.get_mut().1 = next,
-                None => {
-                    slot.remove();
-                }
-            }
+        let id = block.0;
+        let mut at = self.home(self.tags[block.index()]);
+        // A block that is no head is not in the table.
+        while self.heads[at] != id && self.heads[at] != FREE {
+            at = self.after(at);
         }
+        let was_head = self.heads[at] == id;
+        match self.leave_ring(id) {
+            Some(heir) if was_head => self.heads[at] = heir,
+            None if was_head => self.vacate(at),
+            _ => {}
+        }
+        self.tags[block.index()] = 0;
+        self.len -= 1;
         true
+    }
+
+    /// Frees a place, and moves up whoever would no longer be found behind it.
+    fn vacate(&mut self, mut free: usize) {
+        let mut at = self.after(free);
+        while self.heads[at] != FREE {
+            let home = self.home(self.tags[self.heads[at] as usize]);
+            // Distances go round the end of the table.
+            let far = |from: usize| at.wrapping_sub(from) & (self.heads.len() - 1);
+            if far(home) >= far(free) {
+                self.heads[free] = self.heads[at];
+                free = at;
+            }
+            at = self.after(at);
+        }
+        self.heads[free] = FREE;
     }
 
     /// Takes a block out of its ring; the one after it, if there is a ring.
@@ -143,7 +174,7 @@ impl PrefixIndex {
     }
 
     pub(super) fn clear(&mut self) {
-        self.heads.clear();
+        self.heads.fill(FREE);
         self.twins.clear();
         self.tags.fill(0);
         self.len = 0;
@@ -153,13 +184,15 @@ impl PrefixIndex {
     pub(super) fn verify(&self) -> Result<()> {
         let corrupt = |what: String| Err(Error::Corrupt(what));
         let mut reached = 0;
-        for &(tag_of_head, head) in &self.heads {
+        for &head in self.heads.iter().filter(|&&head| head != FREE) {
             let hash = self.hashes[head as usize];
+            if self.find(&hash) != Some(BlockId(head)) {
+                return corrupt(format!("the prefix index does not find block {head}"));
+            }
             let mut at = head;
             loop {
                 let here = self.hashes[at as usize];
-                if self.tags[at as usize] != tag(&here) || here != hash || tag_of_head != tag(&hash)
-                {
+                if self.tags[at as usize] != tag(&here) || here != hash {
                     return corrupt(format!(
                         "the prefix index finds block {at} under another name"
                     ));
