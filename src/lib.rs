@@ -50,6 +50,7 @@ pub mod cache;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod kernels;
 pub mod request;
 pub mod scheduler;
 pub mod types;

@@ -5,6 +5,8 @@
 //! hours of a trace replay in seconds.
 
 pub mod cost;
+pub mod cpu;
+pub mod memory;
 
 use crate::batch::{DenseTable, RaggedBatch};
 use crate::error::Result;

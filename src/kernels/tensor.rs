@@ -1,0 +1,334 @@
+//! Element types, and views of token tensors.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use half::{bf16, f16};
+
+use crate::error::{Error, Result};
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+    /// OCP 8-bit float: 4 bits of exponent, 3 of mantissa, no infinities, largest 448.
+    Fp8E4m3,
+}
+
+impl DType {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Fp8E4m3];
+
+    /// Bytes an element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Fp8E4m3 => 1,
+        }
+    }
+
+    /// Its usual short name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Fp8E4m3 => "fp8-e4m3",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::argument("dtype", format!("`{name}` is none of {known}"))
+        })
+    }
+}
+
+/// The bits of an e4m3 number; see [`DType::Fp8E4m3`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Fp8E4m3(pub u8);
+
+impl Fp8E4m3 {
+    /// The largest number.
+    pub const MAX: f32 = 448.0;
+
+    /// Rounds to nearest, ties to even; what is too large becomes the largest, NaN stays NaN.
+    #[must_use]
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        let sign = (value.to_bits() >> 24) as u8 & 0x80;
+        let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
+        // Not `f32::min`: it would turn NaN into a number.
+        let bounded = if magnitude > Self::MAX { Self::MAX } else { magnitude };
+        let bits = bounded.to_bits();
+        // Normal: round the mantissa to 3 bits; a carry runs into the exponent, as it should.
+        let rounded = bits.wrapping_add(0x0007_ffff + (bits >> 20 & 1));
+        let normal = (rounded >> 20).wrapping_sub((127 - 7) << 3);
+        // Below 2^-6 steps are 2^-9: adding 2^14 leaves just those, rounded.
+        let subnormal = (bounded + 16384.0).to_bits() & 0xf;
+        let small = bits < (127 - 6) << 23;
+        let number = if small { subnormal } else { normal };
+        let code = if bits > 0x7f80_0000 { 0x7f } else { number as u8 };
+        Self(sign | code)
+    }
+
+    /// Exact.
+    #[must_use]
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        let code = u32::from(self.0);
+        let magnitude = code & 0x7f;
+        // The same bits in f32's places are the number times 2^-120, subnormals included.
+        let scaled = f32::from_bits(magnitude << 20) * f32::from_bits((127 + 120) << 23);
+        let bits = if magnitude == 0x7f { 0x7fc0_0000 } else { scaled.to_bits() };
+        f32::from_bits(bits | (code & 0x80) << 24)
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A type that tensors hold.
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
+    /// Its name at run time.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($type:ty => $dtype:ident),*) => {$(
+        impl sealed::Sealed for $type {}
+        impl Element for $type {
+            const DTYPE: DType = DType::$dtype;
+        }
+    )*};
+}
+elements!(f32 => F32, f16 => F16, bf16 => Bf16, Fp8E4m3 => Fp8E4m3);
+
+/// `[tokens, heads, head_dim]` of a tensor whose last dimension is contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Tokens.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Elements a head.
+    pub head_dim: usize,
+    /// Elements from one token to the next.
+    pub token_stride: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+impl Shape {
+    /// Nothing between the rows.
+    #[must_use]
+    pub fn contiguous(tokens: usize, heads: usize, head_dim: usize) -> Self {
+        Self {
+            tokens,
+            heads,
+            head_dim,
+            token_stride: heads.saturating_mul(head_dim),
+            head_stride: head_dim,
+        }
+    }
+
+    /// Elements from the first to one past the last; `None` beyond 64 bits.
+    fn extent(&self) -> Option<usize> {
+        if self.tokens == 0 || self.heads == 0 {
+            return Some(0);
+        }
+        let tokens = (self.tokens - 1).checked_mul(self.token_stride)?;
+        let heads = (self.heads - 1).checked_mul(self.head_stride)?;
+        tokens.checked_add(heads)?.checked_add(self.head_dim)
+    }
+
+    /// Whether no two elements share a place.
+    fn is_disjoint(&self) -> bool {
+        disjoint(self.head_dim, [(self.tokens, self.token_stride), (self.heads, self.head_stride)])
+    }
+
+    fn check(&self, len: usize) -> Result<()> {
+        match self.extent() {
+            Some(extent) if extent <= len => Ok(()),
+            Some(extent) => {
+                let reason = format!("{len} elements are given and the shape takes {extent}");
+                Err(Error::argument("shape", reason))
+            }
+            None => Err(Error::argument("shape", "its extent does not fit 64 bits")),
+        }
+    }
+}
+
+/// Whether rows of `inner` elements, repeated along `dims` of (count, stride), never overlap.
+pub(crate) fn disjoint<const N: usize>(inner: usize, mut dims: [(usize, usize); N]) -> bool {
+    dims.sort_unstable_by_key(|&(_, stride)| stride);
+    let mut span = inner;
+    for (count, stride) in dims {
+        if count > 1 {
+            if stride < span {
+                return false;
+            }
+            span = (count - 1).saturating_mul(stride).saturating_add(span);
+        }
+    }
+    true
+}
+
+macro_rules! view {
+    ($(#[$doc:meta])* $name:ident, $slice:ty, $ptr:ty, $as_ptr:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name<'a> {
+            data: $ptr,
+            dtype: DType,
+            shape: Shape,
+            borrow: PhantomData<$slice>,
+        }
+
+        // SAFETY: a view is a borrowed slice, and the elements are plain numbers.
+        unsafe impl Send for $name<'_> {}
+        // SAFETY: as above.
+        unsafe impl Sync for $name<'_> {}
+
+        impl<'a> $name<'a> {
+            /// A view of memory that another language owns.
+            ///
+            /// # Safety
+            /// Every element of `shape` lies in memory valid for as long as the view lives, for
+            /// reads and, if the view is mutable, for writes by nobody else; the shape's extent in
+            /// bytes is below `isize::MAX`.
+            #[must_use]
+            pub unsafe fn from_raw(data: $ptr, dtype: DType, shape: Shape) -> Self {
+                Self { data, dtype, shape, borrow: PhantomData }
+            }
+
+            /// The type of its elements.
+            #[must_use]
+            pub fn dtype(&self) -> DType {
+                self.dtype
+            }
+
+            /// Its shape.
+            #[must_use]
+            pub fn shape(&self) -> Shape {
+                self.shape
+            }
+
+            /// The first element.
+            pub(crate) fn as_ptr(&self) -> $ptr {
+                self.data
+            }
+
+            /// Bytes from one token to the next.
+            pub(crate) fn token_bytes(&self) -> usize {
+                self.shape.token_stride * self.dtype.size()
+            }
+
+            /// Bytes from one head to the next.
+            pub(crate) fn head_bytes(&self) -> usize {
+                self.shape.head_stride * self.dtype.size()
+            }
+
+            /// Checks type, heads and head dimension, and that there are `tokens` tokens at least.
+            pub(crate) fn check(
+                &self,
+                field: &'static str,
+                dtype: DType,
+                tokens: usize,
+                heads: usize,
+                head_dim: usize,
+            ) -> Result<()> {
+                let Shape { tokens: has, heads: h, head_dim: d, .. } = self.shape;
+                let wrong = if self.dtype != dtype {
+                    format!("is {}, not {dtype}", self.dtype)
+                } else if h != heads || d != head_dim {
+                    format!("has {h} heads of {d} elements, not {heads} of {head_dim}")
+                } else if has < tokens {
+                    format!("has {has} tokens, and the batch has {tokens}")
+                } else {
+                    return Ok(());
+                };
+                Err(Error::argument(field, wrong))
+            }
+        }
+    };
+}
+
+view!(
+    /// Tokens of heads, to read: queries, new keys and values, partial outputs.
+    TensorRef,
+    &'a [u8],
+    *const u8,
+    as_ptr
+);
+
+view!(
+    /// Tokens of heads, to write: outputs.
+    TensorMut,
+    &'a mut [u8],
+    *mut u8,
+    as_mut_ptr
+);
+
+impl Clone for TensorRef<'_> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl Copy for TensorRef<'_> {}
+
+impl<'a> TensorRef<'a> {
+    /// A view of a slice.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming `shape` when the slice does not hold it.
+    pub fn new<T: Element>(data: &'a [T], shape: Shape) -> Result<Self> {
+        shape.check(data.len())?;
+        Ok(Self { data: data.as_ptr().cast(), dtype: T::DTYPE, shape, borrow: PhantomData })
+    }
+}
+
+impl<'a> TensorMut<'a> {
+    /// A view of a slice.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming `shape` when the slice does not hold it or rows overlap.
+    pub fn new<T: Element>(data: &'a mut [T], shape: Shape) -> Result<Self> {
+        shape.check(data.len())?;
+        let view =
+            Self { data: data.as_mut_ptr().cast(), dtype: T::DTYPE, shape, borrow: PhantomData };
+        view.check_disjoint("shape")?;
+        Ok(view)
+    }
+
+    /// Refuses rows that overlap: threads write them at the same time.
+    pub(crate) fn check_disjoint(&self, field: &'static str) -> Result<()> {
+        if self.shape.is_disjoint() {
+            return Ok(());
+        }
+        Err(Error::argument(field, "its strides make rows overlap"))
+    }
+}
