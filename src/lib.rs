@@ -51,6 +51,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod kernels;
+pub mod plan;
 pub mod request;
 pub mod scheduler;
 pub mod types;

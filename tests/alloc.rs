@@ -14,6 +14,7 @@ use std::hint::black_box;
 use bench::{cached, limits, request};
 use inflight::batch::{BatchBuilder, RowBuckets};
 use inflight::cache::{BlockHash, CacheConfig, KvCache};
+use inflight::plan::{Costs, Extent, Plan, PlanConfig};
 use inflight::{Config, Policy, Sampled, Scheduler, Time};
 use rng::mix;
 
@@ -184,4 +185,33 @@ fn a_full_prefix_index_takes_new_names_for_old_without_growing() {
     let count = allocations(|| rename(200_000));
     println!("{renamed} names for {num_blocks} blocks, {count} allocations");
     assert_eq!(count, 0);
+}
+
+#[test]
+fn planning_attention_allocates_nothing() {
+    let config = PlanConfig {
+        shares: 132,
+        heads: 8,
+        joint_q: 8,
+        q_tile: 16,
+        kv_granularity: 64,
+        causal: true,
+        window_left: None,
+        fixed_split: None,
+        costs: Costs::default(),
+    };
+    let mut plan = Plan::default();
+    let (mut parts, mut merges) = (0, 0);
+    let mut steps = |steps: std::ops::Range<u32>| {
+        for step in steps {
+            let kv_len = |row: u32| 16 + mix(row.into()) as u32 % 5000 + step;
+            let rows = (0..64).map(|row| Extent { q_len: 1, kv_len: kv_len(row) });
+            plan.make(&config, rows).expect("a sound configuration");
+            (parts, merges) = (parts + plan.parts().len(), merges + plan.merges().len());
+        }
+    };
+    steps(0..1);
+    let count = allocations(|| steps(1..2000));
+    println!("{parts} parts, {merges} merges, {count} allocations");
+    assert!(count == 0 && merges > 100_000);
 }
