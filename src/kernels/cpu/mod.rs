@@ -50,7 +50,13 @@
 mod append;
 mod attention;
 mod blocks;
+mod dispatch;
+mod dot;
+mod gemm;
 mod merge;
+mod part;
+mod simd;
+mod softmax;
 
 pub use append::{Append, Rope, append};
 pub use attention::Attention;

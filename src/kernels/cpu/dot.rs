@@ -1,0 +1,273 @@
+//! Few query rows: K and V are read where they lie, each number once, and nothing is packed.
+//!
+//! A decode step is bound by memory: what counts is that the next rows are on their way while these
+//! are computed, and that all query heads of a group share each load.
+
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
+
+use super::gemm::{Format, Rows, round_up};
+use super::simd::{KvElement, Simd};
+
+/// Keys that one call of [`scores`] and [`values`] takes at most.
+pub(super) const KEYS: usize = 32;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Rows wanted next: the same number of bytes at each.
+#[derive(Clone, Copy)]
+pub(super) struct Next<'a> {
+    pub(super) k: Rows<'a>,
+    pub(super) v: Rows<'a>,
+}
+
+/// Dot products of `rows` query rows with each key: `out[row * KEYS + key]`.
+///
+/// Queries are rows of `stride` words, zeros beyond `head_dim`. `rows` is 1, 2 or a multiple of 4.
+/// Keys of `out` beyond `keys`, up to a multiple of 8, are undefined.
+///
+/// # Safety
+/// `head_dim` elements can be read at each key, `rows` rows at `q` and written at `out`.
+#[inline(always)]
+pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
+    s: S,
+    q: *const f32,
+    stride: usize,
+    rows: usize,
+    keys: Rows<'_>,
+    head_dim: usize,
+    next: Option<Next<'_>>,
+    out: *mut f32,
+) {
+    let mut row = 0;
+    let mut next = next;
+    while row < rows {
+        // SAFETY: the rows from `row` on are there, as the caller vouches.
+        unsafe {
+            let (q, out) = (q.add(row * stride), out.add(row * KEYS));
+            match rows - row {
+                1 => block::<S, E, F, 1, 8>(s, q, stride, keys, head_dim, next, out),
+                2 => block::<S, E, F, 2, 4>(s, q, stride, keys, head_dim, next, out),
+                _ => block::<S, E, F, 4, 2>(s, q, stride, keys, head_dim, next, out),
+            }
+        }
+        next = None;
+        row += 4;
+    }
+}
+
+/// `MR` query rows and `NR` keys at a time, eight sums in all.
+#[inline(always)]
+unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NR: usize>(
+    s: S,
+    q: *const f32,
+    stride: usize,
+    keys: Rows<'_>,
+    head_dim: usize,
+    next: Option<Next<'_>>,
+    out: *mut f32,
+) {
+    let n = keys.offsets.len();
+    let words = head_dim / F::DEPTH;
+    let mut first = 0;
+    while first < n {
+        // Beyond the last key, the last key once more.
+        let mut key = [keys.base; NR];
+        let mut j = 0;
+        while j < NR {
+            key[j] = keys.at((first + j).min(n - 1));
+            j += 1;
+        }
+        if let Some(next) = next {
+            let mut j = first;
+            while j < (first + NR).min(next.k.offsets.len()) {
+                prefetch_row(s, next.k.at(j), head_dim * E::SIZE);
+                prefetch_row(s, next.v.at(j), head_dim * E::SIZE);
+                j += 1;
+            }
+        }
+        let mut acc = [s.splat(0.0); 8];
+        let mut w = 0;
+        while w < words {
+            // SAFETY: the caller vouches for queries and keys up to `head_dim`.
+            unsafe {
+                let mut k = [s.splat(0.0); NR];
+                let mut j = 0;
+                while j < NR {
+                    let from = key[j].add(w * F::DEPTH * E::SIZE);
+                    k[j] = if words - w >= S::LANES {
+                        F::words(s, from)
+                    } else {
+                        F::some_words(s, from, words - w)
+                    };
+                    j += 1;
+                }
+                let mut i = 0;
+                while i < MR {
+                    let row = s.load(q.add(i * stride + w));
+                    let mut j = 0;
+                    while j < NR {
+                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], row, k[j]);
+                        j += 1;
+                    }
+                    i += 1;
+                }
+            }
+            w += S::LANES;
+        }
+        let sums = s.sum8(acc);
+        let mut i = 0;
+        while i < MR {
+            let mut j = 0;
+            while j < NR {
+                // SAFETY: `first + j` is below KEYS, which NR divides.
+                unsafe { *out.add(i * KEYS + first + j) = sums[i * NR + j] };
+                j += 1;
+            }
+            i += 1;
+        }
+        first += NR;
+    }
+}
+
+/// Asks for a row's cache lines.
+#[inline(always)]
+fn prefetch_row<S: Simd>(s: S, row: *const u8, bytes: usize) {
+    let mut at = 0;
+    while at < bytes {
+        s.prefetch(row.wrapping_add(at));
+        at += LINE;
+    }
+}
+
+/// Multiplies each of `rows` outputs with its factor and adds the values of `keys`, weighted by
+/// `p[row * KEYS + key]`. Outputs are rows of `stride` numbers.
+///
+/// # Safety
+/// `head_dim` elements can be read at each key, `rows` rows at `p` and `factors`; as many outputs of
+/// `round_up(head_dim, LANES)` numbers can be written.
+#[inline(always)]
+pub(super) unsafe fn values<S: Simd, E: KvElement>(
+    s: S,
+    p: *const f32,
+    factors: *const f32,
+    rows: usize,
+    keys: Rows<'_>,
+    head_dim: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the rows from `row` on are there, as the caller vouches.
+        unsafe {
+            let (p, factors) = (p.add(row * KEYS), factors.add(row));
+            let out = out.add(row * stride);
+            match rows - row {
+                1 => weigh::<S, E, 1, 8>(s, p, factors, keys, head_dim, out, stride),
+                2 => weigh::<S, E, 2, 4>(s, p, factors, keys, head_dim, out, stride),
+                _ => weigh::<S, E, 4, 2>(s, p, factors, keys, head_dim, out, stride),
+            }
+        }
+        row += 4;
+    }
+}
+
+/// `MR` rows, `NV` vectors of columns at a time.
+#[inline(always)]
+unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NV: usize>(
+    s: S,
+    p: *const f32,
+    factors: *const f32,
+    keys: Rows<'_>,
+    head_dim: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let mut column = 0;
+    // SAFETY: the caller vouches for all columns below `head_dim`.
+    unsafe {
+        while column + NV * S::LANES <= head_dim {
+            weigh_columns::<S, E, MR, NV>(s, p, factors, keys, column, S::LANES, out, stride);
+            column += NV * S::LANES;
+        }
+        while column < head_dim {
+            let lanes = S::LANES.min(head_dim - column);
+            weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, lanes, out, stride);
+            column += S::LANES;
+        }
+    }
+}
+
+/// `NV` vectors of columns, of which the last has `lanes` elements.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "weights, factors, values, outputs")]
+unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NV: usize>(
+    s: S,
+    p: *const f32,
+    factors: *const f32,
+    keys: Rows<'_>,
+    column: usize,
+    lanes: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let n = keys.offsets.len();
+    let mut acc = [[s.splat(0.0); NV]; MR];
+    // SAFETY: the caller vouches for rows, columns and keys.
+    unsafe {
+        let mut i = 0;
+        while i < MR {
+            let mut j = 0;
+            while j < NV {
+                let here = s.load(out.add(i * stride + column + j * S::LANES));
+                acc[i][j] = s.mul(here, s.splat(*factors.add(i)));
+                j += 1;
+            }
+            i += 1;
+        }
+        let mut key = 0;
+        while key < n {
+            let from = keys.at(key).add(column * E::SIZE);
+            let mut weight = [s.splat(0.0); MR];
+            let mut i = 0;
+            while i < MR {
+                weight[i] = s.splat(*p.add(i * KEYS + key));
+                i += 1;
+            }
+            let mut j = 0;
+            while j < NV {
+                let v = if NV > 1 || lanes == S::LANES {
+                    E::load(s, from.add(j * S::LANES * E::SIZE))
+                } else {
+                    E::load_some(s, from, lanes)
+                };
+                let mut i = 0;
+                while i < MR {
+                    acc[i][j] = s.fma(weight[i], v, acc[i][j]);
+                    i += 1;
+                }
+                j += 1;
+            }
+            key += 1;
+        }
+        let mut i = 0;
+        while i < MR {
+            let mut j = 0;
+            while j < NV {
+                s.store(out.add(i * stride + column + j * S::LANES), acc[i][j]);
+                j += 1;
+            }
+            i += 1;
+        }
+    }
+}
+
+/// Query rows that a block of this many is padded to.
+pub(super) const fn padded_rows(rows: usize) -> usize {
+    // 1 and 2 have kernels of their own, alone and after multiples of 4.
+    match rows % 4 {
+        3 => round_up(rows, 4),
+        _ => rows,
+    }
+}
