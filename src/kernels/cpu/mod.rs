@@ -53,6 +53,7 @@ mod blocks;
 mod dispatch;
 mod dot;
 mod gemm;
+mod lanes;
 mod merge;
 mod part;
 mod simd;

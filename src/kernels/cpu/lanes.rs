@@ -1,0 +1,156 @@
+//! What the kernels that move rows share: conversions that every instruction set vectorises, the
+//! choice of instruction set, and the split of work among threads.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::device::cpu::{Cpu, Isa};
+use crate::kernels::tensor::{Element, Fp8E4m3};
+
+/// Work of fewer bytes than this, read and written, ends before another thread would be awake.
+const INLINE_BYTES: usize = 256 << 10;
+
+/// Parts a thread: some are slower than others.
+const PARTS: usize = 4;
+
+/// Calls `part` on ranges that make up `0..items`, on the pool's threads; on the caller's when
+/// `bytes`, what is read and written in all, are few.
+pub(super) fn split(cpu: &Cpu, items: usize, bytes: usize, part: impl Fn(Range<usize>) + Sync) {
+    if bytes < INLINE_BYTES || items <= 1 {
+        return part(0..items);
+    }
+    let parts = cpu.threads().saturating_mul(PARTS).min(items);
+    let bound = |i: usize| items / parts * i + (items % parts).min(i);
+    cpu.pool().install(|| {
+        (0..parts).into_par_iter().with_max_len(1).for_each(|i| part(bound(i)..bound(i + 1)));
+    });
+}
+
+/// A piece of work that is compiled once for every instruction set.
+///
+/// `run`, and all that it calls in a hot loop, is `#[inline(always)]` and free of closures: what is
+/// not inlined is compiled without the instructions. Rust never fuses a product and a sum by
+/// itself, so all instruction sets give the same bits.
+pub(super) trait Task {
+    fn run(self);
+}
+
+/// Runs `task` with the instructions of `isa`, which this processor has.
+pub(super) fn run_on<T: Task>(isa: Isa, task: T) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Cpu` has no instruction set that the processor lacks.
+        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { run_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { run_avx2(task) },
+        // NEON is in every aarch64 that Rust compiles for.
+        _ => task.run(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<T: Task>(task: T) {
+    task.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn run_avx512<T: Task>(task: T) {
+    task.run();
+}
+
+/// An element that kernels compute with in f32.
+///
+/// No branches: loops over these vectorise. The instructions for f16 and bf16 are not used: those
+/// of bf16 flush subnormals.
+pub(super) trait Number: Element {
+    /// Exact; a signalling NaN may become quiet.
+    fn widen(self) -> f32;
+
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        let bits = value.to_bits();
+        let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        // A NaN whose payload is all in the lower half must not become infinite.
+        Self::from_bits(((if nan { bits | 0x0040_0000 } else { rounded }) >> 16) as u16)
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = bits & 0x7fff;
+        // The exponent's bias is 15 here and 127 there.
+        let normal = (magnitude << 13) + (112 << 23);
+        // Subnormals: one more exponent up a leading 1 is there, and is taken away again.
+        let small = f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23);
+        let special = (magnitude << 13) | 0x7f80_0000;
+        let number = if magnitude < 0x0400 { small.to_bits() } else { normal };
+        let number = if magnitude >= 0x7c00 { special } else { number };
+        f32::from_bits(number | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        let sign = value.to_bits() >> 16 & 0x8000;
+        let bits = value.to_bits() & 0x7fff_ffff;
+        let rounded = bits.wrapping_add(0x0fff + (bits >> 13 & 1));
+        let normal = (rounded >> 13).wrapping_sub(112 << 10);
+        // Below 2^-14 steps are 2^-24: adding 1/2 leaves just those, rounded.
+        let small = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+        let number = if bits < (127 - 14) << 23 { small } else { normal };
+        // From 65520 on the nearest is infinity.
+        let number = if bits >= 0x477f_f000 { 0x7c00 } else { number };
+        let nan = 0x7e00 | (bits >> 13 & 0x03ff);
+        let number = if bits > 0x7f80_0000 { nan } else { number };
+        Self::from_bits((number | sign) as u16)
+    }
+}
+
+impl Number for Fp8E4m3 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+/// Widens a row; both are as long.
+#[inline(always)]
+pub(super) fn widen<S: Number>(src: &[S], out: &mut [f32]) {
+    for (out, &number) in out.iter_mut().zip(src) {
+        *out = number.widen();
+    }
+}
