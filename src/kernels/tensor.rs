@@ -77,20 +77,20 @@ impl Fp8E4m3 {
     #[must_use]
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
-        let sign = (value.to_bits() >> 24) as u8 & 0x80;
-        let magnitude = f32::from_bits(value.to_bits() & 0x7fff_ffff);
-        // Not `f32::min`: it would turn NaN into a number.
-        let bounded = if magnitude > Self::MAX { Self::MAX } else { magnitude };
-        let bits = bounded.to_bits();
-        // Normal: round the mantissa to 3 bits; a carry runs into the exponent, as it should.
-        let rounded = bits.wrapping_add(0x0007_ffff + (bits >> 20 & 1));
-        let normal = (rounded >> 20).wrapping_sub((127 - 7) << 3);
-        // Below 2^-6 steps are 2^-9: adding 2^14 leaves just those, rounded.
-        let subnormal = (bounded + 16384.0).to_bits() & 0xf;
-        let small = bits < (127 - 6) << 23;
-        let number = if small { subnormal } else { normal };
-        let code = if bits > 0x7f80_0000 { 0x7f } else { number as u8 };
-        Self(sign | code)
+        let sign = value.to_bits() >> 24 & 0x80;
+        // Bits of magnitudes are ordered as they are, as signed integers too; NaN is the greatest.
+        let bits = (value.to_bits() & 0x7fff_ffff) as i32;
+        let bounded = bits.min(Self::MAX.to_bits() as i32);
+        // Steps are 2^(e - 3) from 2^e on, and below 2^-6 as from there: added to 2^(e + 20), a
+        // number leaves just as many as it has of them, rounded, in the lowest bits.
+        let power = (bounded.max((127 - 6) << 23) & 0x7f80_0000) + (20 << 23);
+        let sum = f32::from_bits(bounded as u32) + f32::from_bits(power as u32);
+        let steps = sum.to_bits() as i32 - power;
+        // A number of 8 steps has its exponent up by 1, which makes e = -6 the exponent 0 here.
+        let code = steps + (power >> 20) - ((127 + 14) << 3);
+        // NaN was bounded to the largest, one below.
+        let code = code + i32::from(bits > 0x7f80_0000);
+        Self((sign as i32 | code) as u8)
     }
 
     /// Exact.

@@ -9,7 +9,7 @@ use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::kernels::kv::{KvLayout, KvStrides};
 use crate::kernels::rope::RopePairs;
-use crate::kernels::tensor::{Element, Fp8E4m3, Shape};
+use crate::kernels::tensor::{Fp8E4m3, Shape};
 use crate::kernels::{DType, KvCache, KvScales, TensorMut, TensorRef};
 
 /// Rotary position embedding, applied to new keys and, in place, to queries.
@@ -345,6 +345,7 @@ impl Work<'_> {
         rope: Option<&Rope<'_>>,
         tokens: Range<usize>,
     ) {
+        let mut lanes = [0.0; MAX_HEAD_DIM];
         for token in tokens {
             let Some((block, offset)) = self.place(token) else { continue };
             for head in 0..rows.heads {
@@ -366,7 +367,6 @@ impl Work<'_> {
                 let (src, src_rest) = src.split_at(rotated);
                 let (dst, dst_rest) = dst.split_at_mut(rotated);
                 if let Some(rope) = rope {
-                    let mut lanes = [0.0; MAX_HEAD_DIM];
                     let lanes = &mut lanes[..rotated];
                     widen(src, lanes);
                     rotate(lanes, rope.angles(token), rope.pairs);
@@ -385,11 +385,13 @@ impl Work<'_> {
 /// No head is longer.
 const MAX_HEAD_DIM: usize = 256;
 
+/// Divides by the scale, if the type has one, and rounds.
 #[inline(always)]
 fn store<S: Number, D: Number>(src: &[S], scale: f32, dst: &mut [D]) {
     for (to, &from) in dst.iter_mut().zip(src) {
         let number = from.widen();
-        *to = D::narrow(if D::DTYPE == Fp8E4m3::DTYPE { number / scale } else { number });
+        *to =
+            if D::DTYPE == DType::Fp8E4m3 { D::narrow(number / scale) } else { D::narrow(number) };
     }
 }
 
@@ -397,13 +399,13 @@ fn store<S: Number, D: Number>(src: &[S], scale: f32, dst: &mut [D]) {
 #[inline(always)]
 fn rotate_queries<T: Number>(q: &TensorMut<'_>, rope: &Rope<'_>, tokens: Range<usize>) {
     let Shape { heads, .. } = q.shape();
+    let mut lanes = [0.0; MAX_HEAD_DIM];
     for token in tokens {
         for head in 0..heads {
             let start = q.as_ptr().wrapping_add(token * q.token_bytes() + head * q.head_bytes());
             // SAFETY: `check` found type, alignment, the token and `rotary_dim` right and rows
             // apart; the view is an exclusive borrow, and only this part has the token.
             let row = unsafe { std::slice::from_raw_parts_mut(start.cast::<T>(), rope.rotary_dim) };
-            let mut lanes = [0.0; MAX_HEAD_DIM];
             let lanes = &mut lanes[..rope.rotary_dim];
             widen(row, lanes);
             rotate(lanes, rope.angles(token), rope.pairs);
@@ -433,11 +435,5 @@ fn rotate(lanes: &mut [f32], (cos, sin): (&[f32], &[f32]), pairs: RopePairs) {
 
 #[inline(always)]
 fn turn(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
-    (quiet(x * cos - y * sin), quiet(y * cos + x * sin))
-}
-
-/// Which NaN an operation gives depends on the order of its operands, and that on the compiler.
-#[inline(always)]
-fn quiet(number: f32) -> f32 {
-    if number.is_nan() { f32::from_bits(0x7fc0_0000) } else { number }
+    (f32::narrow(x * cos - y * sin), f32::narrow(y * cos + x * sin))
 }

@@ -71,7 +71,8 @@ pub(super) trait Number: Element {
     /// Exact; a signalling NaN may become quiet.
     fn widen(self) -> f32;
 
-    /// Rounds to nearest, ties to even; NaN stays NaN.
+    /// Rounds to nearest, ties to even. A NaN becomes the positive quiet one, since which one
+    /// arithmetic gives is the compiler's choice; in fp8 it keeps its sign.
     fn narrow(value: f32) -> Self;
 }
 
@@ -83,7 +84,7 @@ impl Number for f32 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        value
+        if value.is_nan() { f32::from_bits(0x7fc0_0000) } else { value }
     }
 }
 
@@ -96,10 +97,8 @@ impl Number for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         let bits = value.to_bits();
-        let nan = bits & 0x7fff_ffff > 0x7f80_0000;
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-        // A NaN whose payload is all in the lower half must not become infinite.
-        Self::from_bits(((if nan { bits | 0x0040_0000 } else { rounded }) >> 16) as u16)
+        Self::from_bits(((if value.is_nan() { 0x7fc0_0000 } else { rounded }) >> 16) as u16)
     }
 }
 
@@ -121,17 +120,16 @@ impl Number for f16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         let sign = value.to_bits() >> 16 & 0x8000;
-        let bits = value.to_bits() & 0x7fff_ffff;
-        let rounded = bits.wrapping_add(0x0fff + (bits >> 13 & 1));
-        let normal = (rounded >> 13).wrapping_sub(112 << 10);
+        let bits = (value.to_bits() & 0x7fff_ffff) as i32;
+        // From 65520 on the nearest is infinity, which 65536 is in these bits.
+        let bounded = bits.min(65536_f32.to_bits() as i32);
+        let normal = (bounded + 0x0fff + (bounded >> 13 & 1) - (112 << 23)) >> 13;
         // Below 2^-14 steps are 2^-24: adding 1/2 leaves just those, rounded.
-        let small = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
-        let number = if bits < (127 - 14) << 23 { small } else { normal };
-        // From 65520 on the nearest is infinity.
-        let number = if bits >= 0x477f_f000 { 0x7c00 } else { number };
-        let nan = 0x7e00 | (bits >> 13 & 0x03ff);
-        let number = if bits > 0x7f80_0000 { nan } else { number };
-        Self::from_bits((number | sign) as u16)
+        let sum = f32::from_bits(bounded as u32) + 0.5;
+        let small = sum.to_bits() as i32 - 0.5_f32.to_bits() as i32;
+        let number = if bounded < (127 - 14) << 23 { small } else { normal };
+        let number = (number | sign as i32) as u16;
+        Self::from_bits(if value.is_nan() { 0x7e00 } else { number })
     }
 }
 
