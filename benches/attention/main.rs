@@ -1,0 +1,157 @@
+//! The attention kernels against the processor's limits, by alternation in one run.
+//!
+//! Every round measures every case once, and each case measures its limits right before itself, so
+//! that a slow moment of the machine falls on both. Figures are medians over the rounds; ratios are
+//! made case by case. `benches/README.md` says what the rows mean.
+
+mod cases;
+#[path = "../common/mod.rs"]
+mod common;
+mod copies;
+mod data;
+mod peak;
+mod read;
+mod table;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use inflight::Result;
+use inflight::device::cpu::Isa;
+use serde_json::json;
+
+use crate::data::{Bench, READ};
+use crate::table::{Sample, Table};
+
+const ROUNDS: usize = 9;
+
+type Run = Box<dyn FnMut(&mut Bench) -> Result<Vec<Sample>>>;
+
+/// Something measured once a round.
+struct Case {
+    name: String,
+    run: Run,
+}
+
+/// The cases that were asked for.
+struct Cases<'a> {
+    bench: &'a Bench,
+    only: Option<&'a str>,
+    list: Vec<Case>,
+}
+
+impl Cases<'_> {
+    /// Makes a case, unless it was not asked for.
+    fn add<R>(&mut self, name: &str, make: impl FnOnce(&Bench) -> Result<R>) -> Result<()>
+    where
+        R: FnMut(&mut Bench) -> Result<Vec<Sample>> + 'static,
+    {
+        if self.only.is_none_or(|only| name.contains(only)) {
+            let run = Box::new(make(self.bench)?);
+            self.list.push(Case { name: name.into(), run });
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    json: Option<String>,
+    only: Option<String>,
+    rounds: Option<usize>,
+    threads: Option<usize>,
+    isa: Option<Isa>,
+    blas: Option<String>,
+    /// Cargo runs it as a benchmark, not as a test.
+    bench: bool,
+    list: bool,
+}
+
+fn options() -> std::result::Result<Options, String> {
+    let mut options = Options::default();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
+        let count = |text: String| text.parse().map_err(|_| format!("{text} is no count"));
+        match arg.as_str() {
+            "--json" => options.json = Some(value()?),
+            "--only" => options.only = Some(value()?),
+            "--rounds" => options.rounds = Some(count(value()?)?),
+            "--threads" => options.threads = Some(count(value()?)?),
+            "--isa" => options.isa = Some(value()?.parse().map_err(|e| format!("{e}"))?),
+            "--blas" => options.blas = Some(value()?),
+            "--bench" => options.bench = true,
+            "--list" => options.list = true,
+            _ => {
+                let known = "--json FILE, --only PART, --rounds N, --threads N, --isa NAME, \
+                             --blas FILE, --list";
+                return Err(format!("{arg} is none of {known}"));
+            }
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> ExitCode {
+    let result = options().and_then(|options| measure(&options).map_err(|e| e.to_string()));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<()> {
+    // `cargo test --benches` runs this too; figures of such builds mean nothing.
+    let rounds = options.rounds.unwrap_or(if options.bench { ROUNDS } else { 1 });
+    let mut bench = Bench::new(options.threads, options.isa, options.blas.as_deref())?;
+    let mut cases = Cases { bench: &bench, only: options.only.as_deref(), list: Vec::new() };
+    copies::limits(&mut cases)?;
+    cases::all(&mut cases)?;
+    copies::kernels(&mut cases)?;
+    let mut list = cases.list;
+    if options.list {
+        list.iter().for_each(|case| println!("{}", case.name));
+        return Ok(());
+    }
+    let processor = processor();
+    let (threads, isa) = (bench.all.cpu.threads(), bench.all.cpu.isa());
+    let best = bench.methods[bench.best].name;
+    println!("{processor}; {threads} threads, kernels in {isa}; {rounds} rounds");
+    println!("limit of reading: {best}, {} MiB on huge pages", READ >> 20);
+    let mut table = Table::default();
+    let start = Instant::now();
+    // One round more than asked for: the first finds cold memory and sleeping threads.
+    for round in 0..=rounds {
+        for case in &mut list {
+            match (case.run)(&mut bench) {
+                Ok(samples) if round > 0 || rounds == 0 => {
+                    samples.into_iter().for_each(|sample| table.push(sample));
+                }
+                Ok(_) => {}
+                Err(error) => table.missing(&case.name, error.to_string()),
+            }
+        }
+    }
+    table.print();
+    println!("{:.0} s", start.elapsed().as_secs_f64());
+    if let Some(file) = &options.json {
+        let record = json!({
+            "bench": "attention", "processor": processor, "threads": threads, "isa": isa.name(),
+            "rounds": rounds, "read_method": best, "rows": table.json(),
+        });
+        let text = serde_json::to_string_pretty(&record).expect("plain numbers") + "\n";
+        std::fs::write(file, text)
+            .map_err(|error| inflight::Error::Device(format!("{file}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Its name, as Linux knows it.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or(std::env::consts::ARCH, |(_, name)| name).into()
+}
