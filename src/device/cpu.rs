@@ -18,7 +18,7 @@ pub enum Isa {
     Avx2,
     /// NEON.
     Neon,
-    /// Plain Rust, eight lanes.
+    /// Plain Rust, four lanes.
     Portable,
     /// Plain Rust that does what [`Avx512Bf16`](Self::Avx512Bf16) does, to test its algorithm
     /// where the instructions are missing; never chosen by itself.

@@ -3,8 +3,9 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use super::dispatch::{self, RunMerge, RunPart};
-use super::part::{BatchRow, Call, FEW_ROWS, Operand, Pages, Scratch};
+use super::dispatch::{self, Kernels};
+use super::finish;
+use super::part::{self, BatchRow, Call, FEW_ROWS, Operand, Pages, Scratch};
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionArgs, AttentionConfig, BatchView, KvLayout, KvStrides, TensorRef};
@@ -131,8 +132,8 @@ impl Attention {
             self.arrived.resize_with(self.plan.merges().len(), AtomicU32::default);
         }
         let states = self.plan.num_states() as usize * group;
-        if self.states.len() < states * (head_dim + 1) {
-            self.states.resize(states * (head_dim + 1), 0.0);
+        if self.states.len() < states * (head_dim + 2) {
+            self.states.resize(states * (head_dim + 2), 0.0);
         }
         if self.scratch.len() < cpu.threads() {
             self.scratch.resize_with(cpu.threads(), Mutex::default);
@@ -196,16 +197,15 @@ impl Attention {
             k: pages(args.cache.k_ptr(), k, dtype.size()),
             v: pages(args.cache.v_ptr(), v, dtype.size()),
             state_o,
-            state_lse: state_o.wrapping_add(states * head_dim),
+            state_sums: state_o.wrapping_add(states * head_dim).cast(),
         };
-        let (run_part, run_merge) = dispatch::entries(cpu.isa(), q_dtype, kv_dtype);
+        let kernels = dispatch::kernels(cpu.isa(), q_dtype, kv_dtype);
         let work = Work {
             call,
             plan: &self.plan,
             arrived: &self.arrived,
             next: AtomicUsize::new(0),
-            run_part,
-            run_merge,
+            kernels,
         };
         let work = |scratch: &Mutex<Scratch>| {
             let mut scratch = scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -229,8 +229,7 @@ struct Work<'a> {
     /// Parts that have arrived at each merge.
     arrived: &'a [AtomicU32],
     next: AtomicUsize,
-    run_part: RunPart,
-    run_merge: RunMerge,
+    kernels: &'a Kernels,
 }
 
 impl Work<'_> {
@@ -246,7 +245,7 @@ impl Work<'_> {
             }
             for part in self.plan.share(share) {
                 // SAFETY: the caller vouches for it; a part is in one share.
-                unsafe { (self.run_part)(&self.call, part, scratch) };
+                unsafe { part::run(self.kernels, &self.call, part, scratch) };
                 if part.merge != Part::WHOLE {
                     // SAFETY: as above.
                     unsafe { self.arrive(part) };
@@ -265,7 +264,7 @@ impl Work<'_> {
         if arrived.fetch_add(1, Ordering::AcqRel) + 1 == merge.count {
             arrived.store(0, Ordering::Relaxed);
             // SAFETY: the others' states were released by their increments.
-            unsafe { (self.run_merge)(&self.call, merge) };
+            unsafe { finish::merge(self.kernels, &self.call, merge) };
         }
     }
 }

@@ -1,85 +1,260 @@
-//! Which code runs where: one entry for each instruction set and cache type.
+//! Which code runs where: a table of kernels for each instruction set and cache type.
+//!
+//! Each kernel is compiled once for an instruction set, as a function with its features; what calls
+//! them is compiled once for all.
 
-use super::gemm::{Pairs, Single};
-use super::part::{self, Call, Scratch};
-use super::simd::{Bf16, F16, F32, Fp8, Portable, PortableBf16};
+use super::dot::{self, Next};
+use super::finish;
+use super::gemm::{self, Format, Into, Pairs, Rows, Single};
+use super::simd::{Bf16, F16, F32, Fp8, KvElement, Portable, PortableBf16, Simd};
+use super::softmax::{self, Logits, RowView, Scores};
 use crate::device::cpu::Isa;
 use crate::kernels::DType;
-use crate::plan::{Merge, Part};
 
-/// Runs a part. Unsafe as [`part::run`] is, and the processor must have the instructions.
-pub(super) type RunPart = unsafe fn(&Call<'_>, &Part, &mut Scratch);
+/// The kernels of one instruction set for one type of cache. All are unsafe as the functions that
+/// they are named after, and the processor must have the instructions.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    /// Numbers a vector.
+    pub(super) lanes: usize,
+    /// Rows and columns of a transposed block.
+    pub(super) tile: usize,
+    /// Elements a word.
+    pub(super) depth: usize,
+    /// Rows of the micro-kernel.
+    pub(super) block_rows: usize,
+    /// Columns of the micro-kernel.
+    pub(super) panel: usize,
+    /// Whether keys read in place come in even places first, then odd ones.
+    pub(super) split_keys: bool,
+    /// Whether values do.
+    pub(super) split_values: bool,
+    /// What loads leave out.
+    pub(super) unit: f32,
+    pub(super) load_query: unsafe fn(DType, *const u8, usize, *mut f32, usize),
+    pub(super) scores:
+        unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Option<Next<'_>>, *mut f32),
+    pub(super) values: unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, *mut f32, usize),
+    pub(super) pack_k: unsafe fn(Rows<'_>, usize, &mut [f32], *mut f32),
+    pub(super) pack_v: unsafe fn(Rows<'_>, usize, usize, *mut f32),
+    pub(super) multiply:
+        unsafe fn(usize, usize, *const f32, usize, *const f32, *mut f32, usize, Into),
+    pub(super) narrow: unsafe fn(*mut f32, usize, usize, usize, usize),
+    pub(super) softmax:
+        unsafe fn(&Logits<'_>, &[RowView], Scores, &mut [f32], &mut [f32], *mut f32),
+    pub(super) accumulate: unsafe fn(*const f32, f32, usize, *mut f32),
+    pub(super) write_row: unsafe fn(*const f32, f32, usize, DType, *mut u8),
+}
 
-/// Merges a tile. Unsafe as [`part::merge`] is, and the processor must have the instructions.
-pub(super) type RunMerge = unsafe fn(&Call<'_>, &Merge);
-
-/// The code for an instruction set, queries of `q` and a cache of `kv`.
-pub(super) fn entries(isa: Isa, q: DType, kv: DType) -> (RunPart, RunMerge) {
+/// The kernels for an instruction set, queries of `q` and a cache of `kv`.
+pub(super) fn kernels(isa: Isa, q: DType, kv: DType) -> &'static Kernels {
+    let pairs = q == DType::Bf16 && matches!(kv, DType::Bf16 | DType::Fp8E4m3);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 if q == DType::Bf16 && kv == DType::Bf16 => {
-            (avx512_bf16::pairs, avx512::merge)
-        }
+        Isa::Avx512Bf16 if pairs => avx512_bf16::kernels(kv),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 if q == DType::Bf16 && kv == DType::Fp8E4m3 => {
-            (avx512_bf16::pairs_fp8, avx512::merge)
-        }
+        Isa::Avx512Bf16 | Isa::Avx512 => avx512::kernels(kv),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Avx512 => (avx512::part(kv), avx512::merge),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => (avx2::part(kv), avx2::merge),
+        Isa::Avx2 => avx2::kernels(kv),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => (neon::part(kv), neon::merge),
-        Isa::PortableBf16 if q == DType::Bf16 && kv == DType::Bf16 => {
-            (portable_bf16::pairs, portable16::merge)
-        }
-        Isa::PortableBf16 if q == DType::Bf16 && kv == DType::Fp8E4m3 => {
-            (portable_bf16::pairs_fp8, portable16::merge)
-        }
-        Isa::PortableBf16 => (portable16::part(kv), portable16::merge),
+        Isa::Neon => neon::kernels(kv),
+        Isa::PortableBf16 if pairs => portable_bf16::kernels(kv),
         // Others do not exist on this target, and `Cpu` refused them.
-        _ => (portable::part(kv), portable::merge),
+        _ => portable::kernels(kv),
     }
 }
 
-/// A function of one instruction set: its features, its vectors, and the block of its micro-kernel.
-macro_rules! entry {
-    ($name:ident, $(#[$feature:meta])*, $simd:expr, $element:ty, $format:ty, $mr:expr, $nv:expr) => {
-        $(#[$feature])*
-        pub(super) unsafe fn $name(call: &Call<'_>, part: &Part, scratch: &mut Scratch) {
-            let simd = $simd;
-            // SAFETY: the caller vouches for the features and for the call.
-            unsafe { part::run::<_, $element, $format, $mr, $nv>(simd, call, part, scratch) }
-        }
-    };
-}
-
-/// All functions of an instruction set.
+/// The kernels of an instruction set: its features, its vectors, the block of its micro-kernel,
+/// and the types of cache with their operands.
 macro_rules! isa {
-    ($module:ident, $(#[$feature:meta])*, $simd:expr, $mr:expr, $nv:expr) => {
+    (
+        $module:ident,
+        #[$features:meta],
+        $simd:ty = $new:expr,
+        $mr:expr, $nv:expr,
+        $($name:ident: $dtype:pat => $element:ty, $format:ty;)*
+    ) => {
         mod $module {
             use super::*;
 
-            entry!(f32, $(#[$feature])*, $simd, F32, Single, $mr, $nv);
-            entry!(f16, $(#[$feature])*, $simd, F16, Single, $mr, $nv);
-            entry!(bf16, $(#[$feature])*, $simd, Bf16, Single, $mr, $nv);
-            entry!(fp8, $(#[$feature])*, $simd, Fp8, Single, $mr, $nv);
+            type S = $simd;
 
-            pub(super) fn part(kv: DType) -> RunPart {
+            pub(super) fn kernels(kv: DType) -> &'static Kernels {
                 match kv {
-                    DType::F32 => f32,
-                    DType::F16 => f16,
-                    DType::Bf16 => bf16,
-                    DType::Fp8E4m3 => fp8,
+                    $($dtype => &$name::KERNELS,)*
+                    #[allow(unreachable_patterns, reason = "some tables have all types")]
+                    _ => unreachable!("`kernels` asks for pairs only where there are some"),
                 }
             }
 
-            $(#[$feature])*
-            pub(super) unsafe fn merge(call: &Call<'_>, merge: &Merge) {
-                let simd = $simd;
-                // SAFETY: the caller vouches for the features and for the call.
-                unsafe { part::merge(simd, call, merge) }
+            /// Proof of the features, for functions that have them.
+            #[inline(always)]
+            fn simd() -> S {
+                $new
             }
+
+            #[$features]
+            unsafe fn softmax(
+                logits: &Logits<'_>,
+                rows: &[RowView],
+                scores: Scores,
+                largest: &mut [f32],
+                sum: &mut [f32],
+                factors: *mut f32,
+            ) {
+                // SAFETY: the caller vouches for it.
+                unsafe { softmax::softmax(simd(), logits, rows, scores, largest, sum, factors) }
+            }
+
+            #[$features]
+            unsafe fn accumulate(from: *const f32, weight: f32, head_dim: usize, to: *mut f32) {
+                // SAFETY: the caller vouches for it.
+                unsafe { finish::accumulate(simd(), from, weight, head_dim, to) }
+            }
+
+            #[$features]
+            unsafe fn write_row(
+                from: *const f32,
+                scale: f32,
+                head_dim: usize,
+                dtype: DType,
+                to: *mut u8,
+            ) {
+                // SAFETY: the caller vouches for it.
+                unsafe { finish::write_row(simd(), from, scale, head_dim, dtype, to) }
+            }
+
+            $(mod $name {
+                use super::*;
+
+                type E = $element;
+                type F = $format;
+
+                pub(super) static KERNELS: Kernels = Kernels {
+                    lanes: S::LANES,
+                    tile: S::TILE,
+                    depth: <F as Format<S, E>>::DEPTH,
+                    block_rows: $mr,
+                    panel: $nv * S::LANES,
+                    split_keys: <F as Format<S, E>>::SPLIT,
+                    split_values: E::SPLIT,
+                    unit: E::UNIT,
+                    load_query,
+                    scores,
+                    values,
+                    pack_k,
+                    pack_v,
+                    multiply,
+                    narrow,
+                    softmax,
+                    accumulate,
+                    write_row,
+                };
+
+                #[$features]
+                unsafe fn load_query(
+                    dtype: DType,
+                    from: *const u8,
+                    head_dim: usize,
+                    to: *mut f32,
+                    stride: usize,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe {
+                        finish::load_query::<S, E, F>(simd(), dtype, from, head_dim, to, stride);
+                    }
+                }
+
+                #[$features]
+                unsafe fn scores(
+                    q: *const f32,
+                    stride: usize,
+                    rows: usize,
+                    keys: Rows<'_>,
+                    head_dim: usize,
+                    next: Option<Next<'_>>,
+                    out: *mut f32,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe {
+                        dot::scores::<S, E, F>(
+                            simd(), q, stride, rows, keys, head_dim, next, out,
+                        );
+                    }
+                }
+
+                #[$features]
+                unsafe fn values(
+                    p: *const f32,
+                    factors: *const f32,
+                    rows: usize,
+                    keys: Rows<'_>,
+                    head_dim: usize,
+                    out: *mut f32,
+                    stride: usize,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe {
+                        dot::values::<S, E>(
+                            simd(), p, factors, rows, keys, head_dim, out, stride,
+                        );
+                    }
+                }
+
+                #[$features]
+                unsafe fn pack_k(
+                    rows: Rows<'_>,
+                    head_dim: usize,
+                    staging: &mut [f32],
+                    out: *mut f32,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe { gemm::pack_k::<S, E, F, $nv>(simd(), rows, head_dim, staging, out) }
+                }
+
+                #[$features]
+                unsafe fn pack_v(
+                    rows: Rows<'_>,
+                    head_dim: usize,
+                    capacity: usize,
+                    out: *mut f32,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe { gemm::pack_v::<S, E, F, $nv>(simd(), rows, head_dim, capacity, out) }
+                }
+
+                #[$features]
+                #[expect(clippy::too_many_arguments, reason = "as the function it calls")]
+                unsafe fn multiply(
+                    rows: usize,
+                    depth: usize,
+                    a: *const f32,
+                    a_stride: usize,
+                    b: *const f32,
+                    c: *mut f32,
+                    c_stride: usize,
+                    into: Into,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe {
+                        gemm::multiply::<S, E, F, $mr, $nv>(
+                            simd(), rows, depth, a, a_stride, b, c, c_stride, into,
+                        );
+                    }
+                }
+
+                #[$features]
+                unsafe fn narrow(
+                    data: *mut f32,
+                    rows: usize,
+                    stride: usize,
+                    start: usize,
+                    end: usize,
+                ) {
+                    // SAFETY: the caller vouches for it.
+                    unsafe { gemm::narrow::<S, E, F>(simd(), data, rows, stride, start, end) }
+                }
+            })*
         }
     };
 }
@@ -88,68 +263,72 @@ macro_rules! isa {
 isa!(
     avx2,
     #[target_feature(enable = "avx2,fma,f16c")],
-    // SAFETY: the function is called only where the features are.
-    unsafe { super::super::simd::Avx2::new() },
-    6,
-    2
+    super::super::simd::Avx2 =
+        // SAFETY: only functions with the features ask, which are called only where they are.
+        unsafe { super::super::simd::Avx2::new() },
+    6, 2,
+    single: DType::F32 => F32, Single;
+    half: DType::F16 => F16, Single;
+    brain: DType::Bf16 => Bf16, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single;
 );
 
 #[cfg(target_arch = "x86_64")]
 isa!(
     avx512,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")],
-    // SAFETY: the function is called only where the features are.
-    unsafe { super::super::simd::Avx512::new() },
-    12,
-    2
+    super::super::simd::Avx512 =
+        // SAFETY: only functions with the features ask, which are called only where they are.
+        unsafe { super::super::simd::Avx512::new() },
+    12, 2,
+    single: DType::F32 => F32, Single;
+    half: DType::F16 => F16, Single;
+    brain: DType::Bf16 => Bf16, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single;
 );
 
-/// Dot products of pairs: [`Isa::Avx512Bf16`] with queries of bf16.
 #[cfg(target_arch = "x86_64")]
-mod avx512_bf16 {
-    use super::*;
-
-    entry!(
-        pairs,
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")],
-        // SAFETY: the function is called only where the features are.
+isa!(
+    avx512_bf16,
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")],
+    super::super::simd::Avx512Bf16 =
+        // SAFETY: only functions with the features ask, which are called only where they are.
         unsafe { super::super::simd::Avx512Bf16::new() },
-        Bf16,
-        Pairs,
-        12,
-        2
-    );
-    entry!(
-        pairs_fp8,
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")],
-        // SAFETY: the function is called only where the features are.
-        unsafe { super::super::simd::Avx512Bf16::new() },
-        Fp8,
-        Pairs,
-        12,
-        2
-    );
-}
+    12, 2,
+    brain: DType::Bf16 => Bf16, Pairs;
+    eight: DType::Fp8E4m3 => Fp8, Pairs;
+);
 
 #[cfg(target_arch = "aarch64")]
 isa!(
     neon,
     #[target_feature(enable = "neon")],
-    // SAFETY: the function is called only where the features are.
-    unsafe { super::super::simd::Neon::new() },
-    6,
-    4
+    super::super::simd::Neon =
+        // SAFETY: only functions with the features ask, which are called only where they are.
+        unsafe { super::super::simd::Neon::new() },
+    6, 4,
+    single: DType::F32 => F32, Single;
+    half: DType::F16 => F16, Single;
+    brain: DType::Bf16 => Bf16, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single;
 );
 
-isa!(portable, , Portable::default(), 4, 2);
+isa!(
+    portable,
+    #[inline(never)],
+    Portable = Portable::default(),
+    6, 2,
+    single: DType::F32 => F32, Single;
+    half: DType::F16 => F16, Single;
+    brain: DType::Bf16 => Bf16, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single;
+);
 
-// As `avx512` and `avx512_bf16`, in plain Rust.
-isa!(portable16, , PortableBf16::default(), 4, 2);
-
-/// Dot products of pairs: [`Isa::PortableBf16`] with queries of bf16.
-mod portable_bf16 {
-    use super::*;
-
-    entry!(pairs, , PortableBf16::default(), Bf16, Pairs, 4, 2);
-    entry!(pairs_fp8, , PortableBf16::default(), Fp8, Pairs, 4, 2);
-}
+isa!(
+    portable_bf16,
+    #[inline(never)],
+    PortableBf16 = PortableBf16::default(),
+    12, 2,
+    brain: DType::Bf16 => Bf16, Pairs;
+    eight: DType::Fp8E4m3 => Fp8, Pairs;
+);

@@ -6,7 +6,7 @@
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 
 use super::gemm::{Format, Rows, round_up};
-use super::simd::{KvElement, Simd};
+use super::simd::{KvElement, MAX_LANES, Simd};
 
 /// Keys that one call of [`scores`] and [`values`] takes at most.
 pub(super) const KEYS: usize = 32;
@@ -88,32 +88,49 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
         }
         let mut acc = [s.splat(0.0); 8];
         let mut w = 0;
-        while w < words {
-            // SAFETY: the caller vouches for queries and keys up to `head_dim`.
-            unsafe {
-                let mut k = [s.splat(0.0); NR];
+        // SAFETY: the caller vouches for queries and keys up to `head_dim`.
+        unsafe {
+            while w + 2 * S::LANES <= words {
+                let mut k = [[s.splat(0.0); 2]; NR];
                 let mut j = 0;
                 while j < NR {
-                    let from = key[j].add(w * F::DEPTH * E::SIZE);
-                    k[j] = if words - w >= S::LANES {
-                        F::words(s, from)
-                    } else {
-                        F::some_words(s, from, words - w)
-                    };
+                    k[j] = F::two_words(s, key[j].add(w * F::DEPTH * E::SIZE));
                     j += 1;
                 }
                 let mut i = 0;
                 while i < MR {
-                    let row = s.load(q.add(i * stride + w));
+                    let even = s.load(q.add(i * stride + w));
                     let mut j = 0;
                     while j < NR {
-                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], row, k[j]);
+                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], even, k[j][0]);
+                        j += 1;
+                    }
+                    let odd = s.load(q.add(i * stride + w + S::LANES));
+                    let mut j = 0;
+                    while j < NR {
+                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], odd, k[j][1]);
                         j += 1;
                     }
                     i += 1;
                 }
+                w += 2 * S::LANES;
             }
-            w += S::LANES;
+            // Apart: a branch inside the loop would have all sums in memory.
+            while w < words {
+                let mut j = 0;
+                while j < NR {
+                    let from = key[j].add(w * F::DEPTH * E::SIZE);
+                    let k = F::some_words(s, from, words - w);
+                    let mut i = 0;
+                    while i < MR {
+                        let row = s.load(q.add(i * stride + w));
+                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], row, k);
+                        i += 1;
+                    }
+                    j += 1;
+                }
+                w += S::LANES;
+            }
         }
         let sums = s.sum8(acc);
         let mut i = 0;
@@ -164,18 +181,18 @@ pub(super) unsafe fn values<S: Simd, E: KvElement>(
             let (p, factors) = (p.add(row * KEYS), factors.add(row));
             let out = out.add(row * stride);
             match rows - row {
-                1 => weigh::<S, E, 1, 8>(s, p, factors, keys, head_dim, out, stride),
-                2 => weigh::<S, E, 2, 4>(s, p, factors, keys, head_dim, out, stride),
-                _ => weigh::<S, E, 4, 2>(s, p, factors, keys, head_dim, out, stride),
+                1 => weigh::<S, E, 1, 4>(s, p, factors, keys, head_dim, out, stride),
+                2 => weigh::<S, E, 2, 2>(s, p, factors, keys, head_dim, out, stride),
+                _ => weigh::<S, E, 4, 1>(s, p, factors, keys, head_dim, out, stride),
             }
         }
         row += 4;
     }
 }
 
-/// `MR` rows, `NV` vectors of columns at a time.
+/// `MR` rows, `2 * NC` vectors of columns at a time.
 #[inline(always)]
-unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NV: usize>(
+unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     s: S,
     p: *const f32,
     factors: *const f32,
@@ -187,41 +204,45 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NV: usize>(
     let mut column = 0;
     // SAFETY: the caller vouches for all columns below `head_dim`.
     unsafe {
-        while column + NV * S::LANES <= head_dim {
-            weigh_columns::<S, E, MR, NV>(s, p, factors, keys, column, S::LANES, out, stride);
-            column += NV * S::LANES;
+        while column + 2 * NC * S::LANES <= head_dim {
+            weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, out, stride);
+            column += 2 * NC * S::LANES;
+        }
+        while NC > 1 && column + 2 * S::LANES <= head_dim {
+            weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, out, stride);
+            column += 2 * S::LANES;
         }
         while column < head_dim {
             let lanes = S::LANES.min(head_dim - column);
-            weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, lanes, out, stride);
+            weigh_rest::<S, E, MR>(s, p, factors, keys, column, lanes, out, stride);
             column += S::LANES;
         }
     }
 }
 
-/// `NV` vectors of columns, of which the last has `lanes` elements.
+/// `2 * NC` vectors of columns.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "weights, factors, values, outputs")]
-unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NV: usize>(
+unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     s: S,
     p: *const f32,
     factors: *const f32,
     keys: Rows<'_>,
     column: usize,
-    lanes: usize,
     out: *mut f32,
     stride: usize,
 ) {
     let n = keys.offsets.len();
-    let mut acc = [[s.splat(0.0); NV]; MR];
+    let mut acc = [[[s.splat(0.0); 2]; NC]; MR];
     // SAFETY: the caller vouches for rows, columns and keys.
     unsafe {
         let mut i = 0;
         while i < MR {
+            let factor = s.splat(*factors.add(i));
             let mut j = 0;
-            while j < NV {
-                let here = s.load(out.add(i * stride + column + j * S::LANES));
-                acc[i][j] = s.mul(here, s.splat(*factors.add(i)));
+            while j < NC {
+                let here = out.add(i * stride + column + 2 * j * S::LANES);
+                acc[i][j][0] = s.mul(s.load(here), factor);
+                acc[i][j][1] = s.mul(s.load(here.add(S::LANES)), factor);
                 j += 1;
             }
             i += 1;
@@ -236,15 +257,12 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NV: usize>
                 i += 1;
             }
             let mut j = 0;
-            while j < NV {
-                let v = if NV > 1 || lanes == S::LANES {
-                    E::load(s, from.add(j * S::LANES * E::SIZE))
-                } else {
-                    E::load_some(s, from, lanes)
-                };
+            while j < NC {
+                let v = E::load_two(s, from.add(2 * j * S::LANES * E::SIZE));
                 let mut i = 0;
                 while i < MR {
-                    acc[i][j] = s.fma(weight[i], v, acc[i][j]);
+                    acc[i][j][0] = s.fma(weight[i], v[0], acc[i][j][0]);
+                    acc[i][j][1] = s.fma(weight[i], v[1], acc[i][j][1]);
                     i += 1;
                 }
                 j += 1;
@@ -254,11 +272,78 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NV: usize>
         let mut i = 0;
         while i < MR {
             let mut j = 0;
-            while j < NV {
-                s.store(out.add(i * stride + column + j * S::LANES), acc[i][j]);
+            while j < NC {
+                let to = out.add(i * stride + column + 2 * j * S::LANES);
+                s.store(to, acc[i][j][0]);
+                s.store(to.add(S::LANES), acc[i][j][1]);
                 j += 1;
             }
             i += 1;
+        }
+    }
+}
+
+/// One vector of columns, of `lanes` elements.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "weights, factors, values, outputs")]
+unsafe fn weigh_rest<S: Simd, E: KvElement, const MR: usize>(
+    s: S,
+    p: *const f32,
+    factors: *const f32,
+    keys: Rows<'_>,
+    column: usize,
+    lanes: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    let mut acc = [s.splat(0.0); MR];
+    // SAFETY: the caller vouches for rows, columns and keys.
+    unsafe {
+        let mut i = 0;
+        while i < MR {
+            let here = s.load(out.add(i * stride + column));
+            acc[i] = s.mul(here, s.splat(*factors.add(i)));
+            i += 1;
+        }
+        let mut key = 0;
+        while key < keys.offsets.len() {
+            let from = keys.at(key).add(column * E::SIZE);
+            let v = if lanes == S::LANES { E::load(s, from) } else { E::load_some(s, from, lanes) };
+            let mut i = 0;
+            while i < MR {
+                acc[i] = s.fma(s.splat(*p.add(i * KEYS + key)), v, acc[i]);
+                i += 1;
+            }
+            key += 1;
+        }
+        let mut i = 0;
+        while i < MR {
+            s.store(out.add(i * stride + column), acc[i]);
+            i += 1;
+        }
+    }
+}
+
+/// Reorders a row as two-vector loads give it: even places of each pair of vectors, then odd ones.
+pub(super) fn split(row: &mut [f32], n: usize, lanes: usize) {
+    for pair in row[..n].chunks_exact_mut(2 * lanes) {
+        let mut copy = [0.0; 2 * MAX_LANES];
+        copy[..2 * lanes].copy_from_slice(pair);
+        for lane in 0..lanes {
+            pair[lane] = copy[2 * lane];
+            pair[lanes + lane] = copy[2 * lane + 1];
+        }
+    }
+}
+
+/// Undoes [`split`].
+pub(super) fn unsplit(row: &mut [f32], n: usize, lanes: usize) {
+    for pair in row[..n].chunks_exact_mut(2 * lanes) {
+        let mut copy = [0.0; 2 * MAX_LANES];
+        copy[..2 * lanes].copy_from_slice(pair);
+        for lane in 0..lanes {
+            pair[2 * lane] = copy[lane];
+            pair[2 * lane + 1] = copy[lanes + lane];
         }
     }
 }

@@ -23,6 +23,15 @@ pub(super) trait Format<S: Simd, E: KvElement>: Copy {
     /// The elements can be read at `from`.
     unsafe fn words(s: S, from: *const u8) -> S::V;
 
+    /// Whether [`two_words`](Self::two_words) gives words of even places, then those of odd ones.
+    const SPLIT: bool;
+
+    /// `2 * LANES` words of consecutive elements.
+    ///
+    /// # Safety
+    /// The elements can be read at `from`.
+    unsafe fn two_words(s: S, from: *const u8) -> [S::V; 2];
+
     /// The first `n` words of `LANES`, the others 0.
     ///
     /// # Safety
@@ -65,6 +74,14 @@ impl<S: Simd, E: KvElement> Format<S, E> for Single {
         unsafe { E::load(s, from) }
     }
 
+    const SPLIT: bool = E::SPLIT;
+
+    #[inline(always)]
+    unsafe fn two_words(s: S, from: *const u8) -> [S::V; 2] {
+        // SAFETY: the caller vouches for it.
+        unsafe { E::load_two(s, from) }
+    }
+
     #[inline(always)]
     fn column(_s: S, lo: S::V, _hi: S::V) -> S::V {
         lo
@@ -92,6 +109,15 @@ macro_rules! pairs {
             unsafe fn words(s: S, from: *const u8) -> S::V {
                 // SAFETY: the caller vouches for it.
                 unsafe { s.$words(from.cast()) }
+            }
+
+            const SPLIT: bool = false;
+
+            #[inline(always)]
+            unsafe fn two_words(s: S, from: *const u8) -> [S::V; 2] {
+                let bytes = 2 * S::LANES * <$element>::SIZE;
+                // SAFETY: the caller vouches for both.
+                unsafe { [s.$words(from.cast()), s.$words(from.add(bytes).cast())] }
             }
 
             #[inline(always)]
@@ -264,10 +290,11 @@ pub(super) enum Into {
     Scale(*const f32),
 }
 
-/// `MR` rows of words at `a` times a panel at `b`: `depth` words of `NV` vectors.
+/// `rows` rows of words at `a` times a panel at `b`: `depth` words of `NV` vectors, `MR` rows at a
+/// time.
 ///
 /// # Safety
-/// All that is read and written can be; factors are `MR` numbers.
+/// All that is read and written can be, for `rows` rows, a multiple of `MR`, and as many factors.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "two operands and a result, each with its stride")]
 pub(super) unsafe fn multiply<
@@ -278,6 +305,7 @@ pub(super) unsafe fn multiply<
     const NV: usize,
 >(
     s: S,
+    rows: usize,
     depth: usize,
     a: *const f32,
     a_stride: usize,
@@ -286,11 +314,50 @@ pub(super) unsafe fn multiply<
     c_stride: usize,
     into: Into,
 ) {
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the caller vouches for rows from `row` on.
+        unsafe {
+            let (a, c) = (a.add(row * a_stride), c.add(row * c_stride));
+            let acc = product::<S, E, F, MR, NV>(s, depth, a, a_stride, b);
+            let mut i = 0;
+            while i < MR {
+                let mut j = 0;
+                while j < NV {
+                    let to = c.add(i * c_stride + j * S::LANES);
+                    let v = match into {
+                        Into::Store => acc[i][j],
+                        Into::Scale(factors) => {
+                            s.fma(s.load(to), s.splat(*factors.add(row + i)), acc[i][j])
+                        }
+                    };
+                    s.store(to, v);
+                    j += 1;
+                }
+                i += 1;
+            }
+        }
+        row += MR;
+    }
+}
+
+/// The micro-kernel: all sums in registers.
+///
+/// # Safety
+/// `depth` words of `MR` rows and of the panel can be read.
+#[inline(always)]
+unsafe fn product<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV: usize>(
+    s: S,
+    depth: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+) -> [[S::V; NV]; MR] {
     let mut acc = [[s.splat(0.0); NV]; MR];
-    // SAFETY: the caller vouches for `depth` words of MR rows and of the panel, and for the result.
-    unsafe {
-        let mut k = 0;
-        while k < depth {
+    let mut k = 0;
+    while k < depth {
+        // SAFETY: the caller vouches for word `k`.
+        unsafe {
             let mut column = [s.splat(0.0); NV];
             let mut j = 0;
             while j < NV {
@@ -307,21 +374,33 @@ pub(super) unsafe fn multiply<
                 }
                 i += 1;
             }
-            k += 1;
         }
-        let mut i = 0;
-        while i < MR {
-            let mut j = 0;
-            while j < NV {
-                let to = c.add(i * c_stride + j * S::LANES);
-                let v = match into {
-                    Into::Store => acc[i][j],
-                    Into::Scale(factors) => s.fma(s.load(to), s.splat(*factors.add(i)), acc[i][j]),
-                };
-                s.store(to, v);
-                j += 1;
-            }
-            i += 1;
+        k += 1;
+    }
+    acc
+}
+
+/// Turns `rows` rows of probabilities from `start` to `end` into words, in place: those of a row
+/// begin at word `start / DEPTH`.
+///
+/// # Safety
+/// They can be read and written; `start` and `end` are multiples of `DEPTH * LANES`.
+#[inline(always)]
+pub(super) unsafe fn narrow<S: Simd, E: KvElement, F: Format<S, E>>(
+    s: S,
+    data: *mut f32,
+    rows: usize,
+    stride: usize,
+    start: usize,
+    end: usize,
+) {
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the caller vouches for the row; words lie no further than what they are made of.
+        unsafe {
+            let p = data.add(row * stride);
+            F::narrow(s, p.add(start), p.add(start / F::DEPTH), end - start);
         }
+        row += 1;
     }
 }

@@ -52,6 +52,7 @@ mod attention;
 mod blocks;
 mod dispatch;
 mod dot;
+mod finish;
 mod gemm;
 mod lanes;
 mod merge;

@@ -2,14 +2,14 @@
 
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 
-use std::f32::consts::{LN_2, LOG2_E};
-
+use super::dispatch::Kernels;
 use super::dot::{self, Next};
-use super::gemm::{Format, Into, Rows, multiply, pack_k, pack_v, round_up};
-use super::simd::{Bf16, F16, F32, KvElement, MAX_LANES, Simd};
-use super::softmax::{Logits, RowView, Scores, softmax};
-use crate::kernels::DType;
-use crate::plan::{Merge, Part};
+use super::finish::{Finished, finish};
+use super::gemm::{Into, Rows, round_up};
+use super::simd::MAX_LANES;
+use super::softmax::{Logits, RowView, Scores};
+use crate::kernels::{DType, KvScales};
+use crate::plan::Part;
 use crate::types::BlockId;
 
 /// Keys of a packed tile.
@@ -31,7 +31,7 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    fn at(&self, token: usize, head: usize) -> *mut u8 {
+    pub(super) fn at(&self, token: usize, head: usize) -> *mut u8 {
         self.data.wrapping_add(token * self.token + head * self.head)
     }
 }
@@ -82,9 +82,10 @@ pub(super) struct Call<'a> {
     pub(super) lse: *mut f32,
     pub(super) k: Pages,
     pub(super) v: Pages,
-    /// States of split tiles: `head_dim` outputs a query row, and apart from them the LSE to base 2.
+    /// States of split tiles: `head_dim` outputs a query row, and apart from them the largest logit
+    /// to base 2 and the sum of exponentials relative to it.
     pub(super) state_o: *mut f32,
-    pub(super) state_lse: *mut f32,
+    pub(super) state_sums: *mut [f32; 2],
 }
 
 // SAFETY: parts of one plan write disjoint rows and states; what they share they only read.
@@ -142,31 +143,18 @@ impl Cutter {
 
 /// Computes a part: its outputs, or its states.
 ///
-/// `MR` rows and `NV` vectors are the micro-kernel's block.
-///
 /// # Safety
 /// The call's pointers are valid for all that its shapes, strides and tables name, nobody else
-/// writes the part's rows or states, and `scratch` is reserved for the part.
-#[inline(always)]
-pub(super) unsafe fn run<
-    S: Simd,
-    E: KvElement,
-    F: Format<S, E>,
-    const MR: usize,
-    const NV: usize,
->(
-    s: S,
-    call: &Call<'_>,
-    part: &Part,
-    scratch: &mut Scratch,
-) {
+/// writes the part's rows or states, `scratch` is reserved for the part, and the processor has the
+/// kernels' instructions.
+pub(super) unsafe fn run(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scratch) {
     // SAFETY: passed on.
     unsafe {
         if part.q_len as usize * call.group <= FEW_ROWS {
-            few::<S, E, F>(s, call, part, scratch);
+            few(kernels, call, part, scratch);
         } else {
             for head in part.head..part.head + part.num_heads {
-                many::<S, E, F, MR, NV>(s, call, part, head as usize, scratch);
+                many(kernels, call, part, head as usize, scratch);
             }
         }
     }
@@ -210,10 +198,10 @@ fn offsets(call: &Call<'_>, row: &BatchRow, first: u32, end: u32, out: [&mut Vec
 }
 
 /// The rules for logits of a head.
-fn logits<'a, E: KvElement>(call: &Call<'a>, row: &BatchRow, head: usize) -> Logits<'a> {
-    let k_scale = crate::kernels::KvScales::of(call.k_scale, head);
+fn logits<'a>(kernels: &Kernels, call: &Call<'a>, row: &BatchRow, head: usize) -> Logits<'a> {
+    let k_scale = KvScales::of(call.k_scale, head);
     Logits {
-        scale: call.scale * k_scale * E::UNIT,
+        scale: call.scale * k_scale * kernels.unit,
         soft_cap: call.soft_cap,
         alibi: call.alibi.is_some(),
         mask: if row.mask.1 == 0 { &[] } else { call.mask },
@@ -221,81 +209,17 @@ fn logits<'a, E: KvElement>(call: &Call<'a>, row: &BatchRow, head: usize) -> Log
     }
 }
 
-/// Reads a query row into words: `stride` of them, zeros beyond `head_dim`.
+/// Few rows, all heads of the part: keys in the order in which they lie, heads within.
 ///
 /// # Safety
-/// The row can be read, `round_up(stride, LANES)` words can be written.
-#[inline(always)]
-unsafe fn load_query<S: Simd, E: KvElement, F: Format<S, E>>(
-    s: S,
-    dtype: DType,
-    from: *const u8,
-    head_dim: usize,
-    to: *mut f32,
-    stride: usize,
-) {
-    // SAFETY: the caller vouches for both.
-    unsafe {
-        if F::DEPTH == 2 {
-            // Pairs are taken only for queries of bf16, whose bits are the words.
-            let mut w = 0;
-            while w < stride {
-                *to.add(w) = 0.0;
-                w += 1;
-            }
-            std::ptr::copy_nonoverlapping(from, to.cast(), 2 * head_dim);
-            return;
-        }
-        match dtype {
-            DType::F16 => widen::<S, F16>(s, from, head_dim, to, stride),
-            DType::Bf16 => widen::<S, Bf16>(s, from, head_dim, to, stride),
-            DType::F32 | DType::Fp8E4m3 => widen::<S, F32>(s, from, head_dim, to, stride),
-        }
-    }
-}
-
-/// # Safety
-/// As [`load_query`].
-#[inline(always)]
-unsafe fn widen<S: Simd, Q: KvElement>(
-    s: S,
-    from: *const u8,
-    head_dim: usize,
-    to: *mut f32,
-    stride: usize,
-) {
-    let mut i = 0;
-    while i < stride {
-        // SAFETY: the caller vouches for both.
-        unsafe {
-            let here = head_dim.saturating_sub(i);
-            let v = if here >= S::LANES {
-                Q::load(s, from.add(i * Q::SIZE))
-            } else if here > 0 {
-                Q::load_some(s, from.add(i * Q::SIZE), here)
-            } else {
-                s.splat(0.0)
-            };
-            s.store(to.add(i), v);
-        }
-        i += S::LANES;
-    }
-}
-
-/// Few rows, all heads of the part: keys in the order in which they lie, heads within.
-#[inline(always)]
-unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
-    s: S,
-    call: &Call<'_>,
-    part: &Part,
-    scratch: &mut Scratch,
-) {
+/// As [`run`].
+unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scratch) {
     let row = &call.rows[part.row as usize];
     let rows = part.q_len as usize * call.group;
     let padded = dot::padded_rows(rows);
     let heads = part.num_heads as usize;
-    let d = round_up(call.head_dim, S::LANES);
-    let words = round_up(call.head_dim / F::DEPTH, S::LANES);
+    let d = round_up(call.head_dim, kernels.lanes);
+    let words = round_up(call.head_dim / kernels.depth, kernels.lanes);
     let Scratch { words: region, views, largest, sum, k_offsets, v_offsets } = scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
     let queries = cutter.cut(heads * padded * words);
@@ -320,7 +244,14 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
                 if m < rows {
                     let token = row.first_token + part.q_start as usize + m / call.group;
                     let from = call.q.at(token, h * call.group + m % call.group);
-                    load_query::<S, E, F>(s, call.q.dtype, from, call.head_dim, to, words);
+                    (kernels.load_query)(call.q.dtype, from, call.head_dim, to, words);
+                    if kernels.split_keys {
+                        dot::split(
+                            std::slice::from_raw_parts_mut(to, words),
+                            call.head_dim,
+                            kernels.lanes,
+                        );
+                    }
                 } else {
                     std::slice::from_raw_parts_mut(to, words).fill(0.0);
                 }
@@ -357,8 +288,7 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
             };
             // SAFETY: arrays are cut for these rows, offsets are of the row's keys.
             unsafe {
-                dot::scores::<S, E, F>(
-                    s,
+                (kernels.scores)(
                     queries.add(first * words),
                     words,
                     padded,
@@ -367,10 +297,9 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
                     Some(next),
                     scores,
                 );
-                let end = round_up((after - key) as usize, S::LANES);
-                softmax(
-                    s,
-                    &logits::<E>(call, row, h),
+                let end = round_up((after - key) as usize, kernels.lanes);
+                (kernels.softmax)(
+                    &logits(kernels, call, row, h),
                     &views[first..first + padded],
                     Scores { data: scores, stride: dot::KEYS, start: 0, end, first_key: key },
                     &mut largest[first..first + padded],
@@ -378,7 +307,7 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
                     factors,
                 );
                 let out = outputs.add(first * d);
-                dot::values::<S, E>(s, scores, factors, padded, v, call.head_dim, out, d);
+                (kernels.values)(scores, factors, padded, v, call.head_dim, out, d);
             }
         }
         std::mem::swap(&mut k_now, &mut k_next);
@@ -387,6 +316,13 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
     }
     for head in 0..heads {
         let first = head * padded;
+        if kernels.split_values {
+            for m in first..first + rows {
+                // SAFETY: the row is one of the outputs.
+                let row = unsafe { std::slice::from_raw_parts_mut(outputs.add(m * d), d) };
+                dot::unsplit(row, call.head_dim, kernels.lanes);
+            }
+        }
         let state = Finished {
             head: part.head as usize + head,
             nth_head: head,
@@ -396,14 +332,16 @@ unsafe fn few<S: Simd, E: KvElement, F: Format<S, E>>(
             sum: &sum[first..first + rows],
         };
         // SAFETY: the outputs are there, and the part's rows are this call's to write.
-        unsafe { finish::<S, E>(s, call, part, &state) };
+        unsafe { finish(kernels, call, part, &state) };
     }
 }
 
 /// Many rows of one head: tiles of keys are packed and multiplied.
-#[inline(always)]
-unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV: usize>(
-    s: S,
+///
+/// # Safety
+/// As [`run`].
+unsafe fn many(
+    kernels: &Kernels,
     call: &Call<'_>,
     part: &Part,
     head: usize,
@@ -411,13 +349,13 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
 ) {
     let row = &call.rows[part.row as usize];
     let rows = part.q_len as usize * call.group;
-    let padded = round_up(rows, MR);
-    let panel = NV * S::LANES;
+    let padded = round_up(rows, kernels.block_rows);
+    let panel = kernels.panel;
     let d = round_up(call.head_dim, panel);
-    let words = call.head_dim / F::DEPTH;
-    let depth = round_up(words, S::TILE);
-    let stride = round_up(words, S::LANES);
-    let capacity = TILE_KEYS / F::DEPTH;
+    let words = call.head_dim / kernels.depth;
+    let depth = round_up(words, kernels.tile);
+    let stride = round_up(words, kernels.lanes);
+    let capacity = TILE_KEYS / kernels.depth;
     let Scratch { words: region, views, largest, sum, k_offsets: [k_at, _], v_offsets: [v_at, _] } =
         scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
@@ -427,7 +365,7 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
     let k_panels = cutter.cut(TILE_KEYS * depth);
     let v_panels = cutter.cut(capacity * d);
     let factors = cutter.cut(round_up(BLOCK_ROWS, MAX_LANES));
-    let staging_len = S::TILE * round_up(depth, MAX_LANES);
+    let staging_len = kernels.tile * round_up(depth, MAX_LANES);
     let staging = cutter.cut(staging_len);
     let (views, largest, sum) = (&mut views[..padded], &mut largest[..padded], &mut sum[..padded]);
     view_rows(call, part, head, &mut views[..rows]);
@@ -441,7 +379,7 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
             if m < rows {
                 let token = row.first_token + part.q_start as usize + m / call.group;
                 let from = call.q.at(token, head * call.group + m % call.group);
-                load_query::<S, E, F>(s, call.q.dtype, from, call.head_dim, to, stride);
+                (kernels.load_query)(call.q.dtype, from, call.head_dim, to, stride);
             } else {
                 std::slice::from_raw_parts_mut(to, stride).fill(0.0);
             }
@@ -449,7 +387,7 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
         std::slice::from_raw_parts_mut(outputs, padded * d).fill(0.0);
         std::slice::from_raw_parts_mut(staging, staging_len)
     };
-    let rules = logits::<E>(call, row, head);
+    let rules = logits(kernels, call, row, head);
     let mut key = part.kv_start;
     while key < part.kv_end {
         let after = key.saturating_add(TILE_KEYS as u32).min(part.kv_end);
@@ -458,8 +396,8 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
         let v = Rows { base: call.v.data.wrapping_add(head * call.v.head), offsets: v_at };
         // SAFETY: panels are cut for a tile, offsets are of the row's keys.
         unsafe {
-            pack_k::<S, E, F, NV>(s, k, call.head_dim, staging, k_panels);
-            pack_v::<S, E, F, NV>(s, v, call.head_dim, capacity, v_panels);
+            (kernels.pack_k)(k, call.head_dim, staging, k_panels);
+            (kernels.pack_v)(v, call.head_dim, capacity, v_panels);
         }
         let mut first = 0;
         while first < padded {
@@ -478,29 +416,16 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
                 let end = round_up((to - key) as usize, panel);
                 // SAFETY: arrays are cut for these rows and a tile of keys.
                 unsafe {
+                    let a = queries.add(first * stride);
                     let mut column = start;
                     while column < end {
                         let b = k_panels.add(column * depth);
-                        let mut r = 0;
-                        while r < block {
-                            let a = queries.add((first + r) * stride);
-                            let c = scores.add(r * TILE_KEYS + column);
-                            multiply::<S, E, F, MR, NV>(
-                                s,
-                                words,
-                                a,
-                                stride,
-                                b,
-                                c,
-                                TILE_KEYS,
-                                Into::Store,
-                            );
-                            r += MR;
-                        }
+                        let c = scores.add(column);
+                        let into = Into::Store;
+                        (kernels.multiply)(block, words, a, stride, b, c, TILE_KEYS, into);
                         column += panel;
                     }
-                    softmax(
-                        s,
+                    (kernels.softmax)(
                         &rules,
                         views,
                         Scores { data: scores, stride: TILE_KEYS, start, end, first_key: key },
@@ -508,24 +433,15 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
                         &mut sum[first..first + block],
                         factors,
                     );
-                    let mut r = 0;
-                    while r < block {
-                        let p = scores.add(r * TILE_KEYS);
-                        F::narrow(s, p.add(start), p.add(start / F::DEPTH), end - start);
-                        r += 1;
-                    }
-                    let (skip, depth) = (start / F::DEPTH, (end - start) / F::DEPTH);
+                    (kernels.narrow)(scores, block, TILE_KEYS, start, end);
+                    let (skip, depth) = (start / kernels.depth, (end - start) / kernels.depth);
+                    let a = scores.add(skip);
+                    let into = Into::Scale(factors);
                     let mut column = 0;
                     while column < d {
                         let b = v_panels.add((column / panel * capacity + skip) * panel);
-                        let mut r = 0;
-                        while r < block {
-                            let a = scores.add(r * TILE_KEYS + skip);
-                            let c = outputs.add((first + r) * d + column);
-                            let into = Into::Scale(factors.add(r));
-                            multiply::<S, E, F, MR, NV>(s, depth, a, TILE_KEYS, b, c, d, into);
-                            r += MR;
-                        }
+                        let c = outputs.add(first * d + column);
+                        (kernels.multiply)(block, depth, a, TILE_KEYS, b, c, d, into);
                         column += panel;
                     }
                 }
@@ -543,159 +459,5 @@ unsafe fn many<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NV
         sum: &sum[..rows],
     };
     // SAFETY: the outputs are there, and the part's rows are this call's to write.
-    unsafe { finish::<S, E>(s, call, part, &state) };
-}
-
-/// A part's result for one KV head, before normalisation.
-struct Finished<'a> {
-    head: usize,
-    /// Its number among the part's heads.
-    nth_head: usize,
-    outputs: *const f32,
-    stride: usize,
-    largest: &'a [f32],
-    sum: &'a [f32],
-}
-
-/// Writes outputs and LSE, or states.
-///
-/// # Safety
-/// Outputs can be read; the part's rows and states are the caller's to write.
-#[inline(always)]
-unsafe fn finish<S: Simd, E: KvElement>(s: S, call: &Call<'_>, part: &Part, done: &Finished<'_>) {
-    let unit = E::UNIT * crate::kernels::KvScales::of(call.v_scale, done.head);
-    for m in 0..done.sum.len() {
-        let q_head = done.head * call.group + m % call.group;
-        let from = done.outputs.wrapping_add(m * done.stride);
-        let (largest, sum) = (done.largest[m], done.sum[m]);
-        // SAFETY: the caller vouches for the row, and for where it goes.
-        unsafe {
-            if part.partial == Part::WHOLE {
-                let token = call.rows[part.row as usize].first_token
-                    + (part.q_start as usize + m / call.group);
-                let (scale, lse) = close(largest, sum, call.sinks.map(|sinks| sinks[q_head]));
-                let to = call.o.at(token, q_head);
-                write_row(s, from, scale * unit, call.head_dim, call.o.dtype, to);
-                if !call.lse.is_null() {
-                    *call.lse.add(token * call.num_q_heads + q_head) = lse * LN_2;
-                }
-            } else {
-                let nth = state_row(call, part.partial, part.num_heads, done.nth_head, m);
-                let (scale, lse) = close(largest, sum, None);
-                let to = call.state_o.add(nth * call.head_dim).cast();
-                write_row(s, from, scale * unit, call.head_dim, DType::F32, to);
-                *call.state_lse.add(nth) = lse;
-            }
-        }
-    }
-}
-
-/// Merges the states of a split tile, in the order of their keys, and writes the outputs.
-///
-/// # Safety
-/// The states are complete, and the tile's rows are the caller's to write.
-#[inline(always)]
-pub(super) unsafe fn merge<S: Simd>(s: S, call: &Call<'_>, merge: &Merge) {
-    let per_part = merge.q_len * merge.num_heads;
-    for m in 0..merge.q_len as usize * call.group {
-        let token =
-            call.rows[merge.row as usize].first_token + (merge.q_start as usize + m / call.group);
-        for nth_head in 0..merge.num_heads as usize {
-            let q_head = (merge.head as usize + nth_head) * call.group + m % call.group;
-            let mut row = [0.0_f32; 256 + MAX_LANES];
-            let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0_f32);
-            // SAFETY: the caller vouches for states and outputs.
-            unsafe {
-                for part in 0..merge.count {
-                    let first = merge.partial + part * per_part;
-                    let nth = state_row(call, first, merge.num_heads, nth_head, m);
-                    largest = largest.max(*call.state_lse.add(nth));
-                }
-                for part in 0..merge.count {
-                    let first = merge.partial + part * per_part;
-                    let nth = state_row(call, first, merge.num_heads, nth_head, m);
-                    let lse = *call.state_lse.add(nth);
-                    // Neutral: it saw no key.
-                    if lse == f32::NEG_INFINITY {
-                        continue;
-                    }
-                    let weight = (lse - largest).exp2();
-                    sum += weight;
-                    let state = call.state_o.add(nth * call.head_dim);
-                    let mut i = 0;
-                    while i < call.head_dim {
-                        let to = row.as_mut_ptr().add(i);
-                        let v = if call.head_dim - i >= S::LANES {
-                            s.load(state.add(i))
-                        } else {
-                            F32::load_some(s, state.add(i).cast(), call.head_dim - i)
-                        };
-                        s.store(to, s.fma(v, s.splat(weight), s.load(to)));
-                        i += S::LANES;
-                    }
-                }
-                let (scale, lse) = close(largest, sum, call.sinks.map(|sinks| sinks[q_head]));
-                let to = call.o.at(token, q_head);
-                write_row(s, row.as_ptr(), scale, call.head_dim, call.o.dtype, to);
-                if !call.lse.is_null() {
-                    *call.lse.add(token * call.num_q_heads + q_head) = lse * LN_2;
-                }
-            }
-        }
-    }
-}
-
-/// Writes a row times `scale`, rounded to `dtype`.
-///
-/// # Safety
-/// `round_up(head_dim, LANES)` numbers can be read, `head_dim` elements written.
-#[inline(always)]
-unsafe fn write_row<S: Simd>(
-    s: S,
-    from: *const f32,
-    scale: f32,
-    head_dim: usize,
-    dtype: DType,
-    to: *mut u8,
-) {
-    let factor = s.splat(scale);
-    let mut i = 0;
-    while i < head_dim {
-        let here = S::LANES.min(head_dim - i);
-        let mut rest = [0_u32; MAX_LANES];
-        // SAFETY: the caller vouches for the row; a vector of any type fits `rest`.
-        unsafe {
-            let v = s.mul(s.load(from.add(i)), factor);
-            let out = to.add(i * dtype.size());
-            let place = if here == S::LANES { out } else { rest.as_mut_ptr().cast() };
-            match dtype {
-                DType::F16 => s.store_f16(place, v),
-                DType::Bf16 => s.store_bf16(place, v),
-                DType::F32 | DType::Fp8E4m3 => s.store(place.cast(), v),
-            }
-            if here < S::LANES {
-                std::ptr::copy_nonoverlapping(place, out, here * dtype.size());
-            }
-        }
-        i += S::LANES;
-    }
-}
-
-/// The state of query row `m` of a part's `nth_head`-th head, of `num_heads`.
-fn state_row(call: &Call<'_>, first: u32, num_heads: u32, nth_head: usize, m: usize) -> usize {
-    let (token, within) = (m / call.group, m % call.group);
-    (first as usize + token * num_heads as usize + nth_head) * call.group + within
-}
-
-/// The factor that normalises outputs relative to `largest`, and the LSE to base 2.
-fn close(largest: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
-    let sink = sink.map_or(f32::NEG_INFINITY, |sink| sink * LOG2_E);
-    let most = largest.max(sink);
-    if most == f32::NEG_INFINITY && !sum.is_nan() {
-        return (0.0, f32::NEG_INFINITY);
-    }
-    // Nothing seen: 2^(-inf) is 0, and so is the sum.
-    let share = (largest - most).exp2();
-    let total = sum * share + (sink - most).exp2();
-    (share / total, most + total.log2())
+    unsafe { finish(kernels, call, part, &state) };
 }

@@ -85,6 +85,26 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn split_bf16(self, from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe {
+            let both = _mm256_loadu_si256(from.cast());
+            let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn split_fp8(self, from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe {
+            let both = _mm_loadu_si128(from.cast());
+            let even = upper_fp8_as_f16(_mm_slli_epi16::<8>(both));
+            [_mm256_cvtph_ps(even), _mm256_cvtph_ps(upper_fp8_as_f16(both))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: __m256) {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
@@ -199,6 +219,24 @@ unsafe fn fp8_as_f16(codes: __m128i) -> __m128i {
         let magnitude = _mm_and_si128(signed, _mm_set1_epi16(0x7f));
         // All ones is a NaN.
         _mm_or_si128(bits, _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)))
+    }
+}
+
+/// The bits of the e4m3 numbers in the upper bytes, in f16's places.
+///
+/// # Safety
+/// The processor has SSE4.1.
+#[inline(always)]
+unsafe fn upper_fp8_as_f16(codes: __m128i) -> __m128i {
+    // SAFETY: the caller vouches for the feature.
+    unsafe {
+        // The sign is copied to bit 14, and masked out there.
+        let shifted = _mm_srai_epi16::<1>(codes);
+        let bits = _mm_and_si128(shifted, _mm_set1_epi16(0xbf80_u16 as i16));
+        let largest = _mm_set1_epi16(0x3f80);
+        let magnitude = _mm_and_si128(shifted, largest);
+        // All ones is a NaN.
+        _mm_or_si128(bits, _mm_cmpeq_epi16(magnitude, largest))
     }
 }
 

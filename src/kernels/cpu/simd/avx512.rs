@@ -104,6 +104,25 @@ macro_rules! simd {
             }
 
             #[inline(always)]
+            unsafe fn split_bf16(self, from: *const u8) -> [__m512; 2] {
+                // SAFETY: the caller vouches for 64 bytes.
+                unsafe {
+                    let both = _mm512_loadu_si512(from.cast());
+                    let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                    [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn split_fp8(self, from: *const u8) -> [__m512; 2] {
+                // SAFETY: the caller vouches for 32 bytes.
+                unsafe {
+                    let both = _mm256_loadu_si256(from.cast());
+                    [upper_fp8(_mm256_slli_epi16::<8>(both)), upper_fp8(both)]
+                }
+            }
+
+            #[inline(always)]
             unsafe fn store_f16(self, to: *mut u8, v: __m512) {
                 // SAFETY: the caller vouches for 32 bytes.
                 unsafe {
@@ -173,6 +192,24 @@ unsafe fn fp8(codes: __m128i) -> __m512 {
         let bits = _mm256_and_si256(_mm256_slli_epi16::<7>(signed), places);
         let largest = _mm256_set1_epi16(0x7f);
         let magnitude = _mm256_and_si256(signed, largest);
+        // All ones is a NaN.
+        _mm512_cvtph_ps(_mm256_or_si256(bits, _mm256_cmpeq_epi16(magnitude, largest)))
+    }
+}
+
+/// The e4m3 numbers in the upper bytes, by [`FP8_UNIT`](super::FP8_UNIT).
+///
+/// # Safety
+/// The processor has AVX-512 F and AVX2.
+#[inline(always)]
+unsafe fn upper_fp8(codes: __m256i) -> __m512 {
+    // SAFETY: the caller vouches for the features.
+    unsafe {
+        // The sign is copied to bit 14, and masked out there.
+        let shifted = _mm256_srai_epi16::<1>(codes);
+        let bits = _mm256_and_si256(shifted, _mm256_set1_epi16(0xbf80_u16 as i16));
+        let largest = _mm256_set1_epi16(0x3f80);
+        let magnitude = _mm256_and_si256(shifted, largest);
         // All ones is a NaN.
         _mm512_cvtph_ps(_mm256_or_si256(bits, _mm256_cmpeq_epi16(magnitude, largest)))
     }

@@ -72,6 +72,19 @@ pub(crate) trait Simd: Copy {
     /// They can be read at `from`.
     unsafe fn load_fp8(self, from: *const u8) -> Self::V;
 
+    /// Loads `2 * LANES` numbers of bf16: those of even places, and those of odd ones. Cheaper than
+    /// two vectors in order.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    unsafe fn split_bf16(self, from: *const u8) -> [Self::V; 2];
+
+    /// Like [`split_bf16`](Self::split_bf16), of e4m3, each divided by [`FP8_UNIT`].
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    unsafe fn split_fp8(self, from: *const u8) -> [Self::V; 2];
+
     /// Rounds to f16 and stores `LANES` numbers.
     ///
     /// # Safety
@@ -154,6 +167,15 @@ pub(crate) trait KvElement: Copy {
     /// Loads give the number divided by this.
     const UNIT: f32;
 
+    /// Whether [`load_two`](Self::load_two) gives elements of even places, then those of odd ones.
+    const SPLIT: bool;
+
+    /// Loads `2 * S::LANES` elements.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> [S::V; 2];
+
     /// Loads `S::LANES` elements.
     ///
     /// # Safety
@@ -176,7 +198,7 @@ pub(crate) trait KvElement: Copy {
 }
 
 macro_rules! kv_element {
-    ($($(#[$doc:meta])* $name:ident: $size:expr, $unit:expr, $load:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $size:expr, $unit:expr, $load:ident $(, $split:ident)?;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
@@ -190,8 +212,28 @@ macro_rules! kv_element {
                 // SAFETY: the caller vouches for it.
                 unsafe { s.$load(from.cast()) }
             }
+
+            kv_element!(two $load $($split)?);
         }
     )*};
+    (two $load:ident) => {
+        const SPLIT: bool = false;
+
+        #[inline(always)]
+        unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> [S::V; 2] {
+            // SAFETY: the caller vouches for both.
+            unsafe { [Self::load(s, from), Self::load(s, from.add(S::LANES * Self::SIZE))] }
+        }
+    };
+    (two $load:ident $split:ident) => {
+        const SPLIT: bool = true;
+
+        #[inline(always)]
+        unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> [S::V; 2] {
+            // SAFETY: the caller vouches for it.
+            unsafe { s.$split(from) }
+        }
+    };
 }
 kv_element! {
     /// binary32.
@@ -199,7 +241,7 @@ kv_element! {
     /// binary16.
     F16: 2, 1.0, load_f16;
     /// bfloat16.
-    Bf16: 2, 1.0, load_bf16;
+    Bf16: 2, 1.0, load_bf16, split_bf16;
     /// e4m3.
-    Fp8: 1, FP8_UNIT, load_fp8;
+    Fp8: 1, FP8_UNIT, load_fp8, split_fp8;
 }

@@ -97,6 +97,25 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn split_bf16(self, from: *const u8) -> [float32x4_t; 2] {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe {
+            let both = vreinterpretq_u32_u8(vld1q_u8(from));
+            let odd = vandq_u32(both, vdupq_n_u32(0xffff_0000));
+            [vreinterpretq_f32_u32(vshlq_n_u32::<16>(both)), vreinterpretq_f32_u32(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn split_fp8(self, from: *const u8) -> [float32x4_t; 2] {
+        // SAFETY: the caller vouches for 8 bytes.
+        unsafe {
+            let both = vreinterpret_s16_u8(vld1_u8(from));
+            [widen(upper_fp8(vshl_n_s16::<8>(both))), widen(upper_fp8(both))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: float32x4_t) {
         let half: uint16x4_t;
         // SAFETY: one instruction on registers; the caller vouches for 8 bytes.
@@ -197,6 +216,23 @@ impl Simd for Neon {
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly)) }
+    }
+}
+
+/// The bits of the e4m3 numbers in the upper bytes, in f16's places.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn upper_fp8(codes: int16x4_t) -> uint16x4_t {
+    // SAFETY: the caller vouches for the feature.
+    unsafe {
+        // The sign is copied to bit 14, and masked out there.
+        let shifted = vreinterpret_u16_s16(vshr_n_s16::<1>(codes));
+        let bits = vand_u16(shifted, vdup_n_u16(0xbf80));
+        let largest = vdup_n_u16(0x3f80);
+        // All ones is a NaN.
+        vorr_u16(bits, vceq_u16(vand_u16(shifted, largest), largest))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kernels::Fp8E4m3;
 pub(crate) struct Lanes<const N: usize>;
 
 /// What processors without a vector unit of ours run.
-pub(crate) type Portable = Lanes<8>;
+pub(crate) type Portable = Lanes<4>;
 
 /// Sixteen lanes and dot products of bf16, as AVX-512 has them.
 pub(crate) type PortableBf16 = Lanes<16>;
@@ -93,6 +93,28 @@ impl<const N: usize> Simd for Lanes<N> {
     unsafe fn store(self, to: *mut f32, v: [f32; N]) {
         // SAFETY: the caller vouches for it.
         unsafe { to.cast::<[f32; N]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn split_bf16(self, from: *const u8) -> [[f32; N]; 2] {
+        let mut out = [[0.0; N]; 2];
+        for i in 0..N {
+            // SAFETY: the caller vouches for 2 * N elements.
+            let [even, odd] = unsafe { at::<[bf16; 2]>(from, i) };
+            (out[0][i], out[1][i]) = (even.to_f32(), odd.to_f32());
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn split_fp8(self, from: *const u8) -> [[f32; N]; 2] {
+        let mut out = [[0.0; N]; 2];
+        for i in 0..N {
+            // SAFETY: the caller vouches for 2 * N elements.
+            let [even, odd] = unsafe { at::<[Fp8E4m3; 2]>(from, i) };
+            (out[0][i], out[1][i]) = (even.to_f32() / FP8_UNIT, odd.to_f32() / FP8_UNIT);
+        }
+        out
     }
 
     #[inline(always)]
