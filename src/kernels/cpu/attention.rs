@@ -177,6 +177,7 @@ impl Attention {
             num_q_heads,
             group: self.config.group_size(),
             head_dim,
+            kv_size: kv_dtype.size(),
             causal: self.config.causal,
             window_left: self.config.window_left,
             soft_cap: self.config.soft_cap,

@@ -3,7 +3,7 @@
 //! Each kernel is compiled once for an instruction set, as a function with its features; what calls
 //! them is compiled once for all.
 
-use super::dot::{self, Next};
+use super::dot::{self, Ahead};
 use super::finish;
 use super::gemm::{self, Format, Into, Pairs, Rows, Single};
 use super::simd::{Bf16, F16, F32, Fp8, KvElement, Portable, PortableBf16, Simd};
@@ -32,9 +32,9 @@ pub(super) struct Kernels {
     /// What loads leave out.
     pub(super) unit: f32,
     pub(super) load_query: unsafe fn(DType, *const u8, usize, *mut f32, usize),
-    pub(super) scores:
-        unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Option<Next<'_>>, *mut f32),
-    pub(super) values: unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, *mut f32, usize),
+    pub(super) scores: unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Ahead<'_>, *mut f32),
+    pub(super) values:
+        unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, Ahead<'_>, *mut f32, usize),
     pub(super) pack_k: unsafe fn(Rows<'_>, usize, &mut [f32], *mut f32),
     pub(super) pack_v: unsafe fn(Rows<'_>, usize, usize, *mut f32),
     pub(super) multiply:
@@ -172,7 +172,7 @@ macro_rules! isa {
                     rows: usize,
                     keys: Rows<'_>,
                     head_dim: usize,
-                    next: Option<Next<'_>>,
+                    next: Ahead<'_>,
                     out: *mut f32,
                 ) {
                     // SAFETY: the caller vouches for it.
@@ -190,13 +190,14 @@ macro_rules! isa {
                     rows: usize,
                     keys: Rows<'_>,
                     head_dim: usize,
+                    next: Ahead<'_>,
                     out: *mut f32,
                     stride: usize,
                 ) {
                     // SAFETY: the caller vouches for it.
                     unsafe {
                         dot::values::<S, E>(
-                            simd(), p, factors, rows, keys, head_dim, out, stride,
+                            simd(), p, factors, rows, keys, head_dim, next, out, stride,
                         );
                     }
                 }

@@ -11,15 +11,48 @@ use super::simd::{KvElement, MAX_LANES, Simd};
 /// Keys that one call of [`scores`] and [`values`] takes at most.
 pub(super) const KEYS: usize = 32;
 
+/// Rows of the next keys, all heads of them, in the order in which they lie in memory.
+///
+/// A core reads at full speed only what is in order: it has few misses under way, and gets ahead of
+/// itself where it sees a stream. So while one head of these keys is computed, its share of the
+/// next keys is asked for, whatever heads that may be.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    /// The first head's rows.
+    pub(super) rows: Rows<'a>,
+    pub(super) heads: usize,
+    /// Bytes from a head to the next.
+    pub(super) head_stride: usize,
+    /// Whether a token's heads lie together, rather than a head's tokens.
+    pub(super) by_token: bool,
+    /// The first row of this share.
+    pub(super) start: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for rows of the share, a few at a time: between two bursts the memory would be idle.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, from: usize, to: usize, bytes: usize) {
+        let tokens = self.rows.offsets.len();
+        let end = (self.start + to).min(tokens * self.heads);
+        for i in self.start + from..end {
+            let (token, head) = if self.by_token {
+                (i / self.heads, i % self.heads)
+            } else {
+                (i % tokens, i / tokens)
+            };
+            let row = self.rows.at(token).wrapping_add(head * self.head_stride);
+            let mut at = 0;
+            while at < bytes {
+                s.prefetch(row.wrapping_add(at));
+                at += LINE;
+            }
+        }
+    }
+}
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
-
-/// Rows wanted next: the same number of bytes at each.
-#[derive(Clone, Copy)]
-pub(super) struct Next<'a> {
-    pub(super) k: Rows<'a>,
-    pub(super) v: Rows<'a>,
-}
 
 /// Dot products of `rows` query rows with each key: `out[row * KEYS + key]`.
 ///
@@ -36,7 +69,7 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     rows: usize,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Option<Next<'_>>,
+    next: Ahead<'_>,
     out: *mut f32,
 ) {
     let mut row = 0;
@@ -51,7 +84,7 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
                 _ => block::<S, E, F, 4, 2>(s, q, stride, keys, head_dim, next, out),
             }
         }
-        next = None;
+        next.heads = 0;
         row += 4;
     }
 }
@@ -64,7 +97,7 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
     stride: usize,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Option<Next<'_>>,
+    next: Ahead<'_>,
     out: *mut f32,
 ) {
     let n = keys.offsets.len();
@@ -78,14 +111,7 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
             key[j] = keys.at((first + j).min(n - 1));
             j += 1;
         }
-        if let Some(next) = next {
-            let mut j = first;
-            while j < (first + NR).min(next.k.offsets.len()) {
-                prefetch_row(s, next.k.at(j), head_dim * E::SIZE);
-                prefetch_row(s, next.v.at(j), head_dim * E::SIZE);
-                j += 1;
-            }
-        }
+        next.prefetch(s, first, first + NR, head_dim * E::SIZE);
         let mut acc = [s.splat(0.0); 8];
         let mut w = 0;
         // SAFETY: the caller vouches for queries and keys up to `head_dim`.
@@ -147,16 +173,6 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
     }
 }
 
-/// Asks for a row's cache lines.
-#[inline(always)]
-fn prefetch_row<S: Simd>(s: S, row: *const u8, bytes: usize) {
-    let mut at = 0;
-    while at < bytes {
-        s.prefetch(row.wrapping_add(at));
-        at += LINE;
-    }
-}
-
 /// Multiplies each of `rows` outputs with its factor and adds the values of `keys`, weighted by
 /// `p[row * KEYS + key]`. Outputs are rows of `stride` numbers.
 ///
@@ -171,21 +187,24 @@ pub(super) unsafe fn values<S: Simd, E: KvElement>(
     rows: usize,
     keys: Rows<'_>,
     head_dim: usize,
+    next: Ahead<'_>,
     out: *mut f32,
     stride: usize,
 ) {
     let mut row = 0;
+    let mut next = next;
     while row < rows {
         // SAFETY: the rows from `row` on are there, as the caller vouches.
         unsafe {
             let (p, factors) = (p.add(row * KEYS), factors.add(row));
             let out = out.add(row * stride);
             match rows - row {
-                1 => weigh::<S, E, 1, 4>(s, p, factors, keys, head_dim, out, stride),
-                2 => weigh::<S, E, 2, 2>(s, p, factors, keys, head_dim, out, stride),
-                _ => weigh::<S, E, 4, 1>(s, p, factors, keys, head_dim, out, stride),
+                1 => weigh::<S, E, 1, 4>(s, p, factors, keys, head_dim, next, out, stride),
+                2 => weigh::<S, E, 2, 2>(s, p, factors, keys, head_dim, next, out, stride),
+                _ => weigh::<S, E, 4, 1>(s, p, factors, keys, head_dim, next, out, stride),
             }
         }
+        next.heads = 0;
         row += 4;
     }
 }
@@ -198,13 +217,19 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     factors: *const f32,
     keys: Rows<'_>,
     head_dim: usize,
+    next: Ahead<'_>,
     out: *mut f32,
     stride: usize,
 ) {
     let mut column = 0;
+    // Keys of the next tile for each vector of columns.
+    let share = KEYS.div_ceil(head_dim.div_ceil(S::LANES));
+    let mut asked = 0;
     // SAFETY: the caller vouches for all columns below `head_dim`.
     unsafe {
         while column + 2 * NC * S::LANES <= head_dim {
+            next.prefetch(s, asked, asked + 2 * NC * share, head_dim * E::SIZE);
+            asked += 2 * NC * share;
             weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, out, stride);
             column += 2 * NC * S::LANES;
         }

@@ -3,7 +3,7 @@
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 
 use super::dispatch::Kernels;
-use super::dot::{self, Next};
+use super::dot::{self, Ahead};
 use super::finish::{Finished, finish};
 use super::gemm::{Into, Rows, round_up};
 use super::simd::MAX_LANES;
@@ -17,6 +17,9 @@ pub(super) const TILE_KEYS: usize = 128;
 
 /// Query rows whose scores are held at a time: a multiple of every micro-kernel's rows.
 const BLOCK_ROWS: usize = 24;
+
+/// Bytes of K of a tile of few rows.
+const TILE_BYTES: usize = 32 << 10;
 
 /// Rows up to which K and V are read in place.
 pub(super) const FEW_ROWS: usize = 12;
@@ -67,6 +70,8 @@ pub(super) struct Call<'a> {
     pub(super) num_q_heads: usize,
     pub(super) group: usize,
     pub(super) head_dim: usize,
+    /// Bytes an element of the cache.
+    pub(super) kv_size: usize,
     pub(super) causal: bool,
     pub(super) window_left: Option<u32>,
     pub(super) soft_cap: Option<f32>,
@@ -262,7 +267,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
     let [k_now, k_next] = k_offsets;
     let [v_now, v_next] = v_offsets;
     let (mut k_now, mut k_next, mut v_now, mut v_next) = (k_now, k_next, v_now, v_next);
-    let step = dot::KEYS as u32;
+    let step = tile_keys(call, part.num_heads as usize) as u32;
     let mut key = part.kv_start;
     if key < part.kv_end {
         offsets(call, row, key, part.kv_end.min(key + step), [k_now, v_now]);
@@ -275,17 +280,8 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
             let first = head * padded;
             let k = Rows { base: call.k.data.wrapping_add(h * call.k.head), offsets: k_now };
             let v = Rows { base: call.v.data.wrapping_add(h * call.v.head), offsets: v_now };
-            let next = if head + 1 < heads {
-                let k = Rows { base: k.base.wrapping_add(call.k.head), ..k };
-                Next { k, v: Rows { base: v.base.wrapping_add(call.v.head), ..v } }
-            } else {
-                let h = part.head as usize;
-                let k = Rows { base: call.k.data.wrapping_add(h * call.k.head), offsets: k_next };
-                Next {
-                    k,
-                    v: Rows { base: call.v.data.wrapping_add(h * call.v.head), offsets: v_next },
-                }
-            };
+            let next_k = ahead(&call.k, part, head, k_next);
+            let next_v = ahead(&call.v, part, head, v_next);
             // SAFETY: arrays are cut for these rows, offsets are of the row's keys.
             unsafe {
                 (kernels.scores)(
@@ -294,7 +290,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                     padded,
                     k,
                     call.head_dim,
-                    Some(next),
+                    next_k,
                     scores,
                 );
                 let end = round_up((after - key) as usize, kernels.lanes);
@@ -307,7 +303,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                     factors,
                 );
                 let out = outputs.add(first * d);
-                (kernels.values)(scores, factors, padded, v, call.head_dim, out, d);
+                (kernels.values)(scores, factors, padded, v, call.head_dim, next_v, out, d);
             }
         }
         std::mem::swap(&mut k_now, &mut k_next);
@@ -333,6 +329,23 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
         };
         // SAFETY: the outputs are there, and the part's rows are this call's to write.
         unsafe { finish(kernels, call, part, &state) };
+    }
+}
+
+/// Keys of a tile of few rows: this one and the next, K and V of all heads, are in the L2 cache at
+/// once, with room to spare.
+fn tile_keys(call: &Call<'_>, heads: usize) -> usize {
+    (TILE_BYTES / (heads * call.head_dim * call.kv_size)).clamp(8, dot::KEYS) / 8 * 8
+}
+
+/// The share of the next keys to ask for while the `head`-th head of these is computed.
+fn ahead<'a>(pages: &Pages, part: &Part, head: usize, offsets: &'a [usize]) -> Ahead<'a> {
+    Ahead {
+        rows: Rows { base: pages.data.wrapping_add(part.head as usize * pages.head), offsets },
+        heads: part.num_heads as usize,
+        head_stride: pages.head,
+        by_token: pages.head <= pages.token,
+        start: head * offsets.len(),
     }
 }
 
