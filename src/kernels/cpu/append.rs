@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::lanes::{Number, Task, run_on, split, widen};
+use super::lanes::{Number, Task, check_aligned, run_on, split, widen};
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::kernels::kv::{KvLayout, KvStrides};
@@ -145,14 +145,6 @@ impl Rope<'_> {
         let start = self.positions[token] as usize * self.rotary_dim;
         self.cos_sin[start..start + self.rotary_dim].split_at(self.rotary_dim / 2)
     }
-}
-
-/// Refuses elements at odd addresses, as memory of another language may be.
-fn check_aligned(field: &'static str, data: *const u8, dtype: DType) -> Result<()> {
-    if data.addr().is_multiple_of(dtype.size()) {
-        return Ok(());
-    }
-    Err(Error::argument(field, format!("is not aligned to an element of {dtype}")))
 }
 
 /// Refuses slots that are not there, and any that two tokens would write.

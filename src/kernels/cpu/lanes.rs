@@ -7,6 +7,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::device::cpu::{Cpu, Isa};
+use crate::error::{Error, Result};
+use crate::kernels::DType;
 use crate::kernels::tensor::{Element, Fp8E4m3};
 
 /// Work of fewer bytes than this, read and written, ends before another thread would be awake.
@@ -26,6 +28,14 @@ pub(super) fn split(cpu: &Cpu, items: usize, bytes: usize, part: impl Fn(Range<u
     cpu.pool().install(|| {
         (0..parts).into_par_iter().with_max_len(1).for_each(|i| part(bound(i)..bound(i + 1)));
     });
+}
+
+/// Refuses elements at odd addresses, as memory of another language may be.
+pub(super) fn check_aligned(field: &'static str, data: *const u8, dtype: DType) -> Result<()> {
+    if data.addr().is_multiple_of(dtype.size()) {
+        return Ok(());
+    }
+    Err(Error::argument(field, format!("is not aligned to an element of {dtype}")))
 }
 
 /// A piece of work that is compiled once for every instruction set.
