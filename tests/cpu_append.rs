@@ -239,7 +239,7 @@ fn many_tokens_on_many_threads_store_the_same() {
         let cpus = [cpu(threads, Isa::best())];
         for types in TYPES {
             for kind in [Kind::Nhd, Kind::Hnd] {
-                let mut case = Case::draw(&mut rng, kind, types, [30, 16, 4, 64], 460);
+                let mut case = Case::draw(&mut rng, kind, types, [30, 16, 8, 64], 460);
                 case.check(&cpus, &format!("{threads} threads {types:?} {kind:?}"));
                 cases += 1;
             }

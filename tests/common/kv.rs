@@ -211,7 +211,7 @@ pub(crate) fn fp8(number: f32) -> u8 {
 /// As [`fp8`], which tries all codes: the few around the number.
 pub(crate) fn fast_fp8(number: f32) -> u8 {
     let magnitude = number.abs();
-    if !(magnitude < 448.0) {
+    if magnitude.is_nan() || magnitude >= 448.0 {
         return fp8(number);
     }
     let (mut low, mut high) = (0_u8, 0x7e_u8);

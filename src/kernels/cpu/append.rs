@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::lanes::{Number, Task, check_aligned, run_on, split, widen};
+use super::lanes::{CONVERTED, Number, Task, check_aligned, run_on, split, widen};
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::kernels::kv::{KvLayout, KvStrides};
@@ -272,12 +272,17 @@ impl Task for Part<'_> {
 }
 
 impl Work<'_> {
-    /// Bytes read and written for a token.
+    /// Bytes read and written for a token, as [`split`] counts them.
     fn token_bytes(&self, layout: &KvLayout) -> usize {
-        let read = self.k.src_dtype.size() + self.v.src_dtype.size();
-        let kv = layout.num_heads * layout.head_dim * (read + 2 * layout.dtype.size());
-        let q = self.rope.as_ref().and_then(|rope| rope.q.as_ref());
-        kv + q.map_or(0, |q| 2 * q.shape().heads * q.shape().head_dim * q.dtype().size())
+        let side = |rows: &Rows<'_>, rotated: bool| {
+            let bytes = rows.heads * rows.len * (rows.src_dtype.size() + layout.dtype.size());
+            if rotated || rows.src_dtype != layout.dtype { CONVERTED * bytes } else { bytes }
+        };
+        let q =
+            self.rope.as_ref().and_then(|rope| rope.q.as_ref()).map_or(0, |q| {
+                2 * CONVERTED * q.shape().heads * q.shape().head_dim * q.dtype().size()
+            });
+        side(&self.k, self.rope.is_some()) + side(&self.v, false) + q
     }
 
     #[inline(always)]

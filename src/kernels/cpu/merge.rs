@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::lanes::{Number, Task, check_aligned, run_on, split};
+use super::lanes::{CONVERTED, Number, Task, check_aligned, run_on, split};
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::kernels::tensor::Shape;
@@ -42,7 +42,7 @@ pub fn merge(
     check(states, &o, lse.as_deref())?;
     let Shape { tokens, heads, head_dim, .. } = o.shape();
     let read: usize = states.iter().map(|state| state.o.dtype().size()).sum();
-    let bytes = (tokens * heads).saturating_mul(head_dim * (read + o.dtype().size()));
+    let bytes = (tokens * heads).saturating_mul(CONVERTED * head_dim * (read + o.dtype().size()));
     let work = Merge { states, o: &o, lse: lse.map(<[f32]>::as_mut_ptr) };
     split(cpu, tokens, bytes, |tokens| run_on(cpu.isa(), Part { work: &work, tokens }));
     Ok(())
