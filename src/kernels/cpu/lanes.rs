@@ -119,16 +119,15 @@ impl Number for bf16 {
 impl Number for f16 {
     #[inline(always)]
     fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
+        let bits = i32::from(self.to_bits());
         let magnitude = bits & 0x7fff;
-        // The exponent's bias is 15 here and 127 there.
+        // The exponent's bias is 15 here and 127 there, its largest 31 here and 255 there.
         let normal = (magnitude << 13) + (112 << 23);
+        let special = if magnitude >= 0x7c00 { 112 << 23 } else { 0 };
         // Subnormals: one more exponent up a leading 1 is there, and is taken away again.
-        let small = f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23);
-        let special = (magnitude << 13) | 0x7f80_0000;
-        let number = if magnitude < 0x0400 { small.to_bits() } else { normal };
-        let number = if magnitude >= 0x7c00 { special } else { number };
-        f32::from_bits(number | (bits & 0x8000) << 16)
+        let small = f32::from_bits((normal + (1 << 23)) as u32) - f32::from_bits(113 << 23);
+        let number = if magnitude < 0x0400 { small.to_bits() as i32 } else { normal + special };
+        f32::from_bits((number | (bits & 0x8000) << 16) as u32)
     }
 
     #[inline(always)]
