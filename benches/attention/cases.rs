@@ -246,7 +246,9 @@ fn threads(cases: &mut Cases<'_>) -> Result<()> {
                 }
                 let reads = [true, false].map(|one| bench.read_with(bench.best, one));
                 let read = Sample::new("threads: read", "GB/s", reads[1]).of("1 thread", reads[0]);
-                Ok(vec![sample.of("1 thread", one), read])
+                let gain = Sample::new("threads: gain of decode", "x", all / one)
+                    .of("gain of read", reads[1] / reads[0]);
+                Ok(vec![sample.of("1 thread", one), read, gain])
             })
         })?;
     }

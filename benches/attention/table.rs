@@ -69,7 +69,6 @@ struct Row {
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<Row>,
-    missing: Vec<(String, String)>,
 }
 
 /// Median, least, most.
@@ -116,15 +115,9 @@ impl Table {
         }
     }
 
-    pub(crate) fn missing(&mut self, case: &str, why: String) {
-        if !self.missing.iter().any(|(name, _)| name == case) {
-            self.missing.push((case.into(), why));
-        }
-    }
-
     pub(crate) fn print(&self) {
         println!(
-            "{:<42} {:>9} {:>19} {:<8} {:<18} {:>9} {:>6} {:>13} {:>6}  also, notes",
+            "{:<46} {:>9} {:>19} {:<8} {:<18} {:>9} {:>6} {:>13} {:>6}  also, notes",
             "row", "median", "least .. most", "unit", "limit", "its value", "ratio", "", "target"
         );
         for row in &self.rows {
@@ -135,7 +128,7 @@ impl Table {
                 rest = format!("{} {unit}; {rest}", number(median(values)));
             }
             let mut head =
-                format!("{:<42} {:>9} {range:>19} {:<8}", row.name, number(middle), row.unit);
+                format!("{:<46} {:>9} {range:>19} {:<8}", row.name, number(middle), row.unit);
             if row.against.is_empty() {
                 println!("{head} {:<18} {:>9} {:>6} {:>13} {:>6}  {rest}", "-", "", "", "", "");
             }
@@ -152,12 +145,9 @@ impl Table {
                     against.name,
                     number(median(&against.values)),
                 );
-                head = format!("{:<42} {:>9} {:>19} {:<8}", "", "", "", "");
+                head = format!("{:<46} {:>9} {:>19} {:<8}", "", "", "", "");
                 rest.clear();
             }
-        }
-        for (case, why) in &self.missing {
-            println!("{case:<42} not there yet: {why}");
         }
     }
 
