@@ -18,7 +18,9 @@ pub(crate) enum Command {
     /// Run a request trace under several policies, side by side.
     ///
     /// Without TRACE, a built-in workload: log-normal lengths like those of a chat service, Poisson
-    /// arrivals. The format of a trace is found from its content: Azure LLM inference CSV
+    /// arrivals; for --device cpu a smaller one, which takes half a minute.
+    ///
+    /// The format of a trace is found from its content: Azure LLM inference CSV
     /// (TIMESTAMP,ContextTokens,GeneratedTokens), Mooncake JSONL (timestamp, input_length,
     /// output_length, hash_ids), VTC CSV (arrived_at, client, num_prefill_tokens, num_decode_tokens),
     /// step CSV (arrival_step, prompt_len, output_len), and JSONL with prompt_len or
@@ -26,6 +28,43 @@ pub(crate) enum Command {
     /// cache_salt.
     #[command(verbatim_doc_comment, allow_negative_numbers = true)]
     Replay(Box<Replay>),
+    /// What this machine offers: instructions, cores, memory bandwidth, devices.
+    Info(Info),
+    /// Compare the device's kernels with plain arithmetic in f64, in less than a minute.
+    ///
+    /// Attention (prefill, chunked, decode, mixed; windows, soft caps, ALiBi, sinks, masks),
+    /// appending, merging and moving blocks, each over several geometries. Exits with 1 when a
+    /// result is off by more than its bound.
+    Selftest(Selftest),
+}
+
+/// What to say about the machine.
+#[derive(Args, Debug)]
+pub(crate) struct Info {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to test.
+#[derive(Args, Debug)]
+pub(crate) struct Selftest {
+    /// The device: cpu
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub(crate) device: String,
+
+    /// Instructions to use, as `inflight info` names them, or all that this processor has
+    /// [default: the best]
+    #[arg(long, value_name = "NAME|all")]
+    pub(crate) isa: Option<String>,
+
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Reads `--ageing`.
@@ -55,20 +94,63 @@ pub(crate) enum Arrival {
     Burst,
 }
 
+/// The model whose attention is computed, and how: options of --device cpu alone.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Options of --device cpu")]
+pub(crate) struct CpuOptions {
+    /// Layers [default: 2]
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<usize>,
+
+    /// Query heads [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(crate) heads: Option<usize>,
+
+    /// KV heads [default: a quarter of the query heads, at least one]
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_heads: Option<usize>,
+
+    /// Elements a head [default: 128]
+    #[arg(long, value_name = "N")]
+    pub(crate) head_dim: Option<usize>,
+
+    /// Type of queries and outputs: f32, f16 or bf16 [default: bf16]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<String>,
+
+    /// Type of keys and values: that of the queries, or fp8-e4m3 [default: --dtype]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_dtype: Option<String>,
+
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+
+    /// Cores to pin the threads to, one each, such as 0,1
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) cores: Option<Vec<usize>>,
+
+    /// Instructions to use, as `inflight info` names them [default: the best]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+}
+
 /// What to replay, and how.
 #[derive(Args, Debug)]
 pub(crate) struct Replay {
     /// The trace file; none for the built-in workload
     pub(crate) trace: Option<PathBuf>,
 
-    /// What runs the steps: model:a100-40g, model:a100-80g, model:h100, model:h200 (virtual time
-    /// from a roofline), or none (decisions only, time counted in steps)
-    #[arg(long, default_value = "model:a100-40g", value_name = "DEVICE")]
-    pub(crate) device: String,
+    /// What runs the steps: cpu (attention is computed here and timed; a model's matrix products
+    /// are not), model:a100-40g, model:a100-80g, model:h100, model:h200 (virtual time from a
+    /// roofline), or none (decisions only, time counted in steps) [default: cpu for the built-in
+    /// workload, model:a100-40g for a TRACE]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<String>,
 
-    /// The language model on a model: device
-    #[arg(long, default_value = "llama-13b", value_name = "NAME")]
-    pub(crate) model: String,
+    /// The language model on a model: device [default: llama-13b]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
 
     /// A policy: static, continuous, priority, no-evict, max-utilization or orca; may be repeated
     /// [default: static, continuous]
@@ -80,11 +162,13 @@ pub(crate) struct Replay {
     #[arg(long, default_value = "256", value_name = "N|off", value_parser = ageing)]
     pub(crate) ageing: Ageing,
 
-    /// Requests that run at once [default: a slot for each 1,024 tokens of KV, 8 to 256]
+    /// Requests that run at once [default: a slot for each 1,024 tokens of KV, 8 to
+    /// 256; on the cpu 16]
     #[arg(long, value_name = "N")]
     pub(crate) max_num_seqs: Option<usize>,
 
-    /// Blocks of the KV cache, the null block included [default: what the device's memory holds]
+    /// Blocks of the KV cache, the null block included [default: what the device's memory
+    /// holds; on the cpu 8,192 tokens]
     #[arg(long, value_name = "N")]
     pub(crate) num_blocks: Option<usize>,
 
@@ -92,9 +176,10 @@ pub(crate) struct Replay {
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub(crate) block_size: usize,
 
-    /// Tokens computed in a step; a static batch's prefill is one pass beyond it
-    #[arg(long, default_value_t = 2048, value_name = "N")]
-    pub(crate) max_num_batched_tokens: usize,
+    /// Tokens computed in a step; a static batch's prefill is one pass beyond it [default: 2048,
+    /// on the cpu 512]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_batched_tokens: Option<usize>,
 
     /// Tokens of prompt and output together; a longer prompt is refused, a longer output cut
     /// [default: what the KV cache holds]
@@ -132,4 +217,7 @@ pub(crate) struct Replay {
     /// Write a self-contained HTML page with timelines
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) cpu: CpuOptions,
 }

@@ -1,14 +1,18 @@
 //! The `inflight` program.
 
 mod args;
+mod cpu;
 mod decisions;
+mod info;
 mod metrics;
 mod numbers;
 mod output;
 mod replay;
 mod report;
+mod selftest;
 mod setup;
 mod table;
+mod tensor;
 mod trace;
 
 use std::io::Write;
@@ -30,9 +34,27 @@ pub(crate) fn tell(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
+/// Prints on standard output.
+///
+/// # Errors
+/// It cannot be written to.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Run(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn main() -> ExitCode {
-    let args::Cli { command: args::Command::Replay(replay) } = args::Cli::parse();
-    match replay::main(&replay) {
+    let done = match args::Cli::parse().command {
+        args::Command::Replay(args) => replay::main(&args),
+        args::Command::Info(args) => info::main(&args),
+        args::Command::Selftest(args) => selftest::main(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let (code, what) = match failure {

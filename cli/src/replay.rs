@@ -1,6 +1,5 @@
 //! `inflight replay`: one trace, several policies, side by side.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,7 +14,7 @@ use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
 use crate::output::{Output, check_paths};
 use crate::setup::{DeviceKind, Setup};
 use crate::trace::{self, Row};
-use crate::{Failure, tell};
+use crate::{Failure, print, tell};
 use crate::{report, table};
 
 /// Replays, prints, writes the files asked for.
@@ -32,17 +31,24 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
         progress.set_message(policy.clone());
         let keep_timeline = args.report.is_some();
         let decisions = files.decisions.as_mut().map(|(_, decisions)| decisions);
-        let run = match setup.device {
+        let run = match &setup.device {
             DeviceKind::Decisions => {
                 let device = NoDevice { sampler };
-                replay(&setup, policy, device, keep_timeline, decisions, &progress)
+                replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
             }
-            DeviceKind::Model(cost) => {
+            &DeviceKind::Model(cost) => {
                 let device = Model { cost, sampler };
-                replay(&setup, policy, device, keep_timeline, decisions, &progress)
+                replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
+            }
+            DeviceKind::Cpu(on) => {
+                let device = on.device(&setup.config, sampler)?;
+                let (mut run, device) =
+                    replay(&setup, policy, device, keep_timeline, decisions, &progress)?;
+                run.summary.measured = Some(device.measured());
+                run
             }
         };
-        runs.push(run?);
+        runs.push(run);
     }
     progress.finish_and_clear();
     if let Some(run) = runs.iter().find(|run| run.summary.requests == 0) {
@@ -50,14 +56,7 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
         tell(&format!("{}: every request was refused ({why})", setup.trace.name));
     }
     files.write(&setup, &runs)?;
-    let text = format!("{}\n{}", heading(&setup), table::render(&runs));
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Run(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
+    print(&format!("{}\n{}", heading(&setup), table::render(&runs)))
 }
 
 /// Every replayed request outputs the same tokens in every run.
@@ -66,9 +65,14 @@ fn sampler(id: RequestId, k: u32) -> Token {
 }
 
 fn heading(setup: &Setup) -> String {
-    let Setup { trace, device_name, config, .. } = setup;
+    let Setup { trace, device, device_name, config, .. } = setup;
+    let computes = match device {
+        DeviceKind::Cpu(on) => on.explain(),
+        _ => String::new(),
+    };
     format!(
-        "{}: {} requests on {device_name}\n{} slots, {} blocks of {} tokens, {} tokens a step\n",
+        "{}: {} requests on {device_name}\n{computes}{} slots, {} blocks of {} tokens, {} tokens a \
+         step\n",
         trace.name,
         trace.rows.len(),
         config.max_num_seqs,
@@ -115,16 +119,19 @@ impl Files {
             output.complete()?;
         }
         if let Some(output) = self.json {
-            let config = echo.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
-            let config = serde_json::Value::Object(config);
+            let config = echo.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+            let config = serde_json::Value::Object(config.collect());
             let document = metrics::document(trace, device, config, runs);
             let text = serde_json::to_string_pretty(&document)
                 .map_err(|error| Failure::Run(format!("--json: {error}")))?;
             output.write(&(text + "\n"))?;
         }
         if let Some(output) = self.report {
+            let shown = |value: &serde_json::Value| {
+                value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+            };
             let config: Vec<_> =
-                echo.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
+                echo.iter().map(|(key, value)| ((*key).to_owned(), shown(value))).collect();
             output.write(&report::html(trace, device, &config, runs))?;
         }
         Ok(())
@@ -135,7 +142,7 @@ fn undecided(error: &std::io::Error) -> Failure {
     Failure::Run(format!("--decisions: {error}"))
 }
 
-/// One run of the trace under one policy.
+/// One run of the trace under one policy, and the device after it.
 fn replay<D: Device>(
     setup: &Setup,
     policy: &str,
@@ -143,7 +150,7 @@ fn replay<D: Device>(
     keep_timeline: bool,
     decisions: Option<&mut Decisions>,
     progress: &ProgressBar,
-) -> Result<Run, Failure> {
+) -> Result<(Run, D), Failure> {
     let cache = setup.config.cache;
     let recorder = Recorder::new(RunConfig {
         policy: policy.to_owned(),
@@ -174,7 +181,7 @@ struct Replayer<'a, D> {
 }
 
 impl<D: Device> Replayer<'_, D> {
-    fn run(mut self) -> Result<Run, Failure> {
+    fn run(mut self) -> Result<(Run, D), Failure> {
         let mut rows = self.setup.trace.rows.iter().peekable();
         loop {
             while let Some(row) = rows.next_if(|row| row.arrival <= self.now) {
@@ -188,7 +195,8 @@ impl<D: Device> Replayer<'_, D> {
                 Some(next) => self.wait_until(next.arrival)?,
             }
         }
-        Ok(self.recorder.finish(self.now))
+        let (_, _, device) = self.engine.into_parts();
+        Ok((self.recorder.finish(self.now), device))
     }
 
     fn submit(&mut self, row: &Row) {

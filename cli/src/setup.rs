@@ -4,19 +4,23 @@ use inflight::cache::CacheConfig;
 use inflight::device::cost::{self, CostModel};
 use inflight::scheduler::queue::{Ageing, Priority};
 use inflight::{Config, Policy};
+use serde_json::Value;
 
 use crate::Failure;
 use crate::args::{Arrival, Replay, Switch};
+use crate::cpu::options::{self, OnCpu};
 use crate::metrics::Unit;
 use crate::trace::{self, Clock, Synthetic, Trace};
 
 /// What runs the steps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum DeviceKind {
     /// Nothing: a step is the unit of time.
     Decisions,
     /// A roofline.
     Model(CostModel),
+    /// This machine.
+    Cpu(Box<OnCpu>),
 }
 
 /// A replay, ready to go.
@@ -50,7 +54,7 @@ impl Setup {
         }
         let (device, device_name) = device(args)?;
         let config = config(args, &device)?;
-        let trace = workload(args)?;
+        let trace = workload(args, &device)?;
         check_clock(&trace, &device)?;
         Ok(Self {
             trace,
@@ -78,43 +82,70 @@ impl Setup {
     pub(crate) fn unit(&self) -> Unit {
         match self.device {
             DeviceKind::Decisions => Unit::Steps,
-            DeviceKind::Model(_) => Unit::Seconds,
+            DeviceKind::Model(_) | DeviceKind::Cpu(_) => Unit::Seconds,
         }
     }
 
     /// The settings, for the reader of an output.
-    pub(crate) fn echo(&self) -> Vec<(&'static str, usize)> {
+    pub(crate) fn echo(&self) -> Vec<(&'static str, Value)> {
         let Config { max_num_seqs, max_num_batched_tokens, max_model_len, cache, .. } = self.config;
-        vec![
-            ("trace_requests", self.trace.rows.len()),
-            ("max_num_seqs", max_num_seqs),
-            ("num_blocks", cache.num_blocks),
-            ("block_size", cache.block_size),
-            ("max_num_batched_tokens", max_num_batched_tokens),
-            ("max_model_len", max_model_len),
-            ("prefix_cache", usize::from(cache.prefix_cache)),
-            ("seed", usize::try_from(self.seed).unwrap_or(usize::MAX)),
-        ]
+        let mut echo: Vec<(_, Value)> = vec![
+            ("trace_requests", self.trace.rows.len().into()),
+            ("max_num_seqs", max_num_seqs.into()),
+            ("num_blocks", cache.num_blocks.into()),
+            ("block_size", cache.block_size.into()),
+            ("max_num_batched_tokens", max_num_batched_tokens.into()),
+            ("max_model_len", max_model_len.into()),
+            ("prefix_cache", usize::from(cache.prefix_cache).into()),
+            ("seed", self.seed.into()),
+        ];
+        if let DeviceKind::Cpu(on) = &self.device {
+            echo.extend(on.echo());
+        }
+        echo
+    }
+}
+
+/// The device that was asked for, or suits what is replayed.
+fn device_name(args: &Replay) -> &str {
+    match (&args.device, &args.trace) {
+        (Some(name), _) => name,
+        (None, None) => "cpu",
+        // Hours of a server's work are hours of it here.
+        (None, Some(_)) => "model:a100-40g",
     }
 }
 
 fn device(args: &Replay) -> Result<(DeviceKind, String), Failure> {
+    let name = device_name(args);
     let gpus = || cost::gpus().iter().map(|gpu| format!("model:{}", gpu.name)).collect::<Vec<_>>();
     let unknown = || {
         let known = gpus().join(", ");
-        usage(format!("--device `{}` is none of {known}, none", args.device))
+        usage(format!("--device `{name}` is none of cpu, {known}, none"))
     };
-    if args.device == "none" {
-        return Ok((DeviceKind::Decisions, args.device.clone()));
+    let gpu = name.strip_prefix("model:");
+    if gpu.is_none() && args.model.is_some() && ["cpu", "none"].contains(&name) {
+        return Err(usage(format!("--model is for a model: device, and the device is {name}")));
     }
-    let name = args.device.strip_prefix("model:").ok_or_else(unknown)?;
-    let gpu = cost::gpu(name).ok_or_else(unknown)?;
-    let model = cost::model(&args.model).ok_or_else(|| {
+    if name == "cpu" {
+        let on = OnCpu::new(&args.cpu)?;
+        let shown = on.to_string();
+        return Ok((DeviceKind::Cpu(Box::new(on)), shown));
+    }
+    if let Some(option) = options::given(&args.cpu) {
+        return Err(usage(format!("{option} is for --device cpu, and the device is {name}")));
+    }
+    if name == "none" {
+        return Ok((DeviceKind::Decisions, name.to_owned()));
+    }
+    let gpu = gpu.and_then(cost::gpu).ok_or_else(unknown)?;
+    let model = args.model.as_deref().unwrap_or("llama-13b");
+    let model = cost::model(model).ok_or_else(|| {
         let known: Vec<_> = cost::models().iter().map(|model| model.name).collect();
-        usage(format!("--model `{}` is none of {}", args.model, known.join(", ")))
+        usage(format!("--model `{model}` is none of {}", known.join(", ")))
     })?;
     let kind = DeviceKind::Model(CostModel::new(gpu, model));
-    Ok((kind, format!("{} ({})", args.device, args.model)))
+    Ok((kind, format!("{name} ({})", model.name)))
 }
 
 fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
@@ -126,6 +157,7 @@ fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
         (None, DeviceKind::Decisions) => {
             return Err(usage("--device none has no memory: give --num-blocks"));
         }
+        (None, DeviceKind::Cpu(_)) => options::KV_TOKENS.div_ceil(args.block_size) + 1,
         (None, DeviceKind::Model(cost)) => match cost.num_blocks(args.block_size) {
             0 => {
                 let (gpu, model) = (cost.gpu.name, cost.model.name);
@@ -139,6 +171,9 @@ fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
         let reason = "the null block and one more are the least";
         return Err(usage(format!("--num-blocks {num_blocks}: {reason}")));
     }
+    if let DeviceKind::Cpu(on) = device {
+        on.check_cache(num_blocks, args.block_size)?;
+    }
     let cache = CacheConfig {
         num_blocks,
         block_size: args.block_size,
@@ -147,15 +182,19 @@ fn config(args: &Replay, device: &DeviceKind) -> Result<Config, Failure> {
     };
     let defaults = Config::new(cache);
     let kv_tokens = defaults.max_model_len;
+    let (seqs, tokens) = match device {
+        DeviceKind::Cpu(_) => (options::MAX_NUM_SEQS, options::MAX_NUM_BATCHED_TOKENS),
+        _ => ((kv_tokens / 1024).clamp(8, 256), 2048),
+    };
     Ok(Config {
-        max_num_seqs: args.max_num_seqs.unwrap_or((kv_tokens / 1024).clamp(8, 256)),
-        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_num_seqs: args.max_num_seqs.unwrap_or(seqs),
+        max_num_batched_tokens: args.max_num_batched_tokens.unwrap_or(tokens),
         max_model_len: args.max_model_len.unwrap_or(kv_tokens),
         ..defaults
     })
 }
 
-fn workload(args: &Replay) -> Result<Trace, Failure> {
+fn workload(args: &Replay, device: &DeviceKind) -> Result<Trace, Failure> {
     if args.arrival == Arrival::Burst && args.rate.is_some() {
         return Err(usage("--rate and --arrival burst exclude each other"));
     }
@@ -163,14 +202,18 @@ fn workload(args: &Replay) -> Result<Trace, Failure> {
     let mut trace = match &args.trace {
         Some(path) => trace::read(path, limit),
         None => {
-            let defaults = Synthetic::default();
+            let defaults = match device {
+                DeviceKind::Cpu(_) => Synthetic::small(),
+                _ => Synthetic::default(),
+            };
             let requests = limit.unwrap_or(defaults.requests);
             Synthetic { requests, seed: args.seed, ..defaults }.trace()
         }
     }
     .map_err(|error| usage(error.to_string()))?;
     // The built-in workload's arrivals are seconds, and without a device there are none.
-    let no_clock = args.trace.is_none() && args.device == "none" && args.rate.is_none();
+    let counts_steps = matches!(device, DeviceKind::Decisions);
+    let no_clock = args.trace.is_none() && counts_steps && args.rate.is_none();
     match (args.arrival, args.rate) {
         (Arrival::Burst, _) => trace::burst(&mut trace),
         (Arrival::Trace, None) if no_clock => trace::burst(&mut trace),
@@ -184,7 +227,7 @@ fn workload(args: &Replay) -> Result<Trace, Failure> {
 fn check_clock(trace: &Trace, device: &DeviceKind) -> Result<(), Failure> {
     let (has, wants) = match (trace.clock, device) {
         (Clock::Seconds, DeviceKind::Decisions) => ("seconds", "counts steps"),
-        (Clock::Steps, DeviceKind::Model(_)) => ("steps", "counts seconds"),
+        (Clock::Steps, DeviceKind::Model(_) | DeviceKind::Cpu(_)) => ("steps", "counts seconds"),
         _ => return Ok(()),
     };
     Err(usage(format!(

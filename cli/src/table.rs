@@ -2,17 +2,26 @@
 //!
 //! [`sections`] holds the choice of rows and the formatting, which the HTML report shares.
 
-use crate::metrics::{Distribution, Run, Summary, Unit, ratio};
+use crate::metrics::{Distribution, Measured, Run, Summary, Unit, ratio};
 use crate::numbers::{brief, decimals_for, fixed};
 
 /// What the superscripts in labels refer to.
-pub(crate) const NOTES: [&str; 5] = [
+const NOTES: [&str; 5] = [
     "¹ rows advancing a request ÷ slots, weighted by step time",
     "² a slot is held from admission until its request is returned, ended or not",
     "³ the part of all computed tokens that only filled up a rectangular batch",
     "⁴ tokens stored ÷ capacity of the blocks held, weighted by step time",
     "⁵ TTFT: arrival to first token; TPOT: mean gap after it; p50, p99: nearest rank",
 ];
+
+/// The note of figures that only a device that computes has.
+const MEASURED: &str = "⁶ computed on this machine ÷ time in steps, padding included";
+
+/// The notes of these runs.
+pub(crate) fn notes(runs: &[Run]) -> impl Iterator<Item = &'static str> {
+    let measured = runs.iter().any(|run| run.summary.measured.is_some());
+    NOTES.into_iter().chain(measured.then_some(MEASURED))
+}
 
 /// Rows that belong together.
 pub(crate) struct Section {
@@ -80,6 +89,8 @@ pub(crate) fn sections(runs: &[Run]) -> Vec<Section> {
             ratio(s.recomputed_tokens as f64, s.computed_tokens as f64)
         }));
     }
+    compute.extend(rows.measured("attention, GFLOP/s ⁶", |m| m.attention_flops));
+    compute.extend(rows.measured("keys and values read, GB/s ⁶", |m| m.kv_bytes_read));
     let mut cache = vec![
         rows.share("KV utilization, % ⁴", Change::Factor, |s| s.kv_utilization),
         rows.share("KV blocks held, %", Change::Percent, |s| s.kv_held),
@@ -142,7 +153,7 @@ pub(crate) fn render(runs: &[Run]) -> String {
         }
     }
     text += &("─".repeat(rule) + "\n");
-    for note in NOTES {
+    for note in notes(runs) {
         text += &format!("{note}\n");
     }
     text
@@ -162,6 +173,13 @@ impl Rows<'_> {
     fn nonzero(&self, label: &str, of: impl Fn(&Summary) -> u64) -> Option<Row> {
         let happened = self.runs.iter().any(|run| of(&run.summary) > 0);
         happened.then(|| self.count(label, of))
+    }
+
+    /// A rate over the time in steps, of a device that computes.
+    fn measured(&self, label: &str, of: impl Fn(&Measured) -> f64) -> Option<Row> {
+        let computes = self.runs.iter().any(|run| run.summary.measured.is_some());
+        let rate = |s: &Summary| ratio(of(s.measured.as_ref()?) * 1e-9, s.busy_s);
+        computes.then(|| self.number(label, Change::Percent, rate))
     }
 
     fn number(&self, label: &str, change: Change, of: impl Fn(&Summary) -> Option<f64>) -> Row {

@@ -173,6 +173,18 @@ pub(crate) struct Summary {
     pub(crate) queue_s: Distribution,
     /// Tokens found in the cache when preempted requests were admitted again.
     pub(crate) resumed_hit_tokens: u64,
+    /// What the device computed, if it does; else there is no such key in JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) measured: Option<Measured>,
+}
+
+/// What a device really computed in a run, padding included.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Measured {
+    /// FLOPs of attention.
+    pub(crate) attention_flops: f64,
+    /// Bytes of keys and values read, each row's once a step and layer.
+    pub(crate) kv_bytes_read: f64,
 }
 
 /// The JSON document of a replay; its keys keep the order of the fields.

@@ -277,6 +277,7 @@ impl Recorder {
             waiting: mean(whole.waiting),
             queue_s: Distribution::of(&self.latencies.queue),
             resumed_hit_tokens: self.resumed_hit_tokens,
+            measured: None,
         }
     }
 }

@@ -16,7 +16,7 @@ use window::Window;
 
 use crate::metrics::{Run, Timeline, Unit, ratio};
 use crate::numbers::{brief, fixed, group};
-use crate::table::{NOTES, sections};
+use crate::table::{notes, sections};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -106,7 +106,7 @@ fn summary(runs: &[Run]) -> String {
         })
         .collect();
     let change = if compares { "<th>change</th>" } else { "" };
-    let notes: String = NOTES.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
+    let notes: String = notes(runs).map(|note| format!("<li>{}</li>", escape(note))).collect();
     format!(
         "<section>\n<h2>Summary</h2>\n<div class=\"scroll\"><table>\n\
          <thead><tr><th></th>{names}{change}</tr></thead>\n{body}</table></div>\n\

@@ -24,6 +24,7 @@ use std::path::Path;
 use self::field::Fault;
 use self::lines::Lines;
 pub(crate) use self::prompt::output_token;
+pub(crate) use self::random::SplitMix64;
 pub(crate) use self::synthetic::{Synthetic, burst, poisson};
 
 /// The most tokens a prompt or an output of a trace may have. Far above any model's context, and

@@ -15,6 +15,8 @@ const OUTPUTS: u64 = u64::from_be_bytes(*b"\0outputs");
 /// A workload to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Synthetic {
+    /// The name of its trace.
+    pub(crate) name: &'static str,
     /// How many requests.
     pub(crate) requests: usize,
     /// Requests a second on average; the times between them are exponential.
@@ -39,6 +41,7 @@ impl Default for Synthetic {
     /// Lengths like those of Azure's conversation trace of November 2023.
     fn default() -> Self {
         Self {
+            name: NAME,
             requests: 1000,
             rate: 5.0,
             prompt_median: 1020.0,
@@ -53,6 +56,23 @@ impl Default for Synthetic {
 }
 
 impl Synthetic {
+    /// A workload for computing attention on a processor: shorter in all respects, and arriving
+    /// faster than any processor serves it, so that it is the work that is measured.
+    pub(crate) fn small() -> Self {
+        Self {
+            name: "synthetic-small",
+            requests: 72,
+            rate: 200.0,
+            prompt_median: 160.0,
+            prompt_sigma: 0.6,
+            output_median: 64.0,
+            output_sigma: 0.9,
+            max_prompt: 1024,
+            max_output: 512,
+            seed: 0,
+        }
+    }
+
     /// Generates the requests.
     ///
     /// # Errors
@@ -91,7 +111,7 @@ impl Synthetic {
             })
             .collect();
         Ok(Trace {
-            name: NAME.to_owned(),
+            name: self.name.to_owned(),
             format: NAME,
             clock: Clock::Seconds,
             rows,

@@ -1,7 +1,9 @@
-//! `inflight replay` from outside: what it prints, writes, refuses, and decides.
+//! The program from outside: what it prints, writes, refuses, decides, and computes.
 
+mod cpu;
 mod decisions;
 mod errors;
 mod figures;
+mod machine;
 mod outputs;
 mod program;

@@ -5,10 +5,13 @@ use std::process::{Command, Stdio};
 
 use crate::program::{Scratch, command, finished, inflight, replay, trace};
 
-/// The program with nothing but its name: the comparison that it is for.
+/// A device whose figures are the same everywhere, and there at once.
+const MODEL: [&str; 2] = ["--device", "model:a100-40g"];
+
+/// The comparison that the program is for.
 #[test]
-fn two_policies_side_by_side_without_arguments() {
-    let shown = replay(&[]);
+fn two_policies_side_by_side() {
+    let shown = replay(&MODEL);
     let mut lines = shown.lines();
     assert_eq!(lines.next(), Some("synthetic: 1000 requests on model:a100-40g (llama-13b)"));
     let columns: Vec<&str> =
@@ -44,7 +47,7 @@ fn it_needs_no_network() {
         println!("skipped: no network namespace can be made here");
         return;
     }
-    let args = ["replay", "--limit", "50"];
+    let args = ["replay", "--limit", "50", MODEL[0], MODEL[1]];
     let output = alone(env!("CARGO_BIN_EXE_inflight"), &args).expect("it starts");
     let ran = finished(&args, output);
     assert_eq!((ran.code, ran.stdout), (0, replay(&args[1..])));
@@ -56,7 +59,7 @@ fn the_same_command_gives_the_same_bytes() {
     let [azure, mooncake, steps] = ["azure.csv", "mooncake.jsonl", "steps.csv"].map(trace);
     let none = ["--device", "none", "--num-blocks", "30", "--block-size", "4"];
     let cases: [&[&str]; 5] = [
-        &["--limit", "120", "--policy", "static", "--policy", "priority"],
+        &[&MODEL[..], &["--limit", "120", "--policy", "static", "--policy", "priority"]].concat(),
         &[&azure, "--rate", "3", "--seed", "5"],
         &[&mooncake, "--prefix-cache", "on", "--policy", "continuous"],
         &[&[&*steps, "--policy", "max-utilization"], &none[..]].concat(),
@@ -162,7 +165,7 @@ fn unsorted_arrivals_are_sorted_with_a_notice() {
 /// `inflight replay | head -1`: a reader that goes away is no reason to panic.
 #[test]
 fn a_reader_that_goes_away() {
-    let args = ["replay", "--limit", "20"];
+    let args = ["replay", "--limit", "20", MODEL[0], MODEL[1]];
     let mut child = command(&args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -178,7 +181,7 @@ fn a_reader_that_goes_away() {
 #[cfg(target_os = "linux")]
 fn a_table_that_does_not_fit() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
-    let args = ["replay", "--limit", "20"];
+    let args = ["replay", "--limit", "20", MODEL[0], MODEL[1]];
     let output = command(&args).stdout(full).output().expect("the program starts");
     let ran = finished(&args, output);
     assert_eq!(ran.code, 1);

@@ -1,0 +1,208 @@
+//! `inflight info`: what this machine offers.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use inflight::device::cpu::{Cpu, CpuConfig, Isa};
+use inflight::device::memory::Buffer;
+use serde::Serialize;
+
+use crate::args::Info;
+use crate::{Failure, print};
+
+/// Bytes read for the bandwidth: more than any cache.
+const BYTES: usize = 256 << 20;
+/// How long each measurement goes on.
+const MEASURE: Duration = Duration::from_millis(500);
+
+#[derive(Serialize)]
+struct Machine {
+    version: &'static str,
+    target: String,
+    cpu: Option<String>,
+    features: Vec<&'static str>,
+    isa: &'static str,
+    isas: Vec<&'static str>,
+    cores: usize,
+    cores_allowed: Option<String>,
+    threads: usize,
+    page_bytes: Option<u64>,
+    huge_pages: Option<String>,
+    memory_available_bytes: Option<u64>,
+    /// Of a plain loop that sums, GB/s.
+    read_gb_per_s: Bandwidth,
+    devices: Vec<Device>,
+}
+
+#[derive(Serialize)]
+struct Bandwidth {
+    one_thread: f64,
+    all_threads: f64,
+}
+
+#[derive(Serialize)]
+struct Device {
+    name: &'static str,
+    available: bool,
+    note: &'static str,
+}
+
+/// Prints all of it.
+pub(crate) fn main(args: &Info) -> Result<(), Failure> {
+    let machine = Machine::look().map_err(|error| Failure::Run(error.to_string()))?;
+    let text = if args.json {
+        let json = serde_json::to_string_pretty(&machine);
+        json.map_err(|error| Failure::Run(error.to_string()))? + "\n"
+    } else {
+        machine.text()
+    };
+    print(&text)
+}
+
+impl Machine {
+    fn look() -> inflight::Result<Self> {
+        let cpu = Cpu::new(&CpuConfig::default())?;
+        let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name);
+        let buffer = Buffer::zeroed(BYTES)?;
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION"),
+            target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            cpu: field("/proc/cpuinfo", "model name"),
+            features: features(),
+            isa: cpu.isa().name(),
+            isas: isas.collect(),
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            cores_allowed: field("/proc/self/status", "Cpus_allowed_list"),
+            threads: cpu.threads(),
+            page_bytes: page_bytes(),
+            huge_pages: huge_pages(),
+            memory_available_bytes: crate::tensor::available_bytes(),
+            read_gb_per_s: Bandwidth {
+                one_thread: bandwidth(&buffer, 1),
+                all_threads: bandwidth(&buffer, cpu.threads()),
+            },
+            devices: vec![
+                Device { name: "cpu", available: true, note: "" },
+                Device { name: "cuda", available: false, note: "not built in this version" },
+            ],
+        })
+    }
+
+    fn text(&self) -> String {
+        let unknown = || "unknown".to_owned();
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(unknown);
+        let mib =
+            |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| format!("{} MiB", bytes >> 20));
+        let Bandwidth { one_thread, all_threads } = self.read_gb_per_s;
+        let devices = self.devices.iter().map(|device| match device.note {
+            "" => device.name.to_owned(),
+            note => format!("{} ({note})", device.name),
+        });
+        let lines = [
+            ("version", self.version.to_owned()),
+            ("target", self.target.clone()),
+            ("cpu", or_unknown(&self.cpu)),
+            ("features", self.features.join(" ")),
+            ("instructions", format!("{} (of {})", self.isa, self.isas.join(", "))),
+            ("cores", format!("{} (allowed: {})", self.cores, or_unknown(&self.cores_allowed))),
+            ("threads", self.threads.to_string()),
+            ("page size", self.page_bytes.map_or_else(unknown, |b| format!("{} KiB", b >> 10))),
+            ("huge pages", or_unknown(&self.huge_pages)),
+            ("memory", format!("{} available", mib(self.memory_available_bytes))),
+            (
+                "read",
+                format!(
+                    "{one_thread:.1} GB/s with 1 thread, {all_threads:.1} GB/s with {} \
+                     (a plain summing loop over {} MiB)",
+                    self.threads,
+                    BYTES >> 20
+                ),
+            ),
+            ("devices", devices.collect::<Vec<_>>().join(", ")),
+        ];
+        lines.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+    }
+}
+
+/// The first value of a `name: value` file of the system.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(field, _)| field.trim() == name)?;
+    Some(value.trim().to_owned())
+}
+
+/// The setting between brackets: `always [madvise] never`.
+fn huge_pages() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
+
+/// The kernel's page size, from the mapping that every process has.
+fn page_bytes() -> Option<u64> {
+    let kib = field("/proc/self/smaps", "KernelPageSize")?;
+    Some(kib.trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
+}
+
+/// What kernels here look for.
+fn features() -> Vec<&'static str> {
+    #[allow(unused_mut, reason = "some targets have none")]
+    let mut found = Vec::new();
+    macro_rules! look {
+        ($detected:ident: $($feature:tt)*) => {
+            $(if std::arch::$detected!($feature) {
+                found.push($feature);
+            })*
+        };
+    }
+    #[cfg(target_arch = "x86_64")]
+    look!(is_x86_feature_detected:
+        "sse4.2" "avx" "f16c" "fma" "avx2" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
+        "avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    look!(is_aarch64_feature_detected: "neon" "fp16" "bf16" "dotprod" "i8mm" "sve");
+    found
+}
+
+/// GB/s of the fastest pass over `buffer`, a part for each thread.
+fn bandwidth(buffer: &Buffer, threads: usize) -> f64 {
+    let words: &[u64] = bytemuck::cast_slice(&buffer[..BYTES]);
+    let part = words.len().div_ceil(threads);
+    let begin = Instant::now();
+    let mut best = f64::INFINITY;
+    while begin.elapsed() < MEASURE || best == f64::INFINITY {
+        let start = Instant::now();
+        thread::scope(|scope| {
+            for words in words.chunks(part) {
+                scope.spawn(move || std::hint::black_box(sum(std::hint::black_box(words))));
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    BYTES as f64 * 1e-9 / best
+}
+
+/// Sixteen sums side by side, which compilers turn into the widest loads there are.
+fn sum(words: &[u64]) -> u64 {
+    let mut sums = [0_u64; 16];
+    let (rows, rest) = words.as_chunks::<16>();
+    for row in rows {
+        sums.iter_mut().zip(row).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+    }
+    sums.iter().chain(rest).fold(0, |all, word| all.wrapping_add(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_summed() {
+        let words: Vec<u64> = (0..1000).collect();
+        assert_eq!(sum(&words), 499_500);
+        assert_eq!(sum(&words[..7]), 21);
+        assert_eq!(sum(&[u64::MAX, 2]), 1);
+    }
+}

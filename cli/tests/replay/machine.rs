@@ -1,0 +1,92 @@
+//! `inflight info` and `inflight selftest`.
+
+use serde_json::Value;
+
+use crate::program::inflight;
+
+fn json(args: &[&str]) -> Value {
+    let ran = inflight(args);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args:?}: {}", ran.stdout);
+    serde_json::from_str(&ran.stdout).expect("JSON")
+}
+
+#[test]
+fn info_says_what_there_is() {
+    let machine = json(&["info", "--json"]);
+    let keys: Vec<_> = machine.as_object().expect("an object").keys().map(String::as_str).collect();
+    let expected = [
+        "cores",
+        "cores_allowed",
+        "cpu",
+        "devices",
+        "features",
+        "huge_pages",
+        "isa",
+        "isas",
+        "memory_available_bytes",
+        "page_bytes",
+        "read_gb_per_s",
+        "target",
+        "threads",
+        "version",
+    ];
+    assert_eq!(keys, expected);
+    let isas = machine["isas"].as_array().expect("names");
+    assert!(isas.contains(&machine["isa"]) && isas.contains(&"portable".into()), "{machine}");
+    assert_eq!(machine["version"], env!("CARGO_PKG_VERSION"));
+    for key in ["one_thread", "all_threads"] {
+        assert!(machine["read_gb_per_s"][key].as_f64().is_some_and(|x| x > 0.0), "{machine}");
+    }
+    assert_eq!(machine["devices"][0]["name"], "cpu");
+    assert_eq!(machine["devices"][1]["note"], "not built in this version");
+    println!("{} keys, {} instruction sets", keys.len(), isas.len());
+
+    let ran = inflight(&["info"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    for name in ["version", "cpu", "instructions", "cores", "huge pages", "read", "devices"] {
+        assert!(ran.stdout.lines().any(|line| line.starts_with(name)), "{name}: {}", ran.stdout);
+    }
+}
+
+#[test]
+fn the_selftest_passes() {
+    let report = json(&["selftest", "--threads", "2", "--json"]);
+    let keys: Vec<_> = report.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(keys, ["cases", "device", "failed", "isas", "passed", "seconds", "threads"]);
+    let cases = report["cases"].as_array().expect("cases");
+    let mut compared = 0;
+    for case in cases {
+        assert_eq!(case["passed"], true, "{case}");
+        let [error, bound] = ["max_error", "bound"].map(|key| case[key].as_f64());
+        assert!(error.is_some() && error <= bound, "{case}");
+        compared += case["compared"].as_u64().expect("a count");
+    }
+    for kind in ["attention, prefill", "attention, decode", "append", "merge", "move blocks"] {
+        let named = |case: &&Value| case["case"].as_str().is_some_and(|c| c.starts_with(kind));
+        assert!(cases.iter().filter(named).count() >= 3, "{kind}");
+    }
+    assert_eq!(
+        (&report["failed"], report["passed"].as_u64()),
+        (&0.into(), Some(cases.len() as u64))
+    );
+    assert_eq!(report["threads"], 2);
+    println!("{} cases pass, {compared} numbers compared", cases.len());
+    assert!(cases.len() > 60 && compared > 1_000_000);
+}
+
+#[test]
+fn what_makes_no_sense() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["selftest", "--device", "tpu"], "--device `tpu` is not cpu"),
+        (&["selftest", "--isa", "mmx"], "--isa: `mmx` is none of"),
+        (&["selftest", "--threads", "0"], "--threads: 0 is not within"),
+        (&["selftest", "--layers", "2"], "--layers"),
+        (&["info", "--device", "cpu"], "--device"),
+        (&["info", "everything"], "everything"),
+    ];
+    for (args, message) in cases {
+        let ran = inflight(args);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{args:?}");
+        assert!(ran.stderr.contains(message), "{args:?}: {}", ran.stderr);
+    }
+}
