@@ -201,8 +201,10 @@ impl BatchView<'_> {
                     let reason = format!("row {row}: there is no block {}", block.0);
                     return Err(Error::argument("kv_indices", reason));
                 };
-                // Rows may share blocks; a row that holds one twice has a corrupt table.
-                if std::mem::replace(mark, row as u32 + 1) == row as u32 + 1 {
+                // Rows may share blocks; a row that holds one twice has a corrupt table. The null
+                // block stands for those that a window has left behind.
+                let before = std::mem::replace(mark, row as u32 + 1);
+                if before == row as u32 + 1 && block != BlockId::NULL {
                     let reason = format!("row {row}: block {} is there twice", block.0);
                     return Err(Error::argument("kv_indices", reason));
                 }

@@ -6,10 +6,25 @@
 use super::dot::{self, Ahead};
 use super::finish;
 use super::gemm::{self, Format, Into, Pairs, Rows, Single};
-use super::simd::{Bf16, F16, F32, Fp8, KvElement, Portable, PortableBf16, Simd};
+use super::simd::{Bf16, F16, F32, FiniteFp8, Fp8, KvElement, Portable, PortableBf16, Simd};
 use super::softmax::{self, Logits, RowView, Scores};
 use crate::device::cpu::Isa;
 use crate::kernels::DType;
+
+/// Unsafe as [`dot::scores`] is.
+pub(super) type Score = unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Ahead<'_>, *mut f32);
+
+/// Unsafe as [`dot::values`] is.
+pub(super) type Weigh =
+    unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, Ahead<'_>, *mut f32, usize);
+
+/// Kernels for rows without NaN, and how to tell.
+#[derive(Debug)]
+pub(super) struct Finite {
+    pub(super) any_nan: unsafe fn(Rows<'_>, usize) -> bool,
+    pub(super) scores: Score,
+    pub(super) values: Weigh,
+}
 
 /// The kernels of one instruction set for one type of cache. All are unsafe as the functions that
 /// they are named after, and the processor must have the instructions.
@@ -32,9 +47,10 @@ pub(super) struct Kernels {
     /// What loads leave out.
     pub(super) unit: f32,
     pub(super) load_query: unsafe fn(DType, *const u8, usize, *mut f32, usize),
-    pub(super) scores: unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Ahead<'_>, *mut f32),
-    pub(super) values:
-        unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, Ahead<'_>, *mut f32, usize),
+    pub(super) scores: Score,
+    pub(super) values: Weigh,
+    /// Faster ones for rows without NaN, where telling them is not free.
+    pub(super) finite: Option<Finite>,
     pub(super) pack_k: unsafe fn(Rows<'_>, usize, &mut [f32], *mut f32),
     pub(super) pack_v: unsafe fn(Rows<'_>, usize, usize, *mut f32),
     pub(super) multiply:
@@ -72,7 +88,7 @@ macro_rules! isa {
         #[$features:meta],
         $simd:ty = $new:expr,
         $mr:expr, $nv:expr,
-        $($name:ident: $dtype:pat => $element:ty, $format:ty;)*
+        $($name:ident: $dtype:pat => $element:ty, $format:ty $(, finite $finite:ident)?;)*
     ) => {
         mod $module {
             use super::*;
@@ -80,9 +96,9 @@ macro_rules! isa {
             type S = $simd;
 
             pub(super) fn kernels(kv: DType) -> &'static Kernels {
+                #[allow(unreachable_patterns, reason = "some tables have all types")]
                 match kv {
                     $($dtype => &$name::KERNELS,)*
-                    #[allow(unreachable_patterns, reason = "some tables have all types")]
                     _ => unreachable!("`kernels` asks for pairs only where there are some"),
                 }
             }
@@ -104,6 +120,13 @@ macro_rules! isa {
             ) {
                 // SAFETY: the caller vouches for it.
                 unsafe { softmax::softmax(simd(), logits, rows, scores, largest, sum, factors) }
+            }
+
+            #[$features]
+            #[allow(dead_code, reason = "only caches of fp8 ask")]
+            unsafe fn any_nan(rows: Rows<'_>, head_dim: usize) -> bool {
+                // SAFETY: the caller vouches for it.
+                unsafe { dot::any_nan(simd(), rows, head_dim) }
             }
 
             #[$features]
@@ -142,6 +165,7 @@ macro_rules! isa {
                     load_query,
                     scores,
                     values,
+                    finite: isa!(finite $($finite)?),
                     pack_k,
                     pack_v,
                     multiply,
@@ -258,6 +282,14 @@ macro_rules! isa {
             })*
         }
     };
+    (finite) => { None };
+    (finite $module:ident) => {
+        Some(Finite {
+            any_nan,
+            scores: super::$module::KERNELS.scores,
+            values: super::$module::KERNELS.values,
+        })
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -271,7 +303,8 @@ isa!(
     single: DType::F32 => F32, Single;
     half: DType::F16 => F16, Single;
     brain: DType::Bf16 => Bf16, Single;
-    eight: DType::Fp8E4m3 => Fp8, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single, finite finite_eight;
+    finite_eight: _ => FiniteFp8, Single;
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -285,7 +318,8 @@ isa!(
     single: DType::F32 => F32, Single;
     half: DType::F16 => F16, Single;
     brain: DType::Bf16 => Bf16, Single;
-    eight: DType::Fp8E4m3 => Fp8, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single, finite finite_eight;
+    finite_eight: _ => FiniteFp8, Single;
 );
 
 #[cfg(target_arch = "x86_64")]

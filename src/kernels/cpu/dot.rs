@@ -54,14 +54,19 @@ impl Ahead<'_> {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Dot products of `rows` query rows with each key: `out[row * KEYS + key]`.
+/// Scores from one row to the next: more than [`KEYS`], as kernels write whole groups of keys.
+pub(super) const SCORES: usize = 48;
+
+/// Dot products of `rows` query rows with each key: `out[row * SCORES + key]`.
 ///
-/// Queries are rows of `stride` words, zeros beyond `head_dim`. `rows` is 1, 2 or a multiple of 4.
-/// Keys of `out` beyond `keys`, up to a multiple of 8, are undefined.
+/// Queries are [interleaved](interleave) by groups of rows. `rows` is 1, 2 or these after a multiple
+/// of 4. Scores beyond the last key are undefined.
 ///
 /// # Safety
-/// `head_dim` elements can be read at each key, `rows` rows at `q` and written at `out`.
+/// `head_dim` elements can be read at each key, `rows` rows of `stride` words at `q`, and `rows` of
+/// [`SCORES`] written at `out`.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "queries, keys, what comes next, scores")]
 pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     s: S,
     q: *const f32,
@@ -77,11 +82,11 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     while row < rows {
         // SAFETY: the rows from `row` on are there, as the caller vouches.
         unsafe {
-            let (q, out) = (q.add(row * stride), out.add(row * KEYS));
+            let (q, out) = (q.add(row * stride), out.add(row * SCORES));
             match rows - row {
-                1 => block::<S, E, F, 1, 8>(s, q, stride, keys, head_dim, next, out),
-                2 => block::<S, E, F, 2, 4>(s, q, stride, keys, head_dim, next, out),
-                _ => block::<S, E, F, 4, 2>(s, q, stride, keys, head_dim, next, out),
+                1 => block::<S, E, F, 1, 8>(s, q, keys, head_dim, next, out),
+                2 => block::<S, E, F, 2, 4>(s, q, keys, head_dim, next, out),
+                _ => block::<S, E, F, 4, 2>(s, q, keys, head_dim, next, out),
             }
         }
         next.heads = 0;
@@ -89,12 +94,14 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     }
 }
 
-/// `MR` query rows and `NR` keys at a time, eight sums in all.
+/// `MR` query rows and `NR` keys at a time: 8 sums, which with the operands fill 16 registers.
+///
+/// # Safety
+/// As [`scores`], for `MR` rows.
 #[inline(always)]
 unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NR: usize>(
     s: S,
     q: *const f32,
-    stride: usize,
     keys: Rows<'_>,
     head_dim: usize,
     next: Ahead<'_>,
@@ -104,6 +111,7 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
     let words = head_dim / F::DEPTH;
     let mut first = 0;
     while first < n {
+        next.prefetch(s, first, first + NR, head_dim * E::SIZE);
         // Beyond the last key, the last key once more.
         let mut key = [keys.base; NR];
         let mut j = 0;
@@ -111,8 +119,8 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
             key[j] = keys.at((first + j).min(n - 1));
             j += 1;
         }
-        next.prefetch(s, first, first + NR, head_dim * E::SIZE);
-        let mut acc = [s.splat(0.0); 8];
+        let mut acc = [[s.splat(0.0); NR]; MR];
+        let mut q = q;
         let mut w = 0;
         // SAFETY: the caller vouches for queries and keys up to `head_dim`.
         unsafe {
@@ -124,24 +132,20 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
                     j += 1;
                 }
                 let mut i = 0;
-                while i < MR {
-                    let even = s.load(q.add(i * stride + w));
+                while i < 2 * MR {
+                    let row = s.load(q.add(i * S::LANES));
                     let mut j = 0;
                     while j < NR {
-                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], even, k[j][0]);
-                        j += 1;
-                    }
-                    let odd = s.load(q.add(i * stride + w + S::LANES));
-                    let mut j = 0;
-                    while j < NR {
-                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], odd, k[j][1]);
+                        acc[i / 2][j] = F::dot(s, acc[i / 2][j], row, k[j][i % 2]);
                         j += 1;
                     }
                     i += 1;
                 }
+                q = q.add(2 * MR * S::LANES);
                 w += 2 * S::LANES;
             }
             // Apart: a branch inside the loop would have all sums in memory.
+            let mut half = 0;
             while w < words {
                 let mut j = 0;
                 while j < NR {
@@ -149,32 +153,62 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
                     let k = F::some_words(s, from, words - w);
                     let mut i = 0;
                     while i < MR {
-                        let row = s.load(q.add(i * stride + w));
-                        acc[i * NR + j] = F::dot(s, acc[i * NR + j], row, k);
+                        let row = s.load(q.add((2 * i + half) * S::LANES));
+                        acc[i][j] = F::dot(s, acc[i][j], row, k);
                         i += 1;
                     }
                     j += 1;
                 }
+                half = 1;
                 w += S::LANES;
             }
         }
-        let sums = s.sum8(acc);
-        let mut i = 0;
-        while i < MR {
-            let mut j = 0;
-            while j < NR {
-                // SAFETY: `first + j` is below KEYS, which NR divides.
-                unsafe { *out.add(i * KEYS + first + j) = sums[i * NR + j] };
-                j += 1;
-            }
-            i += 1;
+        let mut eight = [s.splat(0.0); 8];
+        let mut t = 0;
+        while t < MR * NR {
+            eight[t] = acc[t / NR][t % NR];
+            t += 1;
+        }
+        let sums = s.sum8(eight);
+        let mut t = 0;
+        while t < MR * NR {
+            // SAFETY: the key is below SCORES, being below KEYS + NR.
+            unsafe { *out.add(t / NR * SCORES + first + t % NR) = sums[t] };
+            t += 1;
         }
         first += NR;
     }
 }
 
+/// Copies query row `row` of `rows` to its place: rows of a group of 4, or of the 1 or 2 that are
+/// left, take turns every `2 * lanes` words, so that a kernel reads them one after another.
+///
+/// `from` and rows of `to` are a multiple of `2 * lanes` words long.
+pub(super) fn interleave(from: &[f32], lanes: usize, row: usize, rows: usize, to: &mut [f32]) {
+    let first = row / 4 * 4;
+    let group = (rows - first).min(4);
+    for (turn, words) in from.chunks_exact(2 * lanes).enumerate() {
+        let start = first * from.len() + (turn * group + row - first) * 2 * lanes;
+        to[start..start + 2 * lanes].copy_from_slice(words);
+    }
+}
+
+/// Whether there is a NaN among the e4m3 numbers of these rows.
+///
+/// # Safety
+/// `head_dim` numbers can be read at each row.
+#[inline(always)]
+pub(super) unsafe fn any_nan<S: Simd>(s: S, rows: Rows<'_>, head_dim: usize) -> bool {
+    let mut any = false;
+    for i in 0..rows.offsets.len() {
+        // SAFETY: the caller vouches for the row.
+        any |= unsafe { s.any_nan_fp8(rows.at(i), head_dim) };
+    }
+    any
+}
+
 /// Multiplies each of `rows` outputs with its factor and adds the values of `keys`, weighted by
-/// `p[row * KEYS + key]`. Outputs are rows of `stride` numbers.
+/// `p[row * SCORES + key]`. Outputs are rows of `stride` numbers.
 ///
 /// # Safety
 /// `head_dim` elements can be read at each key, `rows` rows at `p` and `factors`; as many outputs of
@@ -196,7 +230,7 @@ pub(super) unsafe fn values<S: Simd, E: KvElement>(
     while row < rows {
         // SAFETY: the rows from `row` on are there, as the caller vouches.
         unsafe {
-            let (p, factors) = (p.add(row * KEYS), factors.add(row));
+            let (p, factors) = (p.add(row * SCORES), factors.add(row));
             let out = out.add(row * stride);
             match rows - row {
                 1 => weigh::<S, E, 1, 4>(s, p, factors, keys, head_dim, next, out, stride),
@@ -278,7 +312,7 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
             let mut weight = [s.splat(0.0); MR];
             let mut i = 0;
             while i < MR {
-                weight[i] = s.splat(*p.add(i * KEYS + key));
+                weight[i] = s.splat(*p.add(i * SCORES + key));
                 i += 1;
             }
             let mut j = 0;
@@ -336,7 +370,7 @@ unsafe fn weigh_rest<S: Simd, E: KvElement, const MR: usize>(
             let v = if lanes == S::LANES { E::load(s, from) } else { E::load_some(s, from, lanes) };
             let mut i = 0;
             while i < MR {
-                acc[i] = s.fma(s.splat(*p.add(i * KEYS + key)), v, acc[i]);
+                acc[i] = s.fma(s.splat(*p.add(i * SCORES + key)), v, acc[i]);
                 i += 1;
             }
             key += 1;

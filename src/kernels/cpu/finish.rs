@@ -2,11 +2,11 @@
 
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 
-use std::f32::consts::{LN_2, LOG2_E};
+use std::f64::consts::{LN_2, LOG2_E};
 
 use super::dispatch::Kernels;
 use super::gemm::Format;
-use super::part::Call;
+use super::part::{Call, logits};
 use super::simd::{Bf16, F16, F32, KvElement, MAX_LANES, Simd};
 use crate::kernels::{DType, KvScales};
 use crate::plan::{Merge, Part};
@@ -19,10 +19,11 @@ pub(super) struct Finished<'a> {
     /// Rows of `stride` numbers.
     pub(super) outputs: *const f32,
     pub(super) stride: usize,
-    /// Largest logit of each row, to base 2.
+    /// Largest score of each row; times `base2` a logit to base 2.
     pub(super) largest: &'a [f32],
     /// Sum of exponentials relative to it.
     pub(super) sum: &'a [f32],
+    pub(super) base2: f32,
 }
 
 /// Writes outputs and LSE, or states.
@@ -40,7 +41,7 @@ pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, don
             if part.partial == Part::WHOLE {
                 let token = call.rows[part.row as usize].first_token
                     + (part.q_start as usize + m / call.group);
-                write(kernels, call, token, q_head, from, unit, largest, sum);
+                write(kernels, call, token, q_head, from, unit, [largest, sum, done.base2]);
             } else {
                 let nth = state_row(call, part.partial, part.num_heads, done.nth_head, m);
                 let to = call.state_o.add(nth * call.head_dim).cast();
@@ -61,7 +62,9 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
         let token =
             call.rows[merge.row as usize].first_token + (merge.q_start as usize + m / call.group);
         for nth_head in 0..merge.num_heads as usize {
-            let q_head = (merge.head as usize + nth_head) * call.group + m % call.group;
+            let head = merge.head as usize + nth_head;
+            let base2 = logits(kernels, call, &call.rows[merge.row as usize], head).base2();
+            let q_head = head * call.group + m % call.group;
             let state = |part: u32| {
                 let first = merge.partial + part * per_part;
                 state_row(call, first, merge.num_heads, nth_head, m)
@@ -77,12 +80,12 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
                     let [most, each] = *call.state_sums.add(state(part));
                     // Neutral: it saw no key. Its sum is 0, or NaN, which must show.
                     let seen = most > f32::NEG_INFINITY;
-                    let weight = if seen { (most - largest).exp2() } else { 1.0 };
+                    let weight = if seen { ((most - largest) * base2).exp2() } else { 1.0 };
                     sum += each * weight;
                     let from = call.state_o.add(state(part) * call.head_dim);
                     (kernels.accumulate)(from, weight, call.head_dim, row.as_mut_ptr());
                 }
-                write(kernels, call, token, q_head, row.as_ptr(), 1.0, largest, sum);
+                write(kernels, call, token, q_head, row.as_ptr(), 1.0, [largest, sum, base2]);
             }
         }
     }
@@ -92,7 +95,6 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
 ///
 /// # Safety
 /// `from` can be read as [`write_row`] reads it; the row is the caller's to write.
-#[expect(clippy::too_many_arguments, reason = "a row: where from, where to, and its sums")]
 unsafe fn write(
     kernels: &Kernels,
     call: &Call<'_>,
@@ -100,10 +102,9 @@ unsafe fn write(
     q_head: usize,
     from: *const f32,
     unit: f32,
-    largest: f32,
-    sum: f32,
+    sums: [f32; 3],
 ) {
-    let (scale, lse) = close(largest, sum, call.sinks.map(|sinks| sinks[q_head]));
+    let (scale, lse) = close(sums, call.sinks.map(|sinks| sinks[q_head]));
     // SAFETY: the caller vouches for both.
     unsafe {
         let to = call.o.at(token, q_head);
@@ -120,27 +121,27 @@ fn state_row(call: &Call<'_>, first: u32, num_heads: u32, nth_head: usize, m: us
     (first as usize + token * num_heads as usize + nth_head) * call.group + within
 }
 
-/// The factor that normalises outputs relative to `largest`, and the LSE.
-fn close(largest: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
-    let Some(sink) = sink.filter(|&sink| sink > f32::NEG_INFINITY) else {
+/// The factor that normalises outputs, and the LSE, from the largest score, the sum relative to it,
+/// and what makes scores logits to base 2.
+fn close([largest, sum, base2]: [f32; 3], sink: Option<f32>) -> (f32, f32) {
+    // In f64: a difference of two large logits must not lose what is between them.
+    let (level, sum) = (f64::from(largest) * f64::from(base2), f64::from(sum));
+    let Some(sink) = sink.map(f64::from).filter(|&sink| sink > f64::NEG_INFINITY) else {
         return if largest == f32::NEG_INFINITY && !sum.is_nan() {
             (0.0, f32::NEG_INFINITY)
         } else {
-            (1.0 / sum, (largest + sum.log2()) * LN_2)
+            ((1.0 / sum) as f32, ((level + sum.log2()) * LN_2) as f32)
         };
     };
-    // To base 2 the largest numbers would be infinite; this far out only their order matters.
-    let bounded = sink.clamp(-2e38, 2e38);
-    let level = bounded * LOG2_E;
-    if level < largest {
-        // One rounding, as logits have: `level` itself would be off by much where it is large.
-        let total = sum + bounded.mul_add(LOG2_E, -largest).exp2();
-        return (1.0 / total, (largest + total.log2()) * LN_2);
+    let above = sink * LOG2_E - level;
+    if above < 0.0 {
+        let total = sum + above.exp2();
+        return ((1.0 / total) as f32, ((level + total.log2()) * LN_2) as f32);
     }
-    let rest = bounded.mul_add(LOG2_E, -level);
-    let share = (largest - level).exp2();
-    let total = sum * share + rest.exp2();
-    (share / total, sink + (total.log2() - rest) * LN_2)
+    // The sink is the largest, or the only one.
+    let share = (-above).exp2();
+    let total = sum * share + 1.0;
+    ((share / total) as f32, (sink + total.ln()) as f32)
 }
 
 /// Reads a query row into words: `stride` of them, zeros beyond `head_dim`.

@@ -87,8 +87,8 @@ pub(super) struct Call<'a> {
     pub(super) lse: *mut f32,
     pub(super) k: Pages,
     pub(super) v: Pages,
-    /// States of split tiles: `head_dim` outputs a query row, and apart from them the largest logit
-    /// to base 2 and the sum of exponentials relative to it.
+    /// States of split tiles: `head_dim` outputs a query row, and apart from them the largest score
+    /// and the sum of exponentials relative to it.
     pub(super) state_o: *mut f32,
     pub(super) state_sums: *mut [f32; 2],
 }
@@ -119,7 +119,7 @@ impl Scratch {
         let d = round_up(head_dim, 32);
         let rows = round_up(rows, BLOCK_ROWS);
         let large = 2 * rows * d + (BLOCK_ROWS + 2 * d) * TILE_KEYS + MAX_LANES * d;
-        let few = heads * dot::padded_rows(FEW_ROWS) * 2 * d + FEW_ROWS * dot::KEYS;
+        let few = heads * dot::padded_rows(FEW_ROWS) * 2 * d + FEW_ROWS * dot::SCORES;
         self.words.resize(large.max(few).div_ceil(16) + 64, Line([0.0; 16]));
         let rows = rows.max(heads * FEW_ROWS);
         self.views.resize(rows, RowView::default());
@@ -203,7 +203,12 @@ fn offsets(call: &Call<'_>, row: &BatchRow, first: u32, end: u32, out: [&mut Vec
 }
 
 /// The rules for logits of a head.
-fn logits<'a>(kernels: &Kernels, call: &Call<'a>, row: &BatchRow, head: usize) -> Logits<'a> {
+pub(super) fn logits<'a>(
+    kernels: &Kernels,
+    call: &Call<'a>,
+    row: &BatchRow,
+    head: usize,
+) -> Logits<'a> {
     let k_scale = KvScales::of(call.k_scale, head);
     Logits {
         scale: call.scale * k_scale * kernels.unit,
@@ -224,12 +229,12 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
     let padded = dot::padded_rows(rows);
     let heads = part.num_heads as usize;
     let d = round_up(call.head_dim, kernels.lanes);
-    let words = round_up(call.head_dim / kernels.depth, kernels.lanes);
+    let words = round_up(call.head_dim / kernels.depth, 2 * kernels.lanes);
     let Scratch { words: region, views, largest, sum, k_offsets, v_offsets } = scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
     let queries = cutter.cut(heads * padded * words);
     let outputs = cutter.cut(heads * padded * d);
-    let scores = cutter.cut(padded * dot::KEYS);
+    let scores = cutter.cut(padded * dot::SCORES);
     let factors = cutter.cut(round_up(padded, MAX_LANES));
     let views = &mut views[..heads * padded];
     let largest = &mut largest[..heads * padded];
@@ -244,22 +249,18 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
             view_rows(call, part, h, &mut views[first..first + rows]);
             // Rows of padding see nothing.
             views[first + rows..first + padded].fill(RowView::default());
-            for m in 0..padded {
-                let to = queries.add((first + m) * words);
-                if m < rows {
-                    let token = row.first_token + part.q_start as usize + m / call.group;
-                    let from = call.q.at(token, h * call.group + m % call.group);
-                    (kernels.load_query)(call.q.dtype, from, call.head_dim, to, words);
-                    if kernels.split_keys {
-                        dot::split(
-                            std::slice::from_raw_parts_mut(to, words),
-                            call.head_dim,
-                            kernels.lanes,
-                        );
-                    }
-                } else {
-                    std::slice::from_raw_parts_mut(to, words).fill(0.0);
+            let to = std::slice::from_raw_parts_mut(queries.add(first * words), padded * words);
+            to.fill(0.0);
+            for m in 0..rows {
+                let token = row.first_token + part.q_start as usize + m / call.group;
+                let from = call.q.at(token, h * call.group + m % call.group);
+                let mut line = [0.0; 256 + 2 * MAX_LANES];
+                let line = &mut line[..words];
+                (kernels.load_query)(call.q.dtype, from, call.head_dim, line.as_mut_ptr(), words);
+                if kernels.split_keys {
+                    dot::split(line, call.head_dim, kernels.lanes);
                 }
+                dot::interleave(line, kernels.lanes, m, padded, to);
             }
         }
         std::slice::from_raw_parts_mut(outputs, heads * padded * d).fill(0.0);
@@ -284,7 +285,22 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
             let next_v = ahead(&call.v, part, head, v_next);
             // SAFETY: arrays are cut for these rows, offsets are of the row's keys.
             unsafe {
-                (kernels.scores)(
+                let (scores_of, values_of) = match &kernels.finite {
+                    Some(finite) => (
+                        if (finite.any_nan)(k, call.head_dim) {
+                            kernels.scores
+                        } else {
+                            finite.scores
+                        },
+                        if (finite.any_nan)(v, call.head_dim) {
+                            kernels.values
+                        } else {
+                            finite.values
+                        },
+                    ),
+                    None => (kernels.scores, kernels.values),
+                };
+                scores_of(
                     queries.add(first * words),
                     words,
                     padded,
@@ -297,13 +313,13 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                 (kernels.softmax)(
                     &logits(kernels, call, row, h),
                     &views[first..first + padded],
-                    Scores { data: scores, stride: dot::KEYS, start: 0, end, first_key: key },
+                    Scores { data: scores, stride: dot::SCORES, start: 0, end, first_key: key },
                     &mut largest[first..first + padded],
                     &mut sum[first..first + padded],
                     factors,
                 );
                 let out = outputs.add(first * d);
-                (kernels.values)(scores, factors, padded, v, call.head_dim, next_v, out, d);
+                values_of(scores, factors, padded, v, call.head_dim, next_v, out, d);
             }
         }
         std::mem::swap(&mut k_now, &mut k_next);
@@ -326,6 +342,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
             stride: d,
             largest: &largest[first..first + rows],
             sum: &sum[first..first + rows],
+            base2: logits(kernels, call, row, part.head as usize + head).base2(),
         };
         // SAFETY: the outputs are there, and the part's rows are this call's to write.
         unsafe { finish(kernels, call, part, &state) };
@@ -470,6 +487,7 @@ unsafe fn many(
         stride: d,
         largest: &largest[..rows],
         sum: &sum[..rows],
+        base2: rules.base2(),
     };
     // SAFETY: the outputs are there, and the part's rows are this call's to write.
     unsafe { finish(kernels, call, part, &state) };

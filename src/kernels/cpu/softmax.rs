@@ -1,6 +1,6 @@
 //! From scores to probabilities, a block of query rows at a time, carried on from tile to tile.
 //!
-//! Scores are taken to base 2 (2^(x log2 e) = e^x), which saves a multiplication each. A row keeps
+//! Exponentials are to base 2 (2^(x log2 e) = e^x), which saves a multiplication each. A row keeps
 //! its largest score so far and the sum of its exponentials relative to that (Milakov and
 //! Gimelshein, "Online normalizer calculation for softmax", 2018).
 
@@ -39,6 +39,11 @@ pub(super) struct Logits<'a> {
 }
 
 impl Logits<'_> {
+    /// What scores are multiplied with to be logits to base 2, when exponentials are taken.
+    pub(super) fn base2(&self) -> f32 {
+        if self.is_plain() { self.scale * LOG2_E } else { 1.0 }
+    }
+
     /// Whether a logit is a positive multiple of its dot product, and no key is masked by a bit.
     fn is_plain(&self) -> bool {
         self.soft_cap.is_none() && !self.alibi && self.mask.is_empty() && self.scale > 0.0
@@ -78,7 +83,7 @@ pub(super) unsafe fn softmax<S: Simd>(
     factors: *mut f32,
 ) {
     let plain = logits.is_plain();
-    let scale = if plain { logits.scale * LOG2_E } else { 1.0 };
+    let scale = logits.base2();
     let mut old = [0.0_f32; ROWS];
     let Scores { data, stride, start, end, first_key } = scores;
     let mut r = 0;
@@ -97,7 +102,7 @@ pub(super) unsafe fn softmax<S: Simd>(
                 i += S::LANES;
             }
             old[r] = largest[r];
-            largest[r] = largest[r].max(s.max_lane(most) * scale);
+            largest[r] = largest[r].max(s.max_lane(most));
         }
         r += 1;
     }
@@ -106,7 +111,8 @@ pub(super) unsafe fn softmax<S: Simd>(
         let mut r = 0;
         while r < rows.len() {
             // Nothing seen so far, or still: then there is nothing to multiply either.
-            old[r] = if old[r] == f32::NEG_INFINITY { 0.0 } else { old[r] - largest[r] };
+            let seen = old[r] > f32::NEG_INFINITY;
+            old[r] = if seen { (old[r] - largest[r]) * scale } else { 0.0 };
             r += 1;
         }
         let mut r = 0;
@@ -126,7 +132,8 @@ pub(super) unsafe fn softmax<S: Simd>(
         unsafe {
             let row = data.add(r * stride);
             while i < end {
-                let p = s.exp2(s.fma(s.load(row.add(i)), factor, offset));
+                // The difference first: it is exact where it matters, however large the scores.
+                let p = s.exp2(s.mul(s.add(s.load(row.add(i)), offset), factor));
                 s.store(row.add(i), p);
                 total = s.add(total, p);
                 i += S::LANES;

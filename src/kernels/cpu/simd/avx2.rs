@@ -105,6 +105,24 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn split_finite_fp8(self, from: *const u8) -> [__m256; 2] {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe {
+            let both = _mm_loadu_si128(from.cast());
+            let places = _mm_set1_epi16(0xbf80_u16 as i16);
+            let even = _mm_and_si128(_mm_srai_epi16::<1>(_mm_slli_epi16::<8>(both)), places);
+            let odd = _mm_and_si128(_mm_srai_epi16::<1>(both), places);
+            [_mm256_cvtph_ps(even), _mm256_cvtph_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
+        // SAFETY: the caller vouches for `n` bytes.
+        unsafe { any_nan_fp8(from, n) }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: __m256) {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
@@ -237,6 +255,31 @@ unsafe fn upper_fp8_as_f16(codes: __m128i) -> __m128i {
         let magnitude = _mm_and_si128(shifted, largest);
         // All ones is a NaN.
         _mm_or_si128(bits, _mm_cmpeq_epi16(magnitude, largest))
+    }
+}
+
+/// Whether there is a NaN among `n` numbers of e4m3.
+///
+/// # Safety
+/// The processor has AVX2; they can be read at `from`.
+#[inline(always)]
+pub(super) unsafe fn any_nan_fp8(from: *const u8, n: usize) -> bool {
+    // SAFETY: the caller vouches for the feature and the numbers.
+    unsafe {
+        let largest = _mm256_set1_epi8(0x7f);
+        let mut most = _mm256_setzero_si256();
+        let mut i = 0;
+        while i + 32 <= n {
+            let codes = _mm256_loadu_si256(from.add(i).cast());
+            most = _mm256_max_epu8(most, _mm256_and_si256(codes, largest));
+            i += 32;
+        }
+        let mut any = _mm256_movemask_epi8(_mm256_cmpeq_epi8(most, largest)) != 0;
+        while i < n {
+            any |= *from.add(i) & 0x7f == 0x7f;
+            i += 1;
+        }
+        any
     }
 }
 

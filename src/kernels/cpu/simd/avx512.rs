@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::avx2::transpose8;
+use super::avx2::{any_nan_fp8, transpose8};
 use super::{Bf16Dot, EXP2, EXP2_MIN, Simd};
 
 /// F, BW, DQ and VL.
@@ -120,6 +120,27 @@ macro_rules! simd {
                     let both = _mm256_loadu_si256(from.cast());
                     [upper_fp8(_mm256_slli_epi16::<8>(both)), upper_fp8(both)]
                 }
+            }
+
+            #[inline(always)]
+            unsafe fn split_finite_fp8(self, from: *const u8) -> [__m512; 2] {
+                // SAFETY: the caller vouches for 32 bytes.
+                unsafe {
+                    let both = _mm256_loadu_si256(from.cast());
+                    let places = _mm256_set1_epi16(0xbf80_u16 as i16);
+                    let even = _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(both));
+                    let odd = _mm256_srai_epi16::<1>(both);
+                    [
+                        _mm512_cvtph_ps(_mm256_and_si256(even, places)),
+                        _mm512_cvtph_ps(_mm256_and_si256(odd, places)),
+                    ]
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
+                // SAFETY: the caller vouches for `n` bytes.
+                unsafe { any_nan_fp8(from, n) }
             }
 
             #[inline(always)]

@@ -85,6 +85,30 @@ pub(crate) trait Simd: Copy {
     /// They can be read at `from`.
     unsafe fn split_fp8(self, from: *const u8) -> [Self::V; 2];
 
+    /// [`split_fp8`](Self::split_fp8) of numbers among which there is no NaN.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    #[inline(always)]
+    unsafe fn split_finite_fp8(self, from: *const u8) -> [Self::V; 2] {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.split_fp8(from) }
+    }
+
+    /// Whether there is a NaN among `n` numbers of e4m3.
+    ///
+    /// # Safety
+    /// They can be read at `from`.
+    #[inline(always)]
+    unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
+        let mut any = false;
+        for i in 0..n {
+            // SAFETY: the caller vouches for it.
+            any |= unsafe { *from.add(i) } & 0x7f == 0x7f;
+        }
+        any
+    }
+
     /// Rounds to f16 and stores `LANES` numbers.
     ///
     /// # Safety
@@ -244,4 +268,6 @@ kv_element! {
     Bf16: 2, 1.0, load_bf16, split_bf16;
     /// e4m3.
     Fp8: 1, FP8_UNIT, load_fp8, split_fp8;
+    /// e4m3 without NaN.
+    FiniteFp8: 1, FP8_UNIT, load_fp8, split_finite_fp8;
 }
