@@ -256,14 +256,14 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     stride: usize,
 ) {
     let mut column = 0;
-    // Keys of the next tile for each vector of columns.
-    let share = KEYS.div_ceil(head_dim.div_ceil(S::LANES));
+    // Evenly over the columns.
+    let share = keys.offsets.len().div_ceil((head_dim / (2 * NC * S::LANES)).max(1));
     let mut asked = 0;
     // SAFETY: the caller vouches for all columns below `head_dim`.
     unsafe {
         while column + 2 * NC * S::LANES <= head_dim {
-            next.prefetch(s, asked, asked + 2 * NC * share, head_dim * E::SIZE);
-            asked += 2 * NC * share;
+            next.prefetch(s, asked, asked + share, head_dim * E::SIZE);
+            asked += share;
             weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, out, stride);
             column += 2 * NC * S::LANES;
         }
