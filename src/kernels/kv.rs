@@ -201,15 +201,15 @@ impl<'a> KvCache<'a> {
             (layout.num_heads, head),
             (2, k_start.abs_diff(v_start)),
         ];
-        if !apart && !(layout.k == layout.v && disjoint(layout.head_dim, dims)) {
+        let woven = layout.k == layout.v && disjoint(layout.head_dim, dims);
+        if !apart && !woven {
             return Err(Error::argument("v", "overlaps k"));
         }
         let bytes = layout.dtype.size();
-        // SAFETY: `fits` found both starts, and all that the layout spans from there, inside.
-        let (k, v) = unsafe {
-            (data.as_mut_ptr().add(k_start * bytes), data.as_mut_ptr().add(v_start * bytes))
-        };
-        // SAFETY: as above; the slice is borrowed for 'a.
+        let start = data.as_mut_ptr();
+        // `fits` found both starts, and all that the layout spans from there, inside.
+        let (k, v) = (start.wrapping_add(k_start * bytes), start.wrapping_add(v_start * bytes));
+        // SAFETY: as said above; the slice is borrowed for 'a.
         unsafe { Self::from_raw(k, v, layout) }
     }
 

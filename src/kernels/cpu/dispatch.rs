@@ -3,6 +3,9 @@
 //! Each kernel is compiled once for an instruction set, as a function with its features; what calls
 //! them is compiled once for all.
 
+#![expect(clippy::too_many_arguments, reason = "operands, each with its stride")]
+#![expect(clippy::type_complexity, reason = "the types are the functions' own")]
+
 use super::dot::{self, Ahead};
 use super::finish;
 use super::gemm::{self, Format, Into, Pairs, Rows, Single};
@@ -249,7 +252,6 @@ macro_rules! isa {
                 }
 
                 #[$features]
-                #[expect(clippy::too_many_arguments, reason = "as the function it calls")]
                 unsafe fn multiply(
                     rows: usize,
                     depth: usize,
@@ -345,7 +347,8 @@ isa!(
     single: DType::F32 => F32, Single;
     half: DType::F16 => F16, Single;
     brain: DType::Bf16 => Bf16, Single;
-    eight: DType::Fp8E4m3 => Fp8, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single, finite finite_eight;
+    finite_eight: _ => FiniteFp8, Single;
 );
 
 isa!(

@@ -4,6 +4,7 @@
 //! are computed, and that all query heads of a group share each load.
 
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
+#![expect(clippy::too_many_arguments, reason = "operands, each with its stride")]
 
 use super::gemm::{Format, Rows, round_up};
 use super::simd::{KvElement, MAX_LANES, Simd};
@@ -66,7 +67,6 @@ pub(super) const SCORES: usize = 48;
 /// `head_dim` elements can be read at each key, `rows` rows of `stride` words at `q`, and `rows` of
 /// [`SCORES`] written at `out`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "queries, keys, what comes next, scores")]
 pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     s: S,
     q: *const f32,
@@ -344,7 +344,6 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
 
 /// One vector of columns, of `lanes` elements.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "weights, factors, values, outputs")]
 unsafe fn weigh_rest<S: Simd, E: KvElement, const MR: usize>(
     s: S,
     p: *const f32,

@@ -2,8 +2,6 @@
 
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 
-use std::f64::consts::{LN_2, LOG2_E};
-
 use super::dispatch::Kernels;
 use super::gemm::Format;
 use super::part::{Call, logits};
@@ -19,11 +17,11 @@ pub(super) struct Finished<'a> {
     /// Rows of `stride` numbers.
     pub(super) outputs: *const f32,
     pub(super) stride: usize,
-    /// Largest score of each row; times `base2` a logit to base 2.
+    /// Largest score of each row; times `factor` a logit.
     pub(super) largest: &'a [f32],
     /// Sum of exponentials relative to it.
     pub(super) sum: &'a [f32],
-    pub(super) base2: f32,
+    pub(super) factor: f32,
 }
 
 /// Writes outputs and LSE, or states.
@@ -41,7 +39,7 @@ pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, don
             if part.partial == Part::WHOLE {
                 let token = call.rows[part.row as usize].first_token
                     + (part.q_start as usize + m / call.group);
-                write(kernels, call, token, q_head, from, unit, [largest, sum, done.base2]);
+                write(kernels, call, token, q_head, from, unit, [largest, sum, done.factor]);
             } else {
                 let nth = state_row(call, part.partial, part.num_heads, done.nth_head, m);
                 let to = call.state_o.add(nth * call.head_dim).cast();
@@ -63,7 +61,7 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
             call.rows[merge.row as usize].first_token + (merge.q_start as usize + m / call.group);
         for nth_head in 0..merge.num_heads as usize {
             let head = merge.head as usize + nth_head;
-            let base2 = logits(kernels, call, &call.rows[merge.row as usize], head).base2();
+            let factor = logits(kernels, call, &call.rows[merge.row as usize], head).factor();
             let q_head = head * call.group + m % call.group;
             let state = |part: u32| {
                 let first = merge.partial + part * per_part;
@@ -80,12 +78,12 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
                     let [most, each] = *call.state_sums.add(state(part));
                     // Neutral: it saw no key. Its sum is 0, or NaN, which must show.
                     let seen = most > f32::NEG_INFINITY;
-                    let weight = if seen { ((most - largest) * base2).exp2() } else { 1.0 };
+                    let weight = if seen { ((most - largest) * factor).exp() } else { 1.0 };
                     sum += each * weight;
                     let from = call.state_o.add(state(part) * call.head_dim);
                     (kernels.accumulate)(from, weight, call.head_dim, row.as_mut_ptr());
                 }
-                write(kernels, call, token, q_head, row.as_ptr(), 1.0, [largest, sum, base2]);
+                write(kernels, call, token, q_head, row.as_ptr(), 1.0, [largest, sum, factor]);
             }
         }
     }
@@ -121,25 +119,25 @@ fn state_row(call: &Call<'_>, first: u32, num_heads: u32, nth_head: usize, m: us
     (first as usize + token * num_heads as usize + nth_head) * call.group + within
 }
 
-/// The factor that normalises outputs, and the LSE, from the largest score, the sum relative to it,
-/// and what makes scores logits to base 2.
-fn close([largest, sum, base2]: [f32; 3], sink: Option<f32>) -> (f32, f32) {
+/// What normalises outputs, and the LSE, from the largest score, the sum relative to it, and what
+/// makes scores logits.
+fn close([largest, sum, factor]: [f32; 3], sink: Option<f32>) -> (f32, f32) {
     // In f64: a difference of two large logits must not lose what is between them.
-    let (level, sum) = (f64::from(largest) * f64::from(base2), f64::from(sum));
+    let (level, sum) = (f64::from(largest) * f64::from(factor), f64::from(sum));
     let Some(sink) = sink.map(f64::from).filter(|&sink| sink > f64::NEG_INFINITY) else {
         return if largest == f32::NEG_INFINITY && !sum.is_nan() {
             (0.0, f32::NEG_INFINITY)
         } else {
-            ((1.0 / sum) as f32, ((level + sum.log2()) * LN_2) as f32)
+            ((1.0 / sum) as f32, (level + sum.ln()) as f32)
         };
     };
-    let above = sink * LOG2_E - level;
+    let above = sink - level;
     if above < 0.0 {
-        let total = sum + above.exp2();
-        return ((1.0 / total) as f32, ((level + total.log2()) * LN_2) as f32);
+        let total = sum + above.exp();
+        return ((1.0 / total) as f32, (level + total.ln()) as f32);
     }
     // The sink is the largest, or the only one.
-    let share = (-above).exp2();
+    let share = (-above).exp();
     let total = sum * share + 1.0;
     ((share / total) as f32, (sink + total.ln()) as f32)
 }

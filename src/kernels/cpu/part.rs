@@ -342,7 +342,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
             stride: d,
             largest: &largest[first..first + rows],
             sum: &sum[first..first + rows],
-            base2: logits(kernels, call, row, part.head as usize + head).base2(),
+            factor: logits(kernels, call, row, part.head as usize + head).factor(),
         };
         // SAFETY: the outputs are there, and the part's rows are this call's to write.
         unsafe { finish(kernels, call, part, &state) };
@@ -487,7 +487,7 @@ unsafe fn many(
         stride: d,
         largest: &largest[..rows],
         sum: &sum[..rows],
-        base2: rules.base2(),
+        factor: rules.factor(),
     };
     // SAFETY: the outputs are there, and the part's rows are this call's to write.
     unsafe { finish(kernels, call, part, &state) };

@@ -39,9 +39,10 @@ pub(super) struct Logits<'a> {
 }
 
 impl Logits<'_> {
-    /// What scores are multiplied with to be logits to base 2, when exponentials are taken.
-    pub(super) fn base2(&self) -> f32 {
-        if self.is_plain() { self.scale * LOG2_E } else { 1.0 }
+    /// What scores are multiplied with to be logits, when exponentials are taken: dot products that
+    /// need nothing else stay what they are until then.
+    pub(super) fn factor(&self) -> f32 {
+        if self.is_plain() { self.scale } else { 1.0 }
     }
 
     /// Whether a logit is a positive multiple of its dot product, and no key is masked by a bit.
@@ -83,7 +84,7 @@ pub(super) unsafe fn softmax<S: Simd>(
     factors: *mut f32,
 ) {
     let plain = logits.is_plain();
-    let scale = logits.base2();
+    let scale = logits.factor() * LOG2_E;
     let mut old = [0.0_f32; ROWS];
     let Scores { data, stride, start, end, first_key } = scores;
     let mut r = 0;
@@ -164,7 +165,7 @@ unsafe fn hide(row: *mut f32, start: usize, end: usize, first_key: u32, view: &R
     }
 }
 
-/// Turns dot products into logits to base 2.
+/// Turns dot products into logits.
 ///
 /// # Safety
 /// Scores from `start` to `end` can be read and written.
@@ -179,7 +180,6 @@ unsafe fn transform<S: Simd>(
     first_key: u32,
 ) {
     let scale = s.splat(logits.scale);
-    let base2 = s.splat(LOG2_E);
     let mut lane = [0.0_f32; super::simd::MAX_LANES];
     for (i, lane) in lane.iter_mut().enumerate() {
         *lane = i as f32;
@@ -198,7 +198,7 @@ unsafe fn transform<S: Simd>(
                 let distance = s.abs(s.add(s.load(lane.as_ptr()), s.splat(key as f32)));
                 x = s.fma(distance, s.splat(-view.slope), x);
             }
-            s.store(row.add(i), s.mul(x, base2));
+            s.store(row.add(i), x);
         }
         i += S::LANES;
     }
@@ -229,7 +229,7 @@ fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let large = s.fma(s.splat(-2.0), s.div(one, s.add(power, one)), one);
     // Small: the series, where the difference above would lose digits.
     let square = s.mul(x, x);
-    let mut series = s.splat(-0.008_863_235_5);
+    let mut series = s.splat(-0.008_863_236);
     for coefficient in [0.021_869_488, -0.053_968_254, 0.133_333_33, -0.333_333_33] {
         series = s.fma(series, square, s.splat(coefficient));
     }

@@ -304,7 +304,13 @@ impl Bf16Dot for Avx512Bf16 {
     #[inline(always)]
     fn dot(self, acc: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` proves the feature; the types are of one size and any bits will do.
-        unsafe { _mm512_dpbf16_ps(acc, transmute(a), transmute(b)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                acc,
+                transmute::<__m512, __m512bh>(a),
+                transmute::<__m512, __m512bh>(b),
+            )
+        }
     }
 
     #[inline(always)]
@@ -331,7 +337,8 @@ impl Bf16Dot for Avx512Bf16 {
         // SAFETY: the caller vouches for 32 numbers and 16 words.
         unsafe {
             let (first, second) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
-            _mm512_storeu_ps(to, transmute(_mm512_cvtne2ps_pbh(second, first)));
+            let pairs = _mm512_cvtne2ps_pbh(second, first);
+            _mm512_storeu_ps(to, transmute::<__m512bh, __m512>(pairs));
         }
     }
 }

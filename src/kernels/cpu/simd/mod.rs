@@ -5,6 +5,8 @@
 //! stores are not. Everything is `inline(always)`, so that it is compiled with the features of the
 //! function it ends up in.
 
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "one proof for a few intrinsics")]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

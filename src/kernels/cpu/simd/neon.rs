@@ -116,6 +116,38 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn split_finite_fp8(self, from: *const u8) -> [float32x4_t; 2] {
+        // SAFETY: the caller vouches for 8 bytes.
+        unsafe {
+            let both = vreinterpret_s16_u8(vld1_u8(from));
+            let places = vdup_n_u16(0xbf80);
+            let even = vreinterpret_u16_s16(vshr_n_s16::<1>(vshl_n_s16::<8>(both)));
+            let odd = vreinterpret_u16_s16(vshr_n_s16::<1>(both));
+            [widen(vand_u16(even, places)), widen(vand_u16(odd, places))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
+        // SAFETY: the caller vouches for `n` bytes.
+        unsafe {
+            let largest = vdupq_n_u8(0x7f);
+            let mut most = vdupq_n_u8(0);
+            let mut i = 0;
+            while i + 16 <= n {
+                most = vmaxq_u8(most, vandq_u8(vld1q_u8(from.add(i)), largest));
+                i += 16;
+            }
+            let mut any = vmaxvq_u8(most) == 0x7f;
+            while i < n {
+                any |= *from.add(i) & 0x7f == 0x7f;
+                i += 1;
+            }
+            any
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: float32x4_t) {
         let half: uint16x4_t;
         // SAFETY: one instruction on registers; the caller vouches for 8 bytes.

@@ -97,24 +97,24 @@ impl<const N: usize> Simd for Lanes<N> {
 
     #[inline(always)]
     unsafe fn split_bf16(self, from: *const u8) -> [[f32; N]; 2] {
-        let mut out = [[0.0; N]; 2];
-        for i in 0..N {
+        let (mut evens, mut odds) = ([0.0; N], [0.0; N]);
+        for (i, (e, o)) in evens.iter_mut().zip(&mut odds).enumerate() {
             // SAFETY: the caller vouches for 2 * N elements.
             let [even, odd] = unsafe { at::<[bf16; 2]>(from, i) };
-            (out[0][i], out[1][i]) = (even.to_f32(), odd.to_f32());
+            (*e, *o) = (even.to_f32(), odd.to_f32());
         }
-        out
+        [evens, odds]
     }
 
     #[inline(always)]
     unsafe fn split_fp8(self, from: *const u8) -> [[f32; N]; 2] {
-        let mut out = [[0.0; N]; 2];
-        for i in 0..N {
+        let (mut evens, mut odds) = ([0.0; N], [0.0; N]);
+        for (i, (e, o)) in evens.iter_mut().zip(&mut odds).enumerate() {
             // SAFETY: the caller vouches for 2 * N elements.
             let [even, odd] = unsafe { at::<[Fp8E4m3; 2]>(from, i) };
-            (out[0][i], out[1][i]) = (even.to_f32() / FP8_UNIT, odd.to_f32() / FP8_UNIT);
+            (*e, *o) = (even.to_f32() / FP8_UNIT, odd.to_f32() / FP8_UNIT);
         }
-        out
+        [evens, odds]
     }
 
     #[inline(always)]
