@@ -56,8 +56,7 @@ pub(super) struct Kernels {
     pub(super) finite: Option<Finite>,
     pub(super) pack_k: unsafe fn(Rows<'_>, usize, &mut [f32], *mut f32),
     pub(super) pack_v: unsafe fn(Rows<'_>, usize, usize, *mut f32),
-    pub(super) multiply:
-        unsafe fn(usize, usize, *const f32, usize, *const f32, *mut f32, usize, Into),
+    pub(super) multiply: unsafe fn(usize, usize, *const f32, *const f32, *mut f32, usize, Into),
     pub(super) narrow: unsafe fn(*mut f32, usize, usize, usize, usize),
     pub(super) softmax:
         unsafe fn(&Logits<'_>, &[RowView], Scores, &mut [f32], &mut [f32], *mut f32),
@@ -256,7 +255,6 @@ macro_rules! isa {
                     rows: usize,
                     depth: usize,
                     a: *const f32,
-                    a_stride: usize,
                     b: *const f32,
                     c: *mut f32,
                     c_stride: usize,
@@ -265,7 +263,7 @@ macro_rules! isa {
                     // SAFETY: the caller vouches for it.
                     unsafe {
                         gemm::multiply::<S, E, F, $mr, $nv>(
-                            simd(), rows, depth, a, a_stride, b, c, c_stride, into,
+                            simd(), rows, depth, a, b, c, c_stride, into,
                         );
                     }
                 }

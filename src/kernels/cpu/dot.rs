@@ -6,7 +6,7 @@
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "kernels: one proof for a whole loop")]
 #![expect(clippy::too_many_arguments, reason = "operands, each with its stride")]
 
-use super::gemm::{Format, Rows, round_up};
+use super::gemm::{Format, LINE, Rows, round_up};
 use super::simd::{KvElement, MAX_LANES, Simd};
 
 /// Keys that one call of [`scores`] and [`values`] takes at most.
@@ -51,9 +51,6 @@ impl Ahead<'_> {
         }
     }
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Scores from one row to the next: more than [`KEYS`], as kernels write whole groups of keys.
 pub(super) const SCORES: usize = 48;

@@ -140,6 +140,10 @@ macro_rules! pairs {
 pairs!(Bf16, load);
 pairs!(Fp8, load_fp8_pairs);
 
+/// Words from one row of an operand to the next: a constant, so that the micro-kernel's addresses
+/// are, and no power of two, so that rows do not compete for the same lines of a cache.
+pub(super) const ROW_WORDS: usize = 256 + 16;
+
 /// Where the rows of a tile of keys are.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
@@ -155,7 +159,24 @@ impl Rows<'_> {
     pub(super) fn at(&self, i: usize) -> *const u8 {
         self.base.wrapping_add(self.offsets[i])
     }
+
+    /// Asks for the cache lines of key `i`, if there is one.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, i: usize, bytes: usize) {
+        let Some(&offset) = self.offsets.get(i) else { return };
+        let mut at = 0;
+        while at < bytes {
+            s.prefetch(self.base.wrapping_add(offset + at));
+            at += LINE;
+        }
+    }
 }
+
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
+
+/// Rows that packing asks for in advance.
+const AHEAD: usize = 8;
 
 /// Rounds up to a multiple.
 #[inline(always)]
@@ -186,6 +207,7 @@ pub(super) unsafe fn pack_k<S: Simd, E: KvElement, F: Format<S, E>, const NV: us
     while first < round_up(n, panel) {
         let mut i = 0;
         while i < S::TILE {
+            rows.prefetch(s, first + AHEAD + i, head_dim * E::SIZE);
             let row = staging[i * stride..(i + 1) * stride].as_mut_ptr();
             let mut w = 0;
             while w < stride {
@@ -236,6 +258,8 @@ pub(super) unsafe fn pack_v<S: Simd, E: KvElement, F: Format<S, E>, const NV: us
     let n = rows.offsets.len();
     let mut key = 0;
     while key < round_up(n, panel) {
+        rows.prefetch(s, key + AHEAD, head_dim * E::SIZE);
+        rows.prefetch(s, key + AHEAD + F::DEPTH - 1, head_dim * E::SIZE);
         let mut column = 0;
         while column < round_up(head_dim, panel) {
             // SAFETY: the caller vouches for the rows; the word is in panel `column / panel`.
@@ -290,7 +314,7 @@ pub(super) enum Into {
     Scale(*const f32),
 }
 
-/// `rows` rows of words at `a` times a panel at `b`: `depth` words of `NV` vectors, `MR` rows at a
+/// `rows` rows of words at `a`, [`ROW_WORDS`] apart, times a panel at `b`: `depth` words of `NV` vectors, `MR` rows at a
 /// time.
 ///
 /// # Safety
@@ -308,7 +332,6 @@ pub(super) unsafe fn multiply<
     rows: usize,
     depth: usize,
     a: *const f32,
-    a_stride: usize,
     b: *const f32,
     c: *mut f32,
     c_stride: usize,
@@ -318,8 +341,8 @@ pub(super) unsafe fn multiply<
     while row < rows {
         // SAFETY: the caller vouches for rows from `row` on.
         unsafe {
-            let (a, c) = (a.add(row * a_stride), c.add(row * c_stride));
-            let acc = product::<S, E, F, MR, NV>(s, depth, a, a_stride, b);
+            let (a, c) = (a.add(row * ROW_WORDS), c.add(row * c_stride));
+            let acc = product::<S, E, F, MR, NV>(s, depth, a, b);
             let mut i = 0;
             while i < MR {
                 let mut j = 0;
@@ -350,7 +373,6 @@ unsafe fn product<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const
     s: S,
     depth: usize,
     a: *const f32,
-    a_stride: usize,
     b: *const f32,
 ) -> [[S::V; NV]; MR] {
     let mut acc = [[s.splat(0.0); NV]; MR];
@@ -366,7 +388,7 @@ unsafe fn product<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const
             }
             let mut i = 0;
             while i < MR {
-                let row = s.splat(*a.add(i * a_stride + k));
+                let row = s.splat(*a.add(i * ROW_WORDS + k));
                 let mut j = 0;
                 while j < NV {
                     acc[i][j] = F::dot(s, acc[i][j], row, column[j]);

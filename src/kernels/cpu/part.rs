@@ -5,7 +5,7 @@
 use super::dispatch::Kernels;
 use super::dot::{self, Ahead};
 use super::finish::{Finished, finish};
-use super::gemm::{Into, Rows, round_up};
+use super::gemm::{Into, ROW_WORDS, Rows, round_up};
 use super::simd::MAX_LANES;
 use super::softmax::{Logits, RowView, Scores};
 use crate::kernels::{DType, KvScales};
@@ -118,7 +118,8 @@ impl Scratch {
     pub(super) fn reserve(&mut self, rows: usize, heads: usize, head_dim: usize) {
         let d = round_up(head_dim, 32);
         let rows = round_up(rows, BLOCK_ROWS);
-        let large = 2 * rows * d + (BLOCK_ROWS + 2 * d) * TILE_KEYS + MAX_LANES * d;
+        let large =
+            rows * (ROW_WORDS + d) + BLOCK_ROWS * ROW_WORDS + 2 * d * TILE_KEYS + MAX_LANES * d;
         let few = heads * dot::padded_rows(FEW_ROWS) * 2 * d + FEW_ROWS * dot::SCORES;
         self.words.resize(large.max(few).div_ceil(16) + 64, Line([0.0; 16]));
         let rows = rows.max(heads * FEW_ROWS);
@@ -389,9 +390,9 @@ unsafe fn many(
     let Scratch { words: region, views, largest, sum, k_offsets: [k_at, _], v_offsets: [v_at, _] } =
         scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
-    let queries = cutter.cut(padded * stride);
+    let queries = cutter.cut(padded * ROW_WORDS);
     let outputs = cutter.cut(padded * d);
-    let scores = cutter.cut(BLOCK_ROWS * TILE_KEYS);
+    let scores = cutter.cut(BLOCK_ROWS * ROW_WORDS);
     let k_panels = cutter.cut(TILE_KEYS * depth);
     let v_panels = cutter.cut(capacity * d);
     let factors = cutter.cut(round_up(BLOCK_ROWS, MAX_LANES));
@@ -405,7 +406,7 @@ unsafe fn many(
     // SAFETY: arrays are cut for `padded` rows; query rows are the part's.
     let staging = unsafe {
         for m in 0..padded {
-            let to = queries.add(m * stride);
+            let to = queries.add(m * ROW_WORDS);
             if m < rows {
                 let token = row.first_token + part.q_start as usize + m / call.group;
                 let from = call.q.at(token, head * call.group + m % call.group);
@@ -446,24 +447,24 @@ unsafe fn many(
                 let end = round_up((to - key) as usize, panel);
                 // SAFETY: arrays are cut for these rows and a tile of keys.
                 unsafe {
-                    let a = queries.add(first * stride);
+                    let a = queries.add(first * ROW_WORDS);
                     let mut column = start;
                     while column < end {
                         let b = k_panels.add(column * depth);
                         let c = scores.add(column);
                         let into = Into::Store;
-                        (kernels.multiply)(block, words, a, stride, b, c, TILE_KEYS, into);
+                        (kernels.multiply)(block, words, a, b, c, ROW_WORDS, into);
                         column += panel;
                     }
                     (kernels.softmax)(
                         &rules,
                         views,
-                        Scores { data: scores, stride: TILE_KEYS, start, end, first_key: key },
+                        Scores { data: scores, stride: ROW_WORDS, start, end, first_key: key },
                         &mut largest[first..first + block],
                         &mut sum[first..first + block],
                         factors,
                     );
-                    (kernels.narrow)(scores, block, TILE_KEYS, start, end);
+                    (kernels.narrow)(scores, block, ROW_WORDS, start, end);
                     let (skip, depth) = (start / kernels.depth, (end - start) / kernels.depth);
                     let a = scores.add(skip);
                     let into = Into::Scale(factors);
@@ -471,7 +472,7 @@ unsafe fn many(
                     while column < d {
                         let b = v_panels.add((column / panel * capacity + skip) * panel);
                         let c = outputs.add(first * d + column);
-                        (kernels.multiply)(block, depth, a, TILE_KEYS, b, c, d, into);
+                        (kernels.multiply)(block, depth, a, b, c, d, into);
                         column += panel;
                     }
                 }
