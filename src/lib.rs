@@ -1,9 +1,10 @@
 //! Continuous batching as a library.
 //!
-//! Three things a serving stack needs, each usable on its own:
+//! What a serving stack needs, each usable on its own:
 //! a [`scheduler`] that decides at every iteration which requests run and with how many tokens,
-//! a paged KV [`cache`] manager, and the [ragged batch](batch) that carries a step to a device.
-//! [`engine::Engine`] joins them: schedule, run, commit.
+//! a paged KV [`cache`] manager, the [ragged batch](batch) that carries a step to a device, and
+//! [`kernels`] for attention over the paged cache. [`engine::Engine`] joins the first three: schedule,
+//! run, commit.
 //!
 //! ```
 //! use inflight::cache::CacheConfig;

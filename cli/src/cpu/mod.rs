@@ -14,7 +14,7 @@ use inflight::device::cpu::Cpu;
 use inflight::device::memory::Buffer;
 use inflight::device::{Device, Job, Sampler, Samples, work};
 use inflight::kernels::cpu::{Append, Attention, Rope, append, move_blocks};
-use inflight::kernels::rope::RopePairs;
+use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
     AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales,
@@ -58,7 +58,7 @@ impl Geometry {
 /// Fresh numbers of this many tokens, repeated.
 const FRESH_TOKENS: usize = 64;
 /// Llama 2's, and most others'.
-const ROPE_BASE: f64 = 10_000.0;
+const ROPE_BASE: f32 = 10_000.0;
 
 /// Computes each step's attention on this machine.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl<'a> CpuDevice<'a> {
             sampler,
             attention: Attention::new(geometry.attention)?,
             layers,
-            cos_sin: cos_sin(positions, geometry.attention.head_dim),
+            cos_sin: RopeConfig::new(geometry.attention.head_dim, ROPE_BASE).table(positions)?,
             tokens: Tokens::new(&geometry.attention, FRESH_TOKENS)?,
             rectangle: Rectangle::default(),
             spare: Spare::default(),
@@ -325,18 +325,4 @@ fn check_memory(bytes: u64) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Cosines, then sines, of the angles of each position.
-fn cos_sin(positions: usize, head_dim: usize) -> Vec<f32> {
-    let half = head_dim / 2;
-    let frequency = |pair: usize| ROPE_BASE.powf(-2.0 * pair as f64 / head_dim as f64);
-    let frequencies: Vec<f64> = (0..half).map(frequency).collect();
-    let mut table = Vec::with_capacity(positions * head_dim);
-    for position in 0..positions {
-        let angles = || frequencies.iter().map(|frequency| position as f64 * frequency);
-        table.extend(angles().map(|angle| angle.cos() as f32));
-        table.extend(angles().map(|angle| angle.sin() as f32));
-    }
-    table
 }
