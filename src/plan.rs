@@ -48,6 +48,9 @@ pub struct PlanConfig {
     /// Batch-invariant mode: parts end at multiples of this many keys, counted from key 0; itself
     /// a multiple of `kv_granularity`.
     pub fixed_split: Option<u32>,
+    /// In batch-invariant mode only rows with at most this many queries are split: others have
+    /// tiles enough, and as many states as queries times parts would fill gigabytes.
+    pub split_q: u32,
     /// What work costs.
     pub costs: Costs,
 }
@@ -228,8 +231,9 @@ impl PlanConfig {
             let parts =
                 window.map_or(u64::MAX, |keys| (keys + split).saturating_sub(2) / split + 1);
             let each = parts.min(kv_len.div_ceil(split)).max(1);
+            let split = rows.saturating_mul(self.split_q.into()).min(queries).saturating_mul(heads);
             let (merges, states) =
-                if each > 1 { (tiles, query_heads.saturating_mul(each)) } else { (0, 0) };
+                if each > 1 { (tiles, split.saturating_mul(each)) } else { (0, 0) };
             return PlanBounds { parts: tiles.saturating_mul(each), merges, states };
         }
         let granule = u64::from(self.kv_granularity);
@@ -255,19 +259,26 @@ impl PlanConfig {
         (first.max(0) as u32, last.max(0) as u32)
     }
 
-    /// Tiles, each in one part. Those of a row and head follow one another: they share their keys.
-    fn each_tile(&self, rows: impl Iterator<Item = Extent>, mut then: impl FnMut(Part)) {
+    /// Tiles, each in one part, and the keys at whose multiples it is to be split. Those of a row and head follow one another: they share their keys.
+    fn each_tile(
+        &self,
+        rows: impl Iterator<Item = Extent>,
+        mut then: impl FnMut(Part, Option<u32>),
+    ) {
         for (row, extent) in (0..).zip(rows) {
             let joint = extent.q_len <= self.joint_q;
             let (tiles, num_heads) = if joint { (1, self.heads) } else { (self.heads, 1) };
             let (partial, merge) = (Part::WHOLE, Part::WHOLE);
             let tile = Part { row, num_heads, partial, merge, ..Part::zeroed() };
+            // Nothing ends at a multiple of the largest number: such a tile is one part.
+            let whole = extent.q_len > self.split_q;
+            let split = self.fixed_split.map(|split| if whole { u32::MAX } else { split });
             for head in 0..tiles {
                 let mut q_start = 0;
                 while q_start < extent.q_len {
                     let q_len = self.q_tile.min(extent.q_len - q_start);
                     let (kv_start, kv_end) = self.keys(extent, q_start, q_start + q_len);
-                    then(Part { head, q_start, q_len, kv_start, kv_end, ..tile });
+                    then(Part { head, q_start, q_len, kv_start, kv_end, ..tile }, split);
                     q_start += q_len;
                 }
             }
@@ -278,8 +289,8 @@ impl PlanConfig {
     fn measure(&self, rows: impl Iterator<Item = Extent>) -> Result<(u64, u64, u64)> {
         let (mut total, mut parts, mut merges, mut states) = (Some(0_u64), 0, 0, 0_u64);
         let (mut query_heads, mut most) = (0_u64, 0);
-        self.each_tile(rows, |tile| {
-            let count = self.fixed_split.map_or(1, |split| tile.count(split));
+        self.each_tile(rows, |tile, split| {
+            let count = split.map_or(1, |split| tile.count(split));
             let overheads = count * u64::from(self.costs.tile);
             let cost = tile.key_cost(&self.costs).checked_mul(tile.keys());
             let cost = cost.and_then(|cost| cost.checked_add(overheads));
@@ -390,7 +401,7 @@ impl Plan {
         self.share_indptr.push(0);
         self.num_states = 0;
         let mut line = Line::new(total, config.shares);
-        config.each_tile(rows, |tile| match config.fixed_split {
+        config.each_tile(rows, |tile, split| match split {
             Some(split) => self.place_fixed(config, tile, split, &mut line),
             None => self.place_cut(config, tile, &mut line),
         });

@@ -198,6 +198,7 @@ fn planning_attention_allocates_nothing() {
         causal: true,
         window_left: None,
         fixed_split: None,
+        split_q: 8,
         costs: Costs::default(),
     };
     let mut plan = Plan::default();

@@ -16,6 +16,8 @@ const HUGE_PAGE: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Buffer {
     start: NonNull<u8>,
+    /// At most the layout's size, which is at least 1.
+    len: usize,
     layout: Layout,
 }
 
@@ -46,7 +48,7 @@ impl Buffer {
         // Zeroed by hand, after the advice: `alloc_zeroed` of a large alignment touches it before.
         // SAFETY: the allocation has `layout.size()` bytes.
         unsafe { start.as_ptr().write_bytes(0, layout.size()) };
-        Ok(Self { start, layout })
+        Ok(Self { start, len, layout })
     }
 }
 
@@ -62,13 +64,13 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: all bytes are initialised, and borrowed as `self` is.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: all bytes are initialised, and borrowed mutably as `self` is.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }

@@ -14,6 +14,10 @@
 //! it joins the denominator once. The **LSE** is the natural logarithm of the denominator, the
 //! sink's share included. A query that sees no key has output 0 and LSE -inf (with a sink, the
 //! sink's logit): merging it into another result changes nothing.
+//!
+//! Sums are in f32: dot products, and values summed up before they are divided by the denominator,
+//! must not exceed its range. A NaN or infinity among the values of a key may reach the queries of
+//! the same row that do not see that key.
 
 use super::KvCache;
 use super::kv::{KvLayout, KvScales, check_head_dim};
@@ -35,7 +39,7 @@ pub struct AttentionConfig {
     pub q_dtype: DType,
     /// Type of the cache: that of the queries, or fp8.
     pub kv_dtype: DType,
-    /// Factor of the dot products; finite.
+    /// Factor of the dot products; within 1e30 of 0.
     pub scale: f32,
     /// Whether a query sees no key after its own position.
     pub causal: bool,
@@ -101,8 +105,11 @@ impl AttentionConfig {
             );
             return Err(Error::argument("kv_dtype", reason));
         }
-        if !self.scale.is_finite() {
-            return Err(Error::argument("scale", format!("{} is not finite", self.scale)));
+        if !(self.scale.abs() < 1e30) {
+            return Err(Error::argument(
+                "scale",
+                format!("{} is not within 1e30 of 0", self.scale),
+            ));
         }
         if let Some(cap) = self.soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(Error::argument("soft_cap", format!("{cap} is not finite and above 0")));
@@ -291,6 +298,12 @@ impl AttentionArgs<'_> {
             return Err(Error::argument("cache", reason));
         }
         self.scales.check(layout)?;
+        // What dot products are multiplied with, all together, to be logits to base 2.
+        let most = self.scales.k.iter().copied().fold(1.0, f32::max) * 256.0;
+        if !(config.scale * most * std::f32::consts::LOG2_E).is_finite() {
+            let reason = format!("{} times the scale of attention is beyond f32", most / 256.0);
+            return Err(Error::argument("k_scale", reason));
+        }
         let lse = num_tokens * num_q_heads;
         if let Some(given) = self.lse.as_ref().map(|lse| lse.len()).filter(|&len| len < lse) {
             let reason = format!("{given} elements are given and the batch has {lse}");

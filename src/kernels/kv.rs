@@ -118,7 +118,7 @@ impl KvLayout {
             let dims = [(self.num_blocks, block), (self.block_size, token), (self.num_heads, head)];
             for (count, stride) in dims {
                 // The stride of a dimension of one is never used.
-                if count > 1 && !(stride * self.dtype.size()).is_multiple_of(KV_ALIGN) {
+                if count > 1 && !stride.wrapping_mul(self.dtype.size()).is_multiple_of(KV_ALIGN) {
                     let reason = format!("{stride} {} are no multiple of 16 bytes", self.dtype);
                     return Err(Error::argument(field, reason));
                 }

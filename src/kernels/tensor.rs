@@ -241,14 +241,14 @@ macro_rules! view {
                 self.data
             }
 
-            /// Bytes from one token to the next.
+            /// Bytes from one token to the next; any number where there is one token.
             pub(crate) fn token_bytes(&self) -> usize {
-                self.shape.token_stride * self.dtype.size()
+                self.shape.token_stride.wrapping_mul(self.dtype.size())
             }
 
-            /// Bytes from one head to the next.
+            /// Bytes from one head to the next; any number where there is one head.
             pub(crate) fn head_bytes(&self) -> usize {
-                self.shape.head_stride * self.dtype.size()
+                self.shape.head_stride.wrapping_mul(self.dtype.size())
             }
 
             /// Checks type, heads and head dimension, and that there are `tokens` tokens at least.

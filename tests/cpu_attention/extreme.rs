@@ -2,7 +2,7 @@
 
 use inflight::kernels::{AttentionConfig, DType};
 
-use crate::attention::{Case, Reference, Sinks, Spec, judge, naive, oracle};
+use crate::attention::{Case, Reference, Scales, Sinks, Spec, judge, naive, oracle};
 use crate::cpus;
 use crate::rng::Rng;
 
@@ -86,6 +86,24 @@ fn logits_of_ten_thousand() {
         let mut capped = case(types, &key, 128.0);
         capped.spec.config.soft_cap = Some(50.0);
         checks.add(&format!("low, capped, {types:?}"), &mut capped);
+    }
+    checks.finish();
+}
+
+/// K of all heads fills the space for a tile with few keys, fewer than a wide vector has lanes.
+#[test]
+fn many_kv_heads() {
+    let mut checks = Checks::default();
+    for (heads, head_dim) in [(5, 128), (8, 256), (12, 64), (16, 128), (32, 128)] {
+        for (group, types) in TYPES.into_iter().enumerate().map(|(i, types)| (1 + i % 2, types)) {
+            let mut config = AttentionConfig::new(group * heads, heads, head_dim, types.0);
+            config.kv_dtype = types.1;
+            let scales = if types.1 == DType::Fp8E4m3 { Scales::PerHead } else { Scales::None };
+            let rows = [(1, 200), (1, 47), (2, 33), (1, 9)];
+            let spec = Spec { scales, ..Spec::new(7, config, &rows) };
+            let name = format!("{heads} KV heads of {head_dim}, {types:?}");
+            checks.add(&name, &mut Case::new(&spec));
+        }
     }
     checks.finish();
 }

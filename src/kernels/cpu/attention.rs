@@ -80,7 +80,9 @@ impl Attention {
     /// Steps of like size allocate nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the array of `batch`; the plan is as it was.
+    /// [`Error::InvalidArgument`] naming the array of `batch`, or `rows` where their parts do not fit
+    /// 32 bits; the plan is as it was. [`Error::Device`] where there is no memory for the states of
+    /// split tiles; there is no plan then.
     pub fn plan(&mut self, cpu: &Cpu, batch: BatchView<'_>, num_blocks: usize) -> Result<()> {
         batch.check(num_blocks, &mut self.seen)?;
         let AttentionConfig { num_kv_heads, head_dim, causal, window_left, fixed_split, .. } =
@@ -94,7 +96,8 @@ impl Attention {
         let heads = num_kv_heads as u64;
         let cost = |Extent { q_len, kv_len }| {
             let pair = u64::from(costs.query_key).saturating_mul(u64::from(q_len));
-            let keys = heads.saturating_mul(u64::from(kv_len));
+            let window = window_left.map_or(u32::MAX, |window| window.saturating_add(q_len));
+            let keys = heads.saturating_mul(u64::from(kv_len.min(window)));
             keys.saturating_mul(pair.saturating_add(costs.key.into()))
         };
         let total = (0..batch.num_rows()).map(extent).map(cost).fold(0_u64, u64::saturating_add);
@@ -108,13 +111,14 @@ impl Attention {
             causal,
             window_left,
             fixed_split,
+            split_q: (FEW_ROWS / group).max(1) as u32,
             costs,
         };
+        self.plan.make(&plan, (0..batch.num_rows()).map(extent))?;
+        // Until all is in place: memory may run out.
+        self.planned = None;
         self.extents.clear();
         self.extents.extend((0..batch.num_rows()).map(extent));
-        // A plan that cannot be made leaves the one before unusable, and says so.
-        self.planned = None;
-        self.plan.make(&plan, self.extents.iter().copied())?;
         self.rows.clear();
         self.rows.extend((0..batch.num_rows()).map(|row| BatchRow {
             first_token: batch.qo_indptr[row] as usize,
@@ -127,13 +131,15 @@ impl Attention {
         self.tables.clear();
         self.tables.extend_from_slice(&batch.kv_indices[..used]);
         self.num_tokens = batch.num_tokens();
-        self.planned = Some((num_blocks, batch.block_size));
         if self.arrived.len() < self.plan.merges().len() {
             self.arrived.resize_with(self.plan.merges().len(), AtomicU32::default);
         }
         let states = self.plan.num_states() as usize * group;
-        if self.states.len() < states * (head_dim + 2) {
-            self.states.resize(states * (head_dim + 2), 0.0);
+        let states = states * (head_dim + 2);
+        if let Some(more) = states.checked_sub(self.states.len()) {
+            let no_memory = |_| Error::Device(format!("no memory for {states} numbers of states"));
+            self.states.try_reserve_exact(more).map_err(no_memory)?;
+            self.states.resize(states, 0.0);
         }
         if self.scratch.len() < cpu.threads() {
             self.scratch.resize_with(cpu.threads(), Mutex::default);
@@ -143,6 +149,7 @@ impl Attention {
             let scratch = scratch.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
             scratch.reserve(largest * group, num_kv_heads, head_dim);
         }
+        self.planned = Some((num_blocks, batch.block_size));
         Ok(())
     }
 
@@ -162,6 +169,10 @@ impl Attention {
         }
         let extents = self.extents.iter().map(|extent| (extent.q_len, extent.kv_len));
         args.check(&self.config, num_blocks, block_size, self.num_tokens, extents)?;
+        for arrived in &mut self.arrived {
+            // They are 0, unless a call before this one was cut short by a panic.
+            *arrived.get_mut() = 0;
+        }
         for (i, row) in self.rows.iter_mut().enumerate() {
             let mask = |mask: crate::kernels::Mask<'_>| (mask.indptr[i] as usize, mask.widths[i]);
             row.mask = args.mask.map_or((0, 0), mask);
@@ -281,7 +292,9 @@ fn read(tensor: &TensorRef<'_>) -> Operand {
 
 fn pages(data: *const u8, strides: KvStrides, size: usize) -> Pages {
     let KvStrides { block, token, head } = strides;
-    Pages { data, block: block * size, token: token * size, head: head * size }
+    // The stride of a dimension of one is any number, and never used.
+    let [block, token, head] = [block, token, head].map(|stride| stride.wrapping_mul(size));
+    Pages { data, block, token, head }
 }
 
 /// Costs in the time a byte of K or V takes to be read, about 0.1 ns: a key is `2 head_dim` numbers

@@ -77,6 +77,7 @@ pub(super) fn kernels(isa: Isa, q: DType, kv: DType) -> &'static Kernels {
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::kernels(kv),
         Isa::PortableBf16 if pairs => portable_bf16::kernels(kv),
+        Isa::PortableBf16 => portable16::kernels(kv),
         // Others do not exist on this target, and `Cpu` refused them.
         _ => portable::kernels(kv),
     }
@@ -358,6 +359,19 @@ isa!(
     half: DType::F16 => F16, Single;
     brain: DType::Bf16 => Bf16, Single;
     eight: DType::Fp8E4m3 => Fp8, Single;
+);
+
+// What `avx512` does, in plain Rust.
+isa!(
+    portable16,
+    #[inline(never)],
+    PortableBf16 = PortableBf16::default(),
+    12, 2,
+    single: DType::F32 => F32, Single;
+    half: DType::F16 => F16, Single;
+    brain: DType::Bf16 => Bf16, Single;
+    eight: DType::Fp8E4m3 => Fp8, Single, finite finite_eight;
+    finite_eight: _ => FiniteFp8, Single;
 );
 
 isa!(

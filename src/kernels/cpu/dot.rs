@@ -264,6 +264,7 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
             weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, out, stride);
             column += 2 * NC * S::LANES;
         }
+        next.prefetch(s, asked, keys.offsets.len(), head_dim * E::SIZE);
         while NC > 1 && column + 2 * S::LANES <= head_dim {
             weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, out, stride);
             column += 2 * S::LANES;

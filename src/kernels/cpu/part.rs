@@ -121,11 +121,16 @@ impl Scratch {
         let large =
             rows * (ROW_WORDS + d) + BLOCK_ROWS * ROW_WORDS + 2 * d * TILE_KEYS + MAX_LANES * d;
         let few = heads * dot::padded_rows(FEW_ROWS) * 2 * d + FEW_ROWS * dot::SCORES;
-        self.words.resize(large.max(few).div_ceil(16) + 64, Line([0.0; 16]));
+        let lines = large.max(few).div_ceil(16) + 64;
+        if self.words.len() < lines {
+            self.words.resize(lines, Line([0.0; 16]));
+        }
         let rows = rows.max(heads * FEW_ROWS);
-        self.views.resize(rows, RowView::default());
-        self.largest.resize(rows, 0.0);
-        self.sum.resize(rows, 0.0);
+        if self.views.len() < rows {
+            self.views.resize(rows, RowView::default());
+            self.largest.resize(rows, 0.0);
+            self.sum.resize(rows, 0.0);
+        }
     }
 }
 
@@ -314,7 +319,14 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                 (kernels.softmax)(
                     &logits(kernels, call, row, h),
                     &views[first..first + padded],
-                    Scores { data: scores, stride: dot::SCORES, start: 0, end, first_key: key },
+                    Scores {
+                        data: scores,
+                        stride: dot::SCORES,
+                        start: 0,
+                        end,
+                        first_key: key,
+                        keys: after - key,
+                    },
                     &mut largest[first..first + padded],
                     &mut sum[first..first + padded],
                     factors,
@@ -353,7 +365,8 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
 /// Keys of a tile of few rows: this one and the next, K and V of all heads, are in the L2 cache at
 /// once, with room to spare.
 fn tile_keys(call: &Call<'_>, heads: usize) -> usize {
-    (TILE_BYTES / (heads * call.head_dim * call.kv_size)).clamp(8, dot::KEYS) / 8 * 8
+    let keys = TILE_BYTES / (heads * call.head_dim * call.kv_size);
+    keys.clamp(8, dot::KEYS) / 8 * 8
 }
 
 /// The share of the next keys to ask for while the `head`-th head of these is computed.
@@ -459,7 +472,14 @@ unsafe fn many(
                     (kernels.softmax)(
                         &rules,
                         views,
-                        Scores { data: scores, stride: ROW_WORDS, start, end, first_key: key },
+                        Scores {
+                            data: scores,
+                            stride: ROW_WORDS,
+                            start,
+                            end,
+                            first_key: key,
+                            keys: after - key,
+                        },
                         &mut largest[first..first + block],
                         &mut sum[first..first + block],
                         factors,

@@ -62,6 +62,8 @@ pub(super) struct Scores {
     pub(super) end: usize,
     /// Key of score 0.
     pub(super) first_key: u32,
+    /// Keys of the tile: scores from there to `end` are of none.
+    pub(super) keys: u32,
 }
 
 /// Rows that [`softmax`] takes at most.
@@ -86,7 +88,7 @@ pub(super) unsafe fn softmax<S: Simd>(
     let plain = logits.is_plain();
     let scale = logits.factor() * LOG2_E;
     let mut old = [0.0_f32; ROWS];
-    let Scores { data, stride, start, end, first_key } = scores;
+    let Scores { data, stride, start, end, first_key, keys } = scores;
     let mut r = 0;
     while r < rows.len() {
         // SAFETY: the caller vouches for the row.
@@ -95,7 +97,7 @@ pub(super) unsafe fn softmax<S: Simd>(
             if !plain {
                 transform(s, logits, &rows[r], row, start, end, first_key);
             }
-            hide(row, start, end, first_key, &rows[r]);
+            hide(row, start, end, first_key, rows[r].first, rows[r].end.min(first_key + keys));
             let mut most = s.load(row.add(start));
             let mut i = start + S::LANES;
             while i < end {
@@ -145,14 +147,21 @@ pub(super) unsafe fn softmax<S: Simd>(
     }
 }
 
-/// Puts -inf where the row does not see the key by its range.
+/// Puts -inf where the key is not one of those from `first_seen` to `end_seen`.
 ///
 /// # Safety
 /// Scores from `start` to `end` can be written.
 #[inline(always)]
-unsafe fn hide(row: *mut f32, start: usize, end: usize, first_key: u32, view: &RowView) {
+unsafe fn hide(
+    row: *mut f32,
+    start: usize,
+    end: usize,
+    first_key: u32,
+    first_seen: u32,
+    end_seen: u32,
+) {
     let seen = |key: u32| (key.saturating_sub(first_key) as usize).clamp(start, end);
-    let (from, to) = (seen(view.first), seen(view.end));
+    let (from, to) = (seen(first_seen), seen(end_seen));
     let mut i = start;
     while i < end {
         if i == from && to > from {

@@ -57,7 +57,7 @@ impl<const N: usize> Simd for Lanes<N> {
     type V = [f32; N];
 
     const LANES: usize = N;
-    const TILE: usize = 4;
+    const TILE: usize = if N == 16 { 8 } else { 4 };
 
     ops! {
         add(a, b) = a + b;
