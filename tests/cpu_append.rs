@@ -324,8 +324,8 @@ fn what_is_refused_is_named_and_nothing_is_written() {
         ("slot_mapping", |c| c.slots[0] = i64::MAX),
         ("slot_mapping", |c| c.slots[3] = c.slots[0]),
         ("slot_mapping", |c| c.slots[1] = c.slots[2]),
-        ("k_scale", |c| c.scales[0] = vec![1.0]),
-        ("v_scale", |c| c.scales[1] = vec![1.0]),
+        ("scales.k", |c| c.scales[0] = vec![1.0]),
+        ("scales.v", |c| c.scales[1] = vec![1.0]),
         ("slot_mapping", |c| c.slots = vec![3, 4, 2, 3]),
         ("slot_mapping", |c| c.slots = vec![-1, 19, -1, 19]),
     ];
@@ -352,13 +352,13 @@ fn what_is_refused_is_named_and_nothing_is_written() {
         }),
     ];
     let fp8: [(&str, Change); 8] = [
-        ("k_scale", |c| c.scales[0] = vec![]),
-        ("v_scale", |c| c.scales[1] = vec![]),
-        ("k_scale", |c| c.scales[0] = vec![1.0; 3]),
-        ("k_scale", |c| c.scales[0] = vec![0.0]),
-        ("v_scale", |c| c.scales[1] = vec![1.0, -1.0]),
-        ("v_scale", |c| c.scales[1] = vec![f32::NAN]),
-        ("k_scale", |c| c.scales[0] = vec![f32::INFINITY]),
+        ("scales.k", |c| c.scales[0] = vec![]),
+        ("scales.v", |c| c.scales[1] = vec![]),
+        ("scales.k", |c| c.scales[0] = vec![1.0; 3]),
+        ("scales.k", |c| c.scales[0] = vec![0.0]),
+        ("scales.v", |c| c.scales[1] = vec![1.0, -1.0]),
+        ("scales.v", |c| c.scales[1] = vec![f32::NAN]),
+        ("scales.k", |c| c.scales[0] = vec![f32::INFINITY]),
         ("k", |c| c.k = tensor(DType::Fp8E4m3, [4, 2, 16])),
     ];
     let all = [(&plain[..], DType::F32), (&rope[..], DType::F32), (&fp8[..], DType::Fp8E4m3)];

@@ -117,6 +117,10 @@ pub struct CpuConfig {
 }
 
 /// A CPU, ready to run kernels: a pool of threads that sleep between calls.
+///
+/// Threads may share one: calls block until their work is done, and take turns with those of others
+/// for the pool's threads. Small calls run on the caller's thread. More threads than cores only
+/// cost.
 pub struct Cpu {
     pool: ThreadPool,
     isa: Isa,
@@ -144,8 +148,11 @@ impl Cpu {
             (None, Some(cores)) => cores.len(),
             (None, None) => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        if threads == 0 || threads > 4096 {
-            return Err(Error::argument("threads", format!("{threads} is not within 1 to 4096")));
+        if config.cores.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::argument("cores", "there must be at least one"));
+        }
+        if threads == 0 || threads > 1024 {
+            return Err(Error::argument("threads", format!("{threads} is not within 1 to 1024")));
         }
         let cores = config.cores.clone();
         if cores.as_ref().is_some_and(|cores| cores.len() != threads) {

@@ -90,7 +90,7 @@ impl AttentionConfig {
         let whole = self.num_q_heads.is_multiple_of(self.num_kv_heads);
         if self.num_q_heads == 0 || self.num_q_heads > 1 << 16 || !whole {
             let reason = format!(
-                "{} is no multiple of {} KV heads from 1 to 65536",
+                "{} is not a multiple of num_kv_heads, which is {}, within 65536",
                 self.num_q_heads, self.num_kv_heads
             );
             return Err(Error::argument("num_q_heads", reason));
@@ -105,7 +105,7 @@ impl AttentionConfig {
             );
             return Err(Error::argument("kv_dtype", reason));
         }
-        if !(self.scale.abs() < 1e30) {
+        if self.scale.is_nan() || self.scale.abs() > 1e30 {
             return Err(Error::argument(
                 "scale",
                 format!("{} is not within 1e30 of 0", self.scale),
@@ -123,6 +123,12 @@ impl AttentionConfig {
 }
 
 /// The rows of a step: how many queries each has, and where its keys are.
+///
+/// `BatchView::from(&batch)` views the [`RaggedBatch`] that an engine hands to its
+/// [`Device`](crate::device::Device), whose `slot_mapping` and `positions` are what
+/// [`append`](super::cpu::append) wants. A row's keys are those in its blocks: the full ones, and
+/// `kv_last_page_len` in the last. They include its own new tokens; where there are fewer keys than
+/// queries the first queries lie before the sequence and see nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchView<'a> {
     /// Row `r` owns query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
@@ -249,7 +255,7 @@ pub struct Mask<'a> {
 /// What one layer's attention reads and writes.
 #[derive(Debug)]
 pub struct AttentionArgs<'a> {
-    /// Queries: `[tokens, num_q_heads, head_dim]`.
+    /// Queries: `[tokens, num_q_heads, head_dim]`. Tokens beyond the batch's are not looked at.
     pub q: TensorRef<'a>,
     /// The layer's K and V, this step's already appended.
     pub cache: &'a KvCache<'a>,
@@ -302,7 +308,7 @@ impl AttentionArgs<'_> {
         let most = self.scales.k.iter().copied().fold(1.0, f32::max) * 256.0;
         if !(config.scale * most * std::f32::consts::LOG2_E).is_finite() {
             let reason = format!("{} times the scale of attention is beyond f32", most / 256.0);
-            return Err(Error::argument("k_scale", reason));
+            return Err(Error::argument("scales.k", reason));
         }
         let lse = num_tokens * num_q_heads;
         if let Some(given) = self.lse.as_ref().map(|lse| lse.len()).filter(|&len| len < lse) {
@@ -331,23 +337,27 @@ impl Mask<'_> {
         let rows = extents.len();
         if self.widths.len() != rows {
             let reason = format!("has {} entries for {rows} rows", self.widths.len());
-            return Err(Error::argument("mask_widths", reason));
+            return Err(Error::argument("mask.widths", reason));
         }
         if self.indptr.len() != rows + 1 {
             let reason = format!("has {} entries for {rows} rows", self.indptr.len());
-            return Err(Error::argument("mask_indptr", reason));
+            return Err(Error::argument("mask.indptr", reason));
         }
         for (row, (q_len, kv_len)) in extents.enumerate() {
             let width = self.widths[row];
             if width > kv_len {
                 let reason = format!("row {row}: {width} keys, and it has {kv_len}");
-                return Err(Error::argument("mask_widths", reason));
+                return Err(Error::argument("mask.widths", reason));
             }
             let (start, end) = (u64::from(self.indptr[row]), u64::from(self.indptr[row + 1]));
             let needed = u64::from(q_len) * u64::from(width.div_ceil(8));
-            if end > self.bits.len() as u64 || start + needed > end {
+            if end > self.bits.len() as u64 {
+                let reason = format!("has {} bytes, and row {row} ends at {end}", self.bits.len());
+                return Err(Error::argument("mask.bits", reason));
+            }
+            if start + needed > end {
                 let reason = format!("row {row}: {needed} bytes are not within {start} to {end}");
-                return Err(Error::argument("mask_indptr", reason));
+                return Err(Error::argument("mask.indptr", reason));
             }
         }
         Ok(())

@@ -21,7 +21,8 @@ pub struct KvStrides {
     pub head: usize,
 }
 
-/// Shape and strides of a layer's K and V, each `num_blocks` x `block_size` x `num_heads` rows of
+/// Shape and strides of a layer's K and V; strides of dimensions above 1 are multiples of
+/// [`KV_ALIGN`] bytes, and rows do not overlap. Each is `num_blocks` x `block_size` x `num_heads` rows of
 /// `head_dim` contiguous elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
@@ -77,7 +78,7 @@ impl KvLayout {
     /// # Errors
     /// [`Error::InvalidArgument`] when that does not fit 64 bits.
     pub fn k_extent(&self) -> Result<usize> {
-        self.extent(self.k).ok_or_else(|| Error::argument("k_strides", "do not fit 64 bits"))
+        self.extent(self.k).ok_or_else(|| Error::argument("layout.k", "do not fit 64 bits"))
     }
 
     /// Elements from V's first to one past its last.
@@ -85,7 +86,7 @@ impl KvLayout {
     /// # Errors
     /// [`Error::InvalidArgument`] when that does not fit 64 bits.
     pub fn v_extent(&self) -> Result<usize> {
-        self.extent(self.v).ok_or_else(|| Error::argument("v_strides", "do not fit 64 bits"))
+        self.extent(self.v).ok_or_else(|| Error::argument("layout.v", "do not fit 64 bits"))
     }
 
     fn extent(&self, strides: KvStrides) -> Option<usize> {
@@ -113,7 +114,7 @@ impl KvLayout {
             }
         }
         check_head_dim(self.head_dim)?;
-        for (field, strides) in [("k_strides", self.k), ("v_strides", self.v)] {
+        for (field, strides) in [("layout.k", self.k), ("layout.v", self.v)] {
             let KvStrides { block, token, head } = strides;
             let dims = [(self.num_blocks, block), (self.block_size, token), (self.num_heads, head)];
             for (count, stride) in dims {
@@ -146,7 +147,9 @@ pub(crate) fn check_head_dim(head_dim: usize) -> Result<()> {
 
 /// A layer's K and V: memory that the caller owns, borrowed.
 ///
-/// Shared references read it, exclusive ones write it.
+/// Shared references read it, exclusive ones write it. Both must start at a multiple of
+/// [`KV_ALIGN`] bytes, and so must blocks, tokens and heads: allocators give that for what is large,
+/// a [`Buffer`](crate::device::memory::Buffer) always, and on huge pages.
 #[derive(Debug)]
 pub struct KvCache<'a> {
     k: *mut u8,
@@ -279,7 +282,7 @@ impl KvScales<'_> {
 
     /// Checks numbers and counts.
     pub(crate) fn check(&self, layout: &KvLayout) -> Result<()> {
-        for (field, scales) in [("k_scale", self.k), ("v_scale", self.v)] {
+        for (field, scales) in [("scales.k", self.k), ("scales.v", self.v)] {
             if layout.dtype != DType::Fp8E4m3 {
                 if !scales.is_empty() {
                     let reason = format!("a cache of {} has none", layout.dtype);

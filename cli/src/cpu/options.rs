@@ -57,7 +57,7 @@ pub(crate) fn failure(error: &Error) -> Failure {
         "num_q_heads" => "heads".to_owned(),
         "num_kv_heads" | "num_heads" => "kv-heads".to_owned(),
         "q_dtype" => "dtype".to_owned(),
-        "k_strides" | "v_strides" => "num-blocks".to_owned(),
+        "layout.k" | "layout.v" => "num-blocks".to_owned(),
         other => other.replace('_', "-"),
     };
     Failure::Usage(format!("--{option}: {reason}"))

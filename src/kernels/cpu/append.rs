@@ -68,7 +68,7 @@ impl<'a> Append<'a> {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming `k`, `v`, `slot_mapping` (out of range, or twice the same),
-/// `k_scale`, `v_scale`, `positions`, `cos_sin`, `rotary_dim` or `q`; nothing is written then.
+/// `scales.k`, `scales.v`, `positions`, `cos_sin`, `rotary_dim` or `q`; nothing is written then.
 pub fn append(cpu: &Cpu, cache: &mut KvCache<'_>, args: Append<'_>) -> Result<()> {
     args.check(cache.layout())?;
     let layout = *cache.layout();

@@ -24,7 +24,9 @@ const SHARE_COST: u64 = 200_000;
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them.
 ///
-/// [`plan`](Self::plan) once a step, then [`run`](Self::run) once a layer. The same plan on as many
+/// [`plan`](Self::plan) once a step, then [`run`](Self::run) once a layer, with the same
+/// [`Cpu`] or one of no more threads. Both take `&mut self`: what they work in is in here, so layers
+/// that run at the same time need one each. Calls block until their outputs are written. The same plan on as many
 /// threads gives the same bits; with [`fixed_split`](AttentionConfig::fixed_split) a row's bits are
 /// the same in any batch, on any number of threads.
 #[derive(Debug)]
