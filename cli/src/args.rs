@@ -58,7 +58,7 @@ pub(crate) struct Selftest {
     #[arg(long, value_name = "NAME|all")]
     pub(crate) isa: Option<String>,
 
-    /// Threads [default: one a core]
+    /// Threads, at most 8 a core [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
@@ -122,13 +122,13 @@ pub(crate) struct CpuOptions {
     #[arg(long, value_name = "TYPE")]
     pub(crate) kv_dtype: Option<String>,
 
-    /// Threads [default: one a core]
+    /// Threads, at most 8 a core [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
-    /// Cores to pin the threads to, one each, such as 0,1
+    /// Cores to pin the threads to, one each, such as 0,1 or 0-1,3
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub(crate) cores: Option<Vec<usize>>,
+    pub(crate) cores: Option<Vec<String>>,
 
     /// Instructions to use, as `inflight info` names them [default: the best]
     #[arg(long, value_name = "NAME")]

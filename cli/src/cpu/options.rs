@@ -22,6 +22,10 @@ pub(crate) const MAX_NUM_SEQS: usize = 16;
 pub(crate) const MAX_NUM_BATCHED_TOKENS: usize = 512;
 const LAYERS: usize = 2;
 const MOST_LAYERS: usize = 1024;
+/// Threads a core: more only wait for each other, and thousands stop a machine.
+const MOST_THREADS: usize = 8;
+/// Cores in a range such as `0-3`: more than any machine has.
+const MOST_CORES: usize = 4096;
 
 /// A processor, ready, and the model whose attention it computes.
 #[derive(Debug)]
@@ -72,8 +76,37 @@ pub(crate) fn cpu(
     cores: Option<Vec<usize>>,
     isa: Option<&str>,
 ) -> Result<Cpu, Failure> {
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(threads) = threads.filter(|&threads| threads > usable * MOST_THREADS) {
+        let plural = if usable == 1 { "" } else { "s" };
+        let reason = format!("{MOST_THREADS} for each core are the most");
+        let cores = format!("this process may use {usable} core{plural}");
+        return Err(Failure::Usage(format!("--threads {threads}: {reason}, and {cores}")));
+    }
     let isa = isa.map(str::parse).transpose().map_err(|error| failure(&error))?;
     Cpu::new(&CpuConfig { threads, cores, isa }).map_err(|error| failure(&error))
+}
+
+/// Reads `--cores`: numbers and ranges, each core once.
+fn core_list(list: &[String]) -> Result<Vec<usize>, Failure> {
+    let refused = |reason: String| Failure::Usage(format!("--cores: {reason}"));
+    let mut cores = Vec::new();
+    for part in list {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) else {
+            return Err(refused(format!("`{part}` is neither a core nor a range such as 0-3")));
+        };
+        if first > last || last - first >= MOST_CORES {
+            return Err(refused(format!("`{part}` is no range of 1 to {MOST_CORES} cores")));
+        }
+        for core in first..=last {
+            if cores.contains(&core) {
+                return Err(refused(format!("{core} is there twice")));
+            }
+            cores.push(core);
+        }
+    }
+    Ok(cores)
 }
 
 fn dtype(option: &str, name: &str) -> Result<DType, Failure> {
@@ -102,7 +135,8 @@ impl OnCpu {
         let mut attention = AttentionConfig::new(heads, kv_heads, head_dim, q_dtype);
         attention.kv_dtype = kv_dtype.transpose()?.unwrap_or(q_dtype);
         attention.check().map_err(|error| failure(&error))?;
-        let cpu = cpu(options.threads, options.cores.clone(), options.isa.as_deref())?;
+        let cores = options.cores.as_deref().map(core_list).transpose()?;
+        let cpu = cpu(options.threads, cores, options.isa.as_deref())?;
         Ok(Self { cpu, geometry: Geometry { layers, attention } })
     }
 
@@ -177,5 +211,23 @@ impl fmt::Display for OnCpu {
             write!(f, ", KV {kv_dtype}")?;
         }
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_numbers_and_ranges() {
+        let read = |text: &str| core_list(&text.split(',').map(str::to_owned).collect::<Vec<_>>());
+        for (text, cores) in [("0", &[0][..]), ("0-1,3", &[0, 1, 3]), ("5,2-2", &[5, 2])] {
+            assert!(read(text).is_ok_and(|found| found == cores), "{text}");
+        }
+        for text in ["", "x", "1-", "-1", "2-1", "0,0", "0-2,1", "0-99999999999", "1-2-3"] {
+            let refused =
+                matches!(read(text), Err(Failure::Usage(why)) if why.starts_with("--cores: "));
+            assert!(refused, "{text}");
+        }
     }
 }

@@ -76,10 +76,11 @@ fn the_selftest_passes() {
 
 #[test]
 fn what_makes_no_sense() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["selftest", "--device", "tpu"], "--device `tpu` is not cpu"),
         (&["selftest", "--isa", "mmx"], "--isa: `mmx` is none of"),
         (&["selftest", "--threads", "0"], "--threads: 0 is not within"),
+        (&["selftest", "--threads", "99999"], "--threads 99999: 8 for each core are the most"),
         (&["selftest", "--layers", "2"], "--layers"),
         (&["info", "--device", "cpu"], "--device"),
         (&["info", "everything"], "everything"),
