@@ -1,8 +1,9 @@
 //! `inflight replay`: one trace, several policies, side by side.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use inflight::cache::ExtraKey;
 use inflight::device::{Decisions as NoDevice, Device, Model};
 use inflight::engine::Ran;
@@ -17,6 +18,9 @@ use crate::trace::{self, Row};
 use crate::{Failure, print, tell};
 use crate::{report, table};
 
+/// The share of the work from which the rest is foreseen.
+const FORESEEN: f32 = 0.05;
+
 /// Replays, prints, writes the files asked for.
 pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     let setup = Setup::new(args)?;
@@ -28,7 +32,6 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     let progress = progress(setup.trace.rows.len() * setup.policies.len());
     let mut runs = Vec::new();
     for policy in &setup.policies {
-        progress.set_message(policy.clone());
         let keep_timeline = args.report.is_some();
         let decisions = files.decisions.as_mut().map(|(_, decisions)| decisions);
         let run = match &setup.device {
@@ -41,6 +44,8 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
                 replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
             }
             DeviceKind::Cpu(on) => {
+                // Gigabytes are zeroed: nobody should wonder.
+                progress.set_message("preparing");
                 let device = on.device(&setup.config, sampler)?;
                 let (mut run, device) =
                     replay(&setup, policy, device, keep_timeline, decisions, &progress)?;
@@ -54,6 +59,10 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
     if let Some(run) = runs.iter().find(|run| run.summary.requests == 0) {
         let why = run.summary.refused.keys().copied().collect::<Vec<_>>().join(", ");
         tell(&format!("{}: every request was refused ({why})", setup.trace.name));
+        let size = ["too_long", "never_fits"];
+        if run.summary.refused.keys().all(|why| size.contains(why)) {
+            setup.to_raise().iter().for_each(|what| tell(&format!("{}: {what}", setup.trace.name)));
+        }
     }
     files.write(&setup, &runs)?;
     print(&format!("{}\n{}", heading(&setup), table::render(&runs)))
@@ -85,8 +94,15 @@ fn heading(setup: &Setup) -> String {
 fn progress(requests: usize) -> ProgressBar {
     // Drawn on standard error, and only if that is a terminal.
     let bar = ProgressBar::new(requests as u64);
-    let style = ProgressStyle::with_template("{msg:>16} {wide_bar} {pos}/{len} requests {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let template = "{msg:>16} {wide_bar} {pos}/{len} requests {elapsed}{left}";
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.with_key("left", |state: &ProgressState, to: &mut dyn fmt::Write| {
+        // The first requests to end are the short ones: what they promise is wrong.
+        if state.fraction() >= FORESEEN {
+            let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));
+        }
+    }));
     bar
 }
 
@@ -160,6 +176,7 @@ fn replay<D: Device>(
         unit: setup.unit(),
         keep_timeline,
     });
+    progress.set_message(policy.to_owned());
     let rules = setup.policy(policy)?;
     let engine = Engine::new(setup.config, rules, device)
         .map_err(|error| Failure::Usage(format!("--{error}").replace('_', "-")))?;

@@ -78,6 +78,35 @@ impl Setup {
         Ok(policy)
     }
 
+    /// What to raise, where every request was refused as too long or as never fitting.
+    pub(crate) fn to_raise(&self) -> Option<String> {
+        let Config { max_model_len, cache, .. } = self.config;
+        let shortest = self.trace.rows.iter().map(|row| row.prompt_len as usize).min()?;
+        let kv_tokens = (cache.num_blocks - 1) * cache.block_size;
+        let blocks = |tokens: usize| tokens.div_ceil(cache.block_size) + 1;
+        Some(if shortest < max_model_len {
+            // The prompt may be served; with its output it needs more blocks than there are.
+            let output = |row: &trace::Row| row.prompt_len as usize + row.output_len as usize;
+            let total = self.trace.rows.iter().map(output).min()?.min(max_model_len);
+            format!("raise --num-blocks to {} or more", blocks(total - 1))
+        } else {
+            let needed = shortest + 1;
+            let what = match (max_model_len < needed, kv_tokens < needed) {
+                // Its default is what the blocks hold.
+                (true, true) if max_model_len >= kv_tokens => {
+                    format!("--num-blocks to {} or more", blocks(needed))
+                }
+                (true, true) => format!(
+                    "--max-model-len to {needed} or more and --num-blocks to {} or more",
+                    blocks(needed)
+                ),
+                _ => format!("--max-model-len to {needed} or more"),
+            };
+            let limit = format!("a prompt with its output may have {max_model_len}");
+            format!("the shortest prompt has {shortest} tokens, and {limit}: raise {what}")
+        })
+    }
+
     /// What times count.
     pub(crate) fn unit(&self) -> Unit {
         match self.device {
@@ -118,6 +147,7 @@ fn device_name(args: &Replay) -> &str {
 
 fn device(args: &Replay) -> Result<(DeviceKind, String), Failure> {
     let name = device_name(args);
+    options::check_built(name)?;
     let gpus = || cost::gpus().iter().map(|gpu| format!("model:{}", gpu.name)).collect::<Vec<_>>();
     let unknown = || {
         let known = gpus().join(", ");

@@ -116,6 +116,27 @@ fn dtype(option: &str, name: &str) -> Result<DType, Failure> {
     })
 }
 
+/// Reads `--dtype`: one of those that queries have.
+fn q_dtype(name: &str) -> Result<DType, Failure> {
+    let known = [DType::F32, DType::F16, DType::Bf16];
+    known.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
+        let known = known.map(DType::name).join(", ");
+        Failure::Usage(format!("--dtype: `{name}` is none of {known}"))
+    })
+}
+
+/// Refuses a device that other builds may have.
+///
+/// # Errors
+/// It is one of those.
+pub(crate) fn check_built(device: &str) -> Result<(), Failure> {
+    if device == "cuda" || device.starts_with("cuda:") {
+        let reason = "this version is not built with it; `inflight info` lists the devices";
+        return Err(Failure::Usage(format!("--device `{device}`: {reason}")));
+    }
+    Ok(())
+}
+
 impl OnCpu {
     /// Checks the options and starts the threads.
     ///
@@ -127,7 +148,7 @@ impl OnCpu {
             let reason = format!("{layers} is not within 1 to {MOST_LAYERS}");
             return Err(Failure::Usage(format!("--layers: {reason}")));
         }
-        let q_dtype = dtype("dtype", options.dtype.as_deref().unwrap_or("bf16"))?;
+        let q_dtype = q_dtype(options.dtype.as_deref().unwrap_or("bf16"))?;
         let kv_dtype = options.kv_dtype.as_deref().map(|name| dtype("kv-dtype", name));
         let heads = options.heads.unwrap_or(32);
         let kv_heads = options.kv_heads.unwrap_or((heads / 4).max(1));
@@ -154,7 +175,9 @@ impl OnCpu {
                 let gib = |bytes: f64| bytes / f64::from(1 << 30);
                 let (needed, free) = (gib(bytes), gib(available as f64));
                 let reason = format!("a cache of {needed:.1} GiB, and {free:.1} GiB are free");
-                Err(Failure::Usage(format!("--num-blocks {num_blocks}: {reason}")))
+                let layers = self.geometry.layers;
+                let asked = format!("--num-blocks {num_blocks} and --layers {layers}");
+                Err(Failure::Usage(format!("{asked}: {reason}")))
             }
             _ => Ok(()),
         }

@@ -76,8 +76,9 @@ fn the_selftest_passes() {
 
 #[test]
 fn what_makes_no_sense() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["selftest", "--device", "tpu"], "--device `tpu` is not cpu"),
+        (&["selftest", "--device", "cuda"], "this version is not built with it"),
         (&["selftest", "--isa", "mmx"], "--isa: `mmx` is none of"),
         (&["selftest", "--threads", "0"], "--threads: 0 is not within"),
         (&["selftest", "--threads", "99999"], "--threads 99999: 8 for each core are the most"),
