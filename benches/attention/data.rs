@@ -15,7 +15,7 @@ use inflight::{BlockId, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::common::Rng;
-use crate::peak::Gemm;
+use crate::peak::{Gemm, Sgemm};
 use crate::read::{Method, methods};
 use crate::table::median;
 
@@ -109,7 +109,7 @@ impl Bench {
     pub(crate) fn new(
         threads: Option<usize>,
         isa: Option<Isa>,
-        blas: Option<&str>,
+        blas: Option<Sgemm>,
     ) -> Result<Self> {
         let mut bench = Self {
             arena: Arena::new(ARENA, 1)?,

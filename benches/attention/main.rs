@@ -14,16 +14,16 @@ mod peak;
 mod read;
 mod table;
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use inflight::Result;
 use inflight::device::cpu::Isa;
+use inflight::{Error, Result};
 use serde_json::json;
 
 use crate::data::{Bench, READ};
 use crate::others::Others;
+use crate::peak::Sgemm;
 use crate::table::{Sample, Table};
 
 const ROUNDS: usize = 9;
@@ -70,10 +70,40 @@ struct Options {
     rounds: Option<usize>,
     threads: Option<usize>,
     isa: Option<Isa>,
-    blas: Option<String>,
+    blas: Option<Sgemm>,
     /// Cargo runs it as a benchmark, not as a test.
     bench: bool,
     list: bool,
+    help: bool,
+}
+
+const HELP: &str = "\
+The attention kernels against the processor's limits; benches/README.md says what the rows mean.
+
+  --only PART   cases whose name has this in it
+  --list        print the names of the cases
+  --rounds N    9 unless told; one more goes first and is not counted
+  --threads N   one a core unless told
+  --isa NAME    instructions of the kernels
+  --blas FILE   a shared library with cblas_sgemm in place of matrixmultiply
+  --json FILE   write every value, limit and ratio
+  --help        this";
+
+/// Why there are no figures.
+enum Stop {
+    /// What was asked for makes no sense: exit code 2.
+    Usage(String),
+    /// It made sense and did not work: exit code 1.
+    Run(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InvalidArgument { field, reason } => Self::Usage(format!("--{field}: {reason}")),
+            error => Self::Run(error),
+        }
+    }
 }
 
 fn options() -> std::result::Result<Options, String> {
@@ -81,46 +111,58 @@ fn options() -> std::result::Result<Options, String> {
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} wants a value"));
-        let count = |text: String| text.parse().map_err(|_| format!("{text} is no count"));
+        let count = |text: String| match text.parse() {
+            Ok(0) | Err(_) => Err(format!("{arg} {text}: not a number from 1")),
+            Ok(count) => Ok(count),
+        };
         match arg.as_str() {
             "--json" => options.json = Some(value()?),
             "--only" => options.only = Some(value()?),
             "--rounds" => options.rounds = Some(count(value()?)?),
             "--threads" => options.threads = Some(count(value()?)?),
             "--isa" => options.isa = Some(value()?.parse().map_err(|e| format!("{e}"))?),
-            "--blas" => options.blas = Some(value()?),
+            "--blas" => options.blas = Some(peak::load(&value()?)?),
             "--bench" => options.bench = true,
             "--list" => options.list = true,
-            _ => {
-                let known = "--json FILE, --only PART, --rounds N, --threads N, --isa NAME, \
-                             --blas FILE, --list";
-                return Err(format!("{arg} is none of {known}"));
-            }
+            "--help" | "-h" => options.help = true,
+            _ => return Err(format!("{arg} is no option\n\n{HELP}")),
         }
     }
     Ok(options)
 }
 
 fn main() -> ExitCode {
-    let result = options().and_then(|options| measure(&options).map_err(|e| e.to_string()));
-    match result {
+    match options().map_err(Stop::Usage).and_then(|options| measure(&options)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err(Stop::Usage(what)) => {
+            eprintln!("{what}");
+            ExitCode::from(2)
+        }
+        Err(Stop::Run(error)) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn measure(options: &Options) -> Result<()> {
+fn measure(options: &Options) -> std::result::Result<(), Stop> {
+    if options.help {
+        println!("{HELP}");
+        return Ok(());
+    }
     // `cargo test --benches` runs this too; figures of such builds mean nothing.
     let rounds = options.rounds.unwrap_or(if options.bench { ROUNDS } else { 1 });
-    let mut bench = Bench::new(options.threads, options.isa, options.blas.as_deref())?;
+    let mut bench = Bench::new(options.threads, options.isa, options.blas)?;
     let mut cases = Cases { bench: &bench, only: options.only.as_deref(), list: Vec::new() };
     copies::limits(&mut cases)?;
     cases::all(&mut cases)?;
     copies::kernels(&mut cases)?;
     let mut list = cases.list;
+    if let (true, Some(only)) = (list.is_empty(), &options.only) {
+        return Err(Stop::Usage(format!(
+            "--only {only}: no case has this; --list prints the names"
+        )));
+    }
     if options.list {
         list.iter().for_each(|case| println!("{}", case.name));
         return Ok(());
@@ -132,21 +174,14 @@ fn measure(options: &Options) -> Result<()> {
     println!("limit of reading: {best}, {} MiB on huge pages", READ >> 20);
     let mut table = Table::default();
     let start = Instant::now();
-    let (mut disturbed, mut missing) = (Vec::new(), BTreeSet::new());
+    let mut disturbed = Vec::new();
     // One round more than asked for: the first finds cold memory and sleeping threads.
     for round in 0..=rounds {
         for case in &mut list {
             let mut best: Option<(f64, Vec<Sample>)> = None;
             for _ in 0..TRIES {
                 let others = Others::watch();
-                let samples = match (case.run)(&mut bench) {
-                    Ok(samples) => samples,
-                    Err(error) if error.to_string().ends_with("draft") => {
-                        missing.insert(case.name.clone());
-                        Vec::new()
-                    }
-                    Err(error) => return Err(error),
-                };
+                let samples = (case.run)(&mut bench)?;
                 let cores = others.cores();
                 if best.as_ref().is_none_or(|(least, _)| cores < *least) {
                     best = Some((cores, samples));
@@ -157,14 +192,13 @@ fn measure(options: &Options) -> Result<()> {
                 }
             }
             let (cores, samples) = best.expect("tried once at least");
-            if round > 0 || rounds == 0 {
+            if round > 0 {
                 disturbed.push(cores);
                 samples.into_iter().for_each(|sample| table.push(sample));
             }
         }
     }
     table.print();
-    missing.iter().for_each(|case| println!("{case}: not there yet"));
     let loud = disturbed.iter().filter(|&&cores| cores >= QUIET).count();
     let share = loud as f64 / disturbed.len().max(1) as f64;
     let others = disturbed.iter().sum::<f64>() / disturbed.len().max(1) as f64;
@@ -181,8 +215,7 @@ fn measure(options: &Options) -> Result<()> {
             "samples_disturbed": share, "rows": table.json(),
         });
         let text = serde_json::to_string_pretty(&record).expect("plain numbers") + "\n";
-        std::fs::write(file, text)
-            .map_err(|error| inflight::Error::Device(format!("{file}: {error}")))?;
+        std::fs::write(file, text).map_err(|error| Error::Device(format!("{file}: {error}")))?;
     }
     Ok(())
 }

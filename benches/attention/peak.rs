@@ -135,7 +135,7 @@ mod arm {
 }
 
 /// `cblas_sgemm`, with `isize` standing for the integer type: 32-bit libraries read the lower half.
-type Sgemm = unsafe extern "C" fn(
+pub(crate) type Sgemm = unsafe extern "C" fn(
     i32,
     i32,
     i32,
@@ -166,10 +166,10 @@ struct Out(*mut f32);
 unsafe impl Sync for Out {}
 
 impl Gemm {
-    /// Of `n` rows and columns, by `matrixmultiply` or by the library in this file.
-    pub(crate) fn new(n: usize, library: Option<&str>) -> Self {
+    /// Of `n` rows and columns, by `matrixmultiply` or by a library's function.
+    pub(crate) fn new(n: usize, blas: Option<Sgemm>) -> Self {
         let a: Vec<f32> = (0..n * n).map(|i| (i * 7919 % 1000) as f32 / 1000.0 - 0.5).collect();
-        Self { n, b: a.clone(), c: vec![0.0; n * n], a, blas: library.map(load) }
+        Self { n, b: a.clone(), c: vec![0.0; n * n], a, blas }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -216,13 +216,18 @@ impl Gemm {
 }
 
 /// Finds `cblas_sgemm` in a shared library and keeps its own threads out of the way.
+///
+/// # Errors
+/// A sentence that names the file.
 #[cfg(unix)]
-fn load(path: &str) -> Sgemm {
+pub(crate) fn load(path: &str) -> Result<Sgemm, String> {
     use std::ffi::CString;
-    let file = CString::new(path).expect("a path has no NUL");
+    let file = CString::new(path).map_err(|_| format!("--blas {path}: no path has a NUL"))?;
     // SAFETY: the user names a library whose initialisers may run.
     let library = unsafe { libc::dlopen(file.as_ptr(), libc::RTLD_NOW) };
-    assert!(!library.is_null(), "cannot load {path}");
+    if library.is_null() {
+        return Err(format!("--blas {path}: no shared library that can be loaded here"));
+    }
     let find = |name: &str| {
         let name = CString::new(name).expect("it has no NUL");
         // SAFETY: the library stays loaded.
@@ -240,12 +245,12 @@ fn load(path: &str) -> Sgemm {
     }
     let sgemm =
         around.iter().find_map(|(before, after)| find(&format!("{before}cblas_sgemm{after}")));
-    let sgemm = sgemm.expect("the library has no cblas_sgemm");
+    let sgemm = sgemm.ok_or_else(|| format!("--blas {path}: it has no cblas_sgemm"))?;
     // SAFETY: the C interface of BLAS; see `Sgemm` for its integers.
-    unsafe { std::mem::transmute(sgemm) }
+    Ok(unsafe { std::mem::transmute::<*mut libc::c_void, Sgemm>(sgemm) })
 }
 
 #[cfg(not(unix))]
-fn load(path: &str) -> Sgemm {
-    panic!("cannot load {path}: only on Unix")
+pub(crate) fn load(path: &str) -> Result<Sgemm, String> {
+    Err(format!("--blas {path}: libraries are loaded on Unix only"))
 }
