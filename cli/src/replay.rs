@@ -1,9 +1,9 @@
 //! `inflight replay`: one trace, several policies, side by side.
 
-use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use inflight::cache::ExtraKey;
 use inflight::device::{Decisions as NoDevice, Device, Model};
 use inflight::engine::Ran;
@@ -17,9 +17,6 @@ use crate::setup::{DeviceKind, Setup};
 use crate::trace::{self, Row};
 use crate::{Failure, print, tell};
 use crate::{report, table};
-
-/// The share of the work from which the rest is foreseen.
-const FORESEEN: f32 = 0.05;
 
 /// Replays, prints, writes the files asked for.
 pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
@@ -46,7 +43,10 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
             DeviceKind::Cpu(on) => {
                 // Gigabytes are zeroed: nobody should wonder.
                 progress.set_message("preparing");
+                progress.enable_steady_tick(Duration::from_millis(500));
                 let device = on.device(&setup.config, sampler)?;
+                // Nothing else runs while steps are timed.
+                progress.disable_steady_tick();
                 let (mut run, device) =
                     replay(&setup, policy, device, keep_timeline, decisions, &progress)?;
                 run.summary.measured = Some(device.measured());
@@ -94,15 +94,9 @@ fn heading(setup: &Setup) -> String {
 fn progress(requests: usize) -> ProgressBar {
     // Drawn on standard error, and only if that is a terminal.
     let bar = ProgressBar::new(requests as u64);
-    let template = "{msg:>16} {wide_bar} {pos}/{len} requests {elapsed}{left}";
-    let style = ProgressStyle::with_template(template);
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.with_key("left", |state: &ProgressState, to: &mut dyn fmt::Write| {
-        // The first requests to end are the short ones: what they promise is wrong.
-        if state.fraction() >= FORESEEN {
-            let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));
-        }
-    }));
+    // No time to the end: policies differ too much for one to foresee the other's.
+    let style = ProgressStyle::with_template("{msg:>16} {wide_bar} {pos}/{len} requests {elapsed}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
 
