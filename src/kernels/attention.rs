@@ -90,7 +90,7 @@ impl AttentionConfig {
         let whole = self.num_q_heads.is_multiple_of(self.num_kv_heads);
         if self.num_q_heads == 0 || self.num_q_heads > 1 << 16 || !whole {
             let reason = format!(
-                "{} is not a multiple of num_kv_heads, which is {}, within 65536",
+                "{} is no multiple of the {} KV heads, or not within 1 to 65536",
                 self.num_q_heads, self.num_kv_heads
             );
             return Err(Error::argument("num_q_heads", reason));
