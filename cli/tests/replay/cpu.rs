@@ -123,7 +123,7 @@ fn options_that_make_no_sense() {
         ("--device cpu --layers 0", "--layers: 0 is not within"),
         ("--device cpu --layers 99999", "--layers: 99999"),
         ("--device cpu --heads 0", "--heads: 0 "),
-        ("--device cpu --heads 9 --kv-heads 2", "--heads: 9 is no multiple of 2"),
+        ("--device cpu --heads 9 --kv-heads 2", "--heads: 9 is no multiple of the 2 KV heads"),
         ("--device cpu --kv-heads 0", "--kv-heads: 0 "),
         ("--device cpu --head-dim 0", "--head-dim: 0 is no multiple of 8"),
         ("--device cpu --head-dim 100", "--head-dim: 100 is no multiple of 8"),
