@@ -17,17 +17,6 @@ impl Avx2 {
     }
 }
 
-/// Defines methods of vectors, each one instruction.
-macro_rules! ops {
-    ($($name:ident($($arg:ident),*) = $op:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: Self::V),*) -> Self::V {
-            // SAFETY: `self` proves the feature.
-            unsafe { $op }
-        }
-    )*};
-}
-
 impl Simd for Avx2 {
     type V = __m256;
 

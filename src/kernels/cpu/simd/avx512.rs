@@ -32,17 +32,6 @@ impl Avx512Bf16 {
     }
 }
 
-/// Defines methods of vectors, each one instruction or a few.
-macro_rules! ops {
-    ($($name:ident($($arg:ident),*) = $op:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: Self::V),*) -> Self::V {
-            // SAFETY: `self` proves the feature.
-            unsafe { $op }
-        }
-    )*};
-}
-
 macro_rules! simd {
     ($name:ident) => {
         impl Simd for $name {

@@ -7,6 +7,18 @@
 
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "one proof for a few intrinsics")]
 
+/// Defines methods of vectors, each one instruction or a few.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! ops {
+    ($($name:ident($($arg:ident),*) = $op:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: Self::V),*) -> Self::V {
+            // SAFETY: `self` proves the feature.
+            unsafe { $op }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

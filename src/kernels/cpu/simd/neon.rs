@@ -18,17 +18,6 @@ impl Neon {
     }
 }
 
-/// Defines methods of vectors, each one instruction or a few.
-macro_rules! ops {
-    ($($name:ident($($arg:ident),*) = $op:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: Self::V),*) -> Self::V {
-            // SAFETY: `self` proves the feature.
-            unsafe { $op }
-        }
-    )*};
-}
-
 impl Simd for Neon {
     type V = float32x4_t;
 
