@@ -257,9 +257,11 @@ impl Work<'_> {
             if share + 1 >= self.plan.share_indptr().len() {
                 return;
             }
-            for part in self.plan.share(share) {
+            let mut parts = self.plan.share(share).iter().peekable();
+            while let Some(part) = parts.next() {
+                let next = parts.peek().copied();
                 // SAFETY: the caller vouches for it; a part is in one share.
-                unsafe { part::run(self.kernels, &self.call, part, scratch) };
+                unsafe { part::run(self.kernels, &self.call, part, next, scratch) };
                 if part.merge != Part::WHOLE {
                     // SAFETY: as above.
                     unsafe { self.arrive(part) };

@@ -15,11 +15,12 @@ use crate::device::cpu::Isa;
 use crate::kernels::DType;
 
 /// Unsafe as [`dot::scores`] is.
-pub(super) type Score = unsafe fn(*const f32, usize, usize, Rows<'_>, usize, Ahead<'_>, *mut f32);
+pub(super) type Score =
+    unsafe fn(*const f32, usize, usize, Rows<'_>, usize, &mut Ahead<'_>, *mut f32);
 
 /// Unsafe as [`dot::values`] is.
 pub(super) type Weigh =
-    unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, Ahead<'_>, *mut f32, usize);
+    unsafe fn(*const f32, *const f32, usize, Rows<'_>, usize, &mut Ahead<'_>, *mut f32, usize);
 
 /// Kernels for rows without NaN, and how to tell.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ pub(super) struct Kernels {
     pub(super) values: Weigh,
     /// Faster ones for rows without NaN, where telling them is not free.
     pub(super) finite: Option<Finite>,
+    pub(super) ask_rest: unsafe fn(&mut Ahead<'_>),
     pub(super) pack_k: unsafe fn(Rows<'_>, usize, &mut [f32], *mut f32),
     pub(super) pack_v: unsafe fn(Rows<'_>, usize, usize, *mut f32),
     pub(super) multiply: unsafe fn(usize, usize, *const f32, *const f32, *mut f32, usize, Into),
@@ -133,6 +135,11 @@ macro_rules! isa {
             }
 
             #[$features]
+            unsafe fn ask_rest(next: &mut Ahead<'_>) {
+                next.ask_rest(simd());
+            }
+
+            #[$features]
             unsafe fn accumulate(from: *const f32, weight: f32, head_dim: usize, to: *mut f32) {
                 // SAFETY: the caller vouches for it.
                 unsafe { finish::accumulate(simd(), from, weight, head_dim, to) }
@@ -169,6 +176,7 @@ macro_rules! isa {
                     scores,
                     values,
                     finite: isa!(finite $($finite)?),
+                    ask_rest,
                     pack_k,
                     pack_v,
                     multiply,
@@ -199,7 +207,7 @@ macro_rules! isa {
                     rows: usize,
                     keys: Rows<'_>,
                     head_dim: usize,
-                    next: Ahead<'_>,
+                    next: &mut Ahead<'_>,
                     out: *mut f32,
                 ) {
                     // SAFETY: the caller vouches for it.
@@ -217,7 +225,7 @@ macro_rules! isa {
                     rows: usize,
                     keys: Rows<'_>,
                     head_dim: usize,
-                    next: Ahead<'_>,
+                    next: &mut Ahead<'_>,
                     out: *mut f32,
                     stride: usize,
                 ) {

@@ -12,43 +12,60 @@ use super::simd::{KvElement, MAX_LANES, Simd};
 /// Keys that one call of [`scores`] and [`values`] takes at most.
 pub(super) const KEYS: usize = 32;
 
-/// Rows of the next keys, all heads of them, in the order in which they lie in memory.
+/// Cache lines to ask for while others are computed: K, then V of the next keys, all heads of them,
+/// in the order in which they lie in memory.
 ///
-/// A core reads at full speed only what is in order: it has few misses under way, and gets ahead of
-/// itself where it sees a stream. So while one head of these keys is computed, its share of the
-/// next keys is asked for, whatever heads that may be.
+/// A core has few misses under way (24 lines on Zen 3): asked for a row at a time they fill up, and
+/// the loads of what is computed wait behind them. So a line is asked for whenever as much has been
+/// computed.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead<'a> {
-    /// The first head's rows.
-    pub(super) rows: Rows<'a>,
-    pub(super) heads: usize,
-    /// Bytes from a head to the next.
-    pub(super) head_stride: usize,
-    /// Whether a token's heads lie together, rather than a head's tokens.
-    pub(super) by_token: bool,
-    /// The first row of this share.
-    pub(super) start: usize,
+    /// Bytes that lie together: the first, and one past the last.
+    runs: &'a [[usize; 2]],
+    at: usize,
+    end: usize,
 }
 
-impl Ahead<'_> {
-    /// Asks for rows of the share, a few at a time: between two bursts the memory would be idle.
+impl<'a> Ahead<'a> {
+    /// All lines of these runs: first byte, and one past the last.
+    pub(super) fn new(runs: &'a [[usize; 2]]) -> Self {
+        Self { runs, at: 0, end: 0 }
+    }
+
+    /// The next `lines` lines, which the caller asks for. Where they do not lie together they are
+    /// asked for here, and the caller gets lines that are near already.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, s: S, from: usize, to: usize, bytes: usize) {
-        let tokens = self.rows.offsets.len();
-        let end = (self.start + to).min(tokens * self.heads);
-        for i in self.start + from..end {
-            let (token, head) = if self.by_token {
-                (i / self.heads, i % self.heads)
-            } else {
-                (i % tokens, i / tokens)
-            };
-            let row = self.rows.at(token).wrapping_add(head * self.head_stride);
-            let mut at = 0;
-            while at < bytes {
-                s.prefetch(row.wrapping_add(at));
-                at += LINE;
-            }
+    fn take<S: Simd>(&mut self, s: S, lines: usize, near: *const u8) -> *const u8 {
+        let first = self.at;
+        let after = first.wrapping_add(lines * LINE);
+        if after <= self.end {
+            self.at = after;
+            return std::ptr::without_provenance(first);
         }
+        self.ask(s, lines);
+        near
+    }
+
+    /// Asks for `lines` lines, or as many as there are.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S, lines: usize) {
+        let mut i = 0;
+        while i < lines {
+            if self.at >= self.end {
+                let Some((&[start, end], rest)) = self.runs.split_first() else { return };
+                self.runs = rest;
+                (self.at, self.end) = (start & !(LINE - 1), end);
+            }
+            s.prefetch(std::ptr::without_provenance(self.at));
+            self.at += LINE;
+            i += 1;
+        }
+    }
+
+    /// Asks for all that is left.
+    #[inline(always)]
+    pub(super) fn ask_rest<S: Simd>(&mut self, s: S) {
+        self.ask(s, usize::MAX);
     }
 }
 
@@ -71,22 +88,25 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     rows: usize,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Ahead<'_>,
+    next: &mut Ahead<'_>,
     out: *mut f32,
 ) {
+    let whole = (head_dim / F::DEPTH).is_multiple_of(2 * S::LANES);
     let mut row = 0;
-    let mut next = next;
     while row < rows {
         // SAFETY: the rows from `row` on are there, as the caller vouches.
         unsafe {
             let (q, out) = (q.add(row * stride), out.add(row * SCORES));
-            match rows - row {
-                1 => block::<S, E, F, 1, 8>(s, q, keys, head_dim, next, out),
-                2 => block::<S, E, F, 2, 4>(s, q, keys, head_dim, next, out),
-                _ => block::<S, E, F, 4, 2>(s, q, keys, head_dim, next, out),
+            let next = (row == 0).then_some(&mut *next);
+            match (rows - row, whole) {
+                (1, true) => block::<S, E, F, 1, 8, true>(s, q, keys, head_dim, next, out),
+                (1, false) => block::<S, E, F, 1, 8, false>(s, q, keys, head_dim, next, out),
+                (2, true) => block::<S, E, F, 2, 4, true>(s, q, keys, head_dim, next, out),
+                (2, false) => block::<S, E, F, 2, 4, false>(s, q, keys, head_dim, next, out),
+                (_, true) => block::<S, E, F, 4, 2, true>(s, q, keys, head_dim, next, out),
+                (_, false) => block::<S, E, F, 4, 2, false>(s, q, keys, head_dim, next, out),
             }
         }
-        next.heads = 0;
         row += 4;
     }
 }
@@ -96,19 +116,27 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
 /// # Safety
 /// As [`scores`], for `MR` rows.
 #[inline(always)]
-unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NR: usize>(
+unsafe fn block<
+    S: Simd,
+    E: KvElement,
+    F: Format<S, E>,
+    const MR: usize,
+    const NR: usize,
+    const WHOLE: bool,
+>(
     s: S,
     q: *const f32,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Ahead<'_>,
+    mut next: Option<&mut Ahead<'_>>,
     out: *mut f32,
 ) {
     let n = keys.offsets.len();
     let words = head_dim / F::DEPTH;
+    let step = 2 * S::LANES;
+    let bytes = F::DEPTH * E::SIZE;
     let mut first = 0;
     while first < n {
-        next.prefetch(s, first, first + NR, head_dim * E::SIZE);
         // Beyond the last key, the last key once more.
         let mut key = [keys.base; NR];
         let mut j = 0;
@@ -116,34 +144,40 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
             key[j] = keys.at((first + j).min(n - 1));
             j += 1;
         }
+        let near = key[0];
+        let lines = NR * head_dim * E::SIZE / LINE;
+        let mut ahead = next.as_mut().map_or(near, |next| next.take(s, lines, near));
+        let after = ahead.wrapping_add(lines * LINE);
         let mut acc = [[s.splat(0.0); NR]; MR];
         let mut q = q;
         let mut w = 0;
         // SAFETY: the caller vouches for queries and keys up to `head_dim`.
         unsafe {
-            while w + 2 * S::LANES <= words {
-                let mut k = [[s.splat(0.0); 2]; NR];
-                let mut j = 0;
-                while j < NR {
-                    k[j] = F::two_words(s, key[j].add(w * F::DEPTH * E::SIZE));
-                    j += 1;
-                }
-                let mut i = 0;
-                while i < 2 * MR {
-                    let row = s.load(q.add(i * S::LANES));
-                    let mut j = 0;
-                    while j < NR {
-                        acc[i / 2][j] = F::dot(s, acc[i / 2][j], row, k[j][i % 2]);
-                        j += 1;
-                    }
-                    i += 1;
-                }
-                q = q.add(2 * MR * S::LANES);
-                w += 2 * S::LANES;
+            // Long stretches without a branch, where the dimension allows.
+            while w + 8 * step <= words {
+                acc = stretch::<S, E, F, MR, NR, 8>(s, q, &key, w, ahead, acc);
+                ahead = ahead.wrapping_add(8 * NR * step * bytes / LINE * LINE);
+                q = q.add(8 * MR * step);
+                w += 8 * step;
+            }
+            while w + 4 * step <= words {
+                acc = stretch::<S, E, F, MR, NR, 4>(s, q, &key, w, ahead, acc);
+                ahead = ahead.wrapping_add(4 * NR * step * bytes / LINE * LINE);
+                q = q.add(4 * MR * step);
+                w += 4 * step;
+            }
+            while ahead != after {
+                s.prefetch(ahead);
+                ahead = ahead.wrapping_add(LINE);
+            }
+            while w + step <= words {
+                acc = products::<S, E, F, MR, NR>(s, q, &key, w * bytes, acc);
+                q = q.add(MR * step);
+                w += step;
             }
             // Apart: a branch inside the loop would have all sums in memory.
             let mut half = 0;
-            while w < words {
+            while !WHOLE && w < words {
                 let mut j = 0;
                 while j < NR {
                     let from = key[j].add(w * F::DEPTH * E::SIZE);
@@ -175,6 +209,72 @@ unsafe fn block<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const N
         }
         first += NR;
     }
+}
+
+/// Adds the products of `2 * N * LANES` words, and asks for as many bytes, a line now and then.
+#[inline(always)]
+unsafe fn stretch<
+    S: Simd,
+    E: KvElement,
+    F: Format<S, E>,
+    const MR: usize,
+    const NR: usize,
+    const N: usize,
+>(
+    s: S,
+    q: *const f32,
+    key: &[*const u8; NR],
+    w: usize,
+    ahead: *const u8,
+    mut acc: [[S::V; NR]; MR],
+) -> [[S::V; NR]; MR] {
+    let step = 2 * S::LANES;
+    let bytes = F::DEPTH * E::SIZE;
+    let (mut i, mut asked) = (0, 0);
+    while i < N {
+        while (i + 1) * NR * step * bytes >= LINE * (asked + 1) {
+            s.prefetch(ahead.wrapping_add(asked * LINE));
+            asked += 1;
+        }
+        // SAFETY: the caller vouches for queries and keys.
+        acc = unsafe {
+            let at = (w + i * step) * bytes;
+            products::<S, E, F, MR, NR>(s, q.add(i * MR * step), key, at, acc)
+        };
+        i += 1;
+    }
+    acc
+}
+
+/// Adds the products of `2 * LANES` words.
+#[inline(always)]
+unsafe fn products<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const NR: usize>(
+    s: S,
+    q: *const f32,
+    key: &[*const u8; NR],
+    at: usize,
+    mut acc: [[S::V; NR]; MR],
+) -> [[S::V; NR]; MR] {
+    // SAFETY: the caller vouches for queries and keys.
+    unsafe {
+        let mut k = [[s.splat(0.0); 2]; NR];
+        let mut j = 0;
+        while j < NR {
+            k[j] = F::two_words(s, key[j].add(at));
+            j += 1;
+        }
+        let mut i = 0;
+        while i < 2 * MR {
+            let row = s.load(q.add(i * S::LANES));
+            let mut j = 0;
+            while j < NR {
+                acc[i / 2][j] = F::dot(s, acc[i / 2][j], row, k[j][i % 2]);
+                j += 1;
+            }
+            i += 1;
+        }
+    }
+    acc
 }
 
 /// Copies query row `row` of `rows` to its place: rows of a group of 4, or of the 1 or 2 that are
@@ -218,24 +318,23 @@ pub(super) unsafe fn values<S: Simd, E: KvElement>(
     rows: usize,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Ahead<'_>,
+    next: &mut Ahead<'_>,
     out: *mut f32,
     stride: usize,
 ) {
     let mut row = 0;
-    let mut next = next;
     while row < rows {
         // SAFETY: the rows from `row` on are there, as the caller vouches.
         unsafe {
             let (p, factors) = (p.add(row * SCORES), factors.add(row));
             let out = out.add(row * stride);
+            let next = (row == 0).then_some(&mut *next);
             match rows - row {
                 1 => weigh::<S, E, 1, 4>(s, p, factors, keys, head_dim, next, out, stride),
                 2 => weigh::<S, E, 2, 2>(s, p, factors, keys, head_dim, next, out, stride),
                 _ => weigh::<S, E, 4, 1>(s, p, factors, keys, head_dim, next, out, stride),
             }
         }
-        next.heads = 0;
         row += 4;
     }
 }
@@ -248,25 +347,21 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     factors: *const f32,
     keys: Rows<'_>,
     head_dim: usize,
-    next: Ahead<'_>,
+    mut next: Option<&mut Ahead<'_>>,
     out: *mut f32,
     stride: usize,
 ) {
     let mut column = 0;
-    // Evenly over the columns.
-    let share = keys.offsets.len().div_ceil((head_dim / (2 * NC * S::LANES)).max(1));
-    let mut asked = 0;
     // SAFETY: the caller vouches for all columns below `head_dim`.
     unsafe {
         while column + 2 * NC * S::LANES <= head_dim {
-            next.prefetch(s, asked, asked + share, head_dim * E::SIZE);
-            asked += share;
-            weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, out, stride);
+            let next = next.as_deref_mut();
+            weigh_columns::<S, E, MR, NC>(s, p, factors, keys, column, next, out, stride);
             column += 2 * NC * S::LANES;
         }
-        next.prefetch(s, asked, keys.offsets.len(), head_dim * E::SIZE);
         while NC > 1 && column + 2 * S::LANES <= head_dim {
-            weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, out, stride);
+            let next = next.as_deref_mut();
+            weigh_columns::<S, E, MR, 1>(s, p, factors, keys, column, next, out, stride);
             column += 2 * S::LANES;
         }
         while column < head_dim {
@@ -285,10 +380,10 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
     factors: *const f32,
     keys: Rows<'_>,
     column: usize,
+    mut next: Option<&mut Ahead<'_>>,
     out: *mut f32,
     stride: usize,
 ) {
-    let n = keys.offsets.len();
     let mut acc = [[[s.splat(0.0); 2]; NC]; MR];
     // SAFETY: the caller vouches for rows, columns and keys.
     unsafe {
@@ -304,27 +399,29 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
             }
             i += 1;
         }
-        let mut key = 0;
-        while key < n {
-            let from = keys.at(key).add(column * E::SIZE);
-            let mut weight = [s.splat(0.0); MR];
-            let mut i = 0;
-            while i < MR {
-                weight[i] = s.splat(*p.add(i * SCORES + key));
-                i += 1;
-            }
-            let mut j = 0;
-            while j < NC {
-                let v = E::load_two(s, from.add(2 * j * S::LANES * E::SIZE));
-                let mut i = 0;
-                while i < MR {
-                    acc[i][j][0] = s.fma(weight[i], v[0], acc[i][j][0]);
-                    acc[i][j][1] = s.fma(weight[i], v[1], acc[i][j][1]);
-                    i += 1;
+        let bytes = 2 * NC * S::LANES * E::SIZE;
+        let base = keys.base.wrapping_add(column * E::SIZE);
+        let (chunks, rest) = keys.offsets.as_chunks::<CHUNK>();
+        let mut p = p;
+        for chunk in chunks {
+            let near = base.wrapping_add(chunk[0]);
+            let lines = CHUNK * bytes / LINE;
+            let mut ahead = next.as_mut().map_or(near, |next| next.take(s, lines, near));
+            let (mut k, mut asked) = (0, 0);
+            while k < CHUNK {
+                while (k + 1) * bytes >= LINE * (asked + 1) {
+                    s.prefetch(ahead);
+                    ahead = ahead.wrapping_add(LINE);
+                    asked += 1;
                 }
-                j += 1;
+                acc = weigh_key::<S, E, MR, NC>(s, p.add(k), base.wrapping_add(chunk[k]), acc);
+                k += 1;
             }
-            key += 1;
+            p = p.add(CHUNK);
+        }
+        for &offset in rest {
+            acc = weigh_key::<S, E, MR, NC>(s, p, base.wrapping_add(offset), acc);
+            p = p.add(1);
         }
         let mut i = 0;
         while i < MR {
@@ -338,6 +435,40 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
             i += 1;
         }
     }
+}
+
+/// Keys whose addresses are in one stretch of code.
+const CHUNK: usize = 8;
+
+/// Adds a key's values.
+#[inline(always)]
+unsafe fn weigh_key<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
+    s: S,
+    p: *const f32,
+    from: *const u8,
+    mut acc: [[[S::V; 2]; NC]; MR],
+) -> [[[S::V; 2]; NC]; MR] {
+    // SAFETY: the caller vouches for the key and its weights.
+    unsafe {
+        let mut weight = [s.splat(0.0); MR];
+        let mut i = 0;
+        while i < MR {
+            weight[i] = s.splat(*p.add(i * SCORES));
+            i += 1;
+        }
+        let mut j = 0;
+        while j < NC {
+            let v = E::load_two(s, from.add(2 * j * S::LANES * E::SIZE));
+            let mut i = 0;
+            while i < MR {
+                acc[i][j][0] = s.fma(weight[i], v[0], acc[i][j][0]);
+                acc[i][j][1] = s.fma(weight[i], v[1], acc[i][j][1]);
+                i += 1;
+            }
+            j += 1;
+        }
+    }
+    acc
 }
 
 /// One vector of columns, of `lanes` elements.

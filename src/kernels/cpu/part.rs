@@ -19,7 +19,7 @@ pub(super) const TILE_KEYS: usize = 128;
 const BLOCK_ROWS: usize = 24;
 
 /// Bytes of K of a tile of few rows.
-const TILE_BYTES: usize = 32 << 10;
+const TILE_BYTES: usize = 64 << 10;
 
 /// Rows up to which K and V are read in place.
 pub(super) const FEW_ROWS: usize = 12;
@@ -105,6 +105,7 @@ pub(super) struct Scratch {
     sum: Vec<f32>,
     k_offsets: [Vec<usize>; 2],
     v_offsets: [Vec<usize>; 2],
+    runs: Vec<[usize; 2]>,
 }
 
 /// A cache line.
@@ -152,17 +153,24 @@ impl Cutter {
     }
 }
 
-/// Computes a part: its outputs, or its states.
+/// Computes a part: its outputs, or its states. `next` is what the same thread computes afterwards.
 ///
 /// # Safety
 /// The call's pointers are valid for all that its shapes, strides and tables name, nobody else
 /// writes the part's rows or states, `scratch` is reserved for the part, and the processor has the
 /// kernels' instructions.
-pub(super) unsafe fn run(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scratch) {
+pub(super) unsafe fn run(
+    kernels: &Kernels,
+    call: &Call<'_>,
+    part: &Part,
+    next: Option<&Part>,
+    scratch: &mut Scratch,
+) {
+    let is_few = |part: &&Part| part.q_len as usize * call.group <= FEW_ROWS;
     // SAFETY: passed on.
     unsafe {
-        if part.q_len as usize * call.group <= FEW_ROWS {
-            few(kernels, call, part, scratch);
+        if is_few(&part) {
+            few(kernels, call, part, next.filter(is_few), scratch);
         } else {
             for head in part.head..part.head + part.num_heads {
                 many(kernels, call, part, head as usize, scratch);
@@ -229,14 +237,20 @@ pub(super) fn logits<'a>(
 ///
 /// # Safety
 /// As [`run`].
-unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scratch) {
+unsafe fn few(
+    kernels: &Kernels,
+    call: &Call<'_>,
+    part: &Part,
+    next: Option<&Part>,
+    scratch: &mut Scratch,
+) {
     let row = &call.rows[part.row as usize];
     let rows = part.q_len as usize * call.group;
     let padded = dot::padded_rows(rows);
     let heads = part.num_heads as usize;
     let d = round_up(call.head_dim, kernels.lanes);
     let words = round_up(call.head_dim / kernels.depth, 2 * kernels.lanes);
-    let Scratch { words: region, views, largest, sum, k_offsets, v_offsets } = scratch;
+    let Scratch { words: region, views, largest, sum, k_offsets, v_offsets, runs } = scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
     let queries = cutter.cut(heads * padded * words);
     let outputs = cutter.cut(heads * padded * d);
@@ -281,14 +295,19 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
     }
     while key < part.kv_end {
         let after = key.saturating_add(step).min(part.kv_end);
-        offsets(call, row, after, part.kv_end.min(after.saturating_add(step)), [k_next, v_next]);
+        // After the last tile of this part, the first one of the next.
+        let (from, first) = match next {
+            Some(next) if after == part.kv_end => (next, next.kv_start),
+            _ => (part, after),
+        };
+        let end = from.kv_end.min(first.saturating_add(step));
+        offsets(call, &call.rows[from.row as usize], first, end, [k_next, v_next]);
+        let mut ahead = ahead(call, from, [k_next, v_next], runs);
         for head in 0..heads {
             let h = part.head as usize + head;
             let first = head * padded;
             let k = Rows { base: call.k.data.wrapping_add(h * call.k.head), offsets: k_now };
             let v = Rows { base: call.v.data.wrapping_add(h * call.v.head), offsets: v_now };
-            let next_k = ahead(&call.k, part, head, k_next);
-            let next_v = ahead(&call.v, part, head, v_next);
             // SAFETY: arrays are cut for these rows, offsets are of the row's keys.
             unsafe {
                 let (scores_of, values_of) = match &kernels.finite {
@@ -312,7 +331,7 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                     padded,
                     k,
                     call.head_dim,
-                    next_k,
+                    &mut ahead,
                     scores,
                 );
                 let end = round_up((after - key) as usize, kernels.lanes);
@@ -332,9 +351,11 @@ unsafe fn few(kernels: &Kernels, call: &Call<'_>, part: &Part, scratch: &mut Scr
                     factors,
                 );
                 let out = outputs.add(first * d);
-                values_of(scores, factors, padded, v, call.head_dim, next_v, out, d);
+                values_of(scores, factors, padded, v, call.head_dim, &mut ahead, out, d);
             }
         }
+        // SAFETY: prefetches are harmless.
+        unsafe { (kernels.ask_rest)(&mut ahead) };
         std::mem::swap(&mut k_now, &mut k_next);
         std::mem::swap(&mut v_now, &mut v_next);
         key = after;
@@ -369,15 +390,35 @@ fn tile_keys(call: &Call<'_>, heads: usize) -> usize {
     keys.clamp(8, dot::KEYS) / 8 * 8
 }
 
-/// The share of the next keys to ask for while the `head`-th head of these is computed.
-fn ahead<'a>(pages: &Pages, part: &Part, head: usize, offsets: &'a [usize]) -> Ahead<'a> {
-    Ahead {
-        rows: Rows { base: pages.data.wrapping_add(part.head as usize * pages.head), offsets },
-        heads: part.num_heads as usize,
-        head_stride: pages.head,
-        by_token: pages.head <= pages.token,
-        start: head * offsets.len(),
+/// What to ask for while a tile is computed: the next one, of all heads.
+fn ahead<'a>(
+    call: &Call<'_>,
+    part: &Part,
+    offsets: [&[usize]; 2],
+    runs: &'a mut Vec<[usize; 2]>,
+) -> Ahead<'a> {
+    let heads = part.num_heads as usize;
+    let row = call.head_dim * call.kv_size;
+    runs.clear();
+    let mut add = |first: usize, bytes: usize| match runs.last_mut() {
+        Some([_, end]) if *end == first => *end += bytes,
+        _ => runs.push([first, first + bytes]),
+    };
+    for (pages, offsets) in [&call.k, &call.v].into_iter().zip(offsets) {
+        let base = pages.data as usize + part.head as usize * pages.head;
+        if pages.head == row {
+            offsets.iter().for_each(|offset| add(base + offset, heads * row));
+        } else if pages.head <= pages.token {
+            for offset in offsets {
+                (0..heads).for_each(|head| add(base + offset + head * pages.head, row));
+            }
+        } else {
+            for head in 0..heads {
+                offsets.iter().for_each(|offset| add(base + offset + head * pages.head, row));
+            }
+        }
     }
+    Ahead::new(runs)
 }
 
 /// Many rows of one head: tiles of keys are packed and multiplied.
@@ -400,8 +441,15 @@ unsafe fn many(
     let depth = round_up(words, kernels.tile);
     let stride = round_up(words, kernels.lanes);
     let capacity = TILE_KEYS / kernels.depth;
-    let Scratch { words: region, views, largest, sum, k_offsets: [k_at, _], v_offsets: [v_at, _] } =
-        scratch;
+    let Scratch {
+        words: region,
+        views,
+        largest,
+        sum,
+        k_offsets: [k_at, _],
+        v_offsets: [v_at, _],
+        ..
+    } = scratch;
     let mut cutter = Cutter { next: region.as_mut_ptr().cast(), left: region.len() * 16 };
     let queries = cutter.cut(padded * ROW_WORDS);
     let outputs = cutter.cut(padded * d);

@@ -1,5 +1,6 @@
 //! AVX2, FMA and F16C: eight lanes.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{EXP2, EXP2_MIN, Simd};
@@ -207,8 +208,18 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
-        // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        prefetch(at);
+    }
+}
+
+/// Brings a cache line near.
+///
+/// Not by the intrinsic: loads are not moved across that, and fill registers long before their use.
+#[inline(always)]
+pub(super) fn prefetch(at: *const u8) {
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        asm!("prefetcht0 [{0}]", in(reg) at as usize, options(nomem, nostack, preserves_flags))
     }
 }
 

@@ -179,8 +179,7 @@ macro_rules! simd {
 
             #[inline(always)]
             fn prefetch(self, at: *const u8) {
-                // SAFETY: a prefetch of any address is harmless.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+                super::avx2::prefetch(at);
             }
         }
     };

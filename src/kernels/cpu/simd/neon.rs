@@ -236,7 +236,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
-        unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, readonly)) }
+        unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at as usize, options(nomem, nostack)) }
     }
 }
 
