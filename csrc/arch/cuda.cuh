@@ -1,0 +1,174 @@
+// arch.cuh for nvcc: the only file with inline assembly.
+#pragma once
+
+#define ARCH_FN __device__ __forceinline__
+
+// Dynamic shared memory, aligned for swizzled tiles.
+#define ARCH_DYN_SMEM(name) extern __shared__ __align__(1024) uint8_t name[]
+
+// A kernel `name(Params)` of `threads` threads a block and `blocks` blocks a multiprocessor, whose
+// body is `body(const Params&)`.
+#define ARCH_KERNEL(name, threads, blocks, Params, ...)                      \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)            \
+        name(const __grid_constant__ Params params) {                        \
+        __VA_ARGS__(params);                                                 \
+    }
+
+namespace arch {
+
+// ---- shared memory and asynchronous copies (sm_80)
+
+ARCH_FN uint32_t smem_u32(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// 16 bytes from global to shared memory, around L1; zeros if not `pred` (then nothing is read).
+ARCH_FN void cp_async_16(uint32_t to, const void* from, bool pred) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(pred ? 16 : 0)
+                 : "memory");
+}
+ARCH_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most N groups are under way.
+template <int N>
+ARCH_FN void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+ARCH_FN void ldmatrix_x4(uint32_t (&r)[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+ARCH_FN void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+// ---- tensor cores: d += a * b, m16n8k16
+
+ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- warps and blocks
+
+ARCH_FN uint32_t shfl_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+ARCH_FN float shfl_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+ARCH_FN uint32_t shfl(uint32_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+ARCH_FN float shfl(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+ARCH_FN uint64_t shfl(uint64_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+ARCH_FN uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+ARCH_FN void sync_warp() { __syncwarp(); }
+ARCH_FN void sync_threads() { __syncthreads(); }
+// Barrier `id` (1 to 15) of `n` threads of the block.
+ARCH_FN void named_sync(int id, int n) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+ARCH_FN void named_arrive(int id, int n) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
+// ---- between blocks
+
+// Adds and returns what was there. What the thread has seen happen happens before what a thread
+// sees that reads the sum with the same call.
+ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(at), "r"(x)
+                 : "memory");
+    return old;
+}
+
+// Dependent launch: a kernel may start before the one it depends on is done, and waits here.
+ARCH_FN void wait_for_prior_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+ARCH_FN void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- loads of what no one writes during the kernel
+
+ARCH_FN vec4 load_const(const vec4* from) {
+    vec4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+ARCH_FN uint32_t load_const(const uint32_t* from) { return __ldg(from); }
+ARCH_FN float load_const(const float* from) { return __ldg(from); }
+
+// ---- numbers
+
+// Approximate, as the hardware has them: 2^x, log2 x, 1 / x.
+ARCH_FN float ex2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+ARCH_FN float lg2(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+ARCH_FN float rcp(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+ARCH_FN uint32_t as_u32(float x) { return __float_as_uint(x); }
+ARCH_FN float as_f32(uint32_t x) { return __uint_as_float(x); }
+
+// Two numbers rounded to nearest even, the first in the lower half.
+ARCH_FN uint32_t pack(float lo, float hi, bf16) {
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+ARCH_FN uint32_t pack(float lo, float hi, f16) {
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+ARCH_FN float to_f32(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+ARCH_FN float to_f32(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+// Products of pairs.
+ARCH_FN uint32_t mul2(uint32_t a, uint32_t b, f16) {
+    uint32_t r;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
+// The quotient rounded to nearest even, subnormal numbers kept: what is stored in a cache is the
+// same on every device.
+ARCH_FN float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+ARCH_FN float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+ARCH_FN float add_rn(float a, float b) { return __fadd_rn(a, b); }
+
+}  // namespace arch

@@ -1,0 +1,121 @@
+// arch.cuh for a host compiler: every operation is a call of the emulator, or plain C++.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "simt.h"
+
+using std::fmaxf;
+using std::fminf;
+
+#define ARCH_FN static inline __attribute__((always_inline, unused))
+#define ARCH_DYN_SMEM(name) uint8_t* const name = simt::blk->smem
+
+#define ARCH_KERNEL(name, threads, blocks, Params, ...)                                       \
+    static void name##_entry(void* const* args) {                                             \
+        __VA_ARGS__(*static_cast<const Params*>(args[0]));                                    \
+    }                                                                                         \
+    static const simt::Kernel name##_kernel{#name, name##_entry, sizeof(Params), threads};
+
+// Where a call stands, for reports.
+#define ARCH_AT const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+namespace arch {
+
+ARCH_FN uint32_t smem_u32(const void* p, ARCH_AT) { return simt::to_shared(p, file, line); }
+
+ARCH_FN void cp_async_16(uint32_t to, const void* from, bool pred, ARCH_AT) {
+    simt::cp_async(to, from, 16, pred ? 16 : 0, file, line);
+}
+ARCH_FN void cp_async_commit() { simt::cp_async_commit(); }
+template <int N>
+ARCH_FN void cp_async_wait() {
+    simt::cp_async_wait(N);
+}
+
+ARCH_FN void ldmatrix_x4(uint32_t (&r)[4], uint32_t at, ARCH_AT) {
+    simt::ldmatrix(r, 4, false, at, file, line);
+}
+ARCH_FN void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at, ARCH_AT) {
+    simt::ldmatrix(r, 4, true, at, file, line);
+}
+
+ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16, ARCH_AT) {
+    const uint32_t b[2] = {b0, b1};
+    simt::mma_16816(d, a, b, true, file, line);
+}
+ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16, ARCH_AT) {
+    const uint32_t b[2] = {b0, b1};
+    simt::mma_16816(d, a, b, false, file, line);
+}
+
+ARCH_FN uint32_t as_u32(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+ARCH_FN float as_f32(uint32_t x) {
+    float f;
+    memcpy(&f, &x, 4);
+    return f;
+}
+
+ARCH_FN uint32_t shfl(uint32_t x, int lane, ARCH_AT) { return simt::shfl(~0u, x, lane, file, line); }
+ARCH_FN float shfl(float x, int lane, ARCH_AT) {
+    return as_f32(simt::shfl(~0u, as_u32(x), lane, file, line));
+}
+ARCH_FN uint64_t shfl(uint64_t x, int lane, ARCH_AT) {
+    const uint64_t lo = simt::shfl(~0u, static_cast<uint32_t>(x), lane, file, line);
+    return lo | static_cast<uint64_t>(simt::shfl(~0u, static_cast<uint32_t>(x >> 32), lane, file, line))
+                    << 32;
+}
+ARCH_FN uint32_t shfl_xor(uint32_t x, int mask, ARCH_AT) {
+    return simt::shfl(~0u, x, static_cast<int>(simt::cur->lane) ^ mask, file, line);
+}
+ARCH_FN float shfl_xor(float x, int mask, ARCH_AT) {
+    return as_f32(simt::shfl(~0u, as_u32(x), static_cast<int>(simt::cur->lane) ^ mask, file, line));
+}
+ARCH_FN uint32_t ballot(bool x, ARCH_AT) { return simt::ballot(~0u, x, file, line); }
+ARCH_FN void sync_warp(ARCH_AT) { simt::syncwarp(~0u, file, line); }
+ARCH_FN void sync_threads(ARCH_AT) { simt::bar_sync(0, -1, file, line); }
+ARCH_FN void named_sync(int id, int n, ARCH_AT) { simt::bar_sync(id, n, file, line); }
+ARCH_FN void named_arrive(int id, int n, ARCH_AT) { simt::bar_arrive(id, n, file, line); }
+
+ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x, ARCH_AT) {
+    return simt::atomic_add(at, x, file, line);
+}
+ARCH_FN void wait_for_prior_kernel() {}
+ARCH_FN void let_next_kernel_start() {}
+
+ARCH_FN vec4 load_const(const vec4* from) { return *from; }
+ARCH_FN uint32_t load_const(const uint32_t* from) { return *from; }
+ARCH_FN float load_const(const float* from) { return *from; }
+
+ARCH_FN float ex2(float x) { return exp2f(x); }
+ARCH_FN float lg2(float x) { return log2f(x); }
+ARCH_FN float rcp(float x) { return 1.0f / x; }
+ARCH_FN float div_rn(float a, float b) { return a / b; }
+// volatile: a host compiler may fuse a product and a sum, which rounds once.
+ARCH_FN float mul_rn(float a, float b) {
+    const volatile float p = a * b;
+    return p;
+}
+ARCH_FN float add_rn(float a, float b) { return a + b; }
+
+ARCH_FN uint32_t pack(float lo, float hi, bf16) {
+    return simt::to_bf16(lo) | static_cast<uint32_t>(simt::to_bf16(hi)) << 16;
+}
+ARCH_FN uint32_t pack(float lo, float hi, f16) {
+    return simt::to_f16(lo) | static_cast<uint32_t>(simt::to_f16(hi)) << 16;
+}
+ARCH_FN float to_f32(bf16 x) { return as_f32(static_cast<uint32_t>(x.bits) << 16); }
+ARCH_FN float to_f32(f16 x) { return simt::from_f16(x.bits); }
+ARCH_FN uint32_t mul2(uint32_t a, uint32_t b, f16 t) {
+    const auto at = [](uint32_t x, int i) {
+        return simt::from_f16(static_cast<uint16_t>(x >> (16 * i)));
+    };
+    return pack(at(a, 0) * at(b, 0), at(a, 1) * at(b, 1), t);
+}
+
+}  // namespace arch

@@ -1,0 +1,200 @@
+/* What kernels are given: one struct a kernel family. Plain C, the only file that bindgen reads.
+ *
+ * Device addresses are uint64_t: host code of any width fills them in, and they need no cast.
+ * Strides are in elements. "Row" is a row of the batch, "token" a query token of the step.
+ */
+#ifndef INFLIGHT_KERNEL_PARAMS_H
+#define INFLIGHT_KERNEL_PARAMS_H
+
+#include <stdint.h>
+
+/* ---- the step buffer -------------------------------------------------------------------------
+ * One buffer a step, uploaded by one copy, always at the same device address, so that a captured
+ * graph stays valid: every kernel gets this one pointer and reads counts and offsets from it.
+ * Offsets are in bytes from the buffer's start; 0 for an array that is not there. */
+
+#define INFLIGHT_STEP_MAGIC 0x31424649u /* "IFB1" */
+#define INFLIGHT_MAX_PLANS 8
+
+/* Start of the buffer: what RaggedBatch packs (src/batch.rs), the plans' offsets in what it
+ * reserves. */
+struct inflight_step {
+    uint32_t magic;
+    uint32_t total_bytes;
+    uint32_t step[2];
+    uint32_t num_rows;
+    uint32_t padded_rows; /* empty rows of a graph's bucket included */
+    uint32_t num_tokens;
+    uint32_t num_logits;
+    uint32_t num_pending;
+    uint32_t num_ops;
+    uint32_t num_kv_blocks;
+    uint32_t block_size;
+    uint32_t max_q_len;
+    uint32_t max_kv_len;
+    uint32_t tokens;           /* u32 [num_tokens] */
+    uint32_t positions;        /* u32 [num_tokens] */
+    uint32_t slot_mapping;     /* i64 [num_tokens]; negative: not written */
+    uint32_t qo_indptr;        /* u32 [padded_rows + 1] */
+    uint32_t kv_indptr;        /* u32 [padded_rows + 1] */
+    uint32_t kv_last_page_len; /* u32 [padded_rows] */
+    uint32_t logits_indices;   /* u32 [num_logits] */
+    uint32_t pending;
+    uint32_t ops;        /* inflight_block_op [num_ops] */
+    uint32_t kv_indices; /* u32 [num_kv_blocks] */
+    uint32_t plans[INFLIGHT_MAX_PLANS]; /* inflight_plan of each attention group */
+};
+
+/* Who computes what, for the layers of one attention group. Offsets count from this struct. */
+struct inflight_plan {
+    uint32_t num_shares; /* thread blocks with work; others of the grid return */
+    uint32_t num_parts;
+    uint32_t num_merges;
+    uint32_t share_indptr; /* u32 [num_shares + 1]: block i computes parts [i]..[i + 1] */
+    uint32_t parts;        /* inflight_part [num_parts] */
+    uint32_t merges;       /* inflight_merge [num_merges] */
+    uint32_t mask_bits;    /* u8: see Mask in src/kernels/attention.rs; 0 without one */
+    uint32_t mask_indptr;  /* u32 [rows + 1] */
+    uint32_t mask_widths;  /* u32 [rows] */
+    uint32_t reserved[3];
+};
+
+#define INFLIGHT_WHOLE 0xffffffffu
+
+/* Queries q_start.. of a row over keys kv_start..kv_end, for KV head `head` (num_heads is 1).
+ * Query i of a row is at position kv_len - q_len(row) + i. */
+struct inflight_part {
+    uint32_t row;
+    uint32_t head;
+    uint32_t num_heads;
+    uint32_t q_start;
+    uint32_t q_len;
+    uint32_t kv_start;
+    uint32_t kv_end;  /* kv_start where no key is seen */
+    uint32_t partial; /* first of its q_len states; INFLIGHT_WHOLE: it writes the output itself */
+    uint32_t merge;   /* INFLIGHT_WHOLE: none */
+};
+
+/* A tile computed in parts: the states of part p begin at partial + p * q_len, in key order. */
+struct inflight_merge {
+    uint32_t row;
+    uint32_t head;
+    uint32_t num_heads;
+    uint32_t q_start;
+    uint32_t q_len;
+    uint32_t partial;
+    uint32_t count; /* parts, at least 2 */
+    uint32_t first_part;
+};
+
+/* ---- attention ------------------------------------------------------------------------------- */
+
+#define INFLIGHT_NO_WINDOW 0xffffffffu
+#define INFLIGHT_CAUSAL 1u
+
+/* Prefill, decode and mixtures. Semantics: src/kernels/attention.rs.
+ * A state is `group` query heads of a query over some keys: for query head g of state s,
+ * state_o[(s * group + g) * head_dim + d], not divided by the sum, and
+ * state_ml[(s * group + g) * 2]: largest logit to base 2, and sum of 2^(logit - largest). */
+struct inflight_attention_params {
+    uint64_t step; /* struct inflight_step */
+    uint64_t q;    /* [tokens, num_q_heads, head_dim] f16 or bf16 */
+    uint64_t o;    /* like q */
+    uint64_t lse;  /* f32 [tokens, num_q_heads], natural logarithm; or 0 */
+    uint64_t k;    /* cache, first element of block 0 */
+    uint64_t v;
+    int64_t q_token, q_head, o_token, o_head;
+    int64_t k_block, k_token, k_head;
+    int64_t v_block, v_token, v_head;
+    uint64_t k_scale;      /* f32, one, or one a KV head, of an e4m3 cache; else 0 */
+    uint64_t v_scale;
+    uint64_t alibi_slopes; /* f32 [num_q_heads] or 0 */
+    uint64_t sinks;        /* f32 [num_q_heads] or 0; natural logits */
+    uint64_t state_o;      /* f32 */
+    uint64_t state_ml;     /* f32 pairs */
+    uint64_t arrived;      /* u32 [merges]: 0 before a launch, and after it */
+    uint32_t plan;         /* which of the step's plans */
+    uint32_t num_q_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;     /* of the tensors: at most that of the kernel */
+    float scale;
+    float soft_cap;        /* 0: none */
+    uint32_t window_left;  /* INFLIGHT_NO_WINDOW: none */
+    uint32_t flags;        /* INFLIGHT_CAUSAL */
+    uint32_t scale_stride; /* of k_scale and v_scale: 0 for one, 1 for one a head */
+    uint32_t reserved;
+};
+
+/* Merging states of the same queries over different keys (cascade): outputs are divided by their
+ * sums, LSE is the natural logarithm. out = sum of exp(lse_i - lse) * o_i, in the order given. */
+#define INFLIGHT_MERGE_MAX 16
+
+struct inflight_merge_params {
+    uint64_t o[INFLIGHT_MERGE_MAX];   /* [tokens, heads, head_dim], type of the kernel */
+    uint64_t lse[INFLIGHT_MERGE_MAX]; /* f32 [tokens, heads] */
+    uint64_t out;
+    uint64_t out_lse; /* or 0 */
+    int64_t o_token, o_head, out_token, out_head;
+    uint32_t count;
+    uint32_t num_tokens;
+    uint32_t num_heads;
+    uint32_t head_dim;
+};
+
+/* ---- cache ----------------------------------------------------------------------------------- */
+
+#define INFLIGHT_ROPE_NONE 0u
+#define INFLIGHT_ROPE_HALF 1u        /* pairs i and i + rotary_dim / 2 */
+#define INFLIGHT_ROPE_INTERLEAVED 2u /* pairs 2 i and 2 i + 1 */
+
+/* New keys and values to their slots, rotated and quantised on the way; queries rotated in place. */
+struct inflight_append_params {
+    uint64_t step;
+    uint64_t k_new; /* [tokens, num_kv_heads, head_dim], type of the kernel */
+    uint64_t v_new;
+    uint64_t q;     /* [tokens, num_q_heads, head_dim] rotated in place, or 0 */
+    uint64_t k;     /* cache */
+    uint64_t v;
+    uint64_t k_scale; /* as in attention; numbers are divided by it */
+    uint64_t v_scale;
+    uint64_t cos_sin; /* f32 [max_position, rotary_dim]: cosines, then sines; or 0 */
+    int64_t k_new_token, k_new_head, v_new_token, v_new_head, q_token, q_head;
+    int64_t k_block, k_token, k_head;
+    int64_t v_block, v_token, v_head;
+    uint32_t num_q_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t rope; /* INFLIGHT_ROPE_* */
+    uint32_t rotary_dim;
+    uint32_t max_position; /* rows of cos_sin; a later position is not rotated or written */
+    uint32_t scale_stride;
+    uint32_t reserved;
+};
+
+/* As BlockOp in src/cache/mod.rs. */
+struct inflight_block_op {
+    uint32_t kind; /* 0 copy, 1 swap out, 2 swap in */
+    uint32_t src;
+    uint32_t dst;
+};
+
+/* One array of blocks (K or V of a layer) on either side. Blocks of an array lie `*_block` bytes
+ * apart. */
+struct inflight_copy_array {
+    uint64_t from;
+    uint64_t to;
+    uint64_t from_block;
+    uint64_t to_block;
+};
+
+/* Whole blocks of many arrays in one launch: copies within a device, and swaps where one side is
+ * page-locked host memory. No block is both read and written. */
+struct inflight_copy_params {
+    uint64_t arrays; /* inflight_copy_array [num_arrays] */
+    uint64_t pairs;  /* u32 pairs [num_pairs]: from, to */
+    uint64_t block_bytes; /* bytes of a block that are copied: a multiple of 16, contiguous */
+    uint32_t num_arrays;
+    uint32_t num_pairs;
+};
+
+#endif
