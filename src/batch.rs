@@ -73,8 +73,8 @@ pub struct Header {
     pub pending: u32,
     pub ops: u32,
     pub kv_indices: u32,
-    /// 0.
-    pub reserved: [u32; 8],
+    /// Byte offset of each attention group's plan; 0: none.
+    pub plans: [u32; 8],
 }
 
 /// An input token that is not known yet: the device takes it from an earlier step.

@@ -85,6 +85,69 @@ pub enum Error {
     Corrupt(String),
     /// The device could not run the step.
     Device(String),
+    /// A call of the CUDA driver failed.
+    Cuda(CudaError),
+    /// The device has too little memory left.
+    OutOfDeviceMemory {
+        /// Bytes asked for.
+        needed: usize,
+        /// Bytes free, in any number of pieces.
+        free: usize,
+    },
+    /// CUDA cannot be used on this machine.
+    NoCuda(CudaUnavailable),
+    /// This build has no kernels that the device can run.
+    NoKernelImage {
+        /// What the device is: `sm_75`.
+        device: String,
+        /// What kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none were.
+        built: &'static str,
+    },
+}
+
+/// What a call of the CUDA driver returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaError {
+    /// The function called.
+    pub call: &'static str,
+    /// The driver's number.
+    pub code: u32,
+    /// Its name: `CUDA_ERROR_ILLEGAL_ADDRESS`.
+    pub name: String,
+    /// What it means, in the driver's words.
+    pub meaning: String,
+    /// Whether every later call in this process fails as well: a kernel has done something that
+    /// cannot be undone, before this call and maybe long before it.
+    pub sticky: bool,
+}
+
+/// Why CUDA cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CudaUnavailable {
+    /// The library was built without the feature `cuda-driver`.
+    NotBuilt,
+    /// The system finds no libcuda, or one that only helps to link.
+    NoDriver {
+        /// What the system says.
+        reason: String,
+    },
+    /// The driver finds no GPU.
+    NoDevice,
+    /// The driver is older than the CUDA version that kernels are built with.
+    DriverTooOld {
+        /// The version it offers, as CUDA counts: 13000 is 13.0.
+        found: i32,
+        /// The version needed.
+        needed: i32,
+    },
+    /// A function is missing from the driver.
+    MissingSymbol {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The driver failed before any device was in use.
+    Failed(CudaError),
 }
 
 impl Error {
@@ -111,6 +174,10 @@ impl Error {
             Self::TooManyStepsInFlight { .. } => 202,
             Self::Stalled { .. } => 203,
             Self::Device(_) => 300,
+            Self::Cuda(_) => 301,
+            Self::OutOfDeviceMemory { .. } => 302,
+            Self::NoCuda(_) => 303,
+            Self::NoKernelImage { .. } => 304,
             Self::Corrupt(_) => 900,
         }
     }
@@ -159,11 +226,54 @@ impl fmt::Display for Error {
             ),
             Self::Corrupt(what) => write!(f, "broken invariant: {what}"),
             Self::Device(what) => write!(f, "device: {what}"),
+            Self::Cuda(error) => error.fmt(f),
+            Self::OutOfDeviceMemory { needed, free } => {
+                write!(f, "{needed} bytes of device memory are needed, and {free} are free")
+            }
+            Self::NoCuda(why) => why.fmt(f),
+            Self::NoKernelImage { device, built: "" } => {
+                write!(f, "no kernel image for {device}: built without kernels (feature `cuda`)")
+            }
+            Self::NoKernelImage { device, built } => {
+                write!(f, "no kernel image for {device}: this build has {built}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for CudaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, code, name, meaning, sticky } = self;
+        write!(f, "{call}: {name} ({code}), {meaning}")?;
+        if *sticky {
+            write!(f, "; the process must be restarted to use CUDA again")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for CudaUnavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = |number: &i32| format!("{}.{}", number / 1000, number % 1000 / 10);
+        match self {
+            Self::NotBuilt => write!(f, "built without the feature `cuda-driver`"),
+            Self::NoDriver { reason } => write!(f, "no CUDA driver: {reason}"),
+            Self::NoDevice => write!(f, "the CUDA driver finds no device"),
+            Self::DriverTooOld { found, needed } => write!(
+                f,
+                "the CUDA driver offers CUDA {}, and {} is needed",
+                version(found),
+                version(needed)
+            ),
+            Self::MissingSymbol { name } => write!(f, "the CUDA driver has no function `{name}`"),
+            Self::Failed(error) => error.fmt(f),
         }
     }
 }
 
 impl std::error::Error for Error {}
+impl std::error::Error for CudaError {}
+impl std::error::Error for CudaUnavailable {}
 
 /// The result of a fallible call.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -6,6 +6,8 @@
 
 pub mod cost;
 pub mod cpu;
+#[cfg(feature = "cuda-driver")]
+pub mod cuda;
 pub mod memory;
 
 use crate::batch::{DenseTable, RaggedBatch};

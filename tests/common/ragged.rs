@@ -39,7 +39,7 @@ impl Arrays {
         let i64_at = |at: usize| i64::from_ne_bytes(bytes[at..at + 8].try_into().expect("8"));
         let word = |i: usize| u32_at(4 * i);
         assert_eq!((word(0), word(1) as usize), (MAGIC, bytes.len()));
-        assert!((24..32).all(|i| word(i) == 0), "reserved words");
+        assert!((24..32).all(|i| word(i) == 0), "no plans");
         let [num_rows, padded_rows, tokens, logits, pending, ops, blocks] =
             [4, 5, 6, 7, 8, 9, 10].map(word);
         // Where an array begins; it is behind the one before and inside the buffer.

@@ -1,6 +1,7 @@
 //! Calls that are refused: a typed error, and nothing has changed.
 
 use inflight::cache::CacheConfig;
+use inflight::error::{CudaError, CudaUnavailable};
 use inflight::request::Repetition;
 use inflight::{Config, Error, FinishReason, Policy, Request, RequestId, Sampled, Scheduler};
 use inflight::{StepId, Token};
@@ -157,6 +158,13 @@ fn limits_beyond_32_bits_are_refused_not_cut() {
 fn status_numbers_never_change() {
     let (id, step) = (RequestId(1), StepId(2));
     let argument = Error::InvalidArgument { field: "f", reason: String::new() };
+    let refused = CudaError {
+        call: "cuInit",
+        code: 999,
+        name: "CUDA_ERROR_UNKNOWN".to_owned(),
+        meaning: "unknown error".to_owned(),
+        sticky: false,
+    };
     for (status, error) in [
         (100, argument),
         (101, Error::DuplicateRequest(id)),
@@ -171,6 +179,10 @@ fn status_numbers_never_change() {
         (202, Error::TooManyStepsInFlight { limit: 1 }),
         (203, Error::Stalled { head: id, needed: 1, free: 0 }),
         (300, Error::Device(String::new())),
+        (301, Error::Cuda(refused.clone())),
+        (302, Error::OutOfDeviceMemory { needed: 2, free: 1 }),
+        (303, Error::NoCuda(CudaUnavailable::Failed(refused))),
+        (304, Error::NoKernelImage { device: "sm_75".to_owned(), built: "sm_80" }),
         (900, Error::Corrupt(String::new())),
     ] {
         assert_eq!(error.status(), status, "{error:?}");

@@ -1,0 +1,87 @@
+//! Embeds the kernel images: compiled by nvcc with the feature `cuda`, stubs without it.
+//!
+//! Every `csrc/**/*.cu` is one image, its family the file's stem. `src/device/cuda/images.rs`
+//! includes the table that is written here.
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "cuda")]
+#[path = "build/nvcc.rs"]
+mod nvcc;
+#[cfg(feature = "cuda")]
+#[path = "build/report.rs"]
+mod report;
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(inflight_kernels)");
+    for path in ["build.rs", "build", "csrc"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    println!("cargo::rerun-if-env-changed=DOCS_RS");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
+    let mut sources = Vec::new();
+    find_sources(Path::new("csrc"), &mut sources);
+    sources.sort_by(|a, b| family(a).cmp(family(b)));
+    if let Some(pair) = sources.windows(2).find(|pair| family(&pair[0]) == family(&pair[1])) {
+        fail(&format!("{} and {} have the same stem", pair[0].display(), pair[1].display()));
+    }
+    let (images, built) = images(&sources, &out);
+    let mut table = "static IMAGES: &[Image] = &[\n".to_owned();
+    for (source, image) in sources.iter().zip(images) {
+        let family = family(source);
+        let bytes = match image {
+            Some(path) => format!("include_bytes!({path:?})"),
+            None => format!("b\"INFLIGHT-SIMT\\0{family}\\0\""),
+        };
+        writeln!(table, "    Image {{ family: {family:?}, bytes: &Aligned(*{bytes}).0 }},")
+            .expect("a String takes all");
+    }
+    writeln!(table, "];\nconst BUILT: &str = {built:?};").expect("a String takes all");
+    fs::write(out.join("images.rs"), table).expect("OUT_DIR is writable");
+}
+
+/// The image of each source, `None` for a stub, and the architectures in them.
+#[cfg(feature = "cuda")]
+fn images(sources: &[PathBuf], out: &Path) -> (Vec<Option<PathBuf>>, String) {
+    // docs.rs has no nvcc, and documentation shows no kernel.
+    if env::var_os("DOCS_RS").is_some() || sources.is_empty() {
+        return (vec![None; sources.len()], String::new());
+    }
+    let nvcc = nvcc::Nvcc::find();
+    let images = nvcc.compile(sources, out);
+    report::write(sources, out);
+    println!("cargo::rustc-cfg=inflight_kernels");
+    (images, nvcc.built())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn images(sources: &[PathBuf], _out: &Path) -> (Vec<Option<PathBuf>>, String) {
+    (vec![None; sources.len()], String::new())
+}
+
+fn find_sources(directory: &Path, sources: &mut Vec<PathBuf>) {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) => fail(&format!("{}: {error}", directory.display())),
+    };
+    for path in entries.map(|entry| entry.expect("a directory can be read on").path()) {
+        if path.is_dir() {
+            find_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "cu") {
+            sources.push(path);
+        }
+    }
+}
+
+fn family(source: &Path) -> &str {
+    source.file_stem().and_then(|stem| stem.to_str()).expect("sources have names in ASCII")
+}
+
+/// Ends the build with one sentence.
+fn fail(why: &str) -> ! {
+    eprintln!("error: {why}");
+    std::process::exit(1)
+}

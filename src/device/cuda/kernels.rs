@@ -1,0 +1,282 @@
+//! Kernels by name: loaded before they are needed, launched without a wait.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_void};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::Pod;
+use cudarc::driver::sys::{
+    CUfunction, CUfunction_attribute as Attribute, CUkernel, CUlaunchAttribute,
+    CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUlibrary, CUresult,
+};
+
+use super::check::{call, is};
+use super::context::Cuda;
+use super::images::{self, Image};
+use super::stream::CudaStream;
+use super::tensor_map::TensorMap;
+use crate::error::{Error, Result};
+
+/// The kernels of this build on a device.
+#[derive(Clone, Debug)]
+pub struct Kernels {
+    cuda: Arc<Cuda>,
+}
+
+/// A kernel that is loaded and ready to be launched.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    cuda: Arc<Cuda>,
+    kernel: CUkernel,
+    function: CUfunction,
+    max_shared: u32,
+}
+
+// SAFETY: the driver's functions may be called from any thread; the handles are only read.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// Extent of a grid or a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dim {
+    /// The one that neighbours differ in.
+    pub x: u32,
+    /// The next.
+    pub y: u32,
+    /// The last.
+    pub z: u32,
+}
+
+impl From<u32> for Dim {
+    fn from(x: u32) -> Self {
+        Self { x, y: 1, z: 1 }
+    }
+}
+
+impl From<(u32, u32)> for Dim {
+    fn from((x, y): (u32, u32)) -> Self {
+        Self { x, y, z: 1 }
+    }
+}
+
+impl From<(u32, u32, u32)> for Dim {
+    fn from((x, y, z): (u32, u32, u32)) -> Self {
+        Self { x, y, z }
+    }
+}
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: Dim,
+    /// Threads a block.
+    pub block: Dim,
+    /// Bytes of dynamic shared memory a block; at most what the kernel was prepared for.
+    pub shared: u32,
+    /// Programmatic dependent launch: it may start while the kernel before it still runs, and waits
+    /// in the kernel itself (`arch::wait_for_prior_kernel`).
+    pub dependent: bool,
+}
+
+impl Launch {
+    /// A launch that waits for what is before it in the stream.
+    pub fn new(grid: impl Into<Dim>, block: impl Into<Dim>, shared: u32) -> Self {
+        Self { grid: grid.into(), block: block.into(), shared, dependent: false }
+    }
+}
+
+impl Kernels {
+    /// Those for this device. Nothing is loaded yet.
+    #[must_use]
+    pub fn new(cuda: &Arc<Cuda>) -> Self {
+        Self { cuda: Arc::clone(cuda) }
+    }
+
+    /// Loads the kernel `name` of the file `family.cu`, with up to `shared` bytes of dynamic shared
+    /// memory. Takes milliseconds the first time, and seconds where PTX must be compiled.
+    ///
+    /// # Errors
+    /// [`Error::NoKernelImage`] where this build has none for the device,
+    /// [`Error::InvalidArgument`] naming `kernel` or `shared`, and what the driver refuses.
+    pub fn prepare(&self, family: &str, name: &CStr, shared: u32) -> Result<Kernel> {
+        let unknown = || {
+            let reason = format!("`{}` of `{family}` is not in this build", name.to_string_lossy());
+            Error::argument("kernel", reason)
+        };
+        let image = images::find(family).ok_or_else(unknown)?;
+        let _current = self.cuda.enter()?;
+        let no_image = |error: Error| {
+            if is(&error, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) || image.is_stub() {
+                let device = self.cuda.info().sm();
+                return Error::NoKernelImage { device, built: images::architectures() };
+            }
+            error
+        };
+        let library = library(image).map_err(no_image)?;
+        let mut kernel = ptr::null_mut();
+        // SAFETY: libraries are never unloaded; the name has a terminator.
+        let found = unsafe { call!(cuLibraryGetKernel(&raw mut kernel, library, name.as_ptr())) };
+        found.map_err(|error| {
+            if is(&error, CUresult::CUDA_ERROR_NOT_FOUND) { unknown() } else { no_image(error) }
+        })?;
+        // Drivers load a kernel when it is first launched, which a capture does not allow.
+        let mut function = ptr::null_mut();
+        // SAFETY: the kernel is the library's, and `function` outlives the call.
+        unsafe { call!(cuKernelGetFunction(&raw mut function, kernel)) }.map_err(no_image)?;
+        let kernel = Kernel { cuda: Arc::clone(&self.cuda), kernel, function, max_shared: shared };
+        kernel.allow_shared()?;
+        Ok(kernel)
+    }
+}
+
+/// The loaded image: once a process, whatever the device.
+fn library(image: &'static Image) -> Result<CUlibrary> {
+    struct Loaded(CUlibrary);
+    // SAFETY: the handle is only read, by functions that may be called from any thread.
+    unsafe impl Send for Loaded {}
+    static LOADED: Mutex<Option<HashMap<&'static str, Loaded>>> = Mutex::new(None);
+
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let loaded = loaded.get_or_insert_default();
+    if let Some(Loaded(library)) = loaded.get(image.family) {
+        return Ok(*library);
+    }
+    let mut library = ptr::null_mut();
+    let code = image.bytes.as_ptr().cast();
+    // SAFETY: a stub is a string with a terminator, another image states its own length; there are
+    // no options.
+    unsafe {
+        call!(cuLibraryLoadData(
+            &raw mut library,
+            code,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            0,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            0,
+        ))
+    }?;
+    loaded.insert(image.family, Loaded(library));
+    Ok(library)
+}
+
+impl Kernel {
+    /// Lets blocks have the dynamic shared memory that it is prepared for.
+    fn allow_shared(&self) -> Result<()> {
+        let room = self.cuda.info().max_shared_memory;
+        let fixed = self.attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+        if self.max_shared.saturating_add(fixed) > room {
+            let wanted = self.max_shared;
+            let reason = format!("{wanted} bytes a block, and {room} are the most on this device");
+            return Err(Error::argument("shared", reason));
+        }
+        // Never lowered: the same kernel may have been prepared for more elsewhere.
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        if self.attribute(attribute)? >= self.max_shared {
+            return Ok(());
+        }
+        let (bytes, device) = (self.max_shared as i32, self.cuda.raw_device());
+        // SAFETY: the kernel and the device live.
+        unsafe { call!(cuKernelSetAttribute(attribute, bytes, self.kernel, device)) }
+    }
+
+    fn attribute(&self, attribute: Attribute) -> Result<u32> {
+        let mut value = 0;
+        let (at, device) = (&raw mut value, self.cuda.raw_device());
+        // SAFETY: the kernel and the device live, and `value` outlives the call.
+        unsafe { call!(cuKernelGetAttribute(at, attribute, self.kernel, device)) }?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    }
+
+    /// Registers that a thread uses.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn registers(&self) -> Result<u32> {
+        self.attribute(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)
+    }
+
+    /// Blocks of so many threads and bytes of dynamic shared memory that a multiprocessor runs at
+    /// once.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    pub fn blocks_per_multiprocessor(&self, threads: u32, shared: u32) -> Result<u32> {
+        let _current = self.cuda.enter()?;
+        let mut blocks = 0;
+        let (at, threads) = (&raw mut blocks, threads as i32);
+        let (function, shared) = (self.function, shared as usize);
+        // SAFETY: the function is of the current context, and `blocks` outlives the call.
+        unsafe {
+            call!(cuOccupancyMaxActiveBlocksPerMultiprocessor(at, function, threads, shared))
+        }?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
+    /// Queues a launch with `params`, and after them a parameter for each of up to four `maps`.
+    /// Both are copied by the call.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming `stream`, `shared` or `maps`, and what the driver refuses.
+    ///
+    /// # Safety
+    /// * `P` and the maps are the kernel's parameters.
+    /// * What the kernel does with the memory they name is sound until it is done.
+    pub unsafe fn launch<P: Pod>(
+        &self,
+        stream: &CudaStream,
+        launch: &Launch,
+        params: &P,
+        maps: &[TensorMap],
+    ) -> Result<()> {
+        if !Arc::ptr_eq(&self.cuda, stream.cuda())
+            && self.cuda.raw_context() != stream.cuda().raw_context()
+        {
+            return Err(Error::argument("stream", "is one of another device than the kernel"));
+        }
+        if launch.shared > self.max_shared {
+            let (wanted, most) = (launch.shared, self.max_shared);
+            let reason = format!("{wanted} bytes, and the kernel was prepared for {most}");
+            return Err(Error::argument("shared", reason));
+        }
+        let mut arguments = [ptr::null_mut::<c_void>(); 5];
+        if maps.len() >= arguments.len() {
+            return Err(Error::argument("maps", "there are more than 4"));
+        }
+        // The driver takes pointers to mutable parameters, and only reads them.
+        arguments[0] = ptr::from_ref(params).cast_mut().cast();
+        for (argument, map) in arguments[1..].iter_mut().zip(maps) {
+            *argument = ptr::from_ref(map).cast_mut().cast();
+        }
+        let mut attribute = dependent_launch();
+        let config = CUlaunchConfig {
+            gridDimX: launch.grid.x,
+            gridDimY: launch.grid.y,
+            gridDimZ: launch.grid.z,
+            blockDimX: launch.block.x,
+            blockDimY: launch.block.y,
+            blockDimZ: launch.block.z,
+            sharedMemBytes: launch.shared,
+            hStream: stream.raw(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(launch.dependent),
+        };
+        let _current = self.cuda.enter()?;
+        let (function, arguments) = (self.function, arguments.as_mut_ptr());
+        // SAFETY: the function is of the stream's context; the caller answers for the parameters,
+        // which the driver copies.
+        unsafe { call!(cuLaunchKernelEx(&raw const config, function, arguments, ptr::null_mut())) }
+    }
+}
+
+fn dependent_launch() -> CUlaunchAttribute {
+    CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
