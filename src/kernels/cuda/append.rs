@@ -1,0 +1,179 @@
+//! Appending new keys and values to a cache on a GPU, rotated and quantised on the way.
+
+use std::sync::Arc;
+
+use super::params::{self, inflight_append_params};
+use super::step::StepBuffer;
+use super::tensor::{DeviceCache, DeviceTensor};
+use crate::device::cuda::{Cuda, CudaStream, Kernel, Kernels, Launch};
+use crate::error::{Error, Result};
+use crate::kernels::DType;
+use crate::kernels::rope::RopePairs;
+
+/// Rotary position embedding, applied to new keys and, in place, to queries; positions are the
+/// step's.
+#[derive(Clone, Copy, Debug)]
+pub struct Rope {
+    /// Address of the table, f32 `[max_position, rotary_dim]`: the cosines of a position's
+    /// `rotary_dim / 2` angles, then their sines; see
+    /// [`RopeConfig::table`](crate::kernels::rope::RopeConfig::table).
+    pub cos_sin: u64,
+    /// Positions that the table has. Tokens at later ones are left out, queries too.
+    pub max_position: u32,
+    /// Elements of a head that are rotated, its first; even, at most `head_dim`.
+    pub rotary_dim: usize,
+    /// Which elements make a pair.
+    pub pairs: RopePairs,
+    /// Queries to rotate as well, of the type of `k`.
+    pub q: Option<DeviceTensor>,
+}
+
+/// New keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendArgs {
+    /// New keys: `[tokens, num_kv_heads, head_dim]`, f16 or bf16.
+    pub k: DeviceTensor,
+    /// New values, like `k`.
+    pub v: DeviceTensor,
+    /// Where they go, to the step's slots.
+    pub cache: DeviceCache,
+    /// Rotation of keys before they are stored.
+    pub rope: Option<Rope>,
+}
+
+/// The kernel that appends, loaded: for new keys of one type and caches of one type.
+#[derive(Debug)]
+pub struct Append {
+    kernel: Kernel,
+    new: DType,
+    cache: DType,
+    blocks: u32,
+}
+
+impl Append {
+    /// Loads the kernel for new keys and values of `new` (f16 or bf16) and caches of `cache` (the
+    /// same, or fp8).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming `new` or `cache`; [`Error::NoKernelImage`]; what the driver
+    /// refuses.
+    pub fn new(cuda: &Arc<Cuda>, new: DType, cache: DType) -> Result<Self> {
+        if !matches!(new, DType::F16 | DType::Bf16) {
+            return Err(Error::argument("new", format!("{new} is not f16 or bf16")));
+        }
+        if cache != new && cache != DType::Fp8E4m3 {
+            return Err(Error::argument("cache", format!("{cache} is not {new} or fp8-e4m3")));
+        }
+        let kind = if cache == new { "same" } else { "e4m3" };
+        let file = format!("append_{}_{kind}", new.name());
+        let name = super::kernel_name(&file);
+        let kernel = Kernels::new(cuda).prepare(&file, &name, 0)?;
+        let threads = params::INFLIGHT_APPEND_THREADS;
+        let blocks = kernel.blocks_per_multiprocessor(threads, 0)? * cuda.info().multiprocessors;
+        Ok(Self { kernel, new, cache, blocks })
+    }
+
+    /// Queues writing the step's new keys and values to their slots: one launch for K, V and Q.
+    ///
+    /// The step's slots say where; a token whose slot is negative is not written. The bytes stored
+    /// are those of the [processor's kernel](crate::kernels::cpu::append).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field of `args`, or `step` where it has no slots, no
+    /// positions for a rotation, or slots beyond the cache; what the driver refuses. Nothing is
+    /// written then.
+    pub fn run(&self, stream: &CudaStream, step: &StepBuffer, args: &AppendArgs) -> Result<()> {
+        self.check(step, args)?;
+        let layout = args.cache.layout();
+        let ((k_new_token, k_new_head), (v_new_token, v_new_head)) =
+            (args.k.strides(), args.v.strides());
+        let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = args.cache.strides();
+        let (k, v) = args.cache.addresses();
+        let (k_scale, v_scale, scale_stride) = args.cache.scales();
+        let q = args.rope.and_then(|rope| rope.q);
+        let (q_token, q_head) = q.map_or((0, 0), |q| q.strides());
+        let num_q_heads = q.map_or(0, |q| q.shape().heads as u32);
+        let params = inflight_append_params {
+            step: step.address(),
+            k_new: args.k.address(),
+            v_new: args.v.address(),
+            q: q.map_or(0, |q| q.address()),
+            k,
+            v,
+            k_scale,
+            v_scale,
+            cos_sin: args.rope.map_or(0, |rope| rope.cos_sin),
+            k_new_token,
+            k_new_head,
+            v_new_token,
+            v_new_head,
+            q_token,
+            q_head,
+            k_block,
+            k_token,
+            k_head,
+            v_block,
+            v_token,
+            v_head,
+            num_q_heads,
+            num_kv_heads: layout.num_heads as u32,
+            head_dim: layout.head_dim as u32,
+            rope: args.rope.map_or(params::INFLIGHT_ROPE_NONE, |rope| match rope.pairs {
+                RopePairs::Half => params::INFLIGHT_ROPE_HALF,
+                RopePairs::Interleaved => params::INFLIGHT_ROPE_INTERLEAVED,
+            }),
+            rotary_dim: args.rope.map_or(0, |rope| rope.rotary_dim as u32),
+            max_position: args.rope.map_or(0, |rope| rope.max_position),
+            scale_stride,
+            reserved: 0,
+        };
+        let heads = num_q_heads as usize + 2 * layout.num_heads;
+        // The grid is that of the largest step: a replay may have more tokens than this one.
+        let items = (heads * layout.head_dim).div_ceil(8) as u32;
+        let rows = items.div_ceil(params::INFLIGHT_APPEND_THREADS).clamp(1, 65_535);
+        let columns = (step.limits().max_tokens as u32).min(self.blocks.div_ceil(rows)).max(1);
+        let launch = Launch::new((columns, rows), params::INFLIGHT_APPEND_THREADS, 0);
+        // SAFETY: these are the kernel's parameters; tensors and cache are as `args` vouches, and
+        // slots are within the cache.
+        unsafe { self.kernel.launch(stream, &launch, &params, &[]) }
+    }
+
+    fn check(&self, step: &StepBuffer, args: &AppendArgs) -> Result<()> {
+        let layout = args.cache.layout();
+        if layout.dtype != self.cache {
+            let reason = format!("is {}, and the kernel is for {}", layout.dtype, self.cache);
+            return Err(Error::argument("cache", reason));
+        }
+        let (tokens, heads, dim) = (step.num_tokens(), layout.num_heads, layout.head_dim);
+        args.k.check("k", self.new, tokens, heads, dim)?;
+        args.v.check("v", self.new, tokens, heads, dim)?;
+        if !step.has_slots() {
+            return Err(Error::argument("step", "was uploaded without slot_mapping"));
+        }
+        let (block_size, blocks) = step.slots();
+        if tokens > 0 && block_size != layout.block_size {
+            let reason = format!("has blocks of {}, the step of {block_size}", layout.block_size);
+            return Err(Error::argument("cache", reason));
+        }
+        if blocks > layout.num_blocks {
+            let has = layout.num_blocks;
+            let reason = format!("names a slot of block {}, the cache has {has}", blocks - 1);
+            return Err(Error::argument("step", reason));
+        }
+        let Some(rope) = args.rope else { return Ok(()) };
+        if rope.rotary_dim == 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > dim {
+            let reason = format!("{} is not even and within 2 to {dim}", rope.rotary_dim);
+            return Err(Error::argument("rotary_dim", reason));
+        }
+        if rope.cos_sin == 0 || rope.cos_sin % 16 != 0 {
+            return Err(Error::argument("cos_sin", "is null, or not at a multiple of 16 bytes"));
+        }
+        if !step.has_positions() {
+            return Err(Error::argument("step", "was uploaded without positions"));
+        }
+        if let Some(q) = rope.q {
+            q.check("q", self.new, tokens, q.shape().heads, dim)?;
+        }
+        Ok(())
+    }
+}
