@@ -2,6 +2,8 @@
 #pragma once
 
 #define ARCH_FN __device__ __forceinline__
+// Of a class: static or not.
+#define ARCH_MEMBER __device__ __forceinline__
 
 // Dynamic shared memory, aligned for swizzled tiles.
 #define ARCH_DYN_SMEM(name) extern __shared__ __align__(1024) uint8_t name[]

@@ -10,6 +10,7 @@ using std::fmaxf;
 using std::fminf;
 
 #define ARCH_FN static inline __attribute__((always_inline, unused))
+#define ARCH_MEMBER inline __attribute__((always_inline, unused))
 #define ARCH_DYN_SMEM(name) uint8_t* const name = simt::blk->smem
 
 #define ARCH_KERNEL(name, threads, blocks, Params, ...)                                       \
