@@ -125,6 +125,43 @@ struct inflight_attention_params {
     uint32_t reserved;
 };
 
+/* Decode kernels: a part has at most INFLIGHT_DECODE_ROWS query rows (queries times the heads of a
+ * group). Keys are read TILE_KEYS at a time, a good granularity of parts; BLOCKS thread blocks of
+ * THREADS fit a multiprocessor of sm_90, each with SMEM bytes of dynamic shared memory. By head_dim
+ * of the kernel and type of the cache: that of the queries (SAME), or e4m3. */
+#define INFLIGHT_DECODE_THREADS 128
+#define INFLIGHT_DECODE_ROWS 16
+#define INFLIGHT_DECODE_TILE_KEYS_SAME_D64 128
+#define INFLIGHT_DECODE_TILE_KEYS_SAME_D96 64
+#define INFLIGHT_DECODE_TILE_KEYS_SAME_D128 64
+#define INFLIGHT_DECODE_TILE_KEYS_SAME_D192 64
+#define INFLIGHT_DECODE_TILE_KEYS_SAME_D256 64
+#define INFLIGHT_DECODE_TILE_KEYS_E4M3_D64 128
+#define INFLIGHT_DECODE_TILE_KEYS_E4M3_D96 128
+#define INFLIGHT_DECODE_TILE_KEYS_E4M3_D128 128
+#define INFLIGHT_DECODE_TILE_KEYS_E4M3_D192 64
+#define INFLIGHT_DECODE_TILE_KEYS_E4M3_D256 64
+#define INFLIGHT_DECODE_BLOCKS_SAME_D64 2
+#define INFLIGHT_DECODE_BLOCKS_SAME_D96 2
+#define INFLIGHT_DECODE_BLOCKS_SAME_D128 2
+#define INFLIGHT_DECODE_BLOCKS_SAME_D192 2
+#define INFLIGHT_DECODE_BLOCKS_SAME_D256 1
+#define INFLIGHT_DECODE_BLOCKS_E4M3_D64 3
+#define INFLIGHT_DECODE_BLOCKS_E4M3_D96 3
+#define INFLIGHT_DECODE_BLOCKS_E4M3_D128 3
+#define INFLIGHT_DECODE_BLOCKS_E4M3_D192 2
+#define INFLIGHT_DECODE_BLOCKS_E4M3_D256 2
+#define INFLIGHT_DECODE_SMEM_SAME_D64 100368
+#define INFLIGHT_DECODE_SMEM_SAME_D96 75792
+#define INFLIGHT_DECODE_SMEM_SAME_D128 100368
+#define INFLIGHT_DECODE_SMEM_SAME_D192 100368
+#define INFLIGHT_DECODE_SMEM_SAME_D256 133136
+#define INFLIGHT_DECODE_SMEM_E4M3_D64 51216
+#define INFLIGHT_DECODE_SMEM_E4M3_D96 51216
+#define INFLIGHT_DECODE_SMEM_E4M3_D128 67600
+#define INFLIGHT_DECODE_SMEM_E4M3_D192 75792
+#define INFLIGHT_DECODE_SMEM_E4M3_D256 100368
+
 /* Merging states of the same queries over different keys (cascade): outputs are divided by their
  * sums, LSE is the natural logarithm. out = sum of exp(lse_i - lse) * o_i, in the order given. */
 #define INFLIGHT_MERGE_MAX 16
