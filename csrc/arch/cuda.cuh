@@ -167,6 +167,55 @@ ARCH_FN uint32_t mul2(uint32_t a, uint32_t b, f16) {
     return r;
 }
 
+// Products of pairs and a third, rounded once.
+ARCH_FN uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, f16) {
+    uint32_t r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+ARCH_FN uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, bf16) {
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+// Four bytes of the eight of (a, b), chosen by the hexadecimal digits of `which`.
+ARCH_FN uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t which) {
+    return __byte_perm(a, b, which);
+}
+
+// Whether the next two are instructions: from sm_89 on. They must not be called where not.
+#if __CUDA_ARCH__ >= 890
+constexpr bool has_cvt_e4m3 = true;
+#else
+constexpr bool has_cvt_e4m3 = false;
+#endif
+// Two numbers rounded to e4m3, the first in the lowest byte: to nearest even, the largest is 448,
+// NaN keeps its sign.
+ARCH_FN uint32_t cvt_e4m3x2(float first, float second) {
+#if __CUDA_ARCH__ >= 890
+    uint16_t r;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(second), "f"(first));
+    // Nothing says which NaN it gives.
+    const uint32_t signs = __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x73);
+    return (r & 0x7f7fu) | (signs & 0x8080u);
+#else
+    __trap();
+    return 0;
+#endif
+}
+// Four e4m3 numbers as pairs of f16, exact; `lo` has those of the lower bytes.
+ARCH_FN void cvt_f16x4(uint32_t four, uint32_t& lo, uint32_t& hi) {
+#if __CUDA_ARCH__ >= 890
+    asm("{\n\t.reg .b16 l, h;\n\tmov.b32 {l, h}, %2;\n\t"
+        "cvt.rn.f16x2.e4m3x2 %0, l;\n\tcvt.rn.f16x2.e4m3x2 %1, h;\n\t}"
+        : "=&r"(lo), "=r"(hi)
+        : "r"(four));
+#else
+    __trap();
+    lo = hi = four;
+#endif
+}
+
 // The quotient rounded to nearest even, subnormal numbers kept: what is stored in a cache is the
 // same on every device.
 ARCH_FN float div_rn(float a, float b) { return __fdiv_rn(a, b); }

@@ -118,5 +118,65 @@ ARCH_FN uint32_t mul2(uint32_t a, uint32_t b, f16 t) {
     };
     return pack(at(a, 0) * at(b, 0), at(a, 1) * at(b, 1), t);
 }
+// a * b + c for the next rounding: of what does not fit, the last bit is set, so that no tie is
+// seen where there is none.
+ARCH_FN float fma_to_odd(float a, float b, float c) {
+    const double exact = static_cast<double>(a) * b;
+    const double sum = exact + c;
+    const float near = static_cast<float>(sum);
+    if (sum != sum || std::isinf(near) || near == sum) return near;
+    const bool beyond = std::fabs(static_cast<double>(near)) > std::fabs(sum);
+    return as_f32((as_u32(near) - (beyond ? 1u : 0u)) | 1u);
+}
+ARCH_FN uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, f16 t) {
+    const auto at = [](uint32_t x, int i) {
+        return simt::from_f16(static_cast<uint16_t>(x >> (16 * i)));
+    };
+    return pack(fma_to_odd(at(a, 0), at(b, 0), at(c, 0)), fma_to_odd(at(a, 1), at(b, 1), at(c, 1)),
+                t);
+}
+ARCH_FN uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, bf16 t) {
+    const auto at = [](uint32_t x, int i) {
+        return to_f32(bf16{static_cast<uint16_t>(x >> (16 * i))});
+    };
+    return pack(fma_to_odd(at(a, 0), at(b, 0), at(c, 0)), fma_to_odd(at(a, 1), at(b, 1), at(c, 1)),
+                t);
+}
+ARCH_FN uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t which) {
+    const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t from = which >> (4 * i) & 7u;
+        r |= static_cast<uint32_t>(bytes >> (8 * from) & 0xffu) << (8 * i);
+    }
+    return r;
+}
+
+// Not here, so that what devices without them do is what runs.
+constexpr bool has_cvt_e4m3 = false;
+ARCH_FN uint32_t cvt_e4m3x2(float first, float second) {
+    const auto one = [](float x) -> uint32_t {
+        const uint32_t sign = std::signbit(x) ? 0x80u : 0u;
+        const double size = std::fabs(static_cast<double>(x));
+        if (x != x) return sign | 0x7fu;
+        if (size >= 448.0) return sign | 0x7eu;
+        int exponent = -6;
+        while (exponent < 8 && size >= std::ldexp(1.0, exponent + 1)) exponent++;
+        // Ties to even; 16 steps are the next exponent's 8.
+        const double steps = std::nearbyint(std::ldexp(size, 3 - exponent));
+        return sign | (static_cast<uint32_t>(exponent + 6) * 8 + static_cast<uint32_t>(steps));
+    };
+    return one(first) | one(second) << 8;
+}
+ARCH_FN void cvt_f16x4(uint32_t four, uint32_t& lo, uint32_t& hi) {
+    const auto one = [four](int i) {
+        const uint32_t x = four >> (8 * i);
+        const int exponent = static_cast<int>(x >> 3 & 15u), steps = static_cast<int>(x & 7u);
+        const double size = exponent ? std::ldexp(8 + steps, exponent - 10) : std::ldexp(steps, -9);
+        return (x & 0x7fu) == 0x7fu ? NAN : static_cast<float>(x & 0x80u ? -size : size);
+    };
+    lo = pack(one(0), one(1), f16{});
+    hi = pack(one(2), one(3), f16{});
+}
 
 }  // namespace arch
