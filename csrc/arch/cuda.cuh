@@ -217,7 +217,7 @@ ARCH_FN void cvt_f16x4(uint32_t four, uint32_t& lo, uint32_t& hi) {
 }
 
 // The quotient rounded to nearest even, subnormal numbers kept: what is stored in a cache is the
-// same on every device.
+// same on every device. NaN is the positive one.
 ARCH_FN float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 ARCH_FN float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 ARCH_FN float add_rn(float a, float b) { return __fadd_rn(a, b); }

@@ -96,13 +96,15 @@ ARCH_FN float load_const(const float* from) { return *from; }
 ARCH_FN float ex2(float x) { return exp2f(x); }
 ARCH_FN float lg2(float x) { return log2f(x); }
 ARCH_FN float rcp(float x) { return 1.0f / x; }
-ARCH_FN float div_rn(float a, float b) { return a / b; }
+// NaN is the positive one that GPUs' arithmetic gives, whatever it comes from.
+ARCH_FN float gpu_nan(float x) { return x != x ? as_f32(0x7fffffffu) : x; }
+ARCH_FN float div_rn(float a, float b) { return gpu_nan(a / b); }
 // volatile: a host compiler may fuse a product and a sum, which rounds once.
 ARCH_FN float mul_rn(float a, float b) {
     const volatile float p = a * b;
-    return p;
+    return gpu_nan(p);
 }
-ARCH_FN float add_rn(float a, float b) { return a + b; }
+ARCH_FN float add_rn(float a, float b) { return gpu_nan(a + b); }
 
 ARCH_FN uint32_t pack(float lo, float hi, bf16) {
     return simt::to_bf16(lo) | static_cast<uint32_t>(simt::to_bf16(hi)) << 16;

@@ -47,12 +47,15 @@ ARCH_FN void load_angles(const float* from, float (&to)[N]) {
     }
 }
 
-// Eight numbers as `C`, divided by the scale if they are quantised.
+ARCH_FN void divide8(float (&x)[8], float scale) {
+    for (int i = 0; i < 8; i++) x[i] = arch::div_rn(x[i], scale);
+}
+
+// Eight numbers as `C`, divided by the scale if they are quantised. NaN, which comes from
+// arithmetic here, is the positive one.
 template <class C>
 ARCH_FN void store8(C* to, float (&x)[8], float scale) {
-    if constexpr (same_type<C, e4m3>) {
-        for (int i = 0; i < 8; i++) x[i] = arch::div_rn(x[i], scale);
-    }
+    if constexpr (same_type<C, e4m3>) divide8(x, scale);
     store_vec(to, pack(x, C{}));
 }
 template <class C>
@@ -73,7 +76,12 @@ ARCH_FN void copy_item(const T* from, C* to, uint32_t at, float scale) {
     } else {
         float x[8];
         unpack(v, x, T{});
-        store8(to + at, x, scale);
+        divide8(x, scale);
+        vec2 codes = pack(x, C{});
+        // Signs are those of the source: arithmetic does not keep that of NaN.
+        codes.x = (codes.x & 0x7f7f7f7fu) | (arch::byte_perm(v.x, v.y, 0x7531) & 0x80808080u);
+        codes.y = (codes.y & 0x7f7f7f7fu) | (arch::byte_perm(v.z, v.w, 0x7531) & 0x80808080u);
+        store_vec(to + at, codes);
     }
 }
 
@@ -136,7 +144,9 @@ ARCH_FN void copy_item_unaligned(const T* from, C* to, uint32_t at, float scale,
         if constexpr (same_type<T, C>) {
             to[i] = from[i];
         } else {
+            const uint32_t sign = from[i].bits >> 8 & 0x80u;
             store1(to + i, load1(from + i), scale);
+            to[i].bits = static_cast<uint8_t>((to[i].bits & 0x7fu) | sign);
         }
     }
 }
