@@ -162,9 +162,34 @@ struct inflight_attention_params {
 #define INFLIGHT_DECODE_SMEM_E4M3_D192 75792
 #define INFLIGHT_DECODE_SMEM_E4M3_D256 100368
 
+/* Shapes of prefill kernels, by head_dim: query rows of a tile, threads of a block, keys of a tile,
+ * and dynamic shared bytes with a cache of the queries' type or of e4m3. */
+#define INFLIGHT_PREFILL_ROWS 128
+#define INFLIGHT_PREFILL_THREADS_D64 128
+#define INFLIGHT_PREFILL_KEYS_D64 96
+#define INFLIGHT_PREFILL_SMEM_D64 53760
+#define INFLIGHT_PREFILL_SMEM_E4M3_D64 35328
+#define INFLIGHT_PREFILL_THREADS_D96 128
+#define INFLIGHT_PREFILL_KEYS_D96 64
+#define INFLIGHT_PREFILL_SMEM_D96 61952
+#define INFLIGHT_PREFILL_SMEM_E4M3_D96 43520
+#define INFLIGHT_PREFILL_THREADS_D128 128
+#define INFLIGHT_PREFILL_KEYS_D128 64
+#define INFLIGHT_PREFILL_SMEM_D128 82432
+#define INFLIGHT_PREFILL_SMEM_E4M3_D128 57856
+#define INFLIGHT_PREFILL_THREADS_D192 256
+#define INFLIGHT_PREFILL_KEYS_D192 64
+#define INFLIGHT_PREFILL_SMEM_D192 74240
+#define INFLIGHT_PREFILL_SMEM_E4M3_D192 37376
+#define INFLIGHT_PREFILL_THREADS_D256 256
+#define INFLIGHT_PREFILL_KEYS_D256 64
+#define INFLIGHT_PREFILL_SMEM_D256 98816
+#define INFLIGHT_PREFILL_SMEM_E4M3_D256 49664
+
 /* Merging states of the same queries over different keys (cascade): outputs are divided by their
  * sums, LSE is the natural logarithm. out = sum of exp(lse_i - lse) * o_i, in the order given. */
 #define INFLIGHT_MERGE_MAX 16
+#define INFLIGHT_MERGE_THREADS 128
 
 struct inflight_merge_params {
     uint64_t o[INFLIGHT_MERGE_MAX];   /* [tokens, heads, head_dim], type of the kernel */
@@ -179,6 +204,10 @@ struct inflight_merge_params {
 };
 
 /* ---- cache ----------------------------------------------------------------------------------- */
+
+/* Threads of a block. */
+#define INFLIGHT_APPEND_THREADS 128
+#define INFLIGHT_COPY_THREADS 256
 
 #define INFLIGHT_ROPE_NONE 0u
 #define INFLIGHT_ROPE_HALF 1u        /* pairs i and i + rotary_dim / 2 */

@@ -12,7 +12,7 @@
 
 namespace inflight {
 
-constexpr int append_threads = 128;
+constexpr int append_threads = INFLIGHT_APPEND_THREADS;
 
 // How the heads are cut into items. `rotated` items have the first rotary_dim elements, in vectors
 // if `aligned`, and in single elements if pairs or the rest begin within a vector.

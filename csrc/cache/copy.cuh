@@ -7,7 +7,7 @@
 
 namespace inflight {
 
-constexpr int copy_threads = 256;
+constexpr int copy_threads = INFLIGHT_COPY_THREADS;
 
 // Vectors a thread has under way.
 constexpr int copy_unroll = 4;

@@ -333,7 +333,7 @@ impl AttentionArgs<'_> {
 }
 
 impl Mask<'_> {
-    fn check(&self, extents: impl ExactSizeIterator<Item = (u32, u32)>) -> Result<()> {
+    pub(crate) fn check(&self, extents: impl ExactSizeIterator<Item = (u32, u32)>) -> Result<()> {
         let rows = extents.len();
         if self.widths.len() != rows {
             let reason = format!("has {} entries for {rows} rows", self.widths.len());

@@ -9,10 +9,12 @@
 //!   output.
 //! * **Anything unsupported is an error** naming the field, before a byte is written.
 //!
-//! [`cpu`] has the kernels for processors.
+//! [`cpu`] has the kernels for processors, `cuda` those for GPUs.
 
 pub mod attention;
 pub mod cpu;
+#[cfg(feature = "cuda-driver")]
+pub mod cuda;
 pub mod kv;
 pub mod rope;
 pub mod tensor;

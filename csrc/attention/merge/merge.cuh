@@ -8,7 +8,7 @@
 
 namespace inflight {
 
-constexpr int merge_threads = 128;
+constexpr int merge_threads = INFLIGHT_MERGE_THREADS;
 
 // Vectors of outputs a thread has under way.
 constexpr int merge_unroll = 4;

@@ -95,6 +95,12 @@ impl Kernels {
         Self { cuda: Arc::clone(cuda) }
     }
 
+    /// Their device.
+    #[must_use]
+    pub fn cuda(&self) -> &Arc<Cuda> {
+        &self.cuda
+    }
+
     /// Loads the kernel `name` of the file `family.cu`, with up to `shared` bytes of dynamic shared
     /// memory. Takes milliseconds the first time, and seconds where PTX must be compiled.
     ///

@@ -6,15 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::pack::StepLimits;
 use super::params::{self, inflight_attention_params};
+use super::shapes::{self, Block, DIMS};
 use super::step::StepBuffer;
 use super::tensor::{DeviceCache, DeviceTensor};
 use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionConfig, BatchView, DType, Mask};
 use crate::plan::{Costs, Extent, Plan, PlanBounds, PlanConfig};
-
-/// Head dimensions that kernels are compiled for.
-const DIMS: [usize; 5] = [64, 96, 128, 192, 256];
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them, causal or not.
@@ -396,8 +394,7 @@ fn kernel_dim(config: &AttentionConfig) -> Result<usize> {
 struct ShapeOf {
     family: &'static str,
     dim: usize,
-    threads: u32,
-    shared: u32,
+    block: Block,
     /// Queries of a tile.
     q_tile: u32,
     costs: Costs,
@@ -408,8 +405,7 @@ fn decode_shape(dim: usize, config: &AttentionConfig) -> ShapeOf {
     ShapeOf {
         family: "decode",
         dim,
-        threads: params::INFLIGHT_DECODE_THREADS,
-        shared: params::decode_shared(dim, config.kv_dtype.size()),
+        block: shapes::decode(dim, config.kv_dtype),
         q_tile: few_queries(config).max(1),
         // Bytes that a multiprocessor reads in the microsecond that a part takes to start and end.
         costs: Costs { tile: 32 << 10, key, query_key: 0 },
@@ -422,8 +418,7 @@ fn prefill_shape(dim: usize, config: &AttentionConfig) -> ShapeOf {
     ShapeOf {
         family: "prefill",
         dim,
-        threads: params::prefill_threads(dim),
-        shared: params::prefill_shared(dim, config.kv_dtype.size()),
+        block: shapes::prefill(dim, config.kv_dtype),
         q_tile: (params::INFLIGHT_PREFILL_ROWS / group as u32).max(1),
         // In the same unit, by a multiprocessor's rate of products: d * 4 operations a query and key.
         costs: Costs {
@@ -441,7 +436,7 @@ impl Side {
         limits: &StepLimits,
         shape: &ShapeOf,
     ) -> Result<Self> {
-        let ShapeOf { family, dim, threads, shared, q_tile, costs } = *shape;
+        let ShapeOf { family, dim, block: Block { threads, shared, keys }, q_tile, costs } = *shape;
         let q = config.q_dtype.name();
         let kv = if config.kv_dtype == DType::Fp8E4m3 { "e4m3" } else { "same" };
         let file = format!("{family}_{q}_{kv}_d{dim}");
@@ -459,7 +454,8 @@ impl Side {
             heads: config.num_kv_heads as u32,
             joint_q: 0,
             q_tile,
-            kv_granularity: 64,
+            // Batch-invariant splits are at multiples of 128.
+            kv_granularity: if config.fixed_split.is_some() { 128 } else { keys },
             causal: config.causal,
             window_left: config.window_left,
             fixed_split: config.fixed_split,

@@ -16,7 +16,15 @@ mod attention;
 mod blocks;
 mod merge;
 mod pack;
+#[allow(
+    missing_docs,
+    non_camel_case_types,
+    clippy::unnecessary_operation,
+    clippy::identity_op,
+    reason = "names and comments are those of csrc/kernel_params.h"
+)]
 pub mod params;
+mod shapes;
 mod step;
 mod tensor;
 
