@@ -21,6 +21,8 @@ fn main() {
         println!("cargo::rerun-if-changed={path}");
     }
     println!("cargo::rerun-if-env-changed=DOCS_RS");
+    // For tests that call a C compiler.
+    println!("cargo::rustc-env=INFLIGHT_TARGET={}", env::var("TARGET").expect("Cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
     let mut sources = Vec::new();
     find_sources(Path::new("csrc"), &mut sources);

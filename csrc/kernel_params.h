@@ -40,8 +40,8 @@ struct inflight_step {
     uint32_t kv_last_page_len; /* u32 [padded_rows] */
     uint32_t logits_indices;   /* u32 [num_logits] */
     uint32_t pending;
-    uint32_t ops;        /* inflight_block_op [num_ops] */
-    uint32_t kv_indices; /* u32 [num_kv_blocks] */
+    uint32_t ops;                       /* inflight_block_op [num_ops] */
+    uint32_t kv_indices;                /* u32 [num_kv_blocks] */
     uint32_t plans[INFLIGHT_MAX_PLANS]; /* inflight_plan of each attention group */
 };
 
@@ -106,7 +106,7 @@ struct inflight_attention_params {
     int64_t q_token, q_head, o_token, o_head;
     int64_t k_block, k_token, k_head;
     int64_t v_block, v_token, v_head;
-    uint64_t k_scale;      /* f32, one, or one a KV head, of an e4m3 cache; else 0 */
+    uint64_t k_scale; /* f32, one, or one a KV head, of an e4m3 cache; else 0 */
     uint64_t v_scale;
     uint64_t alibi_slopes; /* f32 [num_q_heads] or 0 */
     uint64_t sinks;        /* f32 [num_q_heads] or 0; natural logits */
@@ -116,7 +116,7 @@ struct inflight_attention_params {
     uint32_t plan;         /* which of the step's plans */
     uint32_t num_q_heads;
     uint32_t num_kv_heads;
-    uint32_t head_dim;     /* of the tensors: at most that of the kernel */
+    uint32_t head_dim; /* of the tensors: at most that of the kernel */
     float scale;
     float soft_cap;        /* 0: none */
     uint32_t window_left;  /* INFLIGHT_NO_WINDOW: none */
@@ -213,13 +213,14 @@ struct inflight_merge_params {
 #define INFLIGHT_ROPE_HALF 1u        /* pairs i and i + rotary_dim / 2 */
 #define INFLIGHT_ROPE_INTERLEAVED 2u /* pairs 2 i and 2 i + 1 */
 
-/* New keys and values to their slots, rotated and quantised on the way; queries rotated in place. */
+/* New keys and values to their slots, rotated and quantised on the way; queries rotated in place.
+ */
 struct inflight_append_params {
     uint64_t step;
     uint64_t k_new; /* [tokens, num_kv_heads, head_dim], type of the kernel */
     uint64_t v_new;
-    uint64_t q;     /* [tokens, num_q_heads, head_dim] rotated in place, or 0 */
-    uint64_t k;     /* cache */
+    uint64_t q; /* [tokens, num_q_heads, head_dim] rotated in place, or 0 */
+    uint64_t k; /* cache */
     uint64_t v;
     uint64_t k_scale; /* as in attention; numbers are divided by it */
     uint64_t v_scale;
@@ -256,8 +257,8 @@ struct inflight_copy_array {
 /* Whole blocks of many arrays in one launch: copies within a device, and swaps where one side is
  * page-locked host memory. No block is both read and written. */
 struct inflight_copy_params {
-    uint64_t arrays; /* inflight_copy_array [num_arrays] */
-    uint64_t pairs;  /* u32 pairs [num_pairs]: from, to */
+    uint64_t arrays;      /* inflight_copy_array [num_arrays] */
+    uint64_t pairs;       /* u32 pairs [num_pairs]: from, to */
     uint64_t block_bytes; /* bytes of a block that are copied: a multiple of 16, contiguous */
     uint32_t num_arrays;
     uint32_t num_pairs;

@@ -10,10 +10,10 @@
 
 // A kernel `name(Params)` of `threads` threads a block and `blocks` blocks a multiprocessor, whose
 // body is `body(const Params&)`.
-#define ARCH_KERNEL(name, threads, blocks, Params, ...)                      \
-    extern "C" __global__ void __launch_bounds__(threads, blocks)            \
-        name(const __grid_constant__ Params params) {                        \
-        __VA_ARGS__(params);                                                 \
+#define ARCH_KERNEL(name, threads, blocks, Params, ...)           \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) \
+        name(const __grid_constant__ Params params) {             \
+        __VA_ARGS__(params);                                      \
     }
 
 namespace arch {

@@ -13,10 +13,10 @@ using std::fminf;
 #define ARCH_MEMBER inline __attribute__((always_inline, unused))
 #define ARCH_DYN_SMEM(name) uint8_t* const name = simt::blk->smem
 
-#define ARCH_KERNEL(name, threads, blocks, Params, ...)                                       \
-    static void name##_entry(void* const* args) {                                             \
-        __VA_ARGS__(*static_cast<const Params*>(args[0]));                                    \
-    }                                                                                         \
+#define ARCH_KERNEL(name, threads, blocks, Params, ...)    \
+    static void name##_entry(void* const* args) {          \
+        __VA_ARGS__(*static_cast<const Params*>(args[0])); \
+    }                                                      \
     static const simt::Kernel name##_kernel{#name, name##_entry, sizeof(Params), threads};
 
 // Where a call stands, for reports.
@@ -62,14 +62,17 @@ ARCH_FN float as_f32(uint32_t x) {
     return f;
 }
 
-ARCH_FN uint32_t shfl(uint32_t x, int lane, ARCH_AT) { return simt::shfl(~0u, x, lane, file, line); }
+ARCH_FN uint32_t shfl(uint32_t x, int lane, ARCH_AT) {
+    return simt::shfl(~0u, x, lane, file, line);
+}
 ARCH_FN float shfl(float x, int lane, ARCH_AT) {
     return as_f32(simt::shfl(~0u, as_u32(x), lane, file, line));
 }
 ARCH_FN uint64_t shfl(uint64_t x, int lane, ARCH_AT) {
     const uint64_t lo = simt::shfl(~0u, static_cast<uint32_t>(x), lane, file, line);
-    return lo | static_cast<uint64_t>(simt::shfl(~0u, static_cast<uint32_t>(x >> 32), lane, file, line))
-                    << 32;
+    return lo |
+           static_cast<uint64_t>(simt::shfl(~0u, static_cast<uint32_t>(x >> 32), lane, file, line))
+               << 32;
 }
 ARCH_FN uint32_t shfl_xor(uint32_t x, int mask, ARCH_AT) {
     return simt::shfl(~0u, x, static_cast<int>(simt::cur->lane) ^ mask, file, line);

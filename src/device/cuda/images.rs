@@ -15,6 +15,7 @@ pub(super) struct Image {
 }
 
 /// Aligned as the driver may assume an ELF file is.
+#[allow(dead_code, reason = "used by what build.rs writes for each `.cu` file")]
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
