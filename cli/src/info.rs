@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use inflight::device::cpu::{Cpu, CpuConfig, Isa};
+use inflight::device::cuda;
 use inflight::device::memory::Buffer;
 use serde::Serialize;
 
@@ -32,7 +33,27 @@ struct Machine {
     memory_available_bytes: Option<u64>,
     /// Of a plain loop that sums, GB/s.
     read_gb_per_s: Bandwidth,
+    cuda: Cuda,
     devices: Vec<Device>,
+}
+
+#[derive(Serialize)]
+struct Cuda {
+    /// As CUDA counts: 13000 is 13.0.
+    driver: Option<i32>,
+    /// What kernels were compiled for; empty where none were.
+    architectures: &'static str,
+    devices: Vec<Gpu>,
+    /// Why there is no device.
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    name: String,
+    sm: String,
+    memory_bytes: usize,
+    multiprocessors: u32,
 }
 
 #[derive(Serialize)]
@@ -45,7 +66,7 @@ struct Bandwidth {
 struct Device {
     name: &'static str,
     available: bool,
-    note: &'static str,
+    note: String,
 }
 
 /// Prints all of it.
@@ -65,6 +86,8 @@ impl Machine {
         let cpu = Cpu::new(&CpuConfig::default())?;
         let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name);
         let buffer = Buffer::zeroed(BYTES)?;
+        let cuda = Cuda::look();
+        let cuda_device = cuda.device();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -82,9 +105,10 @@ impl Machine {
                 one_thread: bandwidth(&buffer, 1),
                 all_threads: bandwidth(&buffer, cpu.threads()),
             },
+            cuda,
             devices: vec![
-                Device { name: "cpu", available: true, note: "" },
-                Device { name: "cuda", available: false, note: "not built in this version" },
+                Device { name: "cpu", available: true, note: String::new() },
+                cuda_device,
             ],
         })
     }
@@ -95,7 +119,7 @@ impl Machine {
         let mib =
             |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| format!("{} MiB", bytes >> 20));
         let Bandwidth { one_thread, all_threads } = self.read_gb_per_s;
-        let devices = self.devices.iter().map(|device| match device.note {
+        let devices = self.devices.iter().map(|device| match device.note.as_str() {
             "" => device.name.to_owned(),
             note => format!("{} ({note})", device.name),
         });
@@ -119,9 +143,60 @@ impl Machine {
                     BYTES >> 20
                 ),
             ),
+            ("cuda", self.cuda.text()),
             ("devices", devices.collect::<Vec<_>>().join(", ")),
         ];
         lines.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+    }
+}
+
+impl Cuda {
+    fn look() -> Self {
+        let (devices, reason) = match cuda::probe() {
+            Ok(devices) => (devices, None),
+            Err(why) => (Vec::new(), Some(why.to_string())),
+        };
+        let gpu = |info: cuda::CudaDeviceInfo| Gpu {
+            sm: info.sm(),
+            name: info.name,
+            memory_bytes: info.memory,
+            multiprocessors: info.multiprocessors,
+        };
+        Self {
+            driver: cuda::driver_version().ok(),
+            architectures: cuda::architectures(),
+            devices: devices.into_iter().map(gpu).collect(),
+            reason,
+        }
+    }
+
+    /// Whether steps can be run with it, or what is missing.
+    fn device(&self) -> Device {
+        let kernels = !self.architectures.is_empty();
+        let note = match &self.reason {
+            Some(reason) => reason.clone(),
+            None if !kernels => "built without kernels (feature `cuda`)".to_owned(),
+            None => String::new(),
+        };
+        Device { name: "cuda", available: note.is_empty(), note }
+    }
+
+    fn text(&self) -> String {
+        let driver = self.driver.map_or_else(
+            || "no driver".to_owned(),
+            |version| format!("driver {}.{}", version / 1000, version % 1000 / 10),
+        );
+        let kernels = match self.architectures {
+            "" => "no kernels",
+            architectures => architectures,
+        };
+        let gpu = |gpu: &Gpu| {
+            let Gpu { name, sm, memory_bytes, multiprocessors } = gpu;
+            format!("{name} ({sm}, {} MiB, {multiprocessors} SMs)", memory_bytes >> 20)
+        };
+        let devices: Vec<_> = self.devices.iter().map(gpu).collect();
+        let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
+        format!("{devices}; {driver}; built for {kernels}")
     }
 }
 

@@ -18,6 +18,7 @@ fn info_says_what_there_is() {
         "cores",
         "cores_allowed",
         "cpu",
+        "cuda",
         "devices",
         "features",
         "huge_pages",
@@ -38,12 +39,26 @@ fn info_says_what_there_is() {
         assert!(machine["read_gb_per_s"][key].as_f64().is_some_and(|x| x > 0.0), "{machine}");
     }
     assert_eq!(machine["devices"][0]["name"], "cpu");
-    assert_eq!(machine["devices"][1]["note"], "not built in this version");
+    let (cuda, device) = (&machine["cuda"], &machine["devices"][1]);
+    assert_eq!(device["name"], "cuda");
+    let gpus = cuda["devices"].as_array().expect("a list");
+    // Either a reason, which is the device's note as well, or a GPU and its driver.
+    match cuda["reason"].as_str() {
+        Some(reason) => {
+            assert!(gpus.is_empty() && !reason.is_empty(), "{cuda}");
+            assert_eq!((&device["available"], &device["note"]), (&false.into(), &reason.into()));
+        }
+        None => {
+            assert!(cuda["driver"].as_u64().is_some_and(|version| version >= 13_000), "{cuda}");
+            assert!(gpus[0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 30));
+        }
+    }
     println!("{} keys, {} instruction sets", keys.len(), isas.len());
 
     let ran = inflight(&["info"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
-    for name in ["version", "cpu", "instructions", "cores", "huge pages", "read", "devices"] {
+    for name in ["version", "cpu", "instructions", "cores", "huge pages", "read", "cuda", "devices"]
+    {
         assert!(ran.stdout.lines().any(|line| line.starts_with(name)), "{name}: {}", ran.stdout);
     }
 }
