@@ -1,0 +1,567 @@
+// libcuda's functions: device, contexts, memory, images and launches.
+#include <cstdio>
+#include <cstdlib>
+#include <set>
+
+#include "control.h"
+#include "stream.h"
+
+using namespace simt;
+
+Context primary;
+static bool initialised;
+static thread_local std::vector<CUcontext> context_stack;
+static std::set<Library*> libraries;
+
+static int setting(const char* name, int otherwise) {
+    const char* text = getenv(name);
+    return text && *text ? atoi(text) : otherwise;
+}
+int device_cc() { return setting("INFLIGHT_SIMT_CC", 80); }
+static int multiprocessors() { return setting("INFLIGHT_SIMT_SMS", 4); }
+uint32_t smem_optin() {
+    const int cc = device_cc();
+    return cc == 80 || cc == 87 ? 163 << 10 : cc >= 90 && cc < 120 ? 227 << 10 : 99 << 10;
+}
+
+CUresult current_context_error() {
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
+    if (context_stack.empty() || !context_stack.back()) return CUDA_ERROR_INVALID_CONTEXT;
+    return primary.lost;
+}
+
+CUresult lose_context(bool out_of_bounds) {
+    return primary.lost = out_of_bounds ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
+}
+
+// ---- errors
+
+struct ErrorText {
+    CUresult code;
+    const char *name, *text;
+};
+static const ErrorText error_texts[] = {
+#define SIMT_ERROR(code, text) {code, #code, text},
+    SIMT_ERROR(CUDA_SUCCESS, "no error")
+    SIMT_ERROR(CUDA_ERROR_INVALID_VALUE, "invalid argument")
+    SIMT_ERROR(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")
+    SIMT_ERROR(CUDA_ERROR_NOT_INITIALIZED, "initialization error")
+    SIMT_ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")
+    SIMT_ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid")
+    SIMT_ERROR(CUDA_ERROR_INVALID_CONTEXT, "invalid device context")
+    SIMT_ERROR(CUDA_ERROR_NO_BINARY_FOR_GPU, "no kernel image is available for the device")
+    SIMT_ERROR(CUDA_ERROR_INVALID_HANDLE, "invalid resource handle")
+    SIMT_ERROR(CUDA_ERROR_NOT_FOUND, "named symbol not found")
+    SIMT_ERROR(CUDA_ERROR_NOT_READY, "device not ready")
+    SIMT_ERROR(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")
+    SIMT_ERROR(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch")
+    SIMT_ERROR(CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure")
+    SIMT_ERROR(CUDA_ERROR_NOT_SUPPORTED, "operation not supported")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+               "operation not permitted when stream is capturing")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+               "operation failed due to a previous error during capture")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+               "capture was not ended in the same stream as it began")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+               "capturing stream has unjoined work")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+               "dependency created on uncaptured work in another stream")
+    SIMT_ERROR(CUDA_ERROR_CAPTURED_EVENT,
+               "operation not permitted on an event last recorded in a capturing stream")
+    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+               "attempt to terminate a thread-local capture sequence from another thread")
+#undef SIMT_ERROR
+};
+
+static CUresult error_text(CUresult code, const char** out, const char* ErrorText::*field) {
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    *out = nullptr;
+    for (const ErrorText& e : error_texts)
+        if (e.code == code) *out = e.*field;
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CU_API cuGetErrorName(CUresult code, const char** out) {
+    return error_text(code, out, &ErrorText::name);
+}
+CU_API cuGetErrorString(CUresult code, const char** out) {
+    return error_text(code, out, &ErrorText::text);
+}
+
+// ---- device
+
+CU_API cuInit(unsigned flags) {
+    CU_LOCKED;
+    if (flags) return CUDA_ERROR_INVALID_VALUE;
+    initialised = true;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuDriverGetVersion(int* out) {
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    *out = 13000;
+    return CUDA_SUCCESS;
+}
+
+#define CU_DEVICE(out, dev)                                  \
+    CU_LOCKED;                                               \
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;     \
+    if (!(out)) return CUDA_ERROR_INVALID_VALUE;             \
+    if ((dev) != 0) return CUDA_ERROR_INVALID_DEVICE
+
+CU_API cuDeviceGetCount(int* out) {
+    CU_DEVICE(out, 0);
+    *out = 1;
+    return CUDA_SUCCESS;
+}
+CU_API cuDeviceGet(CUdevice* out, int ordinal) {
+    CU_DEVICE(out, ordinal);
+    *out = 0;
+    return CUDA_SUCCESS;
+}
+CU_API cuDeviceGetName(char* out, int n, CUdevice dev) {
+    CU_DEVICE(out, dev);
+    if (n <= 0) return CUDA_ERROR_INVALID_VALUE;
+    snprintf(out, static_cast<size_t>(n), "inflight SIMT emulator");
+    return CUDA_SUCCESS;
+}
+CU_API cuDeviceTotalMem_v2(size_t* out, CUdevice dev) {
+    CU_DEVICE(out, dev);
+    *out = DEVICE_BYTES;
+    return CUDA_SUCCESS;
+}
+CU_API cuDeviceGetUuid_v2(CUuuid* out, CUdevice dev) {
+    CU_DEVICE(out, dev);
+    memcpy(out->bytes, "inflight-simt-00", 16);
+    return CUDA_SUCCESS;
+}
+
+CU_API cuDeviceGetAttribute(int* out, int attribute, CUdevice dev) {
+    CU_DEVICE(out, dev);
+    const bool hopper = device_cc() >= 90;
+    static const std::map<int, int> fixed = {
+        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64}, {5, 0x7fffffff}, {6, 65535}, {7, 65535},
+        {8, 48 << 10}, {9, 64 << 10}, {10, 32}, {11, 0x7fffffff}, {12, 65536}, {13, 1410000},
+        {14, 512}, {15, 1}, {17, 0}, {18, 0}, {19, 1}, {20, 0}, {31, 1}, {32, 0}, {33, 0}, {34, 0},
+        {35, 0}, {36, 1593000}, {37, 5120}, {38, 40 << 20}, {39, 2048}, {40, 2}, {41, 1}, {50, 0},
+        {78, 1}, {79, 1}, {80, 1}, {82, 65536}, {83, 1}, {84, 0}, {88, 0}, {89, 1}, {90, 1},
+        {95, 1}, {106, 32}, {111, 1024}, {115, 0}};
+    switch (attribute) {
+        case 16: *out = multiprocessors(); return CUDA_SUCCESS;
+        case 75: *out = device_cc() / 10; return CUDA_SUCCESS;
+        case 76: *out = device_cc() % 10; return CUDA_SUCCESS;
+        case 81: *out = static_cast<int>(smem_optin()) + 1024; return CUDA_SUCCESS;
+        case 97: *out = static_cast<int>(smem_optin()); return CUDA_SUCCESS;
+        case 120: *out = hopper; return CUDA_SUCCESS;
+        case 127: *out = hopper; return CUDA_SUCCESS;
+    }
+    const auto at = fixed.find(attribute);
+    if (at == fixed.end()) return CUDA_ERROR_INVALID_VALUE;
+    *out = at->second;
+    return CUDA_SUCCESS;
+}
+
+// ---- contexts: the primary one of the one device
+
+CU_API cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice dev) {
+    CU_DEVICE(out, dev);
+    primary.references++;
+    *out = &primary;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
+    CU_DEVICE(&dev, dev);
+    if (!primary.references) return CUDA_ERROR_INVALID_CONTEXT;
+    if (--primary.references == 0) drain_everything();
+    return CUDA_SUCCESS;
+}
+
+CU_API cuCtxGetCurrent(CUcontext* out) {
+    CU_DEVICE(out, 0);
+    *out = context_stack.empty() ? nullptr : context_stack.back();
+    return CUDA_SUCCESS;
+}
+CU_API cuCtxSetCurrent(CUcontext c) {
+    CU_DEVICE(&c, 0);
+    if (c && c != &primary) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context_stack.empty()) context_stack.pop_back();
+    if (c) context_stack.push_back(c);
+    return CUDA_SUCCESS;
+}
+CU_API cuCtxPushCurrent_v2(CUcontext c) {
+    CU_DEVICE(&c, 0);
+    if (c != &primary) return CUDA_ERROR_INVALID_CONTEXT;
+    context_stack.push_back(c);
+    return CUDA_SUCCESS;
+}
+CU_API cuCtxPopCurrent_v2(CUcontext* out) {
+    CU_DEVICE(&out, 0);
+    if (context_stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+    if (out) *out = context_stack.back();
+    context_stack.pop_back();
+    return CUDA_SUCCESS;
+}
+CU_API cuCtxGetDevice(CUdevice* out) {
+    CU_ENTER;
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    *out = 0;
+    return CUDA_SUCCESS;
+}
+CU_API cuCtxSynchronize() {
+    CU_ENTER;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    return drain_everything();
+}
+
+// ---- memory
+
+CU_API cuMemAlloc_v2(CUdeviceptr* out, size_t n) {
+    CU_ENTER;
+    if (!out || !n) return CUDA_ERROR_INVALID_VALUE;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    void* p = arena_alloc(n, DEVICE_MEM);
+    *out = reinterpret_cast<CUdeviceptr>(p);
+    return p ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CU_API cuMemFree_v2(CUdeviceptr p) {
+    CU_ENTER;
+    if (!p) return CUDA_SUCCESS;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    CU_TRY(drain_everything());  // it waits, as the driver does
+    return arena_free(reinterpret_cast<void*>(p), DEVICE_MEM) ? CUDA_SUCCESS
+                                                              : CUDA_ERROR_INVALID_VALUE;
+}
+
+CU_API cuMemHostAlloc(void** out, size_t n, unsigned flags) {
+    CU_ENTER;
+    if (!out || !n || flags > 7) return CUDA_ERROR_INVALID_VALUE;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    *out = arena_alloc(n, HOST_MEM);
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CU_API cuMemFreeHost(void* p) {
+    CU_ENTER;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    CU_TRY(drain_everything());
+    return arena_free(p, HOST_MEM) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CU_API cuMemHostGetDevicePointer_v2(CUdeviceptr* out, void* p, unsigned flags) {
+    CU_ENTER;
+    const Allocation a = find_allocation(reinterpret_cast<uintptr_t>(p));
+    if (!out || flags || !a.found || a.kind != HOST_MEM) return CUDA_ERROR_INVALID_VALUE;
+    *out = reinterpret_cast<CUdeviceptr>(p);
+    return CUDA_SUCCESS;
+}
+
+CU_API cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
+    CU_ENTER;
+    if (free_bytes) *free_bytes = DEVICE_BYTES - device_bytes_used();
+    if (total) *total = DEVICE_BYTES;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuPointerGetAttribute(void* out, int attribute, CUdeviceptr p) {
+    CU_ENTER;
+    const Allocation a = find_allocation(static_cast<uintptr_t>(p));
+    if (!out || !a.found) return CUDA_ERROR_INVALID_VALUE;
+    switch (attribute) {
+        case 1: *static_cast<CUcontext*>(out) = &primary; return CUDA_SUCCESS;
+        case 2: *static_cast<unsigned*>(out) = a.kind; return CUDA_SUCCESS;
+        case 3: *static_cast<CUdeviceptr*>(out) = p; return CUDA_SUCCESS;
+        case 4:
+            if (a.kind != HOST_MEM) return CUDA_ERROR_INVALID_VALUE;
+            *static_cast<CUdeviceptr*>(out) = p;
+            return CUDA_SUCCESS;
+        case 8: *static_cast<unsigned*>(out) = 0; return CUDA_SUCCESS;
+        case 9: *static_cast<int*>(out) = 0; return CUDA_SUCCESS;
+        case 11: *static_cast<CUdeviceptr*>(out) = a.start; return CUDA_SUCCESS;
+        case 12: *static_cast<size_t*>(out) = a.bytes; return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+static bool within(CUdeviceptr p, size_t n) {
+    const Allocation a = find_allocation(static_cast<uintptr_t>(p));
+    return a.found && n <= a.start + a.bytes - static_cast<uintptr_t>(p);
+}
+static bool is_pinned(const void* p) {
+    const Allocation a = find_allocation(reinterpret_cast<uintptr_t>(p));
+    return a.found && a.kind == HOST_MEM;
+}
+
+// Ordinary memory is copied away before the call returns. Pinned memory is read when the copy
+// happens, which is as late as someone waits: a buffer filled anew too early shows.
+CU_API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t n, CUstream s) {
+    CU_ENTER;
+    if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!n) return CUDA_SUCCESS;
+    if (!from || !within(to, n)) return CUDA_ERROR_INVALID_VALUE;
+    const bool pinned = is_pinned(from);
+    if (pinned && !within(reinterpret_cast<CUdeviceptr>(from), n)) return CUDA_ERROR_INVALID_VALUE;
+    if (!pinned && stream_of(s).capture) {
+        stream_of(s).capture->invalidated = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    auto staged = std::make_shared<std::vector<uint8_t>>();
+    if (!pinned) staged->assign(static_cast<const uint8_t*>(from),
+                                static_cast<const uint8_t*>(from) + n);
+    return enqueue(s, [=] {
+        memcpy(reinterpret_cast<void*>(to), pinned ? from : staged->data(), n);
+        if (CHECK) shadow_init(static_cast<uintptr_t>(to), n);
+        return CUDA_SUCCESS;
+    });
+}
+
+CU_API cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t n, CUstream s) {
+    CU_ENTER;
+    if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!n) return CUDA_SUCCESS;
+    if (!to || !within(from, n)) return CUDA_ERROR_INVALID_VALUE;
+    const bool pinned = is_pinned(to);
+    if (pinned && !within(reinterpret_cast<CUdeviceptr>(to), n)) return CUDA_ERROR_INVALID_VALUE;
+    if (!pinned && stream_of(s).capture) {
+        stream_of(s).capture->invalidated = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    CU_TRY(enqueue(s, [=] {
+        memcpy(to, reinterpret_cast<const void*>(from), n);
+        return CUDA_SUCCESS;
+    }));
+    // To ordinary memory the driver returns once the copy is made.
+    return pinned ? CUDA_SUCCESS : drain(stream_of(s), ~0ull);
+}
+
+CU_API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
+    CU_ENTER;
+    if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!n) return CUDA_SUCCESS;
+    if (!within(to, n) || !within(from, n)) return CUDA_ERROR_INVALID_VALUE;
+    return enqueue(s, [=] {
+        memmove(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), n);
+        if (CHECK)
+            shadow_copy_init(static_cast<uintptr_t>(to), static_cast<uintptr_t>(from), n);
+        return CUDA_SUCCESS;
+    });
+}
+
+CU_API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, CUstream s) {
+    CU_ENTER;
+    if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!n) return CUDA_SUCCESS;
+    if (!within(to, n)) return CUDA_ERROR_INVALID_VALUE;
+    return enqueue(s, [=] {
+        memset(reinterpret_cast<void*>(to), value, n);
+        if (CHECK) shadow_init(static_cast<uintptr_t>(to), n);
+        return CUDA_SUCCESS;
+    });
+}
+
+// ---- images: kernels are compiled in, so an image only has to look like one
+
+static const char TAG[] = "INFLIGHT-SIMT";
+
+static bool looks_like_an_image(const void* image) {
+    uint32_t word;
+    memcpy(&word, image, 4);
+    const bool binary = word == 0xba55ed50 || word == 0x464c457f || word == 0xfd2fb528;
+    return binary || !strncmp(static_cast<const char*>(image), TAG, sizeof TAG);
+}
+
+CU_API cuLibraryLoadData(CUlibrary* out, const void* image, int*, void**, unsigned, int*, void**,
+                         unsigned) {
+    CU_ENTER;
+    if (!out || !image) return CUDA_ERROR_INVALID_VALUE;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (!looks_like_an_image(image)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    *out = new Library;
+    libraries.insert(*out);
+    return CUDA_SUCCESS;
+}
+
+CU_API cuLibraryUnload(CUlibrary l) {
+    CU_ENTER;
+    if (!libraries.count(l)) return CUDA_ERROR_INVALID_HANDLE;
+    CU_TRY(drain_everything());
+    libraries.erase(l);
+    for (const KernelHandle* k : l->kernels) delete k;
+    delete l;
+    return CUDA_SUCCESS;
+}
+
+static bool is_kernel(CUkernel k) {
+    for (const Library* l : libraries)
+        for (const KernelHandle* h : l->kernels)
+            if (h == k) return true;
+    return false;
+}
+
+CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
+    CU_ENTER;
+    if (!out || !name) return CUDA_ERROR_INVALID_VALUE;
+    if (!libraries.count(l)) return CUDA_ERROR_INVALID_HANDLE;
+    for (const KernelHandle* h : l->kernels) {
+        if (strcmp(h->kernel->name, name)) continue;
+        *out = h;
+        return CUDA_SUCCESS;
+    }
+    for (Kernel* k = kernels(); k; k = k->next) {
+        if (strcmp(k->name, name)) continue;
+        *out = new KernelHandle{k};
+        l->kernels.push_back(*out);
+        return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_NOT_FOUND;
+}
+
+CU_API cuKernelGetFunction(CUfunction* out, CUkernel k) {
+    CU_ENTER;
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
+    *out = k;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuKernelSetAttribute(int attribute, int value, CUkernel k, CUdevice dev) {
+    CU_ENTER;
+    if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
+    if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
+    if (attribute == 9) return value >= -1 && value <= 100 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (attribute != 8 || value < 0 || static_cast<uint32_t>(value) > smem_optin())
+        return CUDA_ERROR_INVALID_VALUE;
+    k->max_dynamic_smem = value;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
+    CU_ENTER;
+    if (!out) return CUDA_ERROR_INVALID_VALUE;
+    if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
+    if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
+    switch (attribute) {
+        case 0: *out = static_cast<int>(k->kernel->threads); return CUDA_SUCCESS;
+        case 4: *out = 128; return CUDA_SUCCESS;
+        case 5: case 6: *out = device_cc(); return CUDA_SUCCESS;
+        case 8: *out = k->max_dynamic_smem; return CUDA_SUCCESS;
+        case 1: case 2: case 3: case 7: *out = 0; return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+// By threads and shared memory alone: registers are not known here.
+CU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction f, int threads,
+                                                   size_t smem) {
+    CU_ENTER;
+    if (!out || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
+    if (!is_kernel(f)) return CUDA_ERROR_INVALID_HANDLE;
+    const int by_threads = 2048 / ((threads + 31) / 32 * 32);
+    const int by_smem = static_cast<int>((smem_optin() + 1024) / (smem + 1024));
+    *out = threads > 1024 ? 0 : std::min({by_threads, by_smem, 32});
+    return CUDA_SUCCESS;
+}
+
+// ---- launches
+
+CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out) {
+    const uint64_t threads = uint64_t(c.blockDimX) * c.blockDimY * c.blockDimZ;
+    if (!c.gridDimX || !c.gridDimY || !c.gridDimZ || !threads) return CUDA_ERROR_INVALID_VALUE;
+    if (c.gridDimX > 0x7fffffff || c.gridDimY > 65535 || c.gridDimZ > 65535)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (threads > 1024 || c.blockDimZ > 64) return CUDA_ERROR_INVALID_VALUE;
+    if (c.sharedMemBytes > static_cast<uint32_t>(k.max_dynamic_smem))
+        return CUDA_ERROR_INVALID_VALUE;
+    // More threads than __launch_bounds__ names.
+    if (threads > k.kernel->threads) return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < c.numAttrs; i++) {
+        const CUlaunchAttribute& a = c.attrs[i];
+        if (a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
+            (a.cluster.x > 1 || a.cluster.y > 1 || a.cluster.z > 1))
+            return CUDA_ERROR_NOT_SUPPORTED;
+        if (a.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a.value) return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
+    const auto* bytes = static_cast<const uint8_t*>(params[0]);
+    const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
+    const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
+    const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
+    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes]() -> CUresult {
+        // In this library's own data, where the checker lets kernels read.
+        alignas(64) static uint8_t params_of_kernel[32 << 10];
+        memcpy(params_of_kernel, copy.data(), copy.size());
+        void* args[] = {params_of_kernel};
+        const Trampoline run = [](void* fn, void** p) {
+            reinterpret_cast<void (*)(void* const*)>(fn)(p);
+        };
+        const auto entry = reinterpret_cast<void*>(kernel->entry);
+        if (run_launch(entry, run, grid, block, smem, args)) return CUDA_SUCCESS;
+        return lose_context(S.out_of_bounds);
+    };
+    return CUDA_SUCCESS;
+}
+
+CU_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** params, void** extra) {
+    CU_ENTER;
+    if (!c) return CUDA_ERROR_INVALID_VALUE;
+    if (!is_kernel(f) || !is_stream(c->hStream)) return CUDA_ERROR_INVALID_HANDLE;
+    if (extra) return CUDA_ERROR_NOT_SUPPORTED;
+    Work launch;
+    CU_TRY(make_launch(*f, *c, params, launch));
+    return enqueue(c->hStream, std::move(launch));
+}
+
+// ---- tensor maps: our own struct, with the driver's conditions
+
+CU_API cuTensorMapEncodeTiled(void* out, int type, uint32_t rank, void* base, const uint64_t* dim,
+                              const uint64_t* strides, const uint32_t* box,
+                              const uint32_t* element_strides, int interleave, int swizzle_mode,
+                              int l2, int fill) {
+    CU_LOCKED;
+    // u8 u16 u32 s32 u64 s64 f16 f32 f64 bf16
+    static const uint32_t sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
+    if (!out || !base || !dim || !box || !element_strides) return CUDA_ERROR_INVALID_VALUE;
+    if (type < 0 || type > 9 || rank < 1 || rank > 5) return CUDA_ERROR_INVALID_VALUE;
+    if (interleave || swizzle_mode < 0 || swizzle_mode > 3 || l2 < 0 || l2 > 3 || fill < 0 ||
+        fill > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (reinterpret_cast<uintptr_t>(out) % 64 || reinterpret_cast<uintptr_t>(base) % 16)
+        return CUDA_ERROR_INVALID_VALUE;
+    TensorMap m{};
+    m.magic = TENSOR_MAP_MAGIC;
+    m.rank = rank;
+    m.elt = sizes[type];
+    m.swz = static_cast<uint32_t>(swizzle_mode);
+    m.base = reinterpret_cast<uint64_t>(base);
+    for (uint32_t i = 0; i < rank; i++) {
+        if (!dim[i] || dim[i] > 1ull << 32 || !box[i] || box[i] > 256 || element_strides[i] != 1)
+            return CUDA_ERROR_INVALID_VALUE;
+        m.dim[i] = static_cast<uint32_t>(std::min<uint64_t>(dim[i], 0xffffffff));
+        m.box[i] = box[i];
+        if (!i) continue;
+        if (!strides || strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)
+            return CUDA_ERROR_INVALID_VALUE;
+        m.stride[i] = strides[i - 1];
+    }
+    const uint32_t inner = box[0] * m.elt;
+    if (inner % 16 || (swizzle_mode && inner > 16u << swizzle_mode)) return CUDA_ERROR_INVALID_VALUE;
+    memcpy(out, &m, sizeof m);
+    return CUDA_SUCCESS;
+}
+static_assert(sizeof(TensorMap) == 128);
+
+// ---- tests
+
+void simt_reset() {
+    CU_LOCKED;
+    streams_reset();
+    arena_reset();
+    primary.lost = CUDA_SUCCESS;
+    cfg = {};
+    reset_stats();
+    simt_clear_bank_conflicts();
+    const size_t n = simt_take_reports(nullptr, 0);
+    std::vector<char> dropped(n);
+    simt_take_reports(dropped.data(), n);
+}

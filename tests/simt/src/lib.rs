@@ -1,0 +1,202 @@
+//! Runs the kernels of `csrc/` on the CPU behind the driver's interface: see the README.
+//!
+//! [`device`] opens a library whose soname is `libcuda.so`; whoever then opens `libcuda.so` by
+//! name in the same process, as cudarc does, gets the emulator.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::OnceLock;
+
+/// Which of the two libraries is opened: one a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As fast as it goes.
+    Fast,
+    /// Every access of a kernel is checked: races, bounds, initialisation.
+    Checking,
+}
+
+/// What was counted since the start or the last [`Emulator::reset`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Stats {
+    /// Switches between threads.
+    pub switches: u64,
+    /// Operations of a whole warp or warpgroup.
+    pub collectives: u64,
+    /// Arrivals at barriers.
+    pub barriers: u64,
+    /// Accesses checked.
+    pub accesses: u64,
+    /// Accesses that race.
+    pub races: u64,
+    /// Reads of what was never written.
+    pub uninitialised: u64,
+    /// Accesses outside of allocations.
+    pub out_of_bounds: u64,
+    /// Launches that ended early: deadlock, divergence, illegal addresses.
+    pub faults: u64,
+    /// Kernels run.
+    pub launches: u64,
+    /// Phases of shared memory.
+    pub bank_phases: u64,
+    /// Phases that bank conflicts added.
+    pub bank_conflicts: u64,
+}
+
+/// Bank conflicts of one source line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BankConflicts {
+    /// `file:line`.
+    pub place: String,
+    /// Phases without conflicts.
+    pub phases: u64,
+    /// Phases that conflicts added.
+    pub extra: u64,
+}
+
+/// The opened library.
+#[derive(Debug)]
+pub struct Emulator {
+    handle: usize,
+    mode: Mode,
+}
+
+static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
+
+/// Opens the emulator, once a process and before anything opens libcuda; else the reason why
+/// tests of kernels cannot run, or that they are to use the real driver.
+///
+/// # Errors
+/// Where it was not built, where another mode was opened before, and where
+/// `INFLIGHT_TEST_DRIVER=real` asks for the real driver.
+pub fn device(mode: Mode) -> Result<&'static Emulator, String> {
+    if wants_real_driver() {
+        return Err("INFLIGHT_TEST_DRIVER=real: the real driver is used".into());
+    }
+    let emulator = OPENED.get_or_init(|| Emulator::open(mode)).as_ref().map_err(String::clone)?;
+    if emulator.mode != mode {
+        return Err(format!("this process has opened the emulator as {:?}", emulator.mode));
+    }
+    Ok(emulator)
+}
+
+/// Whether `INFLIGHT_TEST_DRIVER=real` asks for the real driver instead of the emulator.
+#[must_use]
+pub fn wants_real_driver() -> bool {
+    std::env::var_os("INFLIGHT_TEST_DRIVER").is_some_and(|v| v == "real")
+}
+
+impl Emulator {
+    fn open(mode: Mode) -> Result<Self, String> {
+        let path = match mode {
+            Mode::Fast => option_env!("SIMT_FAST"),
+            Mode::Checking => option_env!("SIMT_CHECKING"),
+        };
+        let Some(path) = path else {
+            return Err(option_env!("SIMT_NOT_BUILT").unwrap_or("not built").into());
+        };
+        let name = CString::new(path).map_err(|e| e.to_string())?;
+        // SAFETY: the name is a C string; the library's initialisers only register kernels.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            // SAFETY: dlerror returns a C string or null.
+            let text = unsafe { libc::dlerror() };
+            return Err(if text.is_null() {
+                format!("cannot open {path}")
+            } else {
+                // SAFETY: not null, and valid until this thread's next dl call.
+                unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+            });
+        }
+        Ok(Self { handle: handle as usize, mode })
+    }
+
+    /// Address of a symbol of the library: a function of the driver's interface.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<*mut c_void> {
+        let name = CString::new(name).ok()?;
+        // SAFETY: the handle is never closed, the name is a C string.
+        let at = unsafe { libc::dlsym(self.handle as *mut c_void, name.as_ptr()) };
+        (!at.is_null()).then_some(at)
+    }
+
+    fn control(&self, name: &str) -> *mut c_void {
+        self.symbol(name).unwrap_or_else(|| panic!("the emulator lacks {name}"))
+    }
+
+    /// What was opened.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Shuffles the order of threads, blocks and copies; 0 is in order.
+    pub fn set_seed(&self, seed: u64) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(u64) = unsafe { std::mem::transmute(self.control("simt_set_seed")) };
+        f(seed);
+    }
+
+    /// What was found since the last call, and forgets it.
+    #[must_use]
+    pub fn reports(&self) -> Vec<String> {
+        let all = self.text("simt_take_reports");
+        all.split('\u{1}').filter(|s| !s.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Bank conflicts by source line since the last [`Emulator::reset`]. Only the checking
+    /// library sees those of ordinary accesses.
+    #[must_use]
+    pub fn bank_conflicts(&self) -> Vec<BankConflicts> {
+        let parse = |line: &str| {
+            let mut words = line.rsplitn(3, ' ');
+            let extra = words.next()?.parse().ok()?;
+            let phases = words.next()?.parse().ok()?;
+            Some(BankConflicts { place: words.next()?.to_owned(), phases, extra })
+        };
+        self.text("simt_bank_conflicts").lines().filter_map(parse).collect()
+    }
+
+    /// Counts since the start or the last [`Emulator::reset`].
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        // SAFETY: the signature is that of control.h, the struct that of simt_counters.
+        let f: extern "C" fn(&mut Stats) =
+            unsafe { std::mem::transmute(self.control("simt_stats")) };
+        let mut stats = Stats::default();
+        f(&mut stats);
+        stats
+    }
+
+    /// As at the start: no memory, nothing enqueued, no lost context, no reports, seed 0. Streams
+    /// and loaded libraries stay valid.
+    pub fn reset(&self) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn() = unsafe { std::mem::transmute(self.control("simt_reset")) };
+        f();
+    }
+
+    /// Whether the library checks, as it says itself.
+    #[must_use]
+    pub fn is_checking(&self) -> bool {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn() -> c_int =
+            unsafe { std::mem::transmute(self.control("simt_is_checking")) };
+        f() != 0
+    }
+
+    fn text(&self, function: &str) -> String {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(*mut c_char, usize) -> usize =
+            unsafe { std::mem::transmute(self.control(function)) };
+        let mut bytes = vec![0u8; f(std::ptr::null_mut(), 0)];
+        loop {
+            let needed = f(bytes.as_mut_ptr().cast(), bytes.len());
+            if needed <= bytes.len() {
+                bytes.truncate(needed.saturating_sub(1));
+                return String::from_utf8_lossy(&bytes).into_owned();
+            }
+            bytes.resize(needed, 0);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+// The emulated multiprocessor: what its parts (fibers, barriers, copies, checker) share.
+#pragma once
+
+#define SIMT_NO_CUDA_NAMES
+#include <deque>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "simt.h"
+
+#ifndef SIMT_CHECK
+#define SIMT_CHECK 0
+#endif
+
+namespace simt {
+
+constexpr bool CHECK = SIMT_CHECK;
+constexpr int MAX_THREADS = 1024;
+// Pseudo-threads for what the async proxy does (TMA, wgmma); recycled, so a very old operation
+// may hide a race.
+constexpr int AGENTS = 32;
+constexpr int MAX_CLOCKS = MAX_THREADS + AGENTS;
+
+// ---- threads as fibers
+
+enum State : uint8_t { READY, WAIT, DONE };
+
+struct Copy {
+    uint32_t dst;
+    const uint8_t* src;
+    int bytes, src_bytes, group;
+    const char* file;
+    int line;
+};
+// cp.async.mbarrier.arrive: due once all copies before it have landed.
+struct CopyArrival {
+    uint32_t mbar;
+    int group;
+    const char* file;
+    int line;
+};
+struct Fiber : Thread {
+    void* sp;
+    State state;
+    const char* what;  // it waits in
+    const char* file;
+    int line;
+    int group;  // of cp.async that is open
+    std::vector<Copy> copies;
+    std::vector<CopyArrival> arrivals;
+};
+
+// ---- vector clocks (checking build)
+
+// What is known of other blocks' threads: acquired through atomics.
+struct Known {
+    std::map<uint32_t, const std::vector<uint32_t>*> blocks;
+};
+// v: seen by ordinary accesses; p: seen by the async proxy (fence.proxy.async sets p to v).
+struct Clk {
+    uint32_t v[MAX_CLOCKS], p[MAX_CLOCKS];
+    const Known* known;
+};
+constexpr uint32_t epoch(uint32_t id, uint32_t clock) { return clock << 11 | id; }
+
+// ---- barriers and collectives
+
+struct Bar {
+    int got, need, waiting;
+    Fiber* wait[MAX_THREADS];
+    Clk acc;
+};
+struct Pending {
+    uint32_t mask, got;
+    WarpFn fn;
+    int line;
+    const char* file;
+    void* args[32];
+};
+// Lanes of a warp may meet in disjoint groups; four at a time are plenty for kernels written for
+// whole warps.
+struct WarpState {
+    int used;
+    Pending slot[4];
+};
+struct GroupPending {
+    int got, line;
+    WarpFn fn;
+    void* args[128];
+};
+struct MBar {
+    Clk acc, done;
+    std::vector<std::pair<Fiber*, uint32_t>> wait;
+};
+
+// ---- async proxy
+
+struct WgOp {
+    float* d[128];
+    uint32_t a[128][4];
+    bool a_in_regs;
+    int n;
+    uint64_t a_desc, b_desc;
+    bool transpose_b, scale_d;
+    int agent;
+    const char* file;
+    int line;
+};
+struct Warpgroup {
+    std::deque<std::vector<WgOp>> groups;
+    std::vector<WgOp> open;
+};
+struct Tma {
+    uint32_t dst, bar;
+    TensorMap map;
+    int coord[5];
+    int agent;
+    const char* file;
+    int line;
+};
+
+// ---- the machine
+
+struct Machine {
+    Fiber fibers[MAX_THREADS];
+    Fiber* ready[2 * MAX_THREADS];  // ring: a fiber is in it at most once
+    unsigned head = 0, tail = 0;
+    void* main_sp = nullptr;
+    Fiber* now = nullptr;
+    int threads = 0, clocks = 0, alive = 0;
+    Bar bars[16];
+    WarpState warps[MAX_THREADS / 32];
+    GroupPending groups[MAX_THREADS / 128];
+    Warpgroup wg[MAX_THREADS / 128];
+    std::unordered_map<uint32_t, MBar> mbars;
+    std::deque<Tma> tma;
+    int agent = 0;
+    Clk clk[MAX_CLOCKS];
+    uint32_t launch = 0, block_no = 0, block_serial = 0;
+    uint64_t rng = 1;
+    void* fn = nullptr;
+    Trampoline trampoline = nullptr;
+    void** params = nullptr;
+    Block block{};
+    bool faulted = false;
+    bool out_of_bounds = false;
+};
+extern Machine S;
+extern Stats st;
+
+// fiber.cpp
+void wake(Fiber* f);
+void block_on(const char* what, const char* file, int line);
+uint32_t next_random();
+bool on_fiber_stack(uintptr_t a);
+// Runs a kernel's blocks, in an order drawn by the seed. False: it ended in a fault (see reports).
+bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params);
+
+// shadow.cpp: clocks
+inline Clk& ck(int id) { return S.clk[id]; }
+void clear(Clk& c);
+void join(Clk& into, const Clk& from);
+void release(Clk& to);                      // by the running thread
+void acquire_all(int id, const Clk& from);  // `from` has seen all that `id` had released
+void acquire(int id, const Clk& from);
+int new_agent(int issuer);
+void begin_launch_clocks();
+void begin_block_clocks();
+// shadow.cpp: accesses of the arch layer
+uint32_t location(const char* file, int line);
+void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line);
+void check_global(const void* p, int bytes, bool write, int id, const char* file, int line);
+void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line);
+void mark_mbarrier(uint32_t addr);
+void atomic_order(uint32_t* at, const char* file, int line);
+
+// report.cpp
+enum Kind { RACE = 1, UNINIT = 2, OOB = 3, FAULT = 4 };
+void add_report(Kind kind, const std::string& text);
+std::string place(uint32_t pc);
+std::string where_in_grid(int id);
+void count_bank_access(uint32_t off, int bytes, bool write, uint32_t pc);
+void count_bank_phase(uint32_t pc, unsigned extra);
+void flush_banks(unsigned warp);
+
+// copies.cpp
+void land_all(Fiber* f);
+bool land_for_someone();
+void run_one_tma();
+void begin_block_copies();
+uint32_t swizzle(uint32_t addr, uint32_t mode);
+
+// memory.cpp: one range of addresses for device memory and pinned host memory
+enum MemKind { DEVICE_MEM = 2, HOST_MEM = 1 };
+struct Allocation {
+    uintptr_t start;
+    size_t bytes;
+    MemKind kind;
+    bool found;
+};
+bool in_arena(uintptr_t a);
+uintptr_t arena_start();
+void* arena_alloc(size_t n, MemKind kind);
+bool arena_free(void* p, MemKind kind);
+Allocation find_allocation(uintptr_t a);
+size_t device_bytes_used();
+constexpr size_t DEVICE_BYTES = 16ull << 30;
+void arena_reset();
+// shadow.cpp: called when memory comes and goes, and when the host or a copy writes it
+void shadow_forget(uintptr_t a, size_t n);
+void shadow_init(uintptr_t a, size_t n);
+// Copies what is known of initialisation along with the bytes.
+void shadow_copy_init(uintptr_t to, uintptr_t from, size_t n);
+
+}  // namespace simt

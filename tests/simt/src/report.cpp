@@ -1,0 +1,188 @@
+// What was found: texts with the source lines of both accesses, and bank conflicts by line.
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <set>
+#include <string_view>
+
+#include "control.h"
+#include "machine.h"
+
+namespace simt {
+
+static std::vector<std::string> texts;
+static std::set<std::string> said;
+static uint64_t counts[5];
+
+void add_report(Kind kind, const std::string& text) {
+    counts[0]++;
+    counts[kind]++;
+    (kind == RACE ? st.races : kind == UNINIT ? st.uninit : kind == OOB ? st.oob : st.faults)++;
+    if (cfg.verbose) fprintf(stderr, "simt: %s\n", text.c_str());
+    if (texts.size() < cfg.max_reports) texts.push_back(text);
+}
+
+std::string where_in_grid(int id) {
+    char text[120];
+    const uint3 b = S.block.bid;
+    snprintf(text, sizeof text, id < S.threads ? " (block %u,%u,%u thread %d)"
+                                               : " (block %u,%u,%u async operation %d)",
+             b.x, b.y, b.z, id < S.threads ? id : id - S.threads);
+    return text;
+}
+
+// ---- places: an offset into this library, or (bit 31) a file and line of the arch layer
+
+static std::vector<const char*> files;
+
+uint32_t location(const char* file, int line) {
+    if (!CHECK && !S.faulted && files.size() > 2000) return 0;
+    static const char* last = nullptr;
+    static size_t index = 0;
+    if (file != last || files.empty()) {
+        index = static_cast<size_t>(std::find(files.begin(), files.end(), file) - files.begin());
+        if (index == files.size()) files.push_back(file);
+        last = file;
+    }
+    return 0x80000000u | static_cast<uint32_t>(index) << 20 | static_cast<uint32_t>(line);
+}
+
+static std::string base_name(std::string_view path) {
+    const size_t slash = path.rfind('/');
+    return std::string(slash == path.npos ? path : path.substr(slash + 1));
+}
+
+std::string place(uint32_t pc) {
+    if (pc >> 31) {
+        const char* file = files[pc >> 20 & 0x7ff];
+        return base_name(file ? file : "?") + ":" + std::to_string(pc & 0xfffff);
+    }
+    static std::unordered_map<uint32_t, std::string> resolved;
+    std::string& text = resolved[pc];
+    if (!text.empty()) return text;
+    Dl_info image;
+    dladdr(reinterpret_cast<void*>(&place), &image);
+    char command[600], line[400] = "";
+    snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", image.dli_fname, pc - 1);
+    if (FILE* p = popen(command, "r")) {
+        if (!fgets(line, sizeof line, p)) line[0] = 0;
+        pclose(p);
+    }
+    text = base_name(line);
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) text.pop_back();
+    if (text.empty()) text = "+" + std::to_string(pc);
+    return text;
+}
+
+// ---- bank conflicts: lanes' n-th executions of an instruction are taken as one warp access
+
+struct Site {
+    uint32_t pc;
+    int bytes;
+    uint32_t times[32];
+    std::vector<std::pair<uint32_t, uint32_t>> accesses;  // which execution, offset
+};
+struct Counted {
+    uint64_t phases, extra;
+};
+static std::vector<Site> sites[MAX_THREADS / 32];
+static std::unordered_map<uint32_t, Counted> banks;
+
+void count_bank_phase(uint32_t pc, unsigned extra) {
+    st.bank_phases++;
+    st.bank_conflicts += extra;
+    Counted& c = banks[pc];
+    c.phases++;
+    c.extra += extra;
+}
+
+void count_bank_access(uint32_t off, int bytes, bool, uint32_t pc) {
+    auto& of_warp = sites[cur->warp];
+    Site* site = nullptr;
+    for (auto& s : of_warp)
+        if (s.pc == pc) site = &s;
+    if (!site) {
+        of_warp.push_back({pc, bytes, {}, {}});
+        site = &of_warp.back();
+    }
+    site->accesses.push_back({site->times[cur->lane]++ << 5 | cur->lane, off});
+}
+
+// Wide accesses go by quarters or halves of a warp; a bank serves one word a phase.
+static void count_execution(const Site& s, const std::pair<uint32_t, uint32_t>* a, size_t n) {
+    const unsigned lanes = s.bytes >= 16 ? 8 : s.bytes == 8 ? 16 : 32;
+    for (size_t i = 0; i < n;) {
+        const unsigned part = (a[i].first & 31) / lanes;
+        std::set<uint32_t> words;
+        for (; i < n && (a[i].first & 31) / lanes == part; i++)
+            for (int k = 0; k < std::max(s.bytes, 4); k += 4) words.insert(a[i].second / 4 + k / 4);
+        unsigned per_bank[32] = {}, worst = 1;
+        for (uint32_t w : words) worst = std::max(worst, ++per_bank[w % 32]);
+        count_bank_phase(s.pc, worst - 1);
+    }
+}
+
+void flush_banks(unsigned warp) {
+    for (auto& s : sites[warp]) {
+        auto& a = s.accesses;
+        std::sort(a.begin(), a.end());
+        for (size_t i = 0; i < a.size();) {
+            size_t k = i;
+            while (k < a.size() && a[k].first >> 5 == a[i].first >> 5) k++;
+            count_execution(s, &a[i], k - i);
+            i = k;
+        }
+    }
+    sites[warp].clear();
+}
+
+}  // namespace simt
+
+// ---- what tests call
+
+using namespace simt;
+
+uint64_t simt_report_count(int kind) { return kind >= 0 && kind < 5 ? counts[kind] : 0; }
+
+static size_t hand_over(const std::string& all, char* to, size_t n) {
+    if (to && n) {
+        const size_t take = std::min(n - 1, all.size());
+        memcpy(to, all.data(), take);
+        to[take] = 0;
+    }
+    return all.size() + 1;
+}
+
+size_t simt_take_reports(char* to, size_t n) {
+    std::string all;
+    for (auto& t : texts) all += t + '\1';
+    const size_t needed = hand_over(all, to, n);
+    if (to && n >= needed) {
+        texts.clear();
+        std::fill(counts, counts + 5, 0);
+    }
+    return needed;
+}
+
+size_t simt_bank_conflicts(char* to, size_t n) {
+    std::map<std::string, Counted> lines;
+    for (auto& [pc, c] : banks) {
+        Counted& at = lines[place(pc)];
+        at.phases += c.phases;
+        at.extra += c.extra;
+    }
+    std::string all;
+    for (auto& [line, c] : lines)
+        all += line + " " + std::to_string(c.phases) + " " + std::to_string(c.extra) + "\n";
+    return hand_over(all, to, n);
+}
+
+void simt_clear_bank_conflicts() { banks.clear(); }
+void simt_set_seed(uint64_t seed) { cfg.seed = seed; }
+int simt_is_checking() { return CHECK; }
+void simt_stats(simt_counters* out) {
+    const Stats s = stats();
+    static_assert(sizeof(simt_counters) == sizeof(Stats));
+    memcpy(out, &s, sizeof s);
+}

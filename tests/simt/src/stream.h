@@ -1,0 +1,87 @@
+// Streams as queues: what is enqueued happens when someone waits for it, in order.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "driver.h"
+#include "machine.h"
+
+using Work = std::function<CUresult()>;
+
+// A point in a stream's queue, or in a capture.
+struct Record {
+    Stream* stream;
+    uint64_t position;  // done once so many of the stream's operations are
+    double seconds = 0;
+    struct Capture* capture = nullptr;
+    uint64_t captured_ops = 0;
+};
+struct Capture {
+    std::vector<Work> work;
+    int mode;
+    Stream* origin;
+    std::thread::id thread;
+    bool invalidated = false;
+    std::vector<Stream*> joined;
+};
+struct Stream {
+    uint64_t enqueued = 0, done = 0;
+    std::deque<Work> queue;
+    Capture* capture = nullptr;
+    uint64_t captured_ops = 0, rejoined = 0;
+    bool running = false;
+};
+struct Event {
+    std::shared_ptr<Record> last;
+    bool timing = true;
+};
+struct Graph {
+    std::vector<Work> work;
+};
+struct GraphExec {
+    std::vector<Work> work;
+};
+struct Library {
+    std::vector<const KernelHandle*> kernels;
+};
+struct KernelHandle {
+    const simt::Kernel* kernel;
+    mutable int max_dynamic_smem = 48 << 10;
+};
+struct Context {
+    int references = 0;
+    CUresult lost = CUDA_SUCCESS;  // a fault of a kernel: everything fails from then on
+};
+
+// One lock for the whole driver: one kernel runs at a time, on the thread that waits.
+extern std::recursive_mutex driver_lock;
+extern Context primary;
+
+bool is_stream(CUstream s);
+Stream& stream_of(CUstream s);
+// Real when captured as much as when queued.
+CUresult enqueue(CUstream s, Work work);
+CUresult drain(Stream& s, uint64_t until);
+CUresult drain_everything();
+bool unsafe_call_during_capture();
+CUresult current_context_error();
+CUresult lose_context(bool out_of_bounds);
+CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out);
+void streams_reset();
+void contexts_reset();
+int device_cc();
+uint32_t smem_optin();
+
+#define CU_API extern "C" __attribute__((visibility("default"))) CUresult
+#define CU_LOCKED std::lock_guard<std::recursive_mutex> lock(driver_lock)
+#define CU_TRY(call) \
+    if (const CUresult cu_error = (call)) return cu_error
+// What nearly every call begins with.
+#define CU_ENTER \
+    CU_LOCKED;   \
+    CU_TRY(current_context_error())
