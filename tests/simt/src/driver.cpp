@@ -490,8 +490,8 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
     out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes]() -> CUresult {
         // In this library's own data, where the checker lets kernels read.
         alignas(64) static uint8_t params_of_kernel[32 << 10];
+        static void* args[] = {params_of_kernel};
         memcpy(params_of_kernel, copy.data(), copy.size());
-        void* args[] = {params_of_kernel};
         const Trampoline run = [](void* fn, void** p) {
             reinterpret_cast<void (*)(void* const*)>(fn)(p);
         };

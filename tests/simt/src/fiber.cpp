@@ -248,7 +248,10 @@ void launch_raw(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** pa
         fprintf(stderr, "simt: block of %u threads, %u bytes\n", b.x * b.y * b.z, smem);
         exit(70);
     }
-    run_launch(fn, t, g, b, smem, params);
+    S.params_on_stack = true;
+    const bool fine = run_launch(fn, t, g, b, smem, params);
+    S.params_on_stack = false;
+    if (!fine) exit(70);
 }
 
 }  // namespace simt

@@ -145,6 +145,7 @@ struct Machine {
     void** params = nullptr;
     Block block{};
     bool faulted = false;
+    bool params_on_stack = false;
     bool out_of_bounds = false;
 };
 extern Machine S;

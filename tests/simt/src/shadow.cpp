@@ -430,12 +430,15 @@ void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file
 static bool belongs_to_host_side(uintptr_t a) {
     static uintptr_t low = 0, high = 0;
     if (!low) {
-        extern char image_start[] asm("__ehdr_start");
-        extern char image_end[] asm("_end");
+        extern char image_start[] asm("__ehdr_start") __attribute__((visibility("hidden")));
+        extern char image_end[] asm("_end") __attribute__((visibility("hidden")));
         low = reinterpret_cast<uintptr_t>(image_start);
         high = reinterpret_cast<uintptr_t>(image_end);
     }
-    return a - low < high - low || on_fiber_stack(a);
+    // Arguments of launches without the driver's interface lie on their caller's stack.
+    const bool of_caller =
+        S.params_on_stack && a - reinterpret_cast<uintptr_t>(S.main_sp) < 256 << 10;
+    return a - low < high - low || on_fiber_stack(a) || of_caller;
 }
 
 void check_global(const void* p, int bytes, bool write, int id, const char* file, int line) {
@@ -499,7 +502,7 @@ void atomic_order(uint32_t* at, const char* file, int line) {
 // ---- accesses of instrumented code
 
 static uint32_t offset_of(void* return_address) {
-    extern char image_start[] asm("__ehdr_start");
+    extern char image_start[] asm("__ehdr_start") __attribute__((visibility("hidden")));
     return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(return_address) -
                                  reinterpret_cast<uintptr_t>(image_start));
 }

@@ -1,0 +1,181 @@
+//! The driver's functions as cudarc finds them, in few words.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys;
+pub use cudarc::driver::sys::CUresult::{self, CUDA_SUCCESS};
+use simt::{Emulator, Mode};
+
+/// The device, held by one test at a time.
+pub struct Gpu {
+    pub emulator: Option<&'static Emulator>,
+    pub library: sys::CUlibrary,
+    _lock: MutexGuard<'static, ()>,
+}
+
+static LOCK: Mutex<()> = Mutex::new(());
+
+/// A context made current; none where the emulator was not built (said on stderr).
+pub fn gpu(mode: Mode) -> Option<Gpu> {
+    let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let emulator = match simt::device(mode) {
+        Ok(emulator) => Some(emulator),
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            return None;
+        }
+    };
+    if let Some(e) = emulator {
+        e.reset();
+    }
+    let mut context = std::ptr::null_mut();
+    let mut library = std::ptr::null_mut();
+    // SAFETY: every pointer is to a local that outlives its call.
+    unsafe {
+        ok(sys::cuInit(0));
+        ok(sys::cuDevicePrimaryCtxRetain(&mut context, 0));
+        ok(sys::cuCtxSetCurrent(context));
+        ok(sys::cuLibraryLoadData(
+            &mut library,
+            c"INFLIGHT-SIMT".as_ptr().cast(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            0,
+        ));
+    }
+    Some(Gpu { emulator, library, _lock: lock })
+}
+
+#[track_caller]
+pub fn ok(result: CUresult) {
+    assert_eq!(result, CUDA_SUCCESS);
+}
+
+/// Device memory holding `items`.
+pub fn upload<T: Copy>(items: &[T]) -> u64 {
+    let at = alloc(size_of_val(items));
+    // SAFETY: the allocation holds as many bytes as the slice.
+    ok(unsafe {
+        sys::cuMemcpyHtoDAsync_v2(
+            at,
+            items.as_ptr().cast(),
+            size_of_val(items),
+            std::ptr::null_mut(),
+        )
+    });
+    at
+}
+
+pub fn alloc(bytes: usize) -> u64 {
+    let mut at = 0;
+    // SAFETY: the pointer is to a local.
+    ok(unsafe { sys::cuMemAlloc_v2(&mut at, bytes) });
+    at
+}
+
+pub fn download<T: Copy + Default>(from: u64, n: usize) -> Vec<T> {
+    let mut items = vec![T::default(); n];
+    // SAFETY: the vector holds as many bytes.
+    ok(unsafe {
+        sys::cuMemcpyDtoHAsync_v2(
+            items.as_mut_ptr().cast(),
+            from,
+            size_of_val(items.as_slice()),
+            std::ptr::null_mut(),
+        )
+    });
+    items
+}
+
+pub struct Launch<'a> {
+    pub kernel: &'a str,
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub smem: u32,
+    pub stream: sys::CUstream,
+}
+
+impl Gpu {
+    pub fn kernel(&self, name: &str) -> sys::CUkernel {
+        let name = CString::new(name).unwrap();
+        let mut kernel = std::ptr::null_mut();
+        // SAFETY: the pointers are to locals.
+        ok(unsafe { sys::cuLibraryGetKernel(&mut kernel, self.library, name.as_ptr()) });
+        kernel
+    }
+
+    pub fn enqueue<P>(&self, launch: &Launch<'_>, params: &P) -> CUresult {
+        let kernel = self.kernel(launch.kernel);
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the pointers are to locals; params is the struct the kernel declares.
+        unsafe {
+            ok(sys::cuKernelGetFunction(&mut function, kernel));
+            if launch.smem > 48 << 10 {
+                ok(sys::cuKernelSetAttribute(
+                    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    launch.smem.cast_signed(),
+                    kernel,
+                    0,
+                ));
+            }
+            let config = sys::CUlaunchConfig {
+                gridDimX: launch.grid[0],
+                gridDimY: launch.grid[1],
+                gridDimZ: launch.grid[2],
+                blockDimX: launch.threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: launch.smem,
+                hStream: launch.stream,
+                attrs: std::ptr::null_mut(),
+                numAttrs: 0,
+            };
+            let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+            sys::cuLaunchKernelEx(
+                &config,
+                function,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+    }
+
+    /// Runs a kernel to its end on the default stream.
+    pub fn run<P>(&self, kernel: &str, grid: [u32; 3], threads: u32, smem: u32, params: &P) -> CUresult {
+        let launch = Launch { kernel, grid, threads, smem, stream: std::ptr::null_mut() };
+        match self.enqueue(&launch, params) {
+            // SAFETY: no arguments that could be wrong.
+            CUDA_SUCCESS => unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) },
+            error => error,
+        }
+    }
+
+    pub fn reports(&self) -> Vec<String> {
+        self.emulator.map(Emulator::reports).unwrap_or_default()
+    }
+}
+
+/// Numbers in (-1, 1), the same every time.
+pub struct Rng(pub u32);
+impl Rng {
+    pub fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.0
+    }
+    pub fn unit(&mut self) -> f32 {
+        ((self.next() >> 9) % 2000) as f32 / 1000.0 - 1.0
+    }
+}
+
+pub fn to_bf16(x: f32) -> u16 {
+    let u = x.to_bits();
+    ((u + 0x7fff + (u >> 16 & 1)) >> 16) as u16
+}
+pub fn from_bf16(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
