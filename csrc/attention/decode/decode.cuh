@@ -8,9 +8,9 @@
 // together in the stage that each of them has just read, while the other stages already fill with
 // keys of the parts that follow: reading does not pause between parts.
 //
-// Bytes under way: K and V of a stage are waited for and asked for again separately, K as soon as
-// its products are done, so half a stage of all is not. That leaves 80 KB or more a multiprocessor,
-// where 4.8 TB/s over 132 of them and 700 ns need 26 KB.
+// K and V of a stage are waited for and asked for again separately, K as soon as its products are
+// done. Bytes under way: 64 KB or more a multiprocessor, where 4.8 TB/s over 132 of them and 700 ns
+// need 26 KB.
 #pragma once
 
 #include "../../common/state.cuh"

@@ -37,17 +37,16 @@ struct DecodeShape {
     // Short rows of the cache are taken 32 keys at a time: a step's fixed work (the search for
     // pages, shuffles of the softmax) is then spread over as many bytes.
     static constexpr int ROW_BYTES = D * KV_BYTES;
-    static constexpr int WARP_KEYS = ROW_BYTES <= 128 ? 32 : 16;
+    static constexpr int WARP_KEYS = KV_BYTES == 1 || ROW_BYTES <= 128 ? 32 : 16;
     static constexpr int TILE_KEYS = WARPS * WARP_KEYS;
     static constexpr int HALF_BYTES = WARP_KEYS * ROW_BYTES;  // K or V of a warp's stage
     static constexpr int STAGE_BYTES = 2 * HALF_BYTES;
-    // Three stages, or two where that lets more blocks on a multiprocessor: e4m3 is widened by
-    // arithmetic, which more warps hide. All but D 256 of 16 bits stay below the 99 KB that a
-    // block can have on sm_86, 89 and 120.
-    static constexpr int STAGES =
-        ROW_BYTES >= 384 || (KV_BYTES == 1 && (D == 96 || D == 128)) ? 2 : 3;
-    // Blocks a multiprocessor of sm_90, by its 227 KB. Accumulators and queries of D 256 take 192
-    // registers a thread, so 255 are allowed where two blocks of four warps are.
+    // Two or three blocks a multiprocessor, of 48 to 96 KB: together they keep at least 64 KB under
+    // way, and one reads while the other finishes a part. So each fits the 99 KB that a block can
+    // have on sm_86, 89 and 120, too. e4m3 is widened by arithmetic, which a third block hides.
+    static constexpr int STAGES = D == 256                                          ? 1
+                                  : D == 192 || (KV_BYTES == 1 && D != 64) ? 2
+                                                                                    : 3;
     static constexpr int BLOCKS = decode_limits<D, KV_BYTES>.blocks;
     // Loading is at most STAGES parts ahead of computing, so half of the parts that a warp keeps
     // can be looked up at once.
