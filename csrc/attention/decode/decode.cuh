@@ -35,12 +35,12 @@ template <class Shape>
 struct DecodeParts {
     const inflight_step* step;
     const inflight_plan* plan;
-    const uint32_t* tables;
-    uint32_t block_size;
     uint32_t end;
     DecodePart* looked_up;
 
     static constexpr uint32_t AT_ONCE = Shape::PARTS / 2;
+
+    ARCH_MEMBER const uint32_t* tables() const { return at<uint32_t>(step, step->kv_indices); }
 
     // A lane a part, of the AT_ONCE parts that `index` is among. They take the place of those that
     // are twice as many parts back.
@@ -50,7 +50,7 @@ struct DecodeParts {
         arch::sync_warp();
         if (lane < AT_ONCE && index < end) {
             const inflight_part part = load_part(plan, index);
-            const Row row = load_row(step, block_size, part.row);
+            const Row row = load_row(step, step->block_size, part.row);
             DecodePart& x = looked_up[index % Shape::PARTS];
             x.row = part.row;
             x.head = part.head;
@@ -63,7 +63,7 @@ struct DecodeParts {
             x.merge = part.merge;
             x.row_q_len = row.q_len;
             x.kv_len = row.kv_len;
-            x.table = static_cast<uint32_t>(row.table - tables);
+            x.table = static_cast<uint32_t>(row.table - tables());
         }
         arch::sync_warp();
     }
@@ -87,59 +87,57 @@ struct DecodeLoader {
     const inflight_attention_params& p;
     DecodeParts<Shape>& parts;
     BlockSize block_size;
-    uint32_t chunks;  // of a row of the cache
     uint32_t part;
     uint32_t steps;     // of the part, this one included
     uint32_t warp_key;  // the step's first key
-    uint32_t kv_end;
-    const uint32_t* table;
-    PagedHead keys, values;
     Slot slot;
 
-    ARCH_MEMBER bool has_keys() const { return part < parts.end && warp_key < kv_end; }
-    ARCH_MEMBER uint32_t lane_key() const {
-        return warp_key + threadIdx.x % Shape::WARP_KEYS;
-    }
+    ARCH_MEMBER uint32_t lane_key() const { return warp_key + threadIdx.x % Shape::WARP_KEYS; }
 
     // The first step of `part`.
     ARCH_MEMBER void enter() {
-        if (part < parts.end) {
-            if (part % DecodeParts<Shape>::AT_ONCE == 0) parts.look_up(part);
-            const DecodePart& x = parts[part];
-            steps = decode_steps<Shape>(x.kv_start, x.kv_end);
-            warp_key = x.kv_start + threadIdx.x / 32 * Shape::WARP_KEYS;
-            kv_end = x.kv_end;
-            table = parts.tables + x.table;
-            keys = key_head<Shape::KV_BYTES>(p, x.head);
-            values = value_head<Shape::KV_BYTES>(p, x.head);
-        } else {
+        if (part == parts.end) {
             arch::let_next_kernel_start();
+            return;
         }
-        find_slot();
+        if (part % DecodeParts<Shape>::AT_ONCE == 0) parts.look_up(part);
+        const DecodePart& x = parts[part];
+        steps = decode_steps<Shape>(x.kv_start, x.kv_end);
+        warp_key = x.kv_start + threadIdx.x / 32 * Shape::WARP_KEYS;
+        find_slot(x);
     }
-    ARCH_MEMBER void find_slot() {
-        if (part < parts.end && lane_key() < kv_end) slot = slot_of(table, block_size, lane_key());
+    ARCH_MEMBER void find_slot(const DecodePart& x) {
+        if (lane_key() < x.kv_end)
+            slot = slot_of(parts.tables() + x.table, block_size, lane_key());
     }
-    ARCH_MEMBER void request_keys(uint32_t to) { request<typename Operands::KeyTile>(to, keys); }
-    // The step's last request.
-    ARCH_MEMBER void request_values(uint32_t to) {
-        request<typename Operands::ValueTile>(to, values);
-        if (part == parts.end) return;
-        warp_key += Shape::TILE_KEYS;
-        if (--steps == 0) {
-            part++;
-            enter();
-        } else {
-            find_slot();
-        }
-    }
-    template <class Tile>
-    ARCH_MEMBER void request(uint32_t to, const PagedHead& head) {
-        if (has_keys()) {
-            const uint64_t row = lane_key() < kv_end ? head.address(slot.block, slot.offset) : 0;
-            load_rows<Tile, Shape::WARP_KEYS>(to, 0, row, 0, chunks);
+    ARCH_MEMBER void request_keys(uint32_t to) {
+        if (part != parts.end) {
+            const DecodePart& x = parts[part];
+            request<typename Operands::KeyTile>(to, key_head<Shape::KV_BYTES>(p, x.head), x.kv_end);
         }
         arch::cp_async_commit();
+    }
+    // The step's last request.
+    ARCH_MEMBER void request_values(uint32_t to) {
+        if (part != parts.end) {
+            const DecodePart& x = parts[part];
+            request<typename Operands::ValueTile>(to, value_head<Shape::KV_BYTES>(p, x.head),
+                                                  x.kv_end);
+            warp_key += Shape::TILE_KEYS;
+            if (--steps == 0) {
+                part++;
+                enter();
+            } else {
+                find_slot(x);
+            }
+        }
+        arch::cp_async_commit();
+    }
+    template <class Tile>
+    ARCH_MEMBER void request(uint32_t to, const PagedHead& head, uint32_t kv_end) {
+        if (warp_key >= kv_end) return;
+        const uint64_t row = lane_key() < kv_end ? head.address(slot.block, slot.offset) : 0;
+        load_rows<Tile, Shape::WARP_KEYS>(to, 0, row, 0, p.head_dim * Shape::KV_BYTES / 16);
     }
 };
 
@@ -190,6 +188,12 @@ ARCH_FN void finish_part(const inflight_attention_params& p, const Target& targe
     }
 }
 
+ARCH_FN Target decode_target(const inflight_attention_params& p, const DecodePart& part,
+                             uint32_t group, float scale) {
+    const float v_scale = kv_scale(p.v_scale, p.scale_stride, part.head);
+    return {part.first_token, part.head * group, group, v_scale * scale};
+}
+
 // What a lane knows of its two query rows, and the keys that all rows of the part see.
 struct DecodeRows {
     QueryRow row[2];
@@ -199,7 +203,8 @@ struct DecodeRows {
 
 template <bool GENERAL>
 ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const inflight_plan* plan,
-                               const DecodePart& part, const Target& target) {
+                               const DecodePart& part, uint32_t group) {
+    const Target target = {part.first_token, part.head * group, group, 1.0f};
     DecodeRows rows;
     const Row row = {0, part.row_q_len, part.kv_len, nullptr};
     const uint32_t lane = threadIdx.x & 31;
@@ -208,13 +213,13 @@ ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const infligh
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const uint32_t r = lane / 4 + 8 * i;
-        const bool there = r < part.q_len * target.group;
+        const bool there = r < part.q_len * group;
         rows.row[i] = no_query();
         rows.query[i] = nullptr;
         if (!there) continue;
         const uint32_t head = target.head(r);
         QueryRow& q = rows.row[i];
-        q = query_row<GENERAL>(p, plan, row, part.row, part.q_start + r / target.group, head);
+        q = query_row<GENERAL>(p, plan, row, part.row, part.q_start + r / group, head);
         // The rest of a tile is not the part's.
         if (q.end > part.kv_end) q.end = part.kv_end;
         if (q.first > rows.all_first) rows.all_first = q.first;
@@ -251,14 +256,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
     uint8_t* warp_smem = smem + warp * Shape::WARP_BYTES;
     const uint32_t stages = arch::smem_u32(warp_smem);
     const uint32_t begin = share_indptr(plan, blockIdx.x);
-    DecodeParts<Shape> parts{step,
-                             plan,
-                             at<uint32_t>(step, step->kv_indices),
-                             step->block_size,
-                             share_indptr(plan, blockIdx.x + 1),
+    DecodeParts<Shape> parts{step, plan, share_indptr(plan, blockIdx.x + 1),
                              reinterpret_cast<DecodePart*>(warp_smem + Shape::LOOKED_UP)};
-    DecodeLoader<Shape, Operands> loader{p, parts, BlockSize::of(parts.block_size),
-                                         p.head_dim * KV_BYTES / 16, begin};
+    DecodeLoader<Shape, Operands> loader{p, parts, BlockSize::of(step->block_size), begin};
     if (begin < parts.end && begin % DecodeParts<Shape>::AT_ONCE != 0) parts.look_up(begin);
     loader.enter();
     for (int i = 0; i < STAGES; i++) {
@@ -268,14 +268,12 @@ ARCH_FN void decode(const inflight_attention_params& p) {
 
     uint32_t stage = 0;
     for (uint32_t index = begin; index < parts.end; index++) {
-        // Read before the loader may take its place.
-        const DecodePart part = parts[index];
+        // Stays in its place until the next one is computed: read again rather than kept.
+        const DecodePart& part = parts[index];
+        const uint32_t kv_end = part.kv_end;
         const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head);
-        const float v_scale = kv_scale(p.v_scale, p.scale_stride, part.head);
-        const Target target = {part.first_token, part.head * group, group,
-                               v_scale * Operands::SCALE};
         const LogitScale scale = LogitScale::of(p, k_scale * Operands::SCALE);
-        const DecodeRows rows = decode_rows<GENERAL>(p, plan, part, target);
+        const DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
         uint32_t q[D / 16][4];
 #pragma unroll
         for (int k = 0; k < D / 16; k++)
@@ -288,9 +286,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
         uint32_t key = part.kv_start + warp * KEYS;
         // The stage whose turn is the part's last; nothing is asked for into it before its end.
         uint32_t last_stage = 0;
-        for (uint32_t left = decode_steps<Shape>(part.kv_start, part.kv_end); left > 0; left--) {
+        for (uint32_t left = decode_steps<Shape>(part.kv_start, kv_end); left > 0; left--) {
             const uint32_t k_at = stage * Shape::STAGE_BYTES, v_at = k_at + Shape::HALF_BYTES;
-            const bool has_keys = key < part.kv_end;
+            const bool has_keys = key < kv_end;
             // Of 2 STAGES requests under way, the oldest is this step's K.
             arch::cp_async_wait<2 * STAGES - 1>();
             arch::sync_warp();
@@ -349,6 +347,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 to[8 * i] = {arch::as_u32(softmax.max[i]), arch::as_u32(softmax.sum[i])};
         }
         arch::sync_threads();
+        const Target target = decode_target(p, part, group, Operands::SCALE);
         finish_part<Q, Shape>(p, target, smem, last_stage, num_rows, part.partial);
         arch::sync_threads();
         loader.request_keys(stages + last_stage);
