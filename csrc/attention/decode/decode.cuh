@@ -266,6 +266,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
         loader.request_values(stages + i * Shape::STAGE_BYTES + Shape::HALF_BYTES);
     }
 
+    DecodeQueries<D, Shape::SHARED_QUERIES> queries;
+    if constexpr (Shape::SHARED_QUERIES)
+        queries.shared = reinterpret_cast<arch::vec4*>(smem + Shape::QUERIES);
     uint32_t stage = 0;
     for (uint32_t index = begin; index < parts.end; index++) {
         // Stays in its place until the next one is computed: read again rather than kept.
@@ -273,13 +276,8 @@ ARCH_FN void decode(const inflight_attention_params& p) {
         const uint32_t kv_end = part.kv_end;
         const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head);
         const LogitScale scale = LogitScale::of(p, k_scale * Operands::SCALE);
-        const DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
-        uint32_t q[D / 16][4];
-#pragma unroll
-        for (int k = 0; k < D / 16; k++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                Operands::load_query(q[k][i], q[k][i + 2], rows.query[i], k, p.head_dim);
+        DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
+        queries.template load<Operands>(rows.query, p.head_dim);
 
         Softmax softmax;
         float o[D / 8][4] = {};
@@ -293,7 +291,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
             arch::cp_async_wait<2 * STAGES - 1>();
             arch::sync_warp();
             float s[KEYS / 8][4] = {};
-            if (has_keys) Operands::score(s, q, warp_smem + k_at, stages + k_at);
+            if (has_keys) Operands::score(s, queries, warp_smem + k_at, stages + k_at);
             if (left > 1) {
                 arch::sync_warp();
                 loader.request_keys(stages + k_at);

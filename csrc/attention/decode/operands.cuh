@@ -11,6 +11,51 @@
 
 namespace inflight {
 
+// Fragments of the queries, 16 dimensions each: in registers; or, where accumulators leave too few
+// of these, in shared memory, the same for all warps of the block.
+template <int D, bool SHARED>
+struct DecodeQueries {
+    uint32_t registers[D / 16][4];
+
+    ARCH_MEMBER void fragment(uint32_t (&a)[4], int k) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = registers[k][i];
+    }
+    template <class Operands>
+    ARCH_MEMBER void load(const uint8_t* (&rows)[2], uint32_t head_dim) {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                Operands::load_query(registers[k][i], registers[k][i + 2], rows[i], k, head_dim);
+    }
+};
+template <int D>
+struct DecodeQueries<D, true> {
+    vec4* shared;  // [D / 16][32]
+
+    ARCH_MEMBER void fragment(uint32_t (&a)[4], int k) const {
+        const vec4 x = shared[k * 32 + (threadIdx.x & 31)];
+        a[0] = x.x;
+        a[1] = x.y;
+        a[2] = x.z;
+        a[3] = x.w;
+    }
+    // By all threads of the block: each warp loads its share.
+    template <class Operands>
+    ARCH_MEMBER void load(const uint8_t* (&rows)[2], uint32_t head_dim) {
+        const int warp = static_cast<int>(threadIdx.x / 32);
+#pragma unroll
+        for (int k = 0; k < D / 16; k += 4) {
+            vec4 x;
+            Operands::load_query(x.x, x.z, rows[0], k + warp, head_dim);
+            Operands::load_query(x.y, x.w, rows[1], k + warp, head_dim);
+            shared[(k + warp) * 32 + (threadIdx.x & 31)] = x;
+        }
+        arch::sync_threads();
+    }
+};
+
 // A cache of the queries' type: ldmatrix gives fragments as they are.
 template <class Q, int D, int KEYS>
 struct SameOperands {
@@ -31,19 +76,23 @@ struct SameOperands {
                  : 0;
     }
 
-    static ARCH_MEMBER void score(float (&s)[KEYS / 8][4], const uint32_t (&q)[D / 16][4],
-                                  const uint8_t*, uint32_t keys) {
+    template <class Queries>
+    static ARCH_MEMBER void score(float (&s)[KEYS / 8][4], const Queries& q, const uint8_t*,
+                                  uint32_t keys) {
         const uint32_t lane = threadIdx.x & 31;
         const uint32_t row = (lane & 7) + ((lane >> 4) << 3), half = (lane >> 3) & 1;
 #pragma unroll
-        for (int k = 0; k < D / 16; k++)
+        for (int k = 0; k < D / 16; k++) {
+            uint32_t a[4];
+            q.fragment(a, k);
 #pragma unroll
             for (int j = 0; j < KEYS / 16; j++) {
                 uint32_t b[4];
                 arch::ldmatrix_x4(b, keys + KeyTile::at(16 * j + row, 2 * k + half));
-                arch::mma(s[2 * j], q[k], b[0], b[1], Q{});
-                arch::mma(s[2 * j + 1], q[k], b[2], b[3], Q{});
+                arch::mma(s[2 * j], a, b[0], b[1], Q{});
+                arch::mma(s[2 * j + 1], a, b[2], b[3], Q{});
             }
+        }
     }
 
     static ARCH_MEMBER void weigh(float (&o)[D / 8][4], const uint32_t (&p)[KEYS / 16][4],
@@ -108,34 +157,47 @@ struct E4m3Operands {
         hi = four.y;
     }
 
-    static ARCH_MEMBER void score_word(float (&s)[4], const uint32_t (&q)[4], uint32_t four) {
-        uint32_t lo, hi;
-        unpack_e4m3x4(four, lo, hi, Q{});
-        arch::mma(s, q, lo, hi, Q{});
+    // The products of four bytes of each of N blocks of keys with the queries' 16 dimensions k.
+    template <int N, class Queries>
+    static ARCH_MEMBER void score_word(float (&s)[N][4], const Queries& q, int k,
+                                       const uint32_t (&four)[N]) {
+        uint32_t a[4];
+        q.fragment(a, k);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            uint32_t lo, hi;
+            unpack_e4m3x4(four[n], lo, hi, Q{});
+            arch::mma(s[n], a, lo, hi, Q{});
+        }
     }
 
-    static ARCH_MEMBER void score(float (&s)[KEYS / 8][4], const uint32_t (&q)[D / 16][4],
-                                  const uint8_t* keys, uint32_t) {
+    template <class Queries>
+    static ARCH_MEMBER void score(float (&s)[KEYS / 8][4], const Queries& q, const uint8_t* keys,
+                                  uint32_t) {
         const uint32_t g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3;
 #pragma unroll
-        for (int first = 0; first < D; first += 64)
+        for (int first = 0; first < D; first += 64) {
+            uint32_t x[4][KEYS / 8];
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) {
-                const int k = first / 16;
                 if (first + 64 <= D) {
-                    const vec4 x = *reinterpret_cast<const vec4*>(
+                    const vec4 v = *reinterpret_cast<const vec4*>(
                         keys + KeyTile::at(8 * n + g, first / 16 + t));
-                    score_word(s[n], q[k], x.x);
-                    score_word(s[n], q[k + 1], x.y);
-                    score_word(s[n], q[k + 2], x.z);
-                    score_word(s[n], q[k + 3], x.w);
+                    x[0][n] = v.x;
+                    x[1][n] = v.y;
+                    x[2][n] = v.z;
+                    x[3][n] = v.w;
                 } else {
-                    const vec2 x = *reinterpret_cast<const vec2*>(
+                    const vec2 v = *reinterpret_cast<const vec2*>(
                         keys + KeyTile::at(8 * n + g, first / 16 + t / 2) + t % 2 * 8);
-                    score_word(s[n], q[k], x.x);
-                    score_word(s[n], q[k + 1], x.y);
+                    x[0][n] = v.x;
+                    x[1][n] = v.y;
                 }
             }
+#pragma unroll
+            for (int i = 0; i < (first + 64 <= D ? 4 : 2); i++)
+                score_word(s, q, first / 16 + i, x[i]);
+        }
     }
 
     // Of 32 dimensions lane g reads 4 g .. 4 g + 3 of the four keys that its fragments hold: byte i

@@ -43,10 +43,8 @@ struct DecodeShape {
     static constexpr int STAGE_BYTES = 2 * HALF_BYTES;
     // Two or three blocks a multiprocessor, of 48 to 96 KB: together they keep at least 64 KB under
     // way, and one reads while the other finishes a part. So each fits the 99 KB that a block can
-    // have on sm_86, 89 and 120, too. e4m3 is widened by arithmetic, which a third block hides.
-    static constexpr int STAGES = D == 256                                          ? 1
-                                  : D == 192 || (KV_BYTES == 1 && D != 64) ? 2
-                                                                                    : 3;
+    // have on sm_86, 89 and 120, too.
+    static constexpr int STAGES = D == 256 ? 1 : D == 192 || (KV_BYTES == 1 && D == 96) ? 2 : 3;
     static constexpr int BLOCKS = decode_limits<D, KV_BYTES>.blocks;
     // Loading is at most STAGES parts ahead of computing, so half of the parts that a warp keeps
     // can be looked up at once.
@@ -58,7 +56,10 @@ struct DecodeShape {
     // The block's: largest logits and sums of the warps' rows, and a flag.
     static constexpr int MAX_SUM = WARPS * WARP_BYTES;
     static constexpr int FLAG = MAX_SUM + WARPS * ROWS * 8;
-    static constexpr int BYTES = FLAG + 16;
+    // Queries, where these and accumulators do not fit 255 registers.
+    static constexpr bool SHARED_QUERIES = D == 256;
+    static constexpr int QUERIES = FLAG + 16;
+    static constexpr int BYTES = QUERIES + (SHARED_QUERIES ? D / 16 * 32 * 16 : 0);
 
     static_assert(STAGES < PARTS / 2, "parts are replaced while they are computed");
     static_assert(STAGE_BYTES >= ROWS * D * 4, "a stage holds a warp's outputs");
