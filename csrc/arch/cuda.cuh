@@ -221,5 +221,7 @@ ARCH_FN void cvt_f16x4(uint32_t four, uint32_t& lo, uint32_t& hi) {
 ARCH_FN float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 ARCH_FN float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 ARCH_FN float add_rn(float a, float b) { return __fadd_rn(a, b); }
+// a * b + c, rounded once.
+ARCH_FN float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 }  // namespace arch

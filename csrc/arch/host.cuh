@@ -108,6 +108,7 @@ ARCH_FN float mul_rn(float a, float b) {
     return gpu_nan(p);
 }
 ARCH_FN float add_rn(float a, float b) { return gpu_nan(a + b); }
+ARCH_FN float fma_rn(float a, float b, float c) { return gpu_nan(std::fma(a, b, c)); }
 
 ARCH_FN uint32_t pack(float lo, float hi, bf16) {
     return simt::to_bf16(lo) | static_cast<uint32_t>(simt::to_bf16(hi)) << 16;

@@ -14,18 +14,46 @@ namespace inflight {
 
 constexpr int append_threads = INFLIGHT_APPEND_THREADS;
 
-// How the heads are cut into items. `rotated` items have the first rotary_dim elements, in vectors
-// if `aligned`, and in single elements if pairs or the rest begin within a vector.
+// How heads that are rotated are cut into items.
 struct HeadItems {
-    uint32_t rotated;
-    uint32_t plain;
-    bool aligned;
+    uint32_t pairs;   // items of pairs: all a query has
+    uint32_t all;     // items of a key: pairs first
+    bool aligned;     // else pairs or the rest begin within a vector: a key's items are not of
+                      // pairs then, but eight elements of what is stored
 };
 
-ARCH_FN HeadItems rotated_head_items(const inflight_append_params& p) {
+ARCH_FN HeadItems head_items(const inflight_append_params& p) {
     const uint32_t dim = p.rope == INFLIGHT_ROPE_NONE ? 0 : p.rotary_dim;
     const uint32_t width = p.rope == INFLIGHT_ROPE_HALF ? 16 : 8;
-    return {(dim + width - 1) / width, (p.head_dim - dim + 7) / 8, dim % width == 0};
+    const uint32_t pairs = (dim + width - 1) / width;
+    const bool aligned = dim % width == 0;
+    return {pairs, aligned ? pairs + (p.head_dim - dim) / 8 : p.head_dim / 8, aligned};
+}
+
+// What quantised numbers are divided by.
+struct Divisor {
+    float lift;  // makes quotients that count ordinary numbers, whatever the scale is
+    float by;
+    float reciprocal;
+};
+
+ARCH_FN Divisor divisor(float scale) {
+    constexpr float small = 0x1p-60f, large = 0x1p60f;
+    const float lift = scale < small ? 0x1p100f : scale > large ? 0x1p-100f : 1.0f;
+    const float by = arch::mul_rn(scale, lift);
+    return {lift, by, arch::div_rn(1.0f, by)};
+}
+
+// x / scale, for e4m3: wherever two numbers of that type are equally near, and four numbers of f32
+// to either side, it is the quotient rounded to nearest (all mantissas were tried), elsewhere it may
+// be the next. Division takes twice as long.
+ARCH_FN float quotient(float x, Divisor d) {
+    const float lifted = arch::mul_rn(x, d.lift);
+    const float near = arch::mul_rn(lifted, d.reciprocal);
+    const float rest = arch::fma_rn(-near, d.by, lifted);
+    const float better = arch::fma_rn(rest, d.reciprocal, near);
+    // Infinity stays, and so does -0, which is exact.
+    return fabsf(near) < 0x1p20f && rest != 0.0f ? better : near;
 }
 
 // Turns a pair by an angle, product by product: fused they would be rounded otherwise.
@@ -47,48 +75,42 @@ ARCH_FN void load_angles(const float* from, float (&to)[N]) {
     }
 }
 
-ARCH_FN void divide8(float (&x)[8], float scale) {
-    for (int i = 0; i < 8; i++) x[i] = arch::div_rn(x[i], scale);
+ARCH_FN void divide8(float (&x)[8], Divisor scale) {
+    for (int i = 0; i < 8; i++) x[i] = quotient(x[i], scale);
+}
+
+// Codes of e4m3 get the signs of the source's two pairs: arithmetic does not keep that of NaN.
+ARCH_FN uint32_t with_signs(uint32_t codes, uint32_t first_pair, uint32_t second_pair) {
+    const uint32_t signs = arch::byte_perm(first_pair, second_pair, 0x7531);
+    return (codes & 0x7f7f7f7fu) | (signs & 0x80808080u);
 }
 
 // Eight numbers as `C`, divided by the scale if they are quantised. NaN, which comes from
 // arithmetic here, is the positive one.
 template <class C>
-ARCH_FN void store8(C* to, float (&x)[8], float scale) {
+ARCH_FN void store8(C* to, float (&x)[8], Divisor scale) {
     if constexpr (same_type<C, e4m3>) divide8(x, scale);
     store_vec(to, pack(x, C{}));
 }
-template <class C>
-ARCH_FN void store1(C* to, float x, float scale) {
-    if constexpr (same_type<C, e4m3>) {
-        to->bits = static_cast<uint8_t>(e4m3_from_f32(arch::div_rn(x, scale)));
-    } else {
-        to->bits = static_cast<uint16_t>(pack2(x, 0.0f, C{}));
-    }
-}
 
-// Eight elements from `at` on, as they are.
+// Eight elements as they are.
 template <class T, class C>
-ARCH_FN void copy_item(const T* from, C* to, uint32_t at, float scale) {
-    const vec4 v = load_vec4_const(from + at);
+ARCH_FN void copy_item(const T* from, C* to, Divisor scale) {
+    const vec4 v = load_vec4_const(from);
     if constexpr (same_type<T, C>) {
-        store_vec(to + at, v);
+        store_vec(to, v);
     } else {
         float x[8];
         unpack(v, x, T{});
         divide8(x, scale);
-        vec2 codes = pack(x, C{});
-        // Signs are those of the source: arithmetic does not keep that of NaN.
-        codes.x = (codes.x & 0x7f7f7f7fu) | (arch::byte_perm(v.x, v.y, 0x7531) & 0x80808080u);
-        codes.y = (codes.y & 0x7f7f7f7fu) | (arch::byte_perm(v.z, v.w, 0x7531) & 0x80808080u);
-        store_vec(to + at, codes);
+        const vec2 codes = pack(x, C{});
+        store_vec(to, vec2{with_signs(codes.x, v.x, v.y), with_signs(codes.y, v.z, v.w)});
     }
 }
 
-// Item `nth` of those rotated, in vectors. `angles` are those of the token's position. `from` may
-// be `to`.
+// Item `nth` of pairs. `angles` are those of the token's position. `from` may be `to`.
 template <class T, class C>
-ARCH_FN void rotate_item(const T* from, C* to, const float* angles, uint32_t nth, float scale,
+ARCH_FN void rotate_item(const T* from, C* to, const float* angles, uint32_t nth, Divisor scale,
                          const inflight_append_params& p) {
     const uint32_t half = p.rotary_dim / 2;
     if (p.rope == INFLIGHT_ROPE_HALF) {
@@ -114,60 +136,89 @@ ARCH_FN void rotate_item(const T* from, C* to, const float* angles, uint32_t nth
     }
 }
 
+// The same in place and pair by pair, where vectors do not hold whole items.
 template <class T>
-ARCH_FN float load1(const T* from) {
-    return arch::to_f32(*from);
-}
-
-// The same element by element: for rotary dimensions that no vectors make up.
-template <class T, class C>
-ARCH_FN void rotate_item_unaligned(const T* from, C* to, const float* angles, uint32_t nth,
-                                   float scale, const inflight_append_params& p) {
+ARCH_FN void rotate_pairs(T* row, const float* angles, uint32_t nth,
+                          const inflight_append_params& p) {
     const uint32_t half = p.rotary_dim / 2;
     const bool halves = p.rope == INFLIGHT_ROPE_HALF;
     const uint32_t pairs = halves ? 8 : 4;
     const uint32_t end = (nth + 1) * pairs < half ? (nth + 1) * pairs : half;
     for (uint32_t pair = nth * pairs; pair < end; pair++) {
-        const uint32_t i = halves ? pair : 2 * pair;
-        const uint32_t j = halves ? pair + half : 2 * pair + 1;
-        float x = load1(from + i), y = load1(from + j);
+        T& first = row[halves ? pair : 2 * pair];
+        T& second = row[halves ? pair + half : 2 * pair + 1];
+        float x = arch::to_f32(first), y = arch::to_f32(second);
         rotate(x, y, arch::load_const(angles + pair), arch::load_const(angles + half + pair));
-        store1(to + i, x, scale);
-        store1(to + j, y, scale);
-    }
-}
-template <class T, class C>
-ARCH_FN void copy_item_unaligned(const T* from, C* to, uint32_t at, float scale,
-                                 const inflight_append_params& p) {
-    const uint32_t end = at + 8 < p.head_dim ? at + 8 : p.head_dim;
-    for (uint32_t i = at; i < end; i++) {
-        if constexpr (same_type<T, C>) {
-            to[i] = from[i];
-        } else {
-            const uint32_t sign = from[i].bits >> 8 & 0x80u;
-            store1(to + i, load1(from + i), scale);
-            to[i].bits = static_cast<uint8_t>((to[i].bits & 0x7fu) | sign);
-        }
+        const uint32_t both = pack2(x, y, T{});
+        first.bits = static_cast<uint16_t>(both);
+        second.bits = static_cast<uint16_t>(both >> 16);
     }
 }
 
-// One item of a head: the rotated ones come first. `angles` may be null where none is.
+// Element `at` of a key after rotation.
+template <class T>
+ARCH_FN float rotated_element(const T* key, uint32_t at, const float* angles,
+                              const inflight_append_params& p) {
+    const uint32_t half = p.rotary_dim / 2;
+    const bool halves = p.rope == INFLIGHT_ROPE_HALF;
+    const bool is_first = halves ? at < half : at % 2 == 0;
+    const uint32_t pair = halves ? (is_first ? at : at - half) : at / 2;
+    const uint32_t other = halves ? (is_first ? at + half : at - half) : at ^ 1u;
+    float x = arch::to_f32(key[at]), y = arch::to_f32(key[other]);
+    if (!is_first) {
+        const float swapped = x;
+        x = y;
+        y = swapped;
+    }
+    rotate(x, y, arch::load_const(angles + pair), arch::load_const(angles + half + pair));
+    return is_first ? x : y;
+}
+
+// Eight elements of a key from `at` on, some of them rotated: what is loaded is looked for element
+// by element, what is stored is one vector.
+template <class T, class C>
+ARCH_FN void gather_item(const T* key, C* to, const float* angles, uint32_t at, Divisor scale,
+                         const inflight_append_params& p) {
+    const vec4 v = load_vec4_const(key + at);
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    uint32_t out[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint32_t first = at + 2 * i;
+        // rotary_dim is even.
+        const bool rotates = first < p.rotary_dim;
+        float x, y;
+        unpack2(words[i], x, y, T{});
+        if (rotates) {
+            x = rotated_element(key, first, angles, p);
+            y = rotated_element(key, first + 1, angles, p);
+        }
+        if constexpr (same_type<T, C>) {
+            out[i] = rotates ? pack2(x, y, T{}) : words[i];
+        } else {
+            out[i] = pack_e4m3x2(quotient(x, scale), quotient(y, scale));
+            if (!rotates) out[i] = with_signs(out[i], words[i], 0);
+        }
+    }
+    if constexpr (same_type<T, C>) {
+        store_vec(to + at, vec4{out[0], out[1], out[2], out[3]});
+    } else {
+        store_vec(to + at, vec2{out[0] | out[1] << 16, out[2] | out[3] << 16});
+    }
+}
+
+// One item of a key, or of a value, which has no pairs and no angles.
 template <class T, class C>
 ARCH_FN void head_item(const T* from, C* to, const float* angles, uint32_t nth, HeadItems items,
-                       float scale, const inflight_append_params& p) {
-    if (nth < items.rotated) {
-        if (items.aligned) {
-            rotate_item(from, to, angles, nth, scale, p);
-        } else {
-            rotate_item_unaligned(from, to, angles, nth, scale, p);
-        }
-        return;
-    }
-    const uint32_t at = (items.rotated ? p.rotary_dim : 0) + 8 * (nth - items.rotated);
-    if (items.aligned) {
-        copy_item(from, to, at, scale);
+                       Divisor scale, const inflight_append_params& p) {
+    if (!items.aligned) {
+        gather_item(from, to, angles, 8 * nth, scale, p);
+    } else if (nth < items.pairs) {
+        rotate_item(from, to, angles, nth, scale, p);
     } else {
-        copy_item_unaligned(from, to, at, scale, p);
+        const uint32_t rotated = items.pairs ? p.rotary_dim : 0;
+        const uint32_t at = rotated + 8 * (nth - items.pairs);
+        copy_item(from + at, to + at, scale);
     }
 }
 
@@ -200,7 +251,11 @@ ARCH_FN void rotate_queries(const AppendStep& step, T* q, uint32_t nth, HeadItem
         T* const row = q + static_cast<int64_t>(token) * p.q_token;
         const float* angles;
         if (!find_angles(step, token, angles)) continue;
-        head_item(row, row, angles, nth, items, 1.0f, p);
+        if (items.aligned) {
+            rotate_item(row, row, angles, nth, Divisor{}, p);
+        } else {
+            rotate_pairs(row, angles, nth, p);
+        }
     }
 }
 
@@ -208,7 +263,7 @@ ARCH_FN void rotate_queries(const AppendStep& step, T* q, uint32_t nth, HeadItem
 template <class T, class C>
 ARCH_FN void append_head(const AppendStep& step, const T* from, int64_t from_token, C* to,
                          int64_t to_block, int64_t to_token, uint32_t nth, HeadItems items,
-                         float scale, uint64_t token, uint64_t token_step, uint64_t num_tokens,
+                         Divisor scale, uint64_t token, uint64_t token_step, uint64_t num_tokens,
                          const inflight_append_params& p) {
     for (; token < num_tokens; token += token_step) {
         const int64_t slot = step.slots[token];
@@ -218,7 +273,8 @@ ARCH_FN void append_head(const AppendStep& step, const T* from, int64_t from_tok
         const uint64_t offset = static_cast<uint64_t>(slot) - block * step.block_size;
         C* const row = to + static_cast<int64_t>(block) * to_block +
                        static_cast<int64_t>(offset) * to_token;
-        head_item(from + static_cast<int64_t>(token) * from_token, row, angles, nth, items, scale, p);
+        head_item(from + static_cast<int64_t>(token) * from_token, row, angles, nth, items, scale,
+                  p);
     }
 }
 
@@ -241,38 +297,37 @@ ARCH_FN void append(const inflight_append_params& p) {
     step.block_size = arch::load_const(&header->block_size);
     const uint64_t num_tokens = arch::load_const(&header->num_tokens);
 
-    const HeadItems k_items = rotated_head_items(p);
+    const HeadItems k_items = head_items(p);
     const HeadItems v_items{0, p.head_dim / 8, true};
-    const uint32_t a_k_head = k_items.rotated + k_items.plain;
-    const uint32_t q_end = p.q ? p.num_q_heads * k_items.rotated : 0;
-    const uint32_t k_end = q_end + p.num_kv_heads * a_k_head;
-    const uint32_t v_end = k_end + p.num_kv_heads * v_items.plain;
+    const uint32_t q_end = p.q ? p.num_q_heads * k_items.pairs : 0;
+    const uint32_t k_end = q_end + p.num_kv_heads * k_items.all;
+    const uint32_t v_end = k_end + p.num_kv_heads * v_items.all;
 
     const TokenItems work = token_items(v_end, append_threads);
     for (uint32_t item = work.item; item < v_end; item += work.item_step) {
         if (item < q_end) {
-            const uint32_t head = item / k_items.rotated;
+            const uint32_t head = item / k_items.pairs;
             rotate_queries(step, reinterpret_cast<T*>(p.q) + head * p.q_head,
-                           item - head * k_items.rotated, k_items, work.token, work.token_step,
+                           item - head * k_items.pairs, k_items, work.token, work.token_step,
                            num_tokens, p);
             continue;
         }
         const bool is_k = item < k_end;
-        const uint32_t a_head = is_k ? a_k_head : v_items.plain;
+        const HeadItems items = is_k ? k_items : v_items;
         const uint32_t nth_item = item - (is_k ? q_end : k_end);
-        const uint32_t head = nth_item / a_head;
-        const uint32_t nth = nth_item - head * a_head;
+        const uint32_t head = nth_item / items.all;
+        const uint32_t nth = nth_item - head * items.all;
         const auto* from = reinterpret_cast<const T*>(is_k ? p.k_new : p.v_new) +
                            head * (is_k ? p.k_new_head : p.v_new_head);
         auto* to = reinterpret_cast<C*>(is_k ? p.k : p.v) + head * (is_k ? p.k_head : p.v_head);
-        float scale = 1.0f;
+        Divisor scale{};
         if constexpr (same_type<C, e4m3>) {
             const auto* scales = reinterpret_cast<const float*>(is_k ? p.k_scale : p.v_scale);
-            if (scales) scale = arch::load_const(scales + head * p.scale_stride);
+            scale = divisor(scales ? arch::load_const(scales + head * p.scale_stride) : 1.0f);
         }
         append_head(step, from, is_k ? p.k_new_token : p.v_new_token, to,
-                    is_k ? p.k_block : p.v_block, is_k ? p.k_token : p.v_token, nth,
-                    is_k ? k_items : v_items, scale, work.token, work.token_step, num_tokens, p);
+                    is_k ? p.k_block : p.v_block, is_k ? p.k_token : p.v_token, nth, items, scale,
+                    work.token, work.token_step, num_tokens, p);
     }
 }
 
