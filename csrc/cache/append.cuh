@@ -226,31 +226,49 @@ ARCH_FN void head_item(const T* from, C* to, const float* angles, uint32_t nth, 
 struct AppendStep {
     const uint32_t* positions;
     const int64_t* slots;
-    const float* cos_sin;
+    const float* cos_sin;  // null where nothing is rotated
     uint32_t rotary_dim;
     uint32_t max_position;
     uint32_t block_size;
+    uint64_t num_tokens;
 };
 
-// Finds the cosines and sines of a token's position, null where nothing is rotated; false where the
-// table ends before it.
-ARCH_FN bool find_angles(const AppendStep& step, uint64_t token, const float*& angles) {
-    angles = nullptr;
-    if (!step.cos_sin) return true;
-    const uint32_t position = arch::load_const(step.positions + token);
-    if (position >= step.max_position) return false;
-    angles = step.cos_sin + static_cast<uint64_t>(position) * step.rotary_dim;
-    return true;
+// A token's place in the cache and in the sequence: nothing is done for one that is not `there`.
+struct TokenPlace {
+    bool there;
+    int64_t slot;
+    uint32_t position;
+};
+
+// Loaded a token ahead, or each token would wait for memory twice. Queries have no slot.
+template <bool slots>
+ARCH_FN TokenPlace load_place(const AppendStep& step, uint64_t token) {
+    TokenPlace place{token < step.num_tokens, 0, 0};
+    if (!place.there) return place;
+    if (slots) place.slot = step.slots[token];
+    if (step.cos_sin) place.position = arch::load_const(step.positions + token);
+    return place;
+}
+
+// Whether the token is written: not without a slot, nor where the table ends before its position.
+ARCH_FN bool is_written(const AppendStep& step, TokenPlace place) {
+    return place.slot >= 0 && (!step.cos_sin || place.position < step.max_position);
+}
+
+ARCH_FN const float* angles_of(const AppendStep& step, TokenPlace place) {
+    return step.cos_sin + static_cast<uint64_t>(place.position) * step.rotary_dim;
 }
 
 template <class T>
 ARCH_FN void rotate_queries(const AppendStep& step, T* q, uint32_t nth, HeadItems items,
-                            uint64_t token, uint64_t token_step, uint64_t num_tokens,
-                            const inflight_append_params& p) {
-    for (; token < num_tokens; token += token_step) {
+                            TokenItems work, const inflight_append_params& p) {
+    TokenPlace next = load_place<false>(step, work.token);
+    for (uint64_t token = work.token; next.there; token += work.token_step) {
+        const TokenPlace place = next;
+        next = load_place<false>(step, token + work.token_step);
+        if (!is_written(step, place)) continue;
         T* const row = q + static_cast<int64_t>(token) * p.q_token;
-        const float* angles;
-        if (!find_angles(step, token, angles)) continue;
+        const float* const angles = angles_of(step, place);
         if (items.aligned) {
             rotate_item(row, row, angles, nth, Divisor{}, p);
         } else {
@@ -259,22 +277,32 @@ ARCH_FN void rotate_queries(const AppendStep& step, T* q, uint32_t nth, HeadItem
     }
 }
 
-// Keys or values. `from` is the head of token 0, `to` that of slot 0.
+// A head of the keys or values: those new of token 0, and in the cache of slot 0.
 template <class T, class C>
-ARCH_FN void append_head(const AppendStep& step, const T* from, int64_t from_token, C* to,
-                         int64_t to_block, int64_t to_token, uint32_t nth, HeadItems items,
-                         Divisor scale, uint64_t token, uint64_t token_step, uint64_t num_tokens,
-                         const inflight_append_params& p) {
-    for (; token < num_tokens; token += token_step) {
-        const int64_t slot = step.slots[token];
-        const float* angles;
-        if (!find_angles(step, token, angles) || slot < 0) continue;
-        const uint64_t block = static_cast<uint64_t>(slot) / step.block_size;
-        const uint64_t offset = static_cast<uint64_t>(slot) - block * step.block_size;
-        C* const row = to + static_cast<int64_t>(block) * to_block +
-                       static_cast<int64_t>(offset) * to_token;
-        head_item(from + static_cast<int64_t>(token) * from_token, row, angles, nth, items, scale,
-                  p);
+struct AppendHead {
+    const T* from;
+    int64_t from_token;
+    C* to;
+    int64_t to_block;
+    int64_t to_token;
+    Divisor scale;
+};
+
+template <class T, class C>
+ARCH_FN void append_head(const AppendStep& step, const AppendHead<T, C>& head, uint32_t nth,
+                         HeadItems items, TokenItems work, const inflight_append_params& p) {
+    TokenPlace next = load_place<true>(step, work.token);
+    for (uint64_t token = work.token; next.there; token += work.token_step) {
+        const TokenPlace place = next;
+        next = load_place<true>(step, token + work.token_step);
+        if (!is_written(step, place)) continue;
+        const uint64_t slot = static_cast<uint64_t>(place.slot);
+        const uint64_t block = slot / step.block_size;
+        const uint64_t offset = slot - block * step.block_size;
+        head_item(head.from + static_cast<int64_t>(token) * head.from_token,
+                  head.to + static_cast<int64_t>(block) * head.to_block +
+                      static_cast<int64_t>(offset) * head.to_token,
+                  angles_of(step, place), nth, items, head.scale, p);
     }
 }
 
@@ -295,7 +323,7 @@ ARCH_FN void append(const inflight_append_params& p) {
     step.rotary_dim = p.rotary_dim;
     step.max_position = p.max_position;
     step.block_size = arch::load_const(&header->block_size);
-    const uint64_t num_tokens = arch::load_const(&header->num_tokens);
+    step.num_tokens = arch::load_const(&header->num_tokens);
 
     const HeadItems k_items = head_items(p);
     const HeadItems v_items{0, p.head_dim / 8, true};
@@ -308,8 +336,7 @@ ARCH_FN void append(const inflight_append_params& p) {
         if (item < q_end) {
             const uint32_t head = item / k_items.pairs;
             rotate_queries(step, reinterpret_cast<T*>(p.q) + head * p.q_head,
-                           item - head * k_items.pairs, k_items, work.token, work.token_step,
-                           num_tokens, p);
+                           item - head * k_items.pairs, k_items, work, p);
             continue;
         }
         const bool is_k = item < k_end;
@@ -317,17 +344,19 @@ ARCH_FN void append(const inflight_append_params& p) {
         const uint32_t nth_item = item - (is_k ? q_end : k_end);
         const uint32_t head = nth_item / items.all;
         const uint32_t nth = nth_item - head * items.all;
-        const auto* from = reinterpret_cast<const T*>(is_k ? p.k_new : p.v_new) +
-                           head * (is_k ? p.k_new_head : p.v_new_head);
-        auto* to = reinterpret_cast<C*>(is_k ? p.k : p.v) + head * (is_k ? p.k_head : p.v_head);
-        Divisor scale{};
+        AppendHead<T, C> kv;
+        kv.from = reinterpret_cast<const T*>(is_k ? p.k_new : p.v_new) +
+                  head * (is_k ? p.k_new_head : p.v_new_head);
+        kv.from_token = is_k ? p.k_new_token : p.v_new_token;
+        kv.to = reinterpret_cast<C*>(is_k ? p.k : p.v) + head * (is_k ? p.k_head : p.v_head);
+        kv.to_block = is_k ? p.k_block : p.v_block;
+        kv.to_token = is_k ? p.k_token : p.v_token;
+        kv.scale = Divisor{};
         if constexpr (same_type<C, e4m3>) {
             const auto* scales = reinterpret_cast<const float*>(is_k ? p.k_scale : p.v_scale);
-            scale = divisor(scales ? arch::load_const(scales + head * p.scale_stride) : 1.0f);
+            kv.scale = divisor(scales ? arch::load_const(scales + head * p.scale_stride) : 1.0f);
         }
-        append_head(step, from, is_k ? p.k_new_token : p.v_new_token, to,
-                    is_k ? p.k_block : p.v_block, is_k ? p.k_token : p.v_token, nth, items, scale,
-                    work.token, work.token_step, num_tokens, p);
+        append_head(step, kv, nth, items, work, p);
     }
 }
 
