@@ -122,6 +122,17 @@ ARCH_FN vec4 load_const(const vec4* from) {
 ARCH_FN uint32_t load_const(const uint32_t* from) { return __ldg(from); }
 ARCH_FN float load_const(const float* from) { return __ldg(from); }
 
+// ---- stores to addresses that come out of memory: not known to be global ones otherwise
+
+ARCH_FN void store_global(vec4* to, vec4 v) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
+ARCH_FN void store_global(vec2* to, vec2 v) {
+    asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+
 // ---- numbers
 
 // Approximate, as the hardware has them: 2^x, log2 x, 1 / x.

@@ -95,6 +95,8 @@ ARCH_FN void let_next_kernel_start() {}
 ARCH_FN vec4 load_const(const vec4* from) { return *from; }
 ARCH_FN uint32_t load_const(const uint32_t* from) { return *from; }
 ARCH_FN float load_const(const float* from) { return *from; }
+ARCH_FN void store_global(vec4* to, vec4 v) { *to = v; }
+ARCH_FN void store_global(vec2* to, vec2 v) { *to = v; }
 
 ARCH_FN float ex2(float x) { return exp2f(x); }
 ARCH_FN float lg2(float x) { return log2f(x); }

@@ -207,10 +207,10 @@ ARCH_FN void gather_item(const T* key, C* to, const float* angles, uint32_t at, 
     }
 }
 
-// One item of a key, or of a value, which has no pairs and no angles.
+// One item of a key; `angles` are not looked at where nothing is rotated.
 template <class T, class C>
-ARCH_FN void head_item(const T* from, C* to, const float* angles, uint32_t nth, HeadItems items,
-                       Divisor scale, const inflight_append_params& p) {
+ARCH_FN void key_item(const T* from, C* to, const float* angles, uint32_t nth, HeadItems items,
+                      Divisor scale, const inflight_append_params& p) {
     if (!items.aligned) {
         gather_item(from, to, angles, 8 * nth, scale, p);
     } else if (nth < items.pairs) {
@@ -277,20 +277,11 @@ ARCH_FN void rotate_queries(const AppendStep& step, T* q, uint32_t nth, HeadItem
     }
 }
 
-// A head of the keys or values: those new of token 0, and in the cache of slot 0.
-template <class T, class C>
-struct AppendHead {
-    const T* from;
-    int64_t from_token;
-    C* to;
-    int64_t to_block;
-    int64_t to_token;
-    Divisor scale;
-};
-
-template <class T, class C>
-ARCH_FN void append_head(const AppendStep& step, const AppendHead<T, C>& head, uint32_t nth,
-                         HeadItems items, TokenItems work, const inflight_append_params& p) {
+// An item of a head's keys or values. `from` is the head of token 0, `to` that of slot 0, `item`
+// carries it out for a token.
+template <class T, class C, class Item>
+ARCH_FN void append_head(const AppendStep& step, const T* from, int64_t from_token, C* to,
+                         int64_t to_block, int64_t to_token, TokenItems work, Item item) {
     TokenPlace next = load_place<true>(step, work.token);
     for (uint64_t token = work.token; next.there; token += work.token_step) {
         const TokenPlace place = next;
@@ -299,11 +290,18 @@ ARCH_FN void append_head(const AppendStep& step, const AppendHead<T, C>& head, u
         const uint64_t slot = static_cast<uint64_t>(place.slot);
         const uint64_t block = slot / step.block_size;
         const uint64_t offset = slot - block * step.block_size;
-        head_item(head.from + static_cast<int64_t>(token) * head.from_token,
-                  head.to + static_cast<int64_t>(block) * head.to_block +
-                      static_cast<int64_t>(offset) * head.to_token,
-                  angles_of(step, place), nth, items, head.scale, p);
+        item(from + static_cast<int64_t>(token) * from_token,
+             to + static_cast<int64_t>(block) * to_block + static_cast<int64_t>(offset) * to_token,
+             angles_of(step, place));
     }
+}
+
+// The divisor of a head, of a quantised cache.
+template <class C>
+ARCH_FN Divisor head_divisor(uint64_t scales, uint32_t head, const inflight_append_params& p) {
+    if constexpr (!same_type<C, e4m3>) return Divisor{};
+    if (!scales) return divisor(1.0f);
+    return divisor(arch::load_const(reinterpret_cast<const float*>(scales) + head * p.scale_stride));
 }
 
 // `T`: new keys, values and queries; `C`: the cache, `T` or e4m3.
@@ -325,38 +323,37 @@ ARCH_FN void append(const inflight_append_params& p) {
     step.block_size = arch::load_const(&header->block_size);
     step.num_tokens = arch::load_const(&header->num_tokens);
 
-    const HeadItems k_items = head_items(p);
-    const HeadItems v_items{0, p.head_dim / 8, true};
-    const uint32_t q_end = p.q ? p.num_q_heads * k_items.pairs : 0;
-    const uint32_t k_end = q_end + p.num_kv_heads * k_items.all;
-    const uint32_t v_end = k_end + p.num_kv_heads * v_items.all;
+    const HeadItems items = head_items(p);
+    const uint32_t a_value = p.head_dim / 8;
+    const uint32_t q_end = p.q ? p.num_q_heads * items.pairs : 0;
+    const uint32_t k_end = q_end + p.num_kv_heads * items.all;
+    const uint32_t v_end = k_end + p.num_kv_heads * a_value;
 
     const TokenItems work = token_items(v_end, append_threads);
     for (uint32_t item = work.item; item < v_end; item += work.item_step) {
         if (item < q_end) {
-            const uint32_t head = item / k_items.pairs;
-            rotate_queries(step, reinterpret_cast<T*>(p.q) + head * p.q_head,
-                           item - head * k_items.pairs, k_items, work, p);
-            continue;
+            const uint32_t head = item / items.pairs;
+            const uint32_t nth = item - head * items.pairs;
+            rotate_queries(step, reinterpret_cast<T*>(p.q) + head * p.q_head, nth, items, work, p);
+        } else if (item < k_end) {
+            const uint32_t head = (item - q_end) / items.all;
+            const uint32_t nth = item - q_end - head * items.all;
+            const Divisor scale = head_divisor<C>(p.k_scale, head, p);
+            append_head(step, reinterpret_cast<const T*>(p.k_new) + head * p.k_new_head,
+                        p.k_new_token, reinterpret_cast<C*>(p.k) + head * p.k_head, p.k_block,
+                        p.k_token, work, [=, &p](const T* from, C* to, const float* angles) {
+                            key_item(from, to, angles, nth, items, scale, p);
+                        });
+        } else {
+            const uint32_t head = (item - k_end) / a_value;
+            const uint32_t at = 8 * (item - k_end - head * a_value);
+            const Divisor scale = head_divisor<C>(p.v_scale, head, p);
+            append_head(step, reinterpret_cast<const T*>(p.v_new) + head * p.v_new_head + at,
+                        p.v_new_token, reinterpret_cast<C*>(p.v) + head * p.v_head + at, p.v_block,
+                        p.v_token, work, [=](const T* from, C* to, const float*) {
+                            copy_item(from, to, scale);
+                        });
         }
-        const bool is_k = item < k_end;
-        const HeadItems items = is_k ? k_items : v_items;
-        const uint32_t nth_item = item - (is_k ? q_end : k_end);
-        const uint32_t head = nth_item / items.all;
-        const uint32_t nth = nth_item - head * items.all;
-        AppendHead<T, C> kv;
-        kv.from = reinterpret_cast<const T*>(is_k ? p.k_new : p.v_new) +
-                  head * (is_k ? p.k_new_head : p.v_new_head);
-        kv.from_token = is_k ? p.k_new_token : p.v_new_token;
-        kv.to = reinterpret_cast<C*>(is_k ? p.k : p.v) + head * (is_k ? p.k_head : p.v_head);
-        kv.to_block = is_k ? p.k_block : p.v_block;
-        kv.to_token = is_k ? p.k_token : p.v_token;
-        kv.scale = Divisor{};
-        if constexpr (same_type<C, e4m3>) {
-            const auto* scales = reinterpret_cast<const float*>(is_k ? p.k_scale : p.v_scale);
-            kv.scale = divisor(scales ? arch::load_const(scales + head * p.scale_stride) : 1.0f);
-        }
-        append_head(step, kv, nth, items, work, p);
     }
 }
 

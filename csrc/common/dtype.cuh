@@ -36,11 +36,11 @@ ARCH_FN vec4 load_vec4_const(const T* from) {
 }
 template <class T>
 ARCH_FN void store_vec(T* to, vec4 v) {
-    *reinterpret_cast<vec4*>(to) = v;
+    arch::store_global(reinterpret_cast<vec4*>(to), v);
 }
 template <class T>
 ARCH_FN void store_vec(T* to, vec2 v) {
-    *reinterpret_cast<vec2*>(to) = v;
+    arch::store_global(reinterpret_cast<vec2*>(to), v);
 }
 
 // ---- f16 and bf16
@@ -95,8 +95,7 @@ ARCH_FN uint32_t e4m3_from_f32(float value) {
     // Steps are 2^(e - 3) from 2^e on, and below 2^-6 as from there: added to 2^(e + 20), a number
     // leaves just as many as it has of them, rounded, in the lowest bits.
     constexpr int32_t least = (127 - 6) << 23;
-    const int32_t power =
-        ((bounded > least ? bounded : least) & 0x7f800000) + (20 << 23);
+    const int32_t power = ((bounded > least ? bounded : least) & 0x7f800000) + (20 << 23);
     const float sum = arch::add_rn(arch::as_f32(static_cast<uint32_t>(bounded)),
                                    arch::as_f32(static_cast<uint32_t>(power)));
     const int32_t steps = static_cast<int32_t>(arch::as_u32(sum)) - power;
