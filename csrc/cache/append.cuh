@@ -44,9 +44,9 @@ ARCH_FN Divisor divisor(float scale) {
     return {lift, by, arch::div_rn(1.0f, by)};
 }
 
-// x / scale, for e4m3: wherever two numbers of that type are equally near, and four numbers of f32
-// to either side, it is the quotient rounded to nearest (all mantissas were tried), elsewhere it may
-// be the next. Division takes twice as long.
+// x / scale, for e4m3: wherever two numbers of that type are equally near, and for four numbers of
+// f32 to either side, it is the quotient rounded to nearest (all mantissas were tried); elsewhere it
+// may be the next. Division takes twice the instructions.
 ARCH_FN float quotient(float x, Divisor d) {
     const float lifted = arch::mul_rn(x, d.lift);
     const float near = arch::mul_rn(lifted, d.reciprocal);
@@ -301,7 +301,8 @@ template <class C>
 ARCH_FN Divisor head_divisor(uint64_t scales, uint32_t head, const inflight_append_params& p) {
     if constexpr (!same_type<C, e4m3>) return Divisor{};
     if (!scales) return divisor(1.0f);
-    return divisor(arch::load_const(reinterpret_cast<const float*>(scales) + head * p.scale_stride));
+    const auto* first = reinterpret_cast<const float*>(scales);
+    return divisor(arch::load_const(first + head * p.scale_stride));
 }
 
 // `T`: new keys, values and queries; `C`: the cache, `T` or e4m3.

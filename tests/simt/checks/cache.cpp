@@ -1,7 +1,8 @@
 // The kernels of the cache and the merge, run by the emulator against plain definitions.
 //
 // Memory around and between what a kernel may write is compared as well, and so is that of tokens
-// without a slot. `cache [seed [cases]]` runs random cases of that seed after the fixed ones.
+// without a slot. `cache [seed [cases [apart]]]` runs random cases of that seed after the fixed
+// ones, and tries the mantissas of scales that lie `apart`: 1 for all of them.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cache/append.cuh"
 #include "common/dtype.cuh"
 #include "kernel_params.h"
 
@@ -215,7 +217,9 @@ void check_append(const AppendCase& c, Random& random) {
     Array k(size(cache_type) * blocks * cache_block), v(size(cache_type) * blocks * cache_block);
     Array k_scale(4 * c.kv_heads), v_scale(4 * c.kv_heads);
     for (Array* a : {&k_new, &v_new, &q}) {
-        for (size_t i = 0; i < a->expected.size() / 2; i++) a->set(c.type, i, number(random, c.type));
+        for (size_t i = 0; i < a->expected.size() / 2; i++) {
+            a->set(c.type, i, number(random, c.type));
+        }
     }
     for (Array* a : {&k, &v}) {
         for (uint8_t& byte : a->expected) byte = static_cast<uint8_t>(random());
@@ -425,13 +429,31 @@ void check_e4m3() {
     }
 }
 
+// Quotients where a number lies between two of e4m3, and near to that, are those of division.
+void check_quotients(uint32_t apart) {
+    for (uint32_t mantissa = 0; mantissa < 1u << 23; mantissa += apart) {
+        const float scale = as_f32(0x3f800000 | mantissa);
+        const inflight::Divisor by = inflight::divisor(scale);
+        for (int steps = 1; steps < 32; steps += 2) {
+            const uint32_t between = as_u32(static_cast<float>(steps * static_cast<double>(scale)));
+            for (uint32_t bits = between - 4; bits <= between + 4; bits++) {
+                const float x = as_f32(bits);
+                if (inflight::quotient(x, by) != x / scale) {
+                    return fail("quotient by mantissa " + std::to_string(mantissa));
+                }
+            }
+        }
+    }
+}
+
 // ---- copies
 
 void check_copy(Random& random) {
     const auto num_arrays = static_cast<uint32_t>(1 + below(random, 4));
     const auto num_pairs = static_cast<uint32_t>(below(random, 7));
     const uint64_t bytes = 16 * pick<uint64_t>(random, {1, 3, 32, 100, 129, 700, 1025, 2500});
-    const uint64_t from_block = bytes + 16 * below(random, 3), to_block = bytes + 16 * below(random, 3);
+    const uint64_t from_block = bytes + 16 * below(random, 3);
+    const uint64_t to_block = bytes + 16 * below(random, 3);
     constexpr uint32_t blocks = 16;
     std::vector<uint32_t> order(blocks);
     for (uint32_t i = 0; i < blocks; i++) order[i] = i;
@@ -488,7 +510,8 @@ void check_merge(Random& random) {
     const auto tokens = pick<uint32_t>(random, {0, 1, 5, 19});
     const auto heads = pick<uint32_t>(random, {1, 3, 8});
     const auto dim = pick<uint32_t>(random, {8, 40, 64, 80, 128, 256});
-    const int64_t o_head = dim + 8 * below(random, 2), o_token = heads * o_head + 8 * below(random, 2);
+    const int64_t o_head = dim + 8 * below(random, 2);
+    const int64_t o_token = heads * o_head + 8 * below(random, 2);
     const int64_t out_head = dim + 8 * below(random, 2), out_token = heads * out_head;
 
     std::vector<Array*> o, lse;
@@ -537,7 +560,8 @@ void check_merge(Random& random) {
     p.head_dim = dim;
     void* args[] = {&p};
     const std::string kernel = std::string("inflight_merge_") + name(type);
-    const std::string what = kernel + " of " + std::to_string(count) + ", heads of " + std::to_string(dim);
+    const std::string what =
+        kernel + " of " + std::to_string(count) + ", heads of " + std::to_string(dim);
     const auto run = [&](unsigned x, unsigned y) {
         simt::launch_kernel(kernel.c_str(), {x, y, 1}, {128, 1, 1}, 0, args);
         return std::vector<uint8_t>(out.data, out.data + out.expected.size());
@@ -578,7 +602,8 @@ void check_merge(Random& random) {
             if (seen == 1) exact = bits == o[last]->get(type, at + d);
             if (seen && d % 8 == 5) exact = bits == 0x8000;
             if (!exact || !(std::fabs(decode(type, bits) - x) <= allowed)) {
-                fail(what + ": " + std::to_string(decode(type, bits)) + " for " + std::to_string(x));
+                fail(what + ": " + std::to_string(decode(type, bits)) + " for " +
+                     std::to_string(x));
                 break;
             }
             out.set(type, to + d, bits);
@@ -608,6 +633,7 @@ int main(int argc, char** argv) {
     simt::cfg.seed = seed;
     Random random(seed);
     check_e4m3();
+    check_quotients(argc > 3 ? static_cast<uint32_t>(atoi(argv[3])) : 509);
     for (const float scale : {1.0f, 0.03f, 7.0f, 1e-5f, as_f32(0x3f7fffff), 1e-40f}) {
         check_all_numbers(Type::bf16, scale);
         check_all_numbers(Type::f16, scale);
