@@ -50,6 +50,13 @@ ARCH_FN void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at) {
                  : "memory");
 }
 
+// The same number, unknown to the compiler: what is computed from it is not kept in registers
+// from one turn of a loop to the next.
+ARCH_FN uint32_t opaque(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // ---- tensor cores: d += a * b, m16n8k16
 
 ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {

@@ -42,6 +42,8 @@ ARCH_FN void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at, ARCH_AT) {
     simt::ldmatrix(r, 4, true, at, file, line);
 }
 
+ARCH_FN uint32_t opaque(uint32_t x) { return x; }
+
 ARCH_FN void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16, ARCH_AT) {
     const uint32_t b[2] = {b0, b1};
     simt::mma_16816(d, a, b, true, file, line);

@@ -1,0 +1,208 @@
+// From products to weights, a tile at a time: soft cap, ALiBi, which keys are seen, and the softmax
+// so far. Rules and results are those of common/softmax.cuh; what differs is that nothing is done
+// for tiles that need it not, and that the plain body scales products as it takes their powers.
+#pragma once
+
+#include "../../common/softmax.cuh"
+#include "../../common/step.cuh"
+
+namespace inflight {
+
+// What a part's logits are made with. Products are multiplied with `factor` when their powers are
+// taken; it is above 0, so that the largest product has the largest logit. For that the sign of the
+// scale goes to the queries, as does a scale of 0.
+struct LogitRules {
+    float factor;
+    uint32_t q_keep, q_flip;  // bits of a pair of queries' elements
+    LogitScale scale;         // general body: its logits are complete, factor is 1
+
+    template <bool GENERAL>
+    static ARCH_MEMBER LogitRules of(const inflight_attention_params& p, float k_scale) {
+        LogitRules rules = {1.0f, 0xffffffffu, 0u, {0.0f, 0.0f, 0.0f}};
+        if (GENERAL) {
+            rules.scale = LogitScale::of(p, k_scale);
+            return rules;
+        }
+        const float factor = p.scale * k_scale * LOG2_E;
+        if (factor < 0.0f) rules.q_flip = 0x80008000u;
+        // Smaller ones are flushed to 0 by what multiplies with them.
+        if (fabsf(factor) >= 1.17549435e-38f) {
+            rules.factor = fabsf(factor);
+        } else {
+            rules.q_keep = 0;
+        }
+        return rules;
+    }
+};
+
+// The keys of a part for the query rows of a block. Lengths are below 2^31, so positions fit.
+struct SeenKeys {
+    int32_t start, end;            // keys that any of the rows sees
+    int32_t free_start, free_end;  // keys that all of them see
+    int32_t first_position;        // of query 0 of the batch's row
+    int32_t mask_start;            // the mask's first key
+    uint32_t mask_bytes;           // a query's
+    const uint8_t* mask;           // of query 0; null without one
+
+    // Queries first..last of the row.
+    template <bool GENERAL>
+    static ARCH_MEMBER SeenKeys of(const inflight_attention_params& p, const inflight_plan* plan,
+                               const Row& row, const inflight_part& part, uint32_t first,
+                               uint32_t last) {
+        SeenKeys keys = {};
+        const int32_t kv_len = static_cast<int32_t>(row.kv_len);
+        keys.first_position = kv_len - static_cast<int32_t>(row.q_len);
+        keys.start = keys.free_start = static_cast<int32_t>(part.kv_start);
+        keys.end = keys.free_end = static_cast<int32_t>(part.kv_end);
+        const int32_t lowest = keys.first_position + static_cast<int32_t>(first);
+        const int32_t highest = keys.first_position + static_cast<int32_t>(last);
+        if (p.flags & INFLIGHT_CAUSAL) {
+            if (keys.end > highest + 1) keys.end = highest + 1;
+            if (keys.free_end > lowest + 1) keys.free_end = lowest + 1;
+        }
+        if (!GENERAL) {
+            if (keys.end < keys.start) keys.end = keys.start;
+            return keys;
+        }
+        const int64_t window = p.window_left == INFLIGHT_NO_WINDOW ? INT32_MAX : p.window_left;
+        if (keys.start < lowest - window) keys.start = static_cast<int32_t>(lowest - window);
+        if (keys.end < keys.start) keys.end = keys.start;
+        if (keys.free_start < highest - window)
+            keys.free_start = static_cast<int32_t>(highest - window);
+        if (plan->mask_bits != 0) {
+            const uint32_t width = at<uint32_t>(plan, plan->mask_widths)[part.row];
+            keys.mask_start = kv_len - static_cast<int32_t>(width);
+            keys.mask_bytes = (width + 7) / 8;
+            keys.mask = width == 0 ? nullptr
+                                   : at<uint8_t>(plan, plan->mask_bits) +
+                                         at<uint32_t>(plan, plan->mask_indptr)[part.row];
+            if (width != 0 && keys.free_end > keys.mask_start) keys.free_end = keys.mask_start;
+        }
+        return keys;
+    }
+    // Whether all rows see all keys of a tile.
+    ARCH_MEMBER bool free(int32_t first, int32_t count) const {
+        return first >= free_start && first + count <= free_end;
+    }
+};
+
+// Products of a warp's 16 rows, of keys from first_key on, to logits. queries[h]: of the lane's row
+// h, counted in the batch's row; first_head: of the KV head's query heads, slope of row h's.
+template <int N>
+ARCH_FN void bend(float (&s)[N][4], int32_t first_key, const inflight_attention_params& p,
+                  const SeenKeys& keys, const LogitScale& scale, const uint32_t (&queries)[2],
+                  const float (&slopes)[2]) {
+    if (scale.cap_out != 0.0f) {
+        // tanh x = 1 - 2 / (1 + e^2x): right at both ends, where the power is 0 or infinite.
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float power = arch::ex2(s[n][i] * scale.cap_in);
+                s[n][i] = scale.cap_out * (1.0f - 2.0f * arch::rcp(1.0f + power));
+            }
+    } else {
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[n][i] *= scale.scale;
+    }
+    if (p.alibi_slopes == 0) return;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int32_t ahead = first_key + static_cast<int32_t>(threadIdx.x % 4 * 2) -
+                              keys.first_position - static_cast<int32_t>(queries[h]);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float distance = fabsf(static_cast<float>(ahead + n * 8 + i));
+                s[n][2 * h + i] -= slopes[h] * distance;
+            }
+    }
+}
+
+// Logits of keys that are not seen are -inf.
+template <bool GENERAL, int N>
+ARCH_FN void hide(float (&s)[N][4], int32_t first_key, const inflight_attention_params& p,
+                  const SeenKeys& keys, const uint32_t (&queries)[2]) {
+    const int32_t lane_key = first_key + static_cast<int32_t>(threadIdx.x % 4 * 2);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int32_t position = keys.first_position + static_cast<int32_t>(queries[h]);
+        int32_t start = keys.start, end = keys.end;
+        if (p.flags & INFLIGHT_CAUSAL && end > position + 1) end = position + 1;
+        if (GENERAL && p.window_left != INFLIGHT_NO_WINDOW &&
+            start < position - static_cast<int64_t>(p.window_left))
+            start = position - static_cast<int32_t>(p.window_left);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int32_t key = lane_key + n * 8 + i;
+                bool seen = key < end;
+                if (GENERAL) {
+                    seen = seen && key >= start;
+                    if (keys.mask != nullptr && seen && key >= keys.mask_start) {
+                        const uint32_t bit = static_cast<uint32_t>(key - keys.mask_start);
+                        const uint64_t byte =
+                            static_cast<uint64_t>(queries[h]) * keys.mask_bytes + bit / 8;
+                        seen = keys.mask[byte] >> (bit % 8) & 1;
+                    }
+                }
+                if (!seen) s[n][2 * h + i] = neg_inf();
+            }
+    }
+}
+
+// The softmax so far of a lane's two rows: largest of what is given to it, -inf before any key is
+// seen, and the lane's share of the sum of 2^(factor * (x - largest)).
+struct Weights {
+    float max[2] = {neg_inf(), neg_inf()};
+    float sum[2] = {0.0f, 0.0f};
+
+    // Turns x into weights. What was summed before, outputs too, is to be multiplied with
+    // `correction`; true if any lane of the warp has one that is not 1.
+    template <int N>
+    ARCH_MEMBER bool update(float (&s)[N][4], float factor, float (&correction)[2]) {
+        bool changed = false;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float largest = fmaxf(s[0][2 * r], s[0][2 * r + 1]);
+#pragma unroll
+            for (int n = 1; n < N; n++)
+                largest = fmaxf(largest, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+            largest = fmaxf(largest, arch::shfl_xor(largest, 1));
+            largest = fmaxf(largest, arch::shfl_xor(largest, 2));
+            largest = fmaxf(largest, max[r]);
+            // Nothing seen yet: weights are 2^-inf, and -inf - -inf is not computed.
+            const float base = largest == neg_inf() ? 0.0f : largest * factor;
+            correction[r] = arch::ex2(max[r] * factor - base);
+            changed |= max[r] != largest;
+            // Not 1 by a rounding, where nothing changed.
+            if (max[r] == largest) correction[r] = 1.0f;
+            max[r] = largest;
+            float total = 0.0f;
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 2 * r; i < 2 * r + 2; i++) {
+                    s[n][i] = arch::ex2(s[n][i] * factor - base);
+                    total += s[n][i];
+                }
+            sum[r] = sum[r] * correction[r] + total;
+        }
+        return arch::ballot(changed) != 0;
+    }
+
+    // Sums over the four lanes of a row; once, at the end.
+    ARCH_MEMBER void reduce() {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            sum[r] += arch::shfl_xor(sum[r], 1);
+            sum[r] += arch::shfl_xor(sum[r], 2);
+        }
+    }
+};
+
+}  // namespace inflight
