@@ -44,7 +44,7 @@ struct DecodeShape {
     // Two or three blocks a multiprocessor, of 48 to 96 KB: together they keep at least 64 KB under
     // way, and one reads while the other finishes a part. So each fits the 99 KB that a block can
     // have on sm_86, 89 and 120, too.
-    static constexpr int STAGES = D == 256 ? 1 : D == 192 || (KV_BYTES == 1 && D == 96) ? 2 : 3;
+    static constexpr int STAGES = D == 256 ? 1 : D == 192 ? 2 : 3;
     static constexpr int BLOCKS = decode_limits<D, KV_BYTES>.blocks;
     // Loading is at most STAGES parts ahead of computing, so half of the parts that a warp keeps
     // can be looked up at once.
