@@ -1,8 +1,8 @@
 // Logits and online softmax on accumulators of mma m16n8k16, to base 2.
 //
 // Of a 16 x 8 block of logits a lane has s[0], s[1]: row lane / 4, columns lane % 4 * 2 and the
-// next; s[2], s[3]: the same of row lane / 4 + 8. Rows are queries times the heads of a group: row r
-// is query r / group and query head r % group. Columns are keys.
+// next; s[2], s[3]: the same of row lane / 4 + 8. Rows are queries times the heads of a group: row
+// r is query r / group and query head r % group. Columns are keys.
 #pragma once
 
 #include "../arch/arch.cuh"
@@ -17,9 +17,9 @@ ARCH_FN float neg_inf() { return arch::as_f32(0xff800000u); }
 
 // What turns products into logits to base 2, the same for all rows of a part.
 struct LogitScale {
-    float scale;      // plain: of attention, times k_scale, times log2 e
-    float cap_in;     // general with a cap: what the product is multiplied with for tanh, 2 log2 e
-    float cap_out;    // of tanh: cap times log2 e; 0 without a cap
+    float scale;    // of attention, times k_scale, times log2 e
+    float cap_in;   // with a cap: what turns a product into log2 of e^2x, for tanh x
+    float cap_out;  // what tanh is multiplied with: cap times log2 e; 0 without a cap
 
     static ARCH_MEMBER LogitScale of(const inflight_attention_params& p, float k_scale) {
         const float scale = p.scale * k_scale;

@@ -1,8 +1,8 @@
 // Decode attention: few queries a row, many keys, bound by reading the cache once.
 //
 // A block of four warps computes the parts of its share, one after the other. The query rows of a
-// part (queries times the heads of a group, at most 16) are one operand of mma m16n8k16, so each key
-// is read once for all heads of its group. Keys are dealt to the warps in turn, WARP_KEYS at a time,
+// part (queries times the heads of a group, at most 16) are one operand of mma m16n8k16, so a key is
+// read once for all heads of its group. Keys are dealt to the warps in turn, WARP_KEYS at a time,
 // and each warp is a pipeline of its own: it copies what it will read itself into STAGES stages of
 // shared memory, and waits for no other warp until the part ends. There the warps' results are put
 // together in the stage that each of them has just read, while the other stages already fill with
@@ -364,9 +364,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
 
 // Kernels inflight_decode_<q>_<cache>_d<D>, plain and general: the general one knows soft cap,
 // ALiBi and masks, the plain one causality and windows; both know sinks.
-#define INFLIGHT_DECODE_KERNELS(name, Q, Cache, D)                                               \
+#define INFLIGHT_DECODE_KERNELS(name, Q, Cache, D)                                                \
     ARCH_KERNEL(name, INFLIGHT_DECODE_THREADS, (inflight::DecodeShape<D, sizeof(Cache)>::BLOCKS), \
-                inflight_attention_params, inflight::decode<Q, Cache, D, false>)                 \
-    ARCH_KERNEL(name##_general, INFLIGHT_DECODE_THREADS,                                         \
+                inflight_attention_params, inflight::decode<Q, Cache, D, false>)                  \
+    ARCH_KERNEL(name##_general, INFLIGHT_DECODE_THREADS,                                          \
                 (inflight::DecodeShape<D, sizeof(Cache)>::BLOCKS), inflight_attention_params,     \
                 inflight::decode<Q, Cache, D, true>)

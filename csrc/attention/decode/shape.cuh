@@ -65,8 +65,8 @@ struct DecodeShape {
     static_assert(STAGE_BYTES >= ROWS * D * 4, "a stage holds a warp's outputs");
     static_assert(THREADS == INFLIGHT_DECODE_THREADS, "kernel_params.h says otherwise");
     static_assert(ROWS == INFLIGHT_DECODE_ROWS, "kernel_params.h says otherwise");
-    static_assert(TILE_KEYS == decode_limits<D, KV_BYTES>.tile_keys, "as above");
-    static_assert(BYTES == decode_limits<D, KV_BYTES>.smem, "as above");
+    static_assert(TILE_KEYS == decode_limits<D, KV_BYTES>.tile_keys, "kernel_params.h differs");
+    static_assert(BYTES == decode_limits<D, KV_BYTES>.smem, "kernel_params.h differs");
     static_assert(BLOCKS * (BYTES + 1024) <= 228 * 1024, "blocks do not fit a multiprocessor");
 };
 
