@@ -1,8 +1,8 @@
 // Decode attention: few queries a row, many keys, bound by reading the cache once.
 //
 // A block of four warps computes the parts of its share, one after the other. The query rows of a
-// part (queries times the heads of a group, at most 16) are one operand of mma m16n8k16, so a key is
-// read once for all heads of its group. Keys are dealt to the warps in turn, WARP_KEYS at a time,
+// part (queries times the heads of a group, at most 16) are one operand of mma m16n8k16, so a key
+// is read once for all heads of its group. Keys are dealt to the warps in turn, WARP_KEYS at a time,
 // and each warp is a pipeline of its own: it copies what it will read itself into STAGES stages of
 // shared memory, and waits for no other warp until the part ends. There the warps' results are put
 // together in the stage that each of them has just read, while the other stages already fill with

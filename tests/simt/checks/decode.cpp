@@ -46,8 +46,8 @@ struct Case {
     bool general() const { return cap != 0.0f || alibi || mask; }
     uint32_t q_heads() const { return group * kv_heads; }
     std::string kernel() const {
-        return std::string("inflight_decode_") + (f16 ? "f16" : "bf16") + (e4m3 ? "_e4m3" : "_same") +
-               "_d" + std::to_string(kernel_dim()) + (general() ? "_general" : "");
+        return std::string("inflight_decode_") + (f16 ? "f16" : "bf16") +
+               (e4m3 ? "_e4m3" : "_same") + "_d" + std::to_string(kernel_dim()) + (general() ? "_general" : "");
     }
     uint32_t smem() const {
         const uint32_t same[] = {INFLIGHT_DECODE_SMEM_SAME_D64, INFLIGHT_DECODE_SMEM_SAME_D96,
