@@ -182,9 +182,9 @@ struct inflight_attention_params {
 #define INFLIGHT_PREFILL_SMEM_D192 74240
 #define INFLIGHT_PREFILL_SMEM_E4M3_D192 37376
 #define INFLIGHT_PREFILL_THREADS_D256 256
-#define INFLIGHT_PREFILL_KEYS_D256 64
-#define INFLIGHT_PREFILL_SMEM_D256 98816
-#define INFLIGHT_PREFILL_SMEM_E4M3_D256 49664
+#define INFLIGHT_PREFILL_KEYS_D256 32
+#define INFLIGHT_PREFILL_SMEM_D256 49664
+#define INFLIGHT_PREFILL_SMEM_E4M3_D256 25088
 
 /* Merging states of the same queries over different keys (cascade): outputs are divided by their
  * sums, LSE is the natural logarithm. out = sum of exp(lse_i - lse) * o_i, in the order given. */

@@ -12,6 +12,24 @@
 
 namespace inflight {
 
+// A part and its row. Read again where they are needed: registers are dear.
+struct Work {
+    inflight_part part;
+    Row row;
+    uint32_t group;
+
+    ARCH_MEMBER Work(const inflight_attention_params& p, uint32_t index, uint32_t group)
+        : part(load_part(plan_of(step_of(p.step), p.plan), index)),
+          row(load_row(step_of(p.step), step_of(p.step)->block_size, part.row)),
+          group(group) {}
+    ARCH_MEMBER uint32_t rows() const { return part.q_len * group; }
+    // `unpacked`: what values are to be multiplied by, beside their scale.
+    ARCH_MEMBER Target target(const inflight_attention_params& p, float unpacked) const {
+        const float scale = kv_scale(p.v_scale, p.scale_stride, part.head) * unpacked;
+        return {row.first_token + part.q_start, part.head * group, group, scale};
+    }
+};
+
 template <class Q, class KV, int D, bool GENERAL>
 class Prefill {
     using Shape = PrefillShape<KV, D>;
@@ -24,9 +42,10 @@ class Prefill {
     static constexpr int STEPS = D / 16;
     static constexpr int SLOTS = Shape::SLOTS;
     static constexpr bool NARROW = sizeof(KV) == 1;
+    // What unpack_e4m3x4 gives for f16 is to be multiplied by this.
+    static constexpr float UNPACKED = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
 
     const inflight_attention_params& p;
-    const inflight_plan* const plan;
     uint8_t* const smem;
     const uint32_t ring;  // of tiles
     const uint32_t group;
@@ -46,14 +65,16 @@ class Prefill {
         return reinterpret_cast<uint32_t*>(smem + Shape::QUERIES_AT);
     }
 
-    ARCH_MEMBER const Q* query_at(const Row& row, uint32_t first_head, uint32_t first_row,
-                              uint32_t last_row, uint32_t r, uint32_t q_start) const {
-        const uint32_t query = queries()[r];
-        const uint32_t packed = first_row + r < last_row ? first_row + r : last_row;
-        const uint32_t head = first_head + packed - (query - q_start) * group;
-        return reinterpret_cast<const Q*>(p.q) +
-               (static_cast<int64_t>(row.first_token + query) * p.q_token +
-                static_cast<int64_t>(head) * p.q_head);
+    // The query head of a row of the block, whose rows are the part's from first_row on.
+    ARCH_MEMBER uint32_t head_of(const Work& work, uint32_t first_row, uint32_t r) const {
+        const uint32_t last = work.rows() - 1, row = first_row + r;
+        return (work.part.head + work.part.q_start - queries()[r]) * group +
+               (row < last ? row : last);
+    }
+    ARCH_MEMBER const Q* query_at(const Work& work, uint32_t first_row, uint32_t r) const {
+        const int64_t token = work.row.first_token + queries()[r];
+        const int64_t head = head_of(work, first_row, r);
+        return reinterpret_cast<const Q*>(p.q) + (token * p.q_token + head * p.q_head);
     }
 
     // Of a row's 16 elements k the eight words, as operand A wants them in memory: the lanes of
@@ -75,12 +96,11 @@ class Prefill {
         return v;
     }
 
-    template <class At>
-    ARCH_MEMBER void load_queries(const LogitRules& rules, At query_row) {
+    ARCH_MEMBER void load_queries(const Work& work, const LogitRules& rules, uint32_t first_row) {
         if constexpr (Shape::REGISTER_Q) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const Q* from = query_row(row_of(0, half));
+                const Q* from = query_at(work, first_row, row_of(0, half));
 #pragma unroll
                 for (int k = 0; k < STEPS; k++)
 #pragma unroll
@@ -99,7 +119,7 @@ class Prefill {
             for (int i = 0; i < PIECES; i++) {
                 const uint32_t piece = i * Shape::THREADS + threadIdx.x;
                 const uint32_t r = piece / STEPS, k = piece % STEPS;
-                const Q* from = query_row(r);
+                const Q* from = query_at(work, first_row, r);
                 arch::vec4 a = q_chunk(from, 16 * k, rules), b = q_chunk(from, 16 * k + 8, rules);
                 permute_q(a, b);
                 uint8_t* tile = smem + Shape::Q_AT;
@@ -187,9 +207,34 @@ class Prefill {
         return tile == ring ? ring + (SLOTS - 1) * Shape::SLOT_BYTES : tile - Shape::SLOT_BYTES;
     }
 
-    ARCH_MEMBER void all_keys(TileLoader<KV, D>& loader, const SeenKeys& keys, const LogitRules& rules,
-                          uint32_t first_row, uint32_t last_row, uint32_t first_head,
-                          uint32_t q_start) {
+    ARCH_MEMBER void all_keys(uint32_t index, const Work& work, const LogitRules& rules,
+                              uint32_t first_row, const BlockSize& block_size) {
+        const uint32_t last = work.rows() - 1;
+        const uint32_t end_row = last - first_row < Shape::ROWS ? last : first_row + Shape::ROWS - 1;
+        const SeenKeys keys = SeenKeys::of<GENERAL>(
+            p, plan_of(step_of(p.step), p.plan), work.row, work.part,
+            work.part.q_start + first_row / group, work.part.q_start + end_row / group);
+        TileLoader<KV, D> loader(p, work.row, block_size, work.part.head);
+        loader.look_up(keys.start, keys.end);
+        tile = ring;
+        loader.load_keys(ring, keys.start, keys.end);
+        loader.load_values(ring + Shape::SLOT_BYTES, keys.start, keys.end);
+        loader.look_up(keys.start + Shape::KEYS, keys.end);
+        // Rows beyond the last compute it again and write nothing.
+        if (threadIdx.x < Shape::ROWS) {
+            const uint32_t r = first_row + threadIdx.x;
+            queries()[threadIdx.x] = work.part.q_start + (r < last ? r : last) / group;
+        }
+        arch::sync_threads();
+        load_queries(work, rules, first_row);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            weights[m] = Weights();
+#pragma unroll
+            for (int d = 0; d < D / 8; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) o[m][d][i] = 0.0f;
+        }
         static_assert(SLOTS == 3, "a tile's V is asked for before its K is computed");
         for (int32_t key = keys.start; key < keys.end; key += Shape::KEYS) {
             arch::cp_async_wait<SLOTS - 2>();
@@ -199,7 +244,7 @@ class Prefill {
             multiply_keys(s);
             next_tile();
 
-            const bool free = keys.free(key, Shape::KEYS);
+            const bool free = keys.template free<GENERAL>(key, Shape::KEYS);
             if (GENERAL || !free) {
 #pragma unroll
                 for (int m = 0; m < M; m++) {
@@ -207,15 +252,12 @@ class Prefill {
                     if (GENERAL) {
                         float slopes[2] = {0.0f, 0.0f};
                         if (p.alibi_slopes != 0) {
-                            const auto of = reinterpret_cast<const float*>(p.alibi_slopes);
+                            const auto all = reinterpret_cast<const float*>(p.alibi_slopes);
+                            const Work again(p, index, group);
 #pragma unroll
-                            for (int half = 0; half < 2; half++) {
-                                uint32_t packed = first_row + row_of(m, half);
-                                if (packed > last_row) packed = last_row;
-                                const uint32_t head =
-                                    first_head + packed - (own[half] - q_start) * group;
-                                slopes[half] = arch::load_const(of + head) * LOG2_E;
-                            }
+                            for (int half = 0; half < 2; half++)
+                                slopes[half] = LOG2_E * arch::load_const(
+                                    all + head_of(again, first_row, row_of(m, half)));
                         }
                         bend(s[m], key, p, keys, rules.scale, own, slopes);
                     }
@@ -239,6 +281,7 @@ class Prefill {
             multiply_values(s);
             next_tile();
         }
+        arch::cp_async_wait<0>();
     }
 
     // Four outputs in a row of the pair of fragments `pair`, `x` of row `half` of 16 rows m:
@@ -279,32 +322,33 @@ class Prefill {
         }
     }
 
-    ARCH_MEMBER void write(const inflight_part& part, const Target& target, const LogitRules& rules,
-                       uint32_t first_row, uint32_t rows) {
+    ARCH_MEMBER void write(uint32_t index, float factor, uint32_t first_row) {
+        const Work work(p, index, group);
+        const Target target = work.target(p, UNPACKED);
+        const uint32_t partial = work.part.partial;
 #pragma unroll
         for (int m = 0; m < M; m++) {
             weights[m].reduce();
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const uint32_t r = first_row + row_of(m, half);
-                const float max = weights[m].max[half] * rules.factor;
-                const float sum = weights[m].sum[half];
-                const bool there = r < rows;
-                if (part.partial == INFLIGHT_WHOLE) {
-                    float factor = 0.0f;
-                    uint32_t* to = nullptr;
+                const float max = weights[m].max[half] * factor, sum = weights[m].sum[half];
+                const bool there = r < work.rows();
+                if (partial == INFLIGHT_WHOLE) {
+                    Normal n = {0.0f, 0.0f};
+                    uint8_t* to = nullptr;
                     if (there) {
-                        const Normal n = normal(p, target, target.head(r), max, sum);
-                        factor = n.factor;
-                        to = reinterpret_cast<uint32_t*>(output_at<Q>(p, target, r, 0));
+                        n = normal(p, target, target.head(r), max, sum);
+                        to = output_at<Q>(p, target, r, 0);
                         if (lane % 4 == 0) write_lse(p, target, r, n.lse);
                     }
+                    // All lanes: they exchange what they write.
 #pragma unroll
-                    for (int pair = 0; pair < STEPS; pair++) write_output(to, m, half, pair, factor);
+                    for (int pair = 0; pair < STEPS; pair++)
+                        write_output(reinterpret_cast<uint32_t*>(to), m, half, pair, n.factor);
                 } else if (there) {
-                    float* to = state_o(p, part.partial, group, r);
-                    if (lane % 4 == 0)
-                        write_state_ml(p, part.partial, group, r, max, sum);
+                    float* to = state_o(p, partial, group, r);
+                    if (lane % 4 == 0) write_state_ml(p, partial, group, r, max, sum);
 #pragma unroll
                     for (int pair = 0; pair < STEPS; pair++) write_state(to, m, half, pair);
                 }
@@ -313,63 +357,27 @@ class Prefill {
     }
 
 public:
-    ARCH_MEMBER Prefill(const inflight_attention_params& p, const inflight_plan* plan, uint8_t* smem)
-        : p(p),
-          plan(plan),
-          smem(smem),
-          ring(arch::smem_u32(smem)),
-          group(p.num_q_heads / p.num_kv_heads) {}
+    ARCH_MEMBER Prefill(const inflight_attention_params& p, uint8_t* smem)
+        : p(p), smem(smem), ring(arch::smem_u32(smem)), group(p.num_q_heads / p.num_kv_heads) {}
 
-    ARCH_MEMBER void compute(const inflight_part& part, const Row& row, const BlockSize& block_size) {
-        // What unpack_e4m3x4 gives for f16 is to be multiplied by this.
-        constexpr float unpacked = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
-        const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head) * unpacked;
-        const float v_scale = kv_scale(p.v_scale, p.scale_stride, part.head) * unpacked;
-        const LogitRules rules = LogitRules::of<GENERAL>(p, k_scale);
-        const Target target = {row.first_token + part.q_start, part.head * group, group, v_scale};
-        const uint32_t rows = part.q_len * group, last_row = rows - 1;
-
-        for (uint32_t first_row = 0; first_row < rows; first_row += Shape::ROWS) {
+    ARCH_MEMBER void compute(uint32_t index, const BlockSize& block_size) {
+        for (uint32_t first_row = 0;; first_row += Shape::ROWS) {
+            const Work work(p, index, group);
+            if (first_row >= work.rows()) break;
             // No one reads the last tiles, or the queries' numbers, any more.
             arch::sync_threads();
-            const uint32_t end_row = last_row - first_row < Shape::ROWS ? last_row
-                                                                        : first_row + Shape::ROWS - 1;
-            const SeenKeys keys =
-                SeenKeys::of<GENERAL>(p, plan, row, part, part.q_start + first_row / group,
-                                      part.q_start + end_row / group);
-            TileLoader<KV, D> loader(p, row, block_size, part.head);
-            loader.look_up(keys.start, keys.end);
-            tile = ring;
-            loader.load_keys(ring, keys.start, keys.end);
-            loader.load_values(ring + Shape::SLOT_BYTES, keys.start, keys.end);
-            loader.look_up(keys.start + Shape::KEYS, keys.end);
-            // Rows beyond the last compute it again and write nothing.
-            if (threadIdx.x < Shape::ROWS) {
-                const uint32_t r = first_row + threadIdx.x;
-                queries()[threadIdx.x] = part.q_start + (r < last_row ? r : last_row) / group;
-            }
-            arch::sync_threads();
-            load_queries(rules, [&](uint32_t r) {
-                return query_at(row, target.first_head, first_row, last_row, r, part.q_start);
-            });
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                weights[m] = Weights();
-#pragma unroll
-                for (int d = 0; d < D / 8; d++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) o[m][d][i] = 0.0f;
-            }
-            all_keys(loader, keys, rules, first_row, last_row, target.first_head, part.q_start);
-            arch::cp_async_wait<0>();
-            write(part, target, rules, first_row, rows);
+            const LogitRules rules = LogitRules::of<GENERAL>(
+                p, kv_scale(p.k_scale, p.scale_stride, work.part.head) * UNPACKED);
+            all_keys(index, work, rules, first_row, block_size);
+            write(index, rules.factor, first_row);
         }
-
-        if (part.merge == INFLIGHT_WHOLE) return;
-        const inflight_merge merge = load_merge(plan, part.merge);
-        if (arrives_last(p, part.merge, merge.count, threadIdx.x, queries(),
+        const uint32_t merge = load_part(plan_of(step_of(p.step), p.plan), index).merge;
+        if (merge == INFLIGHT_WHOLE) return;
+        const inflight_merge states = load_merge(plan_of(step_of(p.step), p.plan), merge);
+        if (arrives_last(p, merge, states.count, threadIdx.x, queries(),
                          [] { arch::sync_threads(); }))
-            merge_states<Q, Shape::WARPS>(p, merge, target, warp);
+            merge_states<Q, Shape::WARPS>(p, states, Work(p, index, group).target(p, UNPACKED),
+                                          warp);
         // The flag is read before the queries' numbers take its place.
         arch::sync_threads();
     }
@@ -379,17 +387,12 @@ template <class Q, class KV, int D, bool GENERAL>
 ARCH_FN void prefill(const inflight_attention_params& p) {
     ARCH_DYN_SMEM(smem);
     arch::wait_for_prior_kernel();
-    const inflight_step* step = step_of(p.step);
-    const inflight_plan* plan = plan_of(step, p.plan);
-    if (blockIdx.x >= plan->num_shares) return;
-    const uint32_t size = step->block_size;
-    const BlockSize block_size = BlockSize::of(size);
-    const uint32_t end = share_indptr(plan, blockIdx.x + 1);
-    for (uint32_t i = share_indptr(plan, blockIdx.x); i < end; i++) {
-        const inflight_part part = load_part(plan, i);
-        const Row row = load_row(step, size, part.row);
-        Prefill<Q, KV, D, GENERAL>(p, plan, smem).compute(part, row, block_size);
-    }
+    // Read again for every part, as in Work.
+    const auto plan = [&] { return plan_of(step_of(p.step), p.plan); };
+    if (blockIdx.x >= plan()->num_shares) return;
+    const BlockSize block_size = BlockSize::of(step_of(p.step)->block_size);
+    for (uint32_t i = share_indptr(plan(), blockIdx.x); i < share_indptr(plan(), blockIdx.x + 1); i++)
+        Prefill<Q, KV, D, GENERAL>(p, smem).compute(i, block_size);
     arch::let_next_kernel_start();
 }
 

@@ -20,7 +20,7 @@ struct PrefillShape {
     static constexpr int THREADS = WARPS * 32;
     static constexpr int WARP_ROWS = ROWS / WARPS;
     static constexpr int M = WARP_ROWS / 16;
-    static constexpr int KEYS = D == 64 ? 96 : 64;
+    static constexpr int KEYS = D == 64 ? 96 : D == 256 ? 32 : 64;
     static constexpr int SLOTS = 3;
     // Queries stay in registers where a warp has few rows, else in shared memory.
     static constexpr bool REGISTER_Q = D > 128;

@@ -81,13 +81,14 @@ struct SeenKeys {
         return keys;
     }
     // Whether all rows see all keys of a tile.
+    template <bool GENERAL>
     ARCH_MEMBER bool free(int32_t first, int32_t count) const {
-        return first >= free_start && first + count <= free_end;
+        return (!GENERAL || first >= free_start) && first + count <= free_end;
     }
 };
 
 // Products of a warp's 16 rows, of keys from first_key on, to logits. queries[h]: of the lane's row
-// h, counted in the batch's row; first_head: of the KV head's query heads, slope of row h's.
+// h, counted in the batch's row; slopes[h]: of its head, times log2 e.
 template <int N>
 ARCH_FN void bend(float (&s)[N][4], int32_t first_key, const inflight_attention_params& p,
                   const SeenKeys& keys, const LogitScale& scale, const uint32_t (&queries)[2],
