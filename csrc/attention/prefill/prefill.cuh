@@ -46,7 +46,6 @@ class Prefill {
     static constexpr float UNPACKED = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
 
     const inflight_attention_params& p;
-    uint8_t* const smem;
     const uint32_t ring;  // of tiles
     const uint32_t group;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -62,6 +61,7 @@ class Prefill {
     }
     // The batch row's query that a row of the block belongs to.
     ARCH_MEMBER uint32_t* queries() const {
+        ARCH_DYN_SMEM(smem);
         return reinterpret_cast<uint32_t*>(smem + Shape::QUERIES_AT);
     }
 
@@ -114,6 +114,7 @@ class Prefill {
                     }
             }
         } else {
+            ARCH_DYN_SMEM(smem);
             constexpr int PIECES = Shape::ROWS * STEPS / Shape::THREADS;
 #pragma unroll 4
             for (int i = 0; i < PIECES; i++) {
@@ -136,36 +137,30 @@ class Prefill {
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) s[m][n][i] = 0.0f;
-        const RowFragments<QTile> queries(arch::opaque(ring + Shape::Q_AT),
-                                          warp * Shape::WARP_ROWS);
+        const RowFragments<QTile> rows(arch::opaque(ring + Shape::Q_AT), warp * Shape::WARP_ROWS);
         Keys keys(tile);
 #pragma unroll
-        for (int step = 0; step < STEPS; step += Keys::K_STEPS) {
-            uint32_t a[Keys::K_STEPS][M][4];
+        for (int k = 0; k < STEPS; k++) {
+            uint32_t a[M][4];
 #pragma unroll
-            for (int k = 0; k < Keys::K_STEPS; k++)
+            for (int m = 0; m < M; m++) {
+                if constexpr (Shape::REGISTER_Q) {
 #pragma unroll
-                for (int m = 0; m < M; m++) {
-                    if constexpr (Shape::REGISTER_Q) {
-#pragma unroll
-                        for (int i = 0; i < 4; i++) a[k][m][i] = q_fragments[step + k][i];
-                    } else {
-                        queries.load(a[k][m], m * 16, step + k);
-                    }
+                    for (int i = 0; i < 4; i++) a[m][i] = q_fragments[k][i];
+                } else {
+                    rows.load(a[m], m * 16, k);
                 }
+            }
 #pragma unroll
-            for (int n = 0; n < N; n += 2) {
-                keys.load(n * 8, step);
+            for (int n = 0; n < N; n += Keys::COUNT) {
+                keys.load(n * 8, k);
 #pragma unroll
-                for (int k = 0; k < Keys::K_STEPS; k++)
+                for (int i = 0; i < Keys::COUNT; i++) {
+                    uint32_t b0, b1;
+                    keys.get(i, b0, b1);
 #pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        uint32_t b0, b1;
-                        keys.get(half, k, b0, b1);
-#pragma unroll
-                        for (int m = 0; m < M; m++)
-                            arch::mma(s[m][n + half], a[k][m], b0, b1, Q{});
-                    }
+                    for (int m = 0; m < M; m++) arch::mma(s[m][n + i], a[m], b0, b1, Q{});
+                }
             }
         }
     }
@@ -261,7 +256,14 @@ class Prefill {
                         }
                         bend(s[m], key, p, keys, rules.scale, own, slopes);
                     }
-                    if (!free) hide<GENERAL>(s[m], key, p, keys, own);
+                    if (free) continue;
+                    MaskBits mask = {nullptr, 0, 0};
+                    if (GENERAL) {
+                        const Work again(p, index, group);
+                        mask = MaskBits::of(plan_of(step_of(p.step), p.plan), again.row.kv_len,
+                                            again.part.row);
+                    }
+                    hide<GENERAL>(s[m], key, p, keys, mask, own);
                 }
             }
 #pragma unroll
@@ -357,8 +359,8 @@ class Prefill {
     }
 
 public:
-    ARCH_MEMBER Prefill(const inflight_attention_params& p, uint8_t* smem)
-        : p(p), smem(smem), ring(arch::smem_u32(smem)), group(p.num_q_heads / p.num_kv_heads) {}
+    ARCH_MEMBER Prefill(const inflight_attention_params& p, const uint8_t* smem)
+        : p(p), ring(arch::smem_u32(smem)), group(p.num_q_heads / p.num_kv_heads) {}
 
     ARCH_MEMBER void compute(uint32_t index, const BlockSize& block_size) {
         for (uint32_t first_row = 0;; first_row += Shape::ROWS) {

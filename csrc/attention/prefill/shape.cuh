@@ -20,7 +20,9 @@ struct PrefillShape {
     static constexpr int THREADS = WARPS * 32;
     static constexpr int WARP_ROWS = ROWS / WARPS;
     static constexpr int M = WARP_ROWS / 16;
-    static constexpr int KEYS = D == 64 ? 96 : D == 256 ? 32 : 64;
+    // As many as registers hold; converting e4m3 takes some.
+    static constexpr bool FEW = D == 256 || (D == 128 && sizeof(KV) == 1);
+    static constexpr int KEYS = D == 64 ? 96 : FEW ? 32 : 64;
     static constexpr int SLOTS = 3;
     // Queries stay in registers where a warp has few rows, else in shared memory.
     static constexpr bool REGISTER_Q = D > 128;
@@ -40,6 +42,7 @@ struct PrefillShape {
 #define INFLIGHT_PREFILL_CHECK(d)                                                         \
     static_assert(PrefillShape<arch::bf16, d>::THREADS == INFLIGHT_PREFILL_THREADS_D##d && \
                       PrefillShape<arch::bf16, d>::KEYS == INFLIGHT_PREFILL_KEYS_D##d &&   \
+                      PrefillShape<arch::e4m3, d>::KEYS == INFLIGHT_PREFILL_KEYS_E4M3_D##d && \
                       PrefillShape<arch::bf16, d>::SMEM == INFLIGHT_PREFILL_SMEM_D##d &&   \
                       PrefillShape<arch::e4m3, d>::SMEM == INFLIGHT_PREFILL_SMEM_E4M3_D##d, \
                   "kernel_params.h")

@@ -17,7 +17,7 @@ struct TilePlace {
     ARCH_MEMBER TilePlace(uint32_t tile, uint32_t row, uint32_t chunk)
         : address(tile + Tile::at(row, chunk)) {}
     // `rows` rows on, where the first row's number has none of the lowest bits of `rows`, and
-    // `chunks` on, an even number, or a multiple of those that the swizzle permutes.
+    // `chunks` on, where the first chunk's number has none of theirs.
     ARCH_MEMBER uint32_t at(int rows, int chunks) const {
         constexpr int PERMUTED = 1 << Tile::BITS;
         const int x = (chunks % PERMUTED) ^ (rows % 8 >> (3 - Tile::BITS));
@@ -115,30 +115,32 @@ struct RowFragments {
     }
 };
 
-// Keys as operand B: of each pair of fragments, eight keys by 16 elements of the head.
+// Keys as operand B: fragments of eight keys by 16 elements of the head.
 //
 // In a fragment a lane has, of 16 elements, 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 (t = lane % 4). Of
 // e4m3 it reads 4 t.. + 4 instead, which stand in one word: operand A then has its elements in the
 // same order (see permute_q), and products are summed up all the same.
 template <class Q, class KV, class Tile>
 struct KeyFragments {
-    // ldmatrix gives 16 keys by 16 elements of 16 bits, or 32 of 8.
-    static constexpr int K_STEPS = 2 / static_cast<int>(sizeof(KV));
+    // That one ldmatrix gives.
+    static constexpr int COUNT = 4 / static_cast<int>(sizeof(KV));
     TilePlace<Tile> place;
     uint32_t raw[4];
 
     ARCH_MEMBER explicit KeyFragments(uint32_t tile)
-        : place(tile, threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, threadIdx.x / 8 % 2) {}
-    ARCH_MEMBER void load(int first_key, int k_step) {
-        arch::ldmatrix_x4(raw, place.at(first_key, k_step * static_cast<int>(sizeof(KV))));
+        : place(tile, sizeof(KV) == 2 ? threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8
+                                      : threadIdx.x % 32,
+                sizeof(KV) == 2 ? threadIdx.x / 8 % 2 : 0) {}
+    // Elements 16 k.. + 16.
+    ARCH_MEMBER void load(int first_key, int k) {
+        arch::ldmatrix_x4(raw, place.at(first_key, k * static_cast<int>(sizeof(KV))));
     }
-    // Of eight keys (0 or 1) and 16 elements (of K_STEPS).
-    ARCH_MEMBER void get(int keys, int k, uint32_t& b0, uint32_t& b1) const {
+    ARCH_MEMBER void get(int i, uint32_t& b0, uint32_t& b1) const {
         if constexpr (sizeof(KV) == 2) {
-            b0 = raw[2 * keys];
-            b1 = raw[2 * keys + 1];
+            b0 = raw[2 * i];
+            b1 = raw[2 * i + 1];
         } else {
-            unpack_e4m3x4(raw[2 * keys + k], b0, b1, Q{});
+            unpack_e4m3x4(raw[i], b0, b1, Q{});
         }
     }
 };

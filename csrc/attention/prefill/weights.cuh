@@ -35,14 +35,32 @@ struct LogitRules {
     }
 };
 
+// The mask of a row of the batch.
+struct MaskBits {
+    const uint8_t* bits;  // of query 0; null without a mask
+    uint32_t bytes;       // of a query
+    int32_t start;        // its first key
+
+    static ARCH_MEMBER MaskBits of(const inflight_plan* plan, uint32_t kv_len, uint32_t row) {
+        if (plan->mask_bits == 0) return {nullptr, 0, 0};
+        const uint32_t width = at<uint32_t>(plan, plan->mask_widths)[row];
+        if (width == 0) return {nullptr, 0, 0};
+        return {at<uint8_t>(plan, plan->mask_bits) +
+                    at<uint32_t>(plan, plan->mask_indptr)[row],
+                (width + 7) / 8, static_cast<int32_t>(kv_len - width)};
+    }
+    ARCH_MEMBER bool sees(uint32_t query, int32_t key) const {
+        if (bits == nullptr || key < start) return true;
+        const uint32_t bit = static_cast<uint32_t>(key - start);
+        return bits[static_cast<uint64_t>(query) * bytes + bit / 8] >> (bit % 8) & 1;
+    }
+};
+
 // The keys of a part for the query rows of a block. Lengths are below 2^31, so positions fit.
 struct SeenKeys {
     int32_t start, end;            // keys that any of the rows sees
     int32_t free_start, free_end;  // keys that all of them see
     int32_t first_position;        // of query 0 of the batch's row
-    int32_t mask_start;            // the mask's first key
-    uint32_t mask_bytes;           // a query's
-    const uint8_t* mask;           // of query 0; null without one
 
     // Queries first..last of the row.
     template <bool GENERAL>
@@ -69,15 +87,8 @@ struct SeenKeys {
         if (keys.end < keys.start) keys.end = keys.start;
         if (keys.free_start < highest - window)
             keys.free_start = static_cast<int32_t>(highest - window);
-        if (plan->mask_bits != 0) {
-            const uint32_t width = at<uint32_t>(plan, plan->mask_widths)[part.row];
-            keys.mask_start = kv_len - static_cast<int32_t>(width);
-            keys.mask_bytes = (width + 7) / 8;
-            keys.mask = width == 0 ? nullptr
-                                   : at<uint8_t>(plan, plan->mask_bits) +
-                                         at<uint32_t>(plan, plan->mask_indptr)[part.row];
-            if (width != 0 && keys.free_end > keys.mask_start) keys.free_end = keys.mask_start;
-        }
+        const MaskBits mask = MaskBits::of(plan, row.kv_len, part.row);
+        if (mask.bits != nullptr && keys.free_end > mask.start) keys.free_end = mask.start;
         return keys;
     }
     // Whether all rows see all keys of a tile.
@@ -126,7 +137,8 @@ ARCH_FN void bend(float (&s)[N][4], int32_t first_key, const inflight_attention_
 // Logits of keys that are not seen are -inf.
 template <bool GENERAL, int N>
 ARCH_FN void hide(float (&s)[N][4], int32_t first_key, const inflight_attention_params& p,
-                  const SeenKeys& keys, const uint32_t (&queries)[2]) {
+                  const SeenKeys& keys, const MaskBits& mask,
+                  const uint32_t (&queries)[2]) {
     const int32_t lane_key = first_key + static_cast<int32_t>(threadIdx.x % 4 * 2);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -142,15 +154,7 @@ ARCH_FN void hide(float (&s)[N][4], int32_t first_key, const inflight_attention_
             for (int i = 0; i < 2; i++) {
                 const int32_t key = lane_key + n * 8 + i;
                 bool seen = key < end;
-                if (GENERAL) {
-                    seen = seen && key >= start;
-                    if (keys.mask != nullptr && seen && key >= keys.mask_start) {
-                        const uint32_t bit = static_cast<uint32_t>(key - keys.mask_start);
-                        const uint64_t byte =
-                            static_cast<uint64_t>(queries[h]) * keys.mask_bytes + bit / 8;
-                        seen = keys.mask[byte] >> (bit % 8) & 1;
-                    }
-                }
+                if (GENERAL) seen = seen && key >= start && mask.sees(queries[h], key);
                 if (!seen) s[n][2 * h + i] = neg_inf();
             }
     }
