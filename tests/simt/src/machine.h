@@ -179,6 +179,8 @@ void atomic_order(uint32_t* at, const char* file, int line);
 
 // report.cpp
 enum Kind { RACE = 1, UNINIT = 2, OOB = 3, FAULT = 4 };
+// Of a pair of places one text is enough; every access is counted.
+bool already_told(Kind kind, uint32_t pc, uint32_t other_pc);
 void add_report(Kind kind, const std::string& text);
 std::string place(uint32_t pc);
 std::string where_in_grid(int id);
@@ -206,6 +208,8 @@ uintptr_t arena_start();
 void* arena_alloc(size_t n, MemKind kind);
 bool arena_free(void* p, MemKind kind);
 Allocation find_allocation(uintptr_t a);
+// The one that ends at most a guard before, for reports.
+Allocation allocation_before(uintptr_t a);
 size_t device_bytes_used();
 constexpr size_t DEVICE_BYTES = 16ull << 30;
 void arena_reset();

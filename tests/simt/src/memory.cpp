@@ -91,6 +91,15 @@ Allocation find_allocation(uintptr_t a) {
     return it->second;
 }
 
+Allocation allocation_before(uintptr_t a) {
+    auto it = taken.upper_bound(a);
+    if (it == taken.begin()) return {0, 0, DEVICE_MEM, false};
+    --it;
+    Allocation near = it->second;
+    near.found = a < near.start + near.bytes + GUARD;
+    return near;
+}
+
 void arena_reset() {
     while (!taken.empty()) {
         const Allocation a = taken.begin()->second;

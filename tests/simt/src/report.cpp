@@ -15,10 +15,22 @@ static std::vector<std::string> texts;
 static std::set<std::string> said;
 static uint64_t counts[5];
 
-void add_report(Kind kind, const std::string& text) {
+static void count(Kind kind) {
     counts[0]++;
     counts[kind]++;
     (kind == RACE ? st.races : kind == UNINIT ? st.uninit : kind == OOB ? st.oob : st.faults)++;
+}
+
+bool already_told(Kind kind, uint32_t pc, uint32_t other_pc) {
+    char key[40];
+    snprintf(key, sizeof key, "%d %x %x", kind, pc, other_pc);
+    if (said.insert(key).second) return false;
+    count(kind);
+    return true;
+}
+
+void add_report(Kind kind, const std::string& text) {
+    count(kind);
     if (cfg.verbose) fprintf(stderr, "simt: %s\n", text.c_str());
     if (texts.size() < cfg.max_reports) texts.push_back(text);
 }
@@ -160,6 +172,7 @@ size_t simt_take_reports(char* to, size_t n) {
     const size_t needed = hand_over(all, to, n);
     if (to && n >= needed) {
         texts.clear();
+        said.clear();
         std::fill(counts, counts + 5, 0);
     }
     return needed;

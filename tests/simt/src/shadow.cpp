@@ -256,6 +256,7 @@ static std::string who(uint32_t e, uint32_t block) {
 
 static void tell(Kind kind, const char* what, const Access& a, uint32_t other = 0,
                  uint32_t other_block = 0, uint32_t other_pc = 0) {
+    if (already_told(kind, a.pc, other_pc)) return;
     std::string text = std::string(what) + ": " + a.space + " + " + std::to_string(a.off) + ", " +
                        std::to_string(a.bytes) + " bytes, at " + place(a.pc) + where_in_grid(a.id);
     if (other) text += "; before: " + who(other, other_block) + " at " + place(other_pc);
@@ -365,7 +366,7 @@ static void access_shared(const Access& a) {
 
 static void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
     char text[200];
-    const Allocation near = in_arena(at) ? find_allocation(at) : Allocation{};
+    const Allocation near = in_arena(at) ? allocation_before(at) : Allocation{};
     if (near.found)
         snprintf(text, sizeof text, "%zu bytes from the start of %zu", size_t(at - near.start),
                  near.bytes);

@@ -293,7 +293,7 @@ fn small_kernels() {
                 out: upload(&vec![0u32; 1024]),
                 counter: upload(&[0u32]),
                 n: 64.max(smem - if kernel.ends_with("outside") { 32 } else { smem }),
-                wild: 8192,
+                wild: 1 << 20,
             };
             let result = gpu.run(kernel, [blocks, 1, 1], threads, smem, &params);
             let reports = gpu.reports();
@@ -301,9 +301,10 @@ fn small_kernels() {
             if parts.is_empty() {
                 assert_eq!(reports, Vec::<String>::new(), "{kernel}, seed {seed}");
                 assert_eq!(result, CUDA_SUCCESS);
-            } else if seed == 0 || !kernel.ends_with("no_wait") {
+            } else if seed == 0 {
                 expect(&reports, parts, kernel);
             } else {
+                // In another order the same mistake may be met from its other side.
                 assert!(!reports.is_empty(), "{kernel}, seed {seed}");
             }
             if kernel == "selftest_matrix_round_trip" {

@@ -5,23 +5,24 @@ use std::ffi::{CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys;
-pub use cudarc::driver::sys::CUresult::{self, CUDA_SUCCESS};
+pub(crate) use cudarc::driver::sys::CUresult::{self, CUDA_SUCCESS};
 use simt::{Emulator, Mode};
 
 /// The device, held by one test at a time.
-pub struct Gpu {
-    pub emulator: Option<&'static Emulator>,
-    pub library: sys::CUlibrary,
+pub(crate) struct Gpu {
+    pub(crate) emulator: Option<&'static Emulator>,
+    pub(crate) library: sys::CUlibrary,
     _lock: MutexGuard<'static, ()>,
 }
 
 static LOCK: Mutex<()> = Mutex::new(());
 
 /// A context made current; none where the emulator was not built (said on stderr).
-pub fn gpu(mode: Mode) -> Option<Gpu> {
+pub(crate) fn gpu(mode: Mode) -> Option<Gpu> {
     let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = match simt::device(mode) {
         Ok(emulator) => Some(emulator),
+        Err(_) if simt::wants_real_driver() => None,
         Err(why) => {
             eprintln!("skipped: {why}");
             return None;
@@ -30,6 +31,7 @@ pub fn gpu(mode: Mode) -> Option<Gpu> {
     if let Some(e) = emulator {
         e.reset();
     }
+    let image = image();
     let mut context = std::ptr::null_mut();
     let mut library = std::ptr::null_mut();
     // SAFETY: every pointer is to a local that outlives its call.
@@ -39,7 +41,7 @@ pub fn gpu(mode: Mode) -> Option<Gpu> {
         ok(sys::cuCtxSetCurrent(context));
         ok(sys::cuLibraryLoadData(
             &mut library,
-            c"INFLIGHT-SIMT".as_ptr().cast(),
+            image.as_ptr().cast(),
             std::ptr::null_mut(),
             std::ptr::null_mut(),
             0,
@@ -51,13 +53,22 @@ pub fn gpu(mode: Mode) -> Option<Gpu> {
     Some(Gpu { emulator, library, _lock: lock })
 }
 
+/// The emulator has its kernels compiled in; a real driver needs what nvcc made of `kernels/`.
+fn image() -> Vec<u8> {
+    if simt::wants_real_driver() {
+        let path = std::env::var("INFLIGHT_ARCH_IMAGE").expect("INFLIGHT_ARCH_IMAGE: a cubin");
+        return std::fs::read(path).expect("the image can be read");
+    }
+    b"INFLIGHT-SIMT\0selftest\0".to_vec()
+}
+
 #[track_caller]
-pub fn ok(result: CUresult) {
+pub(crate) fn ok(result: CUresult) {
     assert_eq!(result, CUDA_SUCCESS);
 }
 
 /// Device memory holding `items`.
-pub fn upload<T: Copy>(items: &[T]) -> u64 {
+pub(crate) fn upload<T: Copy>(items: &[T]) -> u64 {
     let at = alloc(size_of_val(items));
     // SAFETY: the allocation holds as many bytes as the slice.
     ok(unsafe {
@@ -71,14 +82,14 @@ pub fn upload<T: Copy>(items: &[T]) -> u64 {
     at
 }
 
-pub fn alloc(bytes: usize) -> u64 {
+pub(crate) fn alloc(bytes: usize) -> u64 {
     let mut at = 0;
     // SAFETY: the pointer is to a local.
     ok(unsafe { sys::cuMemAlloc_v2(&mut at, bytes) });
     at
 }
 
-pub fn download<T: Copy + Default>(from: u64, n: usize) -> Vec<T> {
+pub(crate) fn download<T: Copy + Default>(from: u64, n: usize) -> Vec<T> {
     let mut items = vec![T::default(); n];
     // SAFETY: the vector holds as many bytes.
     ok(unsafe {
@@ -92,16 +103,16 @@ pub fn download<T: Copy + Default>(from: u64, n: usize) -> Vec<T> {
     items
 }
 
-pub struct Launch<'a> {
-    pub kernel: &'a str,
-    pub grid: [u32; 3],
-    pub threads: u32,
-    pub smem: u32,
-    pub stream: sys::CUstream,
+pub(crate) struct Launch<'a> {
+    pub(crate) kernel: &'a str,
+    pub(crate) grid: [u32; 3],
+    pub(crate) threads: u32,
+    pub(crate) smem: u32,
+    pub(crate) stream: sys::CUstream,
 }
 
 impl Gpu {
-    pub fn kernel(&self, name: &str) -> sys::CUkernel {
+    pub(crate) fn kernel(&self, name: &str) -> sys::CUkernel {
         let name = CString::new(name).unwrap();
         let mut kernel = std::ptr::null_mut();
         // SAFETY: the pointers are to locals.
@@ -109,7 +120,7 @@ impl Gpu {
         kernel
     }
 
-    pub fn enqueue<P>(&self, launch: &Launch<'_>, params: &P) -> CUresult {
+    pub(crate) fn enqueue<P>(&self, launch: &Launch<'_>, params: &P) -> CUresult {
         let kernel = self.kernel(launch.kernel);
         let mut function = std::ptr::null_mut();
         // SAFETY: the pointers are to locals; params is the struct the kernel declares.
@@ -146,7 +157,7 @@ impl Gpu {
     }
 
     /// Runs a kernel to its end on the default stream.
-    pub fn run<P>(&self, kernel: &str, grid: [u32; 3], threads: u32, smem: u32, params: &P) -> CUresult {
+    pub(crate) fn run<P>(&self, kernel: &str, grid: [u32; 3], threads: u32, smem: u32, params: &P) -> CUresult {
         let launch = Launch { kernel, grid, threads, smem, stream: std::ptr::null_mut() };
         match self.enqueue(&launch, params) {
             // SAFETY: no arguments that could be wrong.
@@ -155,27 +166,27 @@ impl Gpu {
         }
     }
 
-    pub fn reports(&self) -> Vec<String> {
+    pub(crate) fn reports(&self) -> Vec<String> {
         self.emulator.map(Emulator::reports).unwrap_or_default()
     }
 }
 
 /// Numbers in (-1, 1), the same every time.
-pub struct Rng(pub u32);
+pub(crate) struct Rng(pub(crate) u32);
 impl Rng {
-    pub fn next(&mut self) -> u32 {
+    pub(crate) fn next(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         self.0
     }
-    pub fn unit(&mut self) -> f32 {
+    pub(crate) fn unit(&mut self) -> f32 {
         ((self.next() >> 9) % 2000) as f32 / 1000.0 - 1.0
     }
 }
 
-pub fn to_bf16(x: f32) -> u16 {
+pub(crate) fn to_bf16(x: f32) -> u16 {
     let u = x.to_bits();
     ((u + 0x7fff + (u >> 16 & 1)) >> 16) as u16
 }
-pub fn from_bf16(x: u16) -> f32 {
+pub(crate) fn from_bf16(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
 }

@@ -1,0 +1,256 @@
+//! The driver's interface: order of streams, capture, refusals, as cudarc calls it.
+
+mod common;
+
+use std::ptr::{null, null_mut};
+
+use common::{CUDA_SUCCESS, CUresult, Gpu, Launch, alloc, download, gpu, ok, upload};
+use cudarc::driver::sys;
+use simt::Mode;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Small {
+    input: u64,
+    out: u64,
+    counter: u64,
+    n: u32,
+    wild: u32,
+}
+
+fn stream() -> sys::CUstream {
+    let mut s = null_mut();
+    // SAFETY: the pointer is to a local.
+    ok(unsafe { sys::cuStreamCreate(&mut s, 1) });
+    s
+}
+fn event() -> sys::CUevent {
+    let mut e = null_mut();
+    // SAFETY: the pointer is to a local.
+    ok(unsafe { sys::cuEventCreate(&mut e, 2) });
+    e
+}
+fn pinned(words: usize) -> &'static mut [u32] {
+    let mut p = null_mut();
+    // SAFETY: the pointer is to a local.
+    ok(unsafe { sys::cuMemHostAlloc(&mut p, words * 4, 0) });
+    // SAFETY: as many words, never freed before the process ends.
+    unsafe { std::slice::from_raw_parts_mut(p.cast(), words) }
+}
+fn sync(s: sys::CUstream) -> CUresult {
+    // SAFETY: a stream or null.
+    unsafe { sys::cuStreamSynchronize(s) }
+}
+fn copy(gpu: &Gpu, from: u64, to: u64, s: sys::CUstream) -> CUresult {
+    let params = Small { input: from, out: to, counter: 0, n: 64, wild: 0 };
+    let launch =
+        Launch { kernel: "selftest_copy", grid: [1, 1, 1], threads: 64, smem: 0, stream: s };
+    gpu.enqueue(&launch, &params)
+}
+
+#[test]
+fn the_device_is_the_emulator() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let mut name = [0u8; 64];
+    // SAFETY: as many bytes as said.
+    ok(unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), 64, 0) });
+    assert!(name.starts_with(b"inflight SIMT emulator\0"));
+    assert!(!gpu.emulator.unwrap().is_checking());
+    let why = simt::device(Mode::Checking).unwrap_err();
+    println!("one mode a process: {why}");
+}
+
+/// Pinned memory is read when the copy happens: overwriting it too early shows.
+#[test]
+fn copies_from_pinned_memory_are_late() {
+    let Some(_gpu) = gpu(Mode::Fast) else { return };
+    let (s, host, to) = (stream(), pinned(4), alloc(16));
+    host.fill(1);
+    // SAFETY: both sides have 16 bytes.
+    ok(unsafe { sys::cuMemcpyHtoDAsync_v2(to, host.as_ptr().cast(), 16, s) });
+    host.fill(2);
+    ok(sync(s));
+    assert_eq!(download::<u32>(to, 4), [2; 4]);
+    // Ordinary memory was copied away.
+    let mut plain = [3u32; 4];
+    // SAFETY: both sides have 16 bytes.
+    ok(unsafe { sys::cuMemcpyHtoDAsync_v2(to, plain.as_ptr().cast(), 16, s) });
+    plain.fill(4);
+    ok(sync(s));
+    assert_eq!((download::<u32>(to, 4), plain), (vec![3; 4], [4; 4]));
+}
+
+#[test]
+fn streams_are_ordered_by_events_alone() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let (a, b, done) = (stream(), stream(), event());
+    let input = upload(&[7u32; 64]);
+    let (middle, out) = (upload(&[0u32; 64]), upload(&[0u32; 64]));
+    for waits in [false, true] {
+        ok(copy(&gpu, input, middle, a));
+        // SAFETY: handles of this context.
+        ok(unsafe { sys::cuEventRecord(done, a) });
+        if waits {
+            // SAFETY: handles of this context.
+            ok(unsafe { sys::cuStreamWaitEvent(b, done, 0) });
+        }
+        ok(copy(&gpu, middle, out, b));
+        ok(sync(b));
+        // Without the event nothing says that `a` comes first.
+        assert_eq!(download::<u32>(out, 64), if waits { [7; 64] } else { [0; 64] });
+        ok(sync(a));
+        // SAFETY: the memory has 256 bytes.
+        ok(unsafe { sys::cuMemsetD8Async(middle, 0, 256, null_mut()) });
+    }
+    // Who asks meets NOT_READY once, and gets there.
+    ok(copy(&gpu, input, out, a));
+    // SAFETY: handles of this context.
+    ok(unsafe { sys::cuEventRecord(done, a) });
+    let mut answers = Vec::new();
+    while answers.last() != Some(&CUDA_SUCCESS) {
+        // SAFETY: handles of this context.
+        answers.push(unsafe { sys::cuEventQuery(done) });
+    }
+    assert_eq!(answers, [CUresult::CUDA_ERROR_NOT_READY, CUDA_SUCCESS]);
+}
+
+#[test]
+fn graphs_replay_what_was_captured() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let (s, host) = (stream(), pinned(64));
+    let (input, out) = (alloc(256), upload(&[0u32; 64]));
+    let (mut graph, mut exec) = (null_mut(), null_mut());
+    // SAFETY: handles and memory of this context.
+    unsafe {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        ok(sys::cuStreamBeginCapture_v2(s, mode));
+        ok(sys::cuMemcpyHtoDAsync_v2(input, host.as_ptr().cast(), 256, s));
+        ok(copy(&gpu, input, out, s));
+        ok(sys::cuStreamEndCapture(s, &mut graph));
+        ok(sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0));
+        ok(sys::cuGraphDestroy(graph));
+    }
+    assert_eq!(download::<u32>(out, 64), [0; 64], "capture runs nothing");
+    for round in 1..4 {
+        host.fill(round);
+        // SAFETY: handles of this context.
+        ok(unsafe { sys::cuGraphLaunch(exec, s) });
+        ok(sync(s));
+        assert_eq!(download::<u32>(out, 64), [round; 64]);
+    }
+    // SAFETY: not used again.
+    ok(unsafe { sys::cuGraphExecDestroy(exec) });
+}
+
+#[test]
+fn capture_refuses_what_the_driver_refuses() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let global = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+    let relaxed = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    let (s, mut graph, mut at) = (stream(), null_mut(), 0);
+    // SAFETY: handles and memory of this context.
+    unsafe {
+        ok(sys::cuStreamBeginCapture_v2(s, global));
+        let error = sys::cuMemAlloc_v2(&mut at, 16);
+        assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        let error = sys::cuStreamEndCapture(s, &mut graph);
+        assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+
+        ok(sys::cuStreamBeginCapture_v2(s, relaxed));
+        ok(sys::cuMemAlloc_v2(&mut at, 256));
+        assert_eq!(sync(s), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        let error = sys::cuStreamEndCapture(s, &mut graph);
+        assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+
+        // A second stream joins by an event, and has to be waited for.
+        for rejoins in [false, true] {
+            let (t, fork, join) = (stream(), event(), event());
+            ok(sys::cuStreamBeginCapture_v2(s, relaxed));
+            ok(sys::cuEventRecord(fork, s));
+            ok(sys::cuStreamWaitEvent(t, fork, 0));
+            ok(copy(&gpu, at, at, t));
+            if rejoins {
+                ok(sys::cuEventRecord(join, t));
+                ok(sys::cuStreamWaitEvent(s, join, 0));
+            }
+            let result = sys::cuStreamEndCapture(s, &mut graph);
+            let unjoined = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+            assert_eq!(result, if rejoins { CUDA_SUCCESS } else { unjoined });
+        }
+    }
+}
+
+#[test]
+fn launches_are_checked() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+    let out = alloc(256);
+    let params = Small { input: out, out, counter: 0, n: 0, wild: 0 };
+    assert_eq!(gpu.run("selftest_copy", [1, 1, 1], 128, 0, &params), invalid);
+    assert_eq!(gpu.run("selftest_copy", [0, 1, 1], 64, 0, &params), invalid);
+    assert_eq!(gpu.run("selftest_copy", [1, 65536, 1], 64, 0, &params), invalid);
+    let kernel = gpu.kernel("selftest_copy");
+    let dynamic = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let mut value = 0;
+    // SAFETY: handles of this context, pointers to locals.
+    unsafe {
+        ok(sys::cuKernelGetAttribute(&mut value, dynamic, kernel, 0));
+        assert_eq!(value, 48 << 10);
+        assert_eq!(sys::cuKernelSetAttribute(dynamic, (163 << 10) + 1, kernel, 0), invalid);
+        let mut library = null_mut();
+        let junk = *b"neither this nor that";
+        let result = sys::cuLibraryLoadData(
+            &mut library,
+            junk.as_ptr().cast(),
+            null_mut(),
+            null_mut(),
+            0,
+            null_mut(),
+            null_mut(),
+            0,
+        );
+        assert_eq!(result, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+        let result = sys::cuLibraryGetKernel(&mut null_mut(), gpu.library, c"no_such".as_ptr());
+        assert_eq!(result, CUresult::CUDA_ERROR_NOT_FOUND);
+        let mut name = null();
+        ok(sys::cuGetErrorName(result, &mut name));
+        assert_eq!(std::ffi::CStr::from_ptr(name), c"CUDA_ERROR_NOT_FOUND");
+    }
+}
+
+/// Memory beyond 2^31 elements costs only what is touched; a fault ends the context, not the
+/// process.
+#[test]
+fn large_memory_and_faults() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let large = alloc(10 << 30);
+    let end = large + (10 << 30) - 256;
+    let params = Small { input: upload(&[9u32; 64]), out: end, counter: 0, n: 64, wild: 0 };
+    assert_eq!(gpu.run("selftest_copy", [1, 1, 1], 64, 0, &params), CUDA_SUCCESS);
+    assert_eq!(download::<u32>(end, 64), [9; 64]);
+    let mut at = 0;
+    // SAFETY: the pointer is to a local.
+    let result = unsafe { sys::cuMemAlloc_v2(&mut at, 8 << 30) };
+    assert_eq!(result, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+
+    let result = gpu.run("selftest_deadlock", [1, 1, 1], 64, 0, &params);
+    assert_eq!(result, CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    assert_eq!(sync(null_mut()), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    let reports = gpu.reports();
+    assert!(reports[0].starts_with("deadlock: 32 threads are left"), "{reports:?}");
+}
+
+#[test]
+fn figures() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    for (kernel, threads, per) in
+        [("selftest_mma_speed", 32, "warp mma"), ("selftest_barrier_speed", 128, "thread barrier")]
+    {
+        let n = 20_000;
+        let params = Small { input: 0, out: 0, counter: 0, n, wild: 0 };
+        let start = std::time::Instant::now();
+        assert_eq!(gpu.run(kernel, [1, 1, 1], threads, 0, &params), CUDA_SUCCESS);
+        let units = f64::from(n) * if threads == 32 { 1.0 } else { f64::from(threads) };
+        println!("{per}: {:.0} ns", start.elapsed().as_secs_f64() * 1e9 / units);
+    }
+}
