@@ -16,8 +16,9 @@ struct Params {
     float scale_log2;
 };
 
-constexpr int DIM = 128, QT = 64, KT = 64;
-constexpr int HALF = KT * 64 * 2, KV_BYTES = 2 * HALF;  // a K or V tile: two halves of 64 columns
+[[maybe_unused]] constexpr int DIM = 128, QT = 64, KT = 64;
+// A K or V tile: two halves of 64 columns.
+[[maybe_unused]] constexpr int HALF = KT * 64 * 2, KV_BYTES = 2 * HALF;
 
 template <Mistake M>
 ARCH_FN void produce(const Params& p, uint32_t kv, uint32_t bar, int head, int tiles) {

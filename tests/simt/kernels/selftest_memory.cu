@@ -104,7 +104,7 @@ ARCH_FN void warp_exchange(const Params& p) {
 // One warp fills by cp.async, arrives by mbarrier; the other one waits for that only.
 template <bool WAITS>
 ARCH_FN void copy_by_mbarrier(const Params& p) {
-#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 800
+#if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
     ARCH_DYN_SMEM(smem);
     const uint32_t at = arch::smem_u32(smem), bar = at + 512;
     if (threadIdx.x == 0) hopper::mbar_init(bar, 32);

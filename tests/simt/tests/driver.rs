@@ -1,5 +1,7 @@
 //! The driver's interface: order of streams, capture, refusals, as cudarc calls it.
 
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of the driver in a row")]
+
 mod common;
 
 use std::ptr::{null, null_mut};
@@ -21,19 +23,19 @@ struct Small {
 fn stream() -> sys::CUstream {
     let mut s = null_mut();
     // SAFETY: the pointer is to a local.
-    ok(unsafe { sys::cuStreamCreate(&mut s, 1) });
+    ok(unsafe { sys::cuStreamCreate(&raw mut s, 1) });
     s
 }
 fn event() -> sys::CUevent {
     let mut e = null_mut();
     // SAFETY: the pointer is to a local.
-    ok(unsafe { sys::cuEventCreate(&mut e, 2) });
+    ok(unsafe { sys::cuEventCreate(&raw mut e, 2) });
     e
 }
 fn pinned(words: usize) -> &'static mut [u32] {
     let mut p = null_mut();
     // SAFETY: the pointer is to a local.
-    ok(unsafe { sys::cuMemHostAlloc(&mut p, words * 4, 0) });
+    ok(unsafe { sys::cuMemHostAlloc(&raw mut p, words * 4, 0) });
     // SAFETY: as many words, never freed before the process ends.
     unsafe { std::slice::from_raw_parts_mut(p.cast(), words) }
 }
@@ -126,8 +128,8 @@ fn graphs_replay_what_was_captured() {
         ok(sys::cuStreamBeginCapture_v2(s, mode));
         ok(sys::cuMemcpyHtoDAsync_v2(input, host.as_ptr().cast(), 256, s));
         ok(copy(&gpu, input, out, s));
-        ok(sys::cuStreamEndCapture(s, &mut graph));
-        ok(sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0));
+        ok(sys::cuStreamEndCapture(s, &raw mut graph));
+        ok(sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0));
         ok(sys::cuGraphDestroy(graph));
     }
     assert_eq!(download::<u32>(out, 64), [0; 64], "capture runs nothing");
@@ -151,15 +153,15 @@ fn capture_refuses_what_the_driver_refuses() {
     // SAFETY: handles and memory of this context.
     unsafe {
         ok(sys::cuStreamBeginCapture_v2(s, global));
-        let error = sys::cuMemAlloc_v2(&mut at, 16);
+        let error = sys::cuMemAlloc_v2(&raw mut at, 16);
         assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-        let error = sys::cuStreamEndCapture(s, &mut graph);
+        let error = sys::cuStreamEndCapture(s, &raw mut graph);
         assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
 
         ok(sys::cuStreamBeginCapture_v2(s, relaxed));
-        ok(sys::cuMemAlloc_v2(&mut at, 256));
+        ok(sys::cuMemAlloc_v2(&raw mut at, 256));
         assert_eq!(sync(s), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-        let error = sys::cuStreamEndCapture(s, &mut graph);
+        let error = sys::cuStreamEndCapture(s, &raw mut graph);
         assert_eq!(error, CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
 
         // A second stream joins by an event, and has to be waited for.
@@ -173,7 +175,7 @@ fn capture_refuses_what_the_driver_refuses() {
                 ok(sys::cuEventRecord(join, t));
                 ok(sys::cuStreamWaitEvent(s, join, 0));
             }
-            let result = sys::cuStreamEndCapture(s, &mut graph);
+            let result = sys::cuStreamEndCapture(s, &raw mut graph);
             let unjoined = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
             assert_eq!(result, if rejoins { CUDA_SUCCESS } else { unjoined });
         }
@@ -194,13 +196,13 @@ fn launches_are_checked() {
     let mut value = 0;
     // SAFETY: handles of this context, pointers to locals.
     unsafe {
-        ok(sys::cuKernelGetAttribute(&mut value, dynamic, kernel, 0));
+        ok(sys::cuKernelGetAttribute(&raw mut value, dynamic, kernel, 0));
         assert_eq!(value, 48 << 10);
         assert_eq!(sys::cuKernelSetAttribute(dynamic, (163 << 10) + 1, kernel, 0), invalid);
         let mut library = null_mut();
         let junk = *b"neither this nor that";
         let result = sys::cuLibraryLoadData(
-            &mut library,
+            &raw mut library,
             junk.as_ptr().cast(),
             null_mut(),
             null_mut(),
@@ -210,10 +212,11 @@ fn launches_are_checked() {
             0,
         );
         assert_eq!(result, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
-        let result = sys::cuLibraryGetKernel(&mut null_mut(), gpu.library, c"no_such".as_ptr());
+        let mut none = null_mut();
+        let result = sys::cuLibraryGetKernel(&raw mut none, gpu.library, c"no_such".as_ptr());
         assert_eq!(result, CUresult::CUDA_ERROR_NOT_FOUND);
         let mut name = null();
-        ok(sys::cuGetErrorName(result, &mut name));
+        ok(sys::cuGetErrorName(result, &raw mut name));
         assert_eq!(std::ffi::CStr::from_ptr(name), c"CUDA_ERROR_NOT_FOUND");
     }
 }
@@ -230,7 +233,7 @@ fn large_memory_and_faults() {
     assert_eq!(download::<u32>(end, 64), [9; 64]);
     let mut at = 0;
     // SAFETY: the pointer is to a local.
-    let result = unsafe { sys::cuMemAlloc_v2(&mut at, 8 << 30) };
+    let result = unsafe { sys::cuMemAlloc_v2(&raw mut at, 8 << 30) };
     assert_eq!(result, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
 
     let result = gpu.run("selftest_deadlock", [1, 1, 1], 64, 0, &params);

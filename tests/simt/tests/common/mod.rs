@@ -1,4 +1,5 @@
 //! The driver's functions as cudarc finds them, in few words.
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of the driver in a row")]
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::ffi::{CString, c_void};
@@ -37,10 +38,10 @@ pub(crate) fn gpu(mode: Mode) -> Option<Gpu> {
     // SAFETY: every pointer is to a local that outlives its call.
     unsafe {
         ok(sys::cuInit(0));
-        ok(sys::cuDevicePrimaryCtxRetain(&mut context, 0));
+        ok(sys::cuDevicePrimaryCtxRetain(&raw mut context, 0));
         ok(sys::cuCtxSetCurrent(context));
         ok(sys::cuLibraryLoadData(
-            &mut library,
+            &raw mut library,
             image.as_ptr().cast(),
             std::ptr::null_mut(),
             std::ptr::null_mut(),
@@ -85,7 +86,7 @@ pub(crate) fn upload<T: Copy>(items: &[T]) -> u64 {
 pub(crate) fn alloc(bytes: usize) -> u64 {
     let mut at = 0;
     // SAFETY: the pointer is to a local.
-    ok(unsafe { sys::cuMemAlloc_v2(&mut at, bytes) });
+    ok(unsafe { sys::cuMemAlloc_v2(&raw mut at, bytes) });
     at
 }
 
@@ -116,7 +117,7 @@ impl Gpu {
         let name = CString::new(name).unwrap();
         let mut kernel = std::ptr::null_mut();
         // SAFETY: the pointers are to locals.
-        ok(unsafe { sys::cuLibraryGetKernel(&mut kernel, self.library, name.as_ptr()) });
+        ok(unsafe { sys::cuLibraryGetKernel(&raw mut kernel, self.library, name.as_ptr()) });
         kernel
     }
 
@@ -125,7 +126,7 @@ impl Gpu {
         let mut function = std::ptr::null_mut();
         // SAFETY: the pointers are to locals; params is the struct the kernel declares.
         unsafe {
-            ok(sys::cuKernelGetFunction(&mut function, kernel));
+            ok(sys::cuKernelGetFunction(&raw mut function, kernel));
             if launch.smem > 48 << 10 {
                 ok(sys::cuKernelSetAttribute(
                     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
@@ -148,7 +149,7 @@ impl Gpu {
             };
             let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
             sys::cuLaunchKernelEx(
-                &config,
+                &raw const config,
                 function,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
@@ -157,7 +158,14 @@ impl Gpu {
     }
 
     /// Runs a kernel to its end on the default stream.
-    pub(crate) fn run<P>(&self, kernel: &str, grid: [u32; 3], threads: u32, smem: u32, params: &P) -> CUresult {
+    pub(crate) fn run<P>(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        smem: u32,
+        params: &P,
+    ) -> CUresult {
         let launch = Launch { kernel, grid, threads, smem, stream: std::ptr::null_mut() };
         match self.enqueue(&launch, params) {
             // SAFETY: no arguments that could be wrong.
