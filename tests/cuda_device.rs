@@ -1,0 +1,288 @@
+//! The CUDA device layer, on the emulator, or on a GPU with `INFLIGHT_TEST_DRIVER=real`.
+#![cfg(feature = "cuda-driver")]
+
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytemuck::{Pod, Zeroable};
+use inflight::Error;
+use inflight::device::cuda::{
+    self, Cuda, CudaBuffer, CudaEvent, CudaStream, Kernels, Launch, PinnedBuffer, check_pointer,
+};
+use inflight::error::CudaUnavailable;
+
+/// The device, held by one test at a time; `None`, and a line that says why, where there is none.
+fn device() -> Option<(Arc<Cuda>, MutexGuard<'static, ()>)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // Opened before anything opens libcuda, which then is this one.
+    if let Err(why) = simt::device(simt::Mode::Fast)
+        && !simt::wants_real_driver()
+    {
+        println!("skipped: {why}");
+        return None;
+    }
+    match Cuda::new(0) {
+        Ok(cuda) => Some((cuda, lock)),
+        Err(Error::NoCuda(why)) if simt::wants_real_driver() => {
+            println!("skipped: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What is refused, as a field and a reason.
+fn refused<T>(result: inflight::Result<T>) -> (&'static str, String) {
+    match result {
+        Err(Error::InvalidArgument { field, reason }) => (field, reason),
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it was accepted"),
+    }
+}
+
+fn current_context() -> *mut cudarc::driver::sys::CUctx_st {
+    let mut context = ptr::null_mut();
+    // SAFETY: the driver is there, and `context` outlives the call.
+    let result = unsafe { cudarc::driver::sys::cuCtxGetCurrent(&raw mut context) };
+    assert_eq!(result, cudarc::driver::sys::CUresult::CUDA_SUCCESS);
+    context
+}
+
+#[test]
+fn a_probe_says_what_there_is() {
+    let Some((gpu, _lock)) = device() else { return };
+    let devices = cuda::probe().expect("there is one");
+    assert_eq!(&devices[0], gpu.info());
+    let info = gpu.info();
+    assert!(!info.name.is_empty() && info.multiprocessors > 0 && info.memory > 1 << 20, "{info:?}");
+    assert!(info.compute_capability.0 >= 8 && info.max_shared_memory >= 99 << 10, "{info:?}");
+    assert!(cuda::driver_version().is_ok_and(|version| version >= cuda::NEEDED_VERSION));
+    let (field, reason) = refused(Cuda::new(devices.len()));
+    assert_eq!(field, "device");
+    assert!(reason.contains("is not one of the"), "{reason}");
+    println!("{info:?}");
+}
+
+#[test]
+fn what_is_missing_is_said_in_a_sentence() {
+    let reason = "libcuda.so: no such file".to_owned();
+    for (why, sentence) in [
+        (CudaUnavailable::NoDriver { reason }, "no CUDA driver: libcuda.so: no such file"),
+        (CudaUnavailable::NoDevice, "the CUDA driver finds no device"),
+        (
+            CudaUnavailable::DriverTooOld { found: 12_080, needed: 13_000 },
+            "the CUDA driver offers CUDA 12.8, and 13.0 is needed",
+        ),
+        (
+            CudaUnavailable::MissingSymbol { name: "cuLaunchKernelEx" },
+            "the CUDA driver has no function `cuLaunchKernelEx`",
+        ),
+    ] {
+        assert_eq!(why.to_string(), sentence);
+        assert_eq!(Error::NoCuda(why).to_string(), sentence);
+    }
+}
+
+#[test]
+fn the_callers_context_stays_current() {
+    let Some((gpu, _lock)) = device() else { return };
+    // A thread that has none has none afterwards.
+    let none = || {
+        assert!(current_context().is_null());
+        let buffer = CudaBuffer::new(&gpu, 64).expect("memory");
+        let stream = CudaStream::new(&gpu).expect("a stream");
+        stream.fill(&buffer, 0, 64, 1).expect("queued");
+        assert_eq!(refused(check_pointer(&gpu, "k", 0)).0, "k");
+        stream.synchronize().expect("done");
+        drop((buffer, stream));
+        assert!(current_context().is_null());
+    };
+    std::thread::scope(|scope| scope.spawn(none).join()).expect("no panic");
+}
+
+#[test]
+fn bytes_go_there_and_back() {
+    let Some((gpu, _lock)) = device() else { return };
+    let stream = CudaStream::new(&gpu).expect("a stream");
+    let [a, b] = [256, 256].map(|len| CudaBuffer::new(&gpu, len).expect("memory"));
+    assert!(a.address().is_multiple_of(256) && a.len() == 256 && a.address() != b.address());
+    let sent: Vec<u8> = (0..=255).collect();
+    stream.write(&a, 0, &sent).expect("written");
+    stream.fill(&b, 0, 256, 7).expect("queued");
+    stream.copy((&b, 16), (&a, 32), 64).expect("queued");
+    let mut got = vec![0; 256];
+    stream.read(&mut got, &b, 0).expect("read");
+    let mut expected = vec![7; 256];
+    expected[16..80].copy_from_slice(&sent[32..96]);
+    assert_eq!(got, expected);
+
+    let mut pinned = PinnedBuffer::new(&gpu, 128).expect("page-locked memory");
+    assert!(pinned.iter().all(|&byte| byte == 0));
+    assert_ne!(pinned.device_address().expect("an address"), 0);
+    // SAFETY: `pinned` outlives the wait.
+    unsafe { stream.download(&mut pinned, &a, 128) }.expect("queued");
+    stream.synchronize().expect("done");
+    assert!(stream.is_done().expect("known"));
+    assert_eq!(pinned[..], sent[128..]);
+
+    for (len, at) in [(257, 0), (1, 256), (2, usize::MAX)] {
+        assert_eq!(refused(stream.fill(&a, at, len, 0)).0, "buffer");
+        assert_eq!(refused(stream.write(&a, at, &vec![0; len])).0, "buffer");
+        assert_eq!(refused(stream.copy((&b, 0), (&a, at), len)).0, "buffer");
+    }
+    let empty = CudaBuffer::new(&gpu, 0).expect("nothing");
+    assert!(empty.is_empty() && stream.write(&empty, 0, &[]).is_ok());
+}
+
+#[test]
+fn too_much_memory_is_an_error_of_its_own() {
+    let Some((gpu, _lock)) = device() else { return };
+    let (free, total) = gpu.memory().expect("known");
+    assert!(free > 0 && free <= total);
+    match CudaBuffer::new(&gpu, 1 << 46) {
+        Err(Error::OutOfDeviceMemory { needed, free }) => {
+            assert!(needed == 1 << 46 && free <= total);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn streams_wait_for_events() {
+    let Some((gpu, _lock)) = device() else { return };
+    let [first, second] = [(); 2].map(|()| CudaStream::new(&gpu).expect("a stream"));
+    let buffer = CudaBuffer::new(&gpu, 1 << 20).expect("memory");
+    let [start, end] = [(); 2].map(|()| CudaEvent::timed(&gpu).expect("an event"));
+    let done = CudaEvent::new(&gpu).expect("an event");
+    assert!(done.is_done().expect("it marks nothing yet"));
+    start.record(&first).expect("recorded");
+    first.fill(&buffer, 0, 1 << 20, 9).expect("queued");
+    end.record(&first).expect("recorded");
+    done.record(&first).expect("recorded");
+    second.wait(&done).expect("queued");
+    let mut got = vec![0; 1 << 20];
+    second.read(&mut got, &buffer, 0).expect("read");
+    assert!(got.iter().all(|&byte| byte == 9));
+    end.synchronize().expect("done");
+    assert!(end.is_done().expect("known"));
+    assert!(end.seconds_since(&start).expect("both are timed") >= 0.0);
+    assert_eq!(refused(end.seconds_since(&done)).0, "event");
+}
+
+#[test]
+fn a_callers_stream_is_checked() {
+    let Some((gpu, _lock)) = device() else { return };
+    let own = CudaStream::new(&gpu).expect("a stream");
+    // SAFETY: `own` outlives it.
+    let borrowed = unsafe { CudaStream::borrowed(&gpu, own.handle()) }.expect("of this device");
+    let buffer = CudaBuffer::new(&gpu, 16).expect("memory");
+    borrowed.write(&buffer, 0, &[3; 16]).expect("written");
+    drop(borrowed);
+    let mut got = [0; 16];
+    own.read(&mut got, &buffer, 0).expect("it was not destroyed");
+    assert_eq!(got, [3; 16]);
+    // SAFETY: null is the default stream.
+    let default = unsafe { CudaStream::borrowed(&gpu, ptr::null_mut()) }.expect("the default one");
+    default.synchronize().expect("done");
+}
+
+#[test]
+fn pointers_are_checked_by_field() {
+    let Some((gpu, _lock)) = device() else { return };
+    let buffer = CudaBuffer::new(&gpu, 64).expect("memory");
+    let pinned = PinnedBuffer::new(&gpu, 64).expect("memory");
+    check_pointer(&gpu, "q", buffer.address()).expect("memory of the device");
+    check_pointer(&gpu, "q", buffer.address() + 32).expect("inside");
+    check_pointer(&gpu, "q", pinned.device_address().expect("an address")).expect("page-locked");
+    let on_stack = 0_u64;
+    for address in [0, (&raw const on_stack).addr() as u64] {
+        assert_eq!(refused(check_pointer(&gpu, "q", address)).0, "q");
+    }
+}
+
+#[test]
+fn work_is_recorded_once_and_done_again() {
+    let Some((gpu, _lock)) = device() else { return };
+    let stream = CudaStream::new(&gpu).expect("a stream");
+    let [a, b] = [64, 64].map(|len| CudaBuffer::new(&gpu, len).expect("memory"));
+    stream.write(&b, 0, &[0; 64]).expect("written");
+    let mut graph = stream
+        .capture(|stream| {
+            assert!(stream.is_capturing()?);
+            stream.copy((&b, 0), (&a, 0), 64)
+        })
+        .expect("recorded");
+    assert!(!stream.is_capturing().expect("known"));
+    for round in 1..4_u8 {
+        stream.write(&a, 0, &[round; 64]).expect("written");
+        // SAFETY: both buffers live.
+        unsafe { graph.launch(&stream) }.expect("launched");
+        let mut got = [0; 64];
+        stream.read(&mut got, &b, 0).expect("read");
+        assert_eq!(got, [round; 64]);
+    }
+    // What cannot be recorded ends the capture, and the stream can be used again.
+    let waits = stream.capture(|stream| stream.synchronize());
+    assert!(matches!(waits, Err(Error::Cuda(_))), "{waits:?}");
+    let own = Error::Device("its own".to_owned());
+    let fails = stream.capture(|_| Err(own.clone()));
+    assert!(fails.is_err_and(|error| error == own));
+    assert!(!stream.is_capturing().expect("known"));
+    stream.fill(&a, 0, 64, 1).expect("queued");
+    stream.synchronize().expect("done");
+}
+
+/// Of the emulator's own kernels.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct CopyWords {
+    from: u64,
+    to: u64,
+    counter: u64,
+    n: u32,
+    wild: u32,
+}
+
+#[test]
+fn kernels_are_found_and_launched() {
+    let Some((gpu, _lock)) = device() else { return };
+    let kernels = Kernels::new(&gpu);
+    let (field, reason) = refused(kernels.prepare("no_such_family", c"none", 0));
+    assert_eq!(
+        (field, reason.as_str()),
+        ("kernel", "`none` of `no_such_family` is not in this build")
+    );
+    let Some(family) = cuda::families().next() else {
+        return println!("skipped: this tree has no kernel");
+    };
+    if simt::wants_real_driver() {
+        if !cuda::has_kernels() {
+            let error = kernels.prepare(family, c"none", 0).expect_err("it is a stub");
+            assert!(error.to_string().ends_with("built without kernels (feature `cuda`)"));
+        }
+        return;
+    }
+    assert_eq!(refused(kernels.prepare(family, c"no_such_kernel", 0)).0, "kernel");
+    assert_eq!(refused(kernels.prepare(family, c"selftest_copy", 1 << 20)).0, "shared");
+    let kernel = kernels.prepare(family, c"selftest_copy", 64 << 10).expect("it is there");
+    assert!(kernel.blocks_per_multiprocessor(64, 0).expect("known") >= 1);
+    let stream = CudaStream::new(&gpu).expect("a stream");
+    let words: Vec<u32> = (0..64).collect();
+    let [from, to] = [256, 256].map(|len| CudaBuffer::new(&gpu, len).expect("memory"));
+    stream.write(&from, 0, bytemuck::cast_slice(&words)).expect("written");
+    let params = CopyWords { from: from.address(), to: to.address(), counter: 0, n: 64, wild: 0 };
+    for dependent in [false, true] {
+        stream.fill(&to, 0, 256, 0).expect("queued");
+        let launch = Launch { dependent, ..Launch::new(1, 64, 0) };
+        // SAFETY: these are its parameters, and both buffers outlive the wait.
+        unsafe { kernel.launch(&stream, &launch, &params, &[]) }.expect("launched");
+        let mut got = vec![0_u32; 64];
+        stream.read(bytemuck::cast_slice_mut(&mut got), &to, 0).expect("read");
+        assert_eq!(got, words);
+    }
+    let launch = Launch::new(1, 64, (64 << 10) + 1);
+    // SAFETY: it is refused.
+    let too_much = unsafe { kernel.launch(&stream, &launch, &params, &[]) };
+    assert_eq!(refused(too_much).0, "shared");
+}
