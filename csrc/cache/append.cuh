@@ -16,10 +16,10 @@ constexpr int append_threads = INFLIGHT_APPEND_THREADS;
 
 // How heads that are rotated are cut into items.
 struct HeadItems {
-    uint32_t pairs;   // items of pairs: all a query has
-    uint32_t all;     // items of a key: pairs first
-    bool aligned;     // else pairs or the rest begin within a vector: a key's items are not of
-                      // pairs then, but eight elements of what is stored
+    uint32_t pairs;  // items of pairs: all a query has
+    uint32_t all;    // items of a key: pairs first
+    bool aligned;    // else pairs or the rest begin within a vector: a key's items are not of
+                     // pairs then, but eight elements of what is stored
 };
 
 ARCH_FN HeadItems head_items(const inflight_append_params& p) {
@@ -45,8 +45,8 @@ ARCH_FN Divisor divisor(float scale) {
 }
 
 // x / scale, for e4m3: wherever two numbers of that type are equally near, and for four numbers of
-// f32 to either side, it is the quotient rounded to nearest (all mantissas were tried); elsewhere it
-// may be the next. Division takes twice the instructions.
+// f32 to either side, it is the quotient rounded to nearest (all mantissas were tried); elsewhere
+// it may be the next. Division takes twice the instructions.
 ARCH_FN float quotient(float x, Divisor d) {
     const float lifted = arch::mul_rn(x, d.lift);
     const float near = arch::mul_rn(lifted, d.reciprocal);
@@ -351,9 +351,8 @@ ARCH_FN void append(const inflight_append_params& p) {
             const Divisor scale = head_divisor<C>(p.v_scale, head, p);
             append_head(step, reinterpret_cast<const T*>(p.v_new) + head * p.v_new_head + at,
                         p.v_new_token, reinterpret_cast<C*>(p.v) + head * p.v_head + at, p.v_block,
-                        p.v_token, work, [=](const T* from, C* to, const float*) {
-                            copy_item(from, to, scale);
-                        });
+                        p.v_token, work,
+                        [=](const T* from, C* to, const float*) { copy_item(from, to, scale); });
         }
     }
 }

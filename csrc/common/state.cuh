@@ -15,7 +15,7 @@ struct Target {
     uint32_t first_token;  // of query q_start
     uint32_t first_head;   // query head: KV head times group
     uint32_t group;
-    float out_scale;       // of outputs once divided: v_scale
+    float out_scale;  // of outputs once divided: v_scale
 
     ARCH_MEMBER uint64_t token(uint32_t r) const { return first_token + r / group; }
     ARCH_MEMBER uint32_t head(uint32_t r) const { return first_head + r % group; }
@@ -62,7 +62,7 @@ template <class Q>
 ARCH_FN void write_output_4(const inflight_attention_params& p, const Target& target, uint32_t r,
                             uint32_t d, float a, float b, float c, float e) {
     *reinterpret_cast<arch::vec2*>(output_at<Q>(p, target, r, d)) = {arch::pack(a, b, Q{}),
-                                                                    arch::pack(c, e, Q{})};
+                                                                     arch::pack(c, e, Q{})};
 }
 // d is even.
 template <class Q>
@@ -136,8 +136,7 @@ ARCH_FN void merge_states(const inflight_attention_params& p, const inflight_mer
             for (uint32_t i = 0; i < parts; i++) {
                 const float w = arch::shfl(weight, static_cast<int>(i));
                 sum += arch::shfl(part_sum, static_cast<int>(i));
-                const float* from =
-                    state_o(p, merge.partial + (first + i) * merge.q_len, group, r);
+                const float* from = state_o(p, merge.partial + (first + i) * merge.q_len, group, r);
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     const uint32_t quad = half * 32 + lane;

@@ -25,9 +25,9 @@ struct BlockSize {
         uint32_t l = 0;
         while (l < 31 && (1u << l) < size) l++;
         // Powers of two, the usual sizes, need no division even here.
-        const uint32_t magic =
-            size == 1u << l ? 1u << 31
-                            : static_cast<uint32_t>(((1ull << (31 + l)) + size - 1) / size);
+        const uint32_t magic = size == 1u << l
+                                   ? 1u << 31
+                                   : static_cast<uint32_t>(((1ull << (31 + l)) + size - 1) / size);
         return {size, magic, l};
     }
     ARCH_MEMBER uint32_t blocks(uint32_t key) const {
@@ -75,8 +75,8 @@ struct PagedHead {
 
     static ARCH_MEMBER PagedHead of(uint64_t cache, int64_t block, int64_t token, int64_t heads,
                                     uint32_t head, int element_bytes) {
-        return {cache + static_cast<uint64_t>(heads * element_bytes * head),
-                block * element_bytes, token * element_bytes};
+        return {cache + static_cast<uint64_t>(heads * element_bytes * head), block * element_bytes,
+                token * element_bytes};
     }
     ARCH_MEMBER uint64_t address(uint32_t block_id, uint32_t offset) const {
         return base + static_cast<uint64_t>(block * static_cast<int64_t>(block_id) +

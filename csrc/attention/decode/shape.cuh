@@ -13,14 +13,14 @@ struct DecodeLimits {
 };
 template <int D, int KV_BYTES>
 constexpr DecodeLimits decode_limits = {};
-#define INFLIGHT_DECODE_LIMITS(D)                                                               \
-    template <>                                                                                 \
-    constexpr DecodeLimits decode_limits<D, 2> = {INFLIGHT_DECODE_TILE_KEYS_SAME_D##D,          \
-                                                  INFLIGHT_DECODE_BLOCKS_SAME_D##D,             \
-                                                  INFLIGHT_DECODE_SMEM_SAME_D##D};              \
-    template <>                                                                                 \
-    constexpr DecodeLimits decode_limits<D, 1> = {INFLIGHT_DECODE_TILE_KEYS_E4M3_D##D,          \
-                                                  INFLIGHT_DECODE_BLOCKS_E4M3_D##D,             \
+#define INFLIGHT_DECODE_LIMITS(D)                                                      \
+    template <>                                                                        \
+    constexpr DecodeLimits decode_limits<D, 2> = {INFLIGHT_DECODE_TILE_KEYS_SAME_D##D, \
+                                                  INFLIGHT_DECODE_BLOCKS_SAME_D##D,    \
+                                                  INFLIGHT_DECODE_SMEM_SAME_D##D};     \
+    template <>                                                                        \
+    constexpr DecodeLimits decode_limits<D, 1> = {INFLIGHT_DECODE_TILE_KEYS_E4M3_D##D, \
+                                                  INFLIGHT_DECODE_BLOCKS_E4M3_D##D,    \
                                                   INFLIGHT_DECODE_SMEM_E4M3_D##D};
 INFLIGHT_DECODE_LIMITS(64)
 INFLIGHT_DECODE_LIMITS(96)

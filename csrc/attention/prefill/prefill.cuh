@@ -1,9 +1,9 @@
 // Attention of many queries over a paged cache: prefill, and chunks of it.
 //
 // Query rows are the queries of a part times the heads that share its KV head. A block takes 128 of
-// them at a time through the keys that any of them sees, as in FlashAttention-2 (Dao, 2023): products
-// stay in registers, become weights, and are operand A of the product with V. Keys of the next tile
-// are on their way meanwhile. Tiles that all rows see whole take no masking.
+// them at a time through the keys that any of them sees, as in FlashAttention-2 (Dao, 2023):
+// products stay in registers, become weights, and are operand A of the product with V. Keys of the
+// next tile are on their way meanwhile. Tiles that all rows see whole take no masking.
 #pragma once
 
 #include "../../common/state.cuh"
@@ -174,7 +174,7 @@ class Prefill {
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const float(&pair)[4] = s[m][n + i / 2];
+                    const float (&pair)[4] = s[m][n + i / 2];
                     a[m][i] = arch::pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1], Q{});
                 }
 #pragma unroll
@@ -205,7 +205,8 @@ class Prefill {
     ARCH_MEMBER void all_keys(uint32_t index, const Work& work, const LogitRules& rules,
                               uint32_t first_row, const BlockSize& block_size) {
         const uint32_t last = work.rows() - 1;
-        const uint32_t end_row = last - first_row < Shape::ROWS ? last : first_row + Shape::ROWS - 1;
+        const uint32_t end_row =
+            last - first_row < Shape::ROWS ? last : first_row + Shape::ROWS - 1;
         const SeenKeys keys = SeenKeys::of<GENERAL>(
             p, plan_of(step_of(p.step), p.plan), work.row, work.part,
             work.part.q_start + first_row / group, work.part.q_start + end_row / group);
@@ -251,8 +252,9 @@ class Prefill {
                             const Work again(p, index, group);
 #pragma unroll
                             for (int half = 0; half < 2; half++)
-                                slopes[half] = LOG2_E * arch::load_const(
-                                    all + head_of(again, first_row, row_of(m, half)));
+                                slopes[half] =
+                                    LOG2_E * arch::load_const(
+                                                 all + head_of(again, first_row, row_of(m, half)));
                         }
                         bend(s[m], key, p, keys, rules.scale, own, slopes);
                     }
@@ -289,8 +291,8 @@ class Prefill {
     // Four outputs in a row of the pair of fragments `pair`, `x` of row `half` of 16 rows m:
     // lanes of 16-bit values have two of each fragment, and exchange with the lane beside.
     ARCH_MEMBER void write_output(uint32_t* to, int m, int half, int pair, float factor) const {
-        const float(&a)[4] = o[m][2 * pair];
-        const float(&b)[4] = o[m][2 * pair + 1];
+        const float (&a)[4] = o[m][2 * pair];
+        const float (&b)[4] = o[m][2 * pair + 1];
         const uint32_t t = lane % 4;
         uint32_t d;
         arch::vec2 out;
@@ -308,8 +310,8 @@ class Prefill {
         if (to != nullptr && d < p.head_dim) *reinterpret_cast<arch::vec2*>(to + d / 2) = out;
     }
     ARCH_MEMBER void write_state(float* to, int m, int half, int pair) const {
-        const float(&a)[4] = o[m][2 * pair];
-        const float(&b)[4] = o[m][2 * pair + 1];
+        const float (&a)[4] = o[m][2 * pair];
+        const float (&b)[4] = o[m][2 * pair + 1];
         const uint32_t t = lane % 4;
         const auto store = [&](uint32_t d, float x, float y) {
             if (d < p.head_dim)
@@ -358,7 +360,7 @@ class Prefill {
         }
     }
 
-public:
+   public:
     ARCH_MEMBER Prefill(const inflight_attention_params& p, const uint8_t* smem)
         : p(p), ring(arch::smem_u32(smem)), group(p.num_q_heads / p.num_kv_heads) {}
 
@@ -393,7 +395,8 @@ ARCH_FN void prefill(const inflight_attention_params& p) {
     const auto plan = [&] { return plan_of(step_of(p.step), p.plan); };
     if (blockIdx.x >= plan()->num_shares) return;
     const BlockSize block_size = BlockSize::of(step_of(p.step)->block_size);
-    for (uint32_t i = share_indptr(plan(), blockIdx.x); i < share_indptr(plan(), blockIdx.x + 1); i++)
+    for (uint32_t i = share_indptr(plan(), blockIdx.x); i < share_indptr(plan(), blockIdx.x + 1);
+         i++)
         Prefill<Q, KV, D, GENERAL>(p, smem).compute(i, block_size);
     arch::let_next_kernel_start();
 }
@@ -401,10 +404,10 @@ ARCH_FN void prefill(const inflight_attention_params& p) {
 }  // namespace inflight
 
 // Plain and general kernels of a type of queries, one of the cache, and a head_dim.
-#define INFLIGHT_PREFILL(name, Q, KV, D)                                                         \
-    ARCH_KERNEL(inflight_prefill_##name, INFLIGHT_PREFILL_THREADS_D##D,                          \
-                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params,              \
-                inflight::prefill<Q, KV, D, false>)                                              \
-    ARCH_KERNEL(inflight_prefill_##name##_general, INFLIGHT_PREFILL_THREADS_D##D,                \
-                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params,              \
+#define INFLIGHT_PREFILL(name, Q, KV, D)                                            \
+    ARCH_KERNEL(inflight_prefill_##name, INFLIGHT_PREFILL_THREADS_D##D,             \
+                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params, \
+                inflight::prefill<Q, KV, D, false>)                                 \
+    ARCH_KERNEL(inflight_prefill_##name##_general, INFLIGHT_PREFILL_THREADS_D##D,   \
+                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params, \
                 inflight::prefill<Q, KV, D, true>)

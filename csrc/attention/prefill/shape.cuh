@@ -28,7 +28,7 @@ struct PrefillShape {
     static constexpr bool REGISTER_Q = D > 128;
     static constexpr int BLOCKS = D <= 128 ? 2 : 1;
 
-    using KvTile = Swizzle<D * static_cast<int>(sizeof(KV))>;
+    using KvTile = Swizzle<D* static_cast<int>(sizeof(KV))>;
     using QTile = Swizzle<D * 2>;
     static constexpr int SLOT_BYTES = KEYS * D * static_cast<int>(sizeof(KV));
     static constexpr int Q_BYTES = REGISTER_Q ? 0 : ROWS * D * 2;
@@ -39,12 +39,12 @@ struct PrefillShape {
 };
 
 // What host code knows of these shapes.
-#define INFLIGHT_PREFILL_CHECK(d)                                                         \
-    static_assert(PrefillShape<arch::bf16, d>::THREADS == INFLIGHT_PREFILL_THREADS_D##d && \
-                      PrefillShape<arch::bf16, d>::KEYS == INFLIGHT_PREFILL_KEYS_D##d &&   \
+#define INFLIGHT_PREFILL_CHECK(d)                                                             \
+    static_assert(PrefillShape<arch::bf16, d>::THREADS == INFLIGHT_PREFILL_THREADS_D##d &&    \
+                      PrefillShape<arch::bf16, d>::KEYS == INFLIGHT_PREFILL_KEYS_D##d &&      \
                       PrefillShape<arch::e4m3, d>::KEYS == INFLIGHT_PREFILL_KEYS_E4M3_D##d && \
-                      PrefillShape<arch::bf16, d>::SMEM == INFLIGHT_PREFILL_SMEM_D##d &&   \
-                      PrefillShape<arch::e4m3, d>::SMEM == INFLIGHT_PREFILL_SMEM_E4M3_D##d, \
+                      PrefillShape<arch::bf16, d>::SMEM == INFLIGHT_PREFILL_SMEM_D##d &&      \
+                      PrefillShape<arch::e4m3, d>::SMEM == INFLIGHT_PREFILL_SMEM_E4M3_D##d,   \
                   "kernel_params.h")
 INFLIGHT_PREFILL_CHECK(64);
 INFLIGHT_PREFILL_CHECK(96);

@@ -76,7 +76,7 @@ class TileLoader {
         }
     }
 
-public:
+   public:
     ARCH_MEMBER TileLoader(const inflight_attention_params& p, const Row& row,
                            const BlockSize& block_size, uint32_t head)
         : p(p), table(row.table), block_size(block_size), head(head), slot{0, 0} {}
@@ -128,8 +128,8 @@ struct KeyFragments {
     uint32_t raw[4];
 
     ARCH_MEMBER explicit KeyFragments(uint32_t tile)
-        : place(tile, sizeof(KV) == 2 ? threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8
-                                      : threadIdx.x % 32,
+        : place(tile,
+                sizeof(KV) == 2 ? threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8 : threadIdx.x % 32,
                 sizeof(KV) == 2 ? threadIdx.x / 8 % 2 : 0) {}
     // Elements 16 k.. + 16.
     ARCH_MEMBER void load(int first_key, int k) {
@@ -166,8 +166,8 @@ struct ValueFragments {
             b0 = raw[2 * half];
             b1 = raw[2 * half + 1];
         } else {
-            const uint32_t four = arch::byte_perm(raw[2 * pair], raw[2 * pair + 1],
-                                                  half == 0 ? 0x6420 : 0x7531);
+            const uint32_t four =
+                arch::byte_perm(raw[2 * pair], raw[2 * pair + 1], half == 0 ? 0x6420 : 0x7531);
             unpack_e4m3x4(four, b0, b1, Q{});
         }
     }

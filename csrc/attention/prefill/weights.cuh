@@ -45,8 +45,7 @@ struct MaskBits {
         if (plan->mask_bits == 0) return {nullptr, 0, 0};
         const uint32_t width = at<uint32_t>(plan, plan->mask_widths)[row];
         if (width == 0) return {nullptr, 0, 0};
-        return {at<uint8_t>(plan, plan->mask_bits) +
-                    at<uint32_t>(plan, plan->mask_indptr)[row],
+        return {at<uint8_t>(plan, plan->mask_bits) + at<uint32_t>(plan, plan->mask_indptr)[row],
                 (width + 7) / 8, static_cast<int32_t>(kv_len - width)};
     }
     ARCH_MEMBER bool sees(uint32_t query, int32_t key) const {
@@ -65,8 +64,8 @@ struct SeenKeys {
     // Queries first..last of the row.
     template <bool GENERAL>
     static ARCH_MEMBER SeenKeys of(const inflight_attention_params& p, const inflight_plan* plan,
-                               const Row& row, const inflight_part& part, uint32_t first,
-                               uint32_t last) {
+                                   const Row& row, const inflight_part& part, uint32_t first,
+                                   uint32_t last) {
         SeenKeys keys = {};
         const int32_t kv_len = static_cast<int32_t>(row.kv_len);
         keys.first_position = kv_len - static_cast<int32_t>(row.q_len);
@@ -137,8 +136,7 @@ ARCH_FN void bend(float (&s)[N][4], int32_t first_key, const inflight_attention_
 // Logits of keys that are not seen are -inf.
 template <bool GENERAL, int N>
 ARCH_FN void hide(float (&s)[N][4], int32_t first_key, const inflight_attention_params& p,
-                  const SeenKeys& keys, const MaskBits& mask,
-                  const uint32_t (&queries)[2]) {
+                  const SeenKeys& keys, const MaskBits& mask, const uint32_t (&queries)[2]) {
     const int32_t lane_key = first_key + static_cast<int32_t>(threadIdx.x % 4 * 2);
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -153,7 +153,7 @@ struct AppendCase {
     bool quantised = false;
     uint32_t tokens = 5, q_heads = 4, kv_heads = 2, head_dim = 64, block_size = 16;
     uint32_t rope = INFLIGHT_ROPE_NONE, rotary_dim = 0, max_position = 40;
-    uint32_t layout = 0;       // 0: NHD, 1: HND, 2: NHD with gaps
+    uint32_t layout = 0;  // 0: NHD, 1: HND, 2: NHD with gaps
     uint32_t scale_stride = 0;
     uint32_t grid_x = 3, grid_y = 1;
 
@@ -230,8 +230,8 @@ void check_append(const AppendCase& c, Random& random) {
     }
     for (Array* a : {&k_scale, &v_scale}) {
         for (uint32_t i = 0; i < c.kv_heads; i++) {
-            const float scale = pick<float>(random, {1.0f, 0.0078125f, 0.03f, 1.7f, 1e-3f, 3e-39f,
-                                                     3e38f, as_f32(0x3f7fffff)});
+            const float scale = pick<float>(
+                random, {1.0f, 0.0078125f, 0.03f, 1.7f, 1e-3f, 3e-39f, 3e38f, as_f32(0x3f7fffff)});
             memcpy(a->expected.data() + 4 * i, &scale, 4);
         }
     }
@@ -265,8 +265,8 @@ void check_append(const AppendCase& c, Random& random) {
     p.rotary_dim = c.rotary_dim;
     p.max_position = c.max_position;
     p.scale_stride = c.scale_stride;
-    const std::string kernel = std::string("inflight_append_") + name(c.type) +
-                               (c.quantised ? "_e4m3" : "_same");
+    const std::string kernel =
+        std::string("inflight_append_") + name(c.type) + (c.quantised ? "_e4m3" : "_same");
     void* args[] = {&p};
     simt::launch_kernel(kernel.c_str(), {c.grid_x, c.grid_y, 1}, {128, 1, 1}, 0, args);
 
@@ -382,8 +382,8 @@ void check_all_numbers(Type type, float scale) {
         v.expected[i] = static_cast<uint8_t>(encode(Type::e4m3, quotient, i & 0x8000));
     }
     k.expected = v.expected;
-    const std::string what = std::string("all numbers of ") + name(type) + " by " +
-                             std::to_string(scale);
+    const std::string what =
+        std::string("all numbers of ") + name(type) + " by " + std::to_string(scale);
     v.compare(what);
     k.compare(what);
 }

@@ -47,7 +47,8 @@ struct Case {
     uint32_t q_heads() const { return group * kv_heads; }
     std::string kernel() const {
         return std::string("inflight_decode_") + (f16 ? "f16" : "bf16") +
-               (e4m3 ? "_e4m3" : "_same") + "_d" + std::to_string(kernel_dim()) + (general() ? "_general" : "");
+               (e4m3 ? "_e4m3" : "_same") + "_d" + std::to_string(kernel_dim()) +
+               (general() ? "_general" : "");
     }
     uint32_t smem() const {
         const uint32_t same[] = {INFLIGHT_DECODE_SMEM_SAME_D64, INFLIGHT_DECODE_SMEM_SAME_D96,
@@ -66,8 +67,8 @@ struct Case {
 
 double from_e4m3(uint8_t x) {
     const int exponent = x >> 3 & 15, mantissa = x & 7;
-    const double size = exponent == 0 ? std::ldexp(mantissa, -9)
-                                      : std::ldexp(8 + mantissa, exponent - 10);
+    const double size =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
     return x & 0x80 ? -size : size;
 }
 
@@ -181,10 +182,10 @@ vector<uint32_t> make_plan(Problem& x) {
                     merges.push_back({row, head, 1, q_start, q_len, x.states, count,
                                       static_cast<uint32_t>(parts.size())});
                 for (uint32_t i = 0; i < count; i++) {
-                    parts.push_back({row, head, 1, q_start, q_len, at[i], at[i + 1],
-                                     whole ? INFLIGHT_WHOLE : x.states,
-                                     whole ? INFLIGHT_WHOLE
-                                           : static_cast<uint32_t>(merges.size() - 1)});
+                    parts.push_back(
+                        {row, head, 1, q_start, q_len, at[i], at[i + 1],
+                         whole ? INFLIGHT_WHOLE : x.states,
+                         whole ? INFLIGHT_WHOLE : static_cast<uint32_t>(merges.size() - 1)});
                     if (!whole) x.states += q_len;
                 }
             }
@@ -326,11 +327,12 @@ double worst_ratio = 0;
 
 void complain(const Case& c, const char* what, double found, double allowed) {
     failures++;
-    printf("FAILED %s: %s %g, allowed %g\n  d %u group %u kv_heads %u block %u hnd %d padded %d "
-           "causal %d window %u cap %g alibi %d sinks %d mask %d cuts %u shares %u seed %u rows",
-           c.kernel().c_str(), what, found, allowed, c.head_dim, c.group, c.kv_heads, c.block_size,
-           c.hnd, c.padded, c.causal, c.window, c.cap, c.alibi, c.sinks, c.mask, c.cuts, c.shares,
-           c.seed);
+    printf(
+        "FAILED %s: %s %g, allowed %g\n  d %u group %u kv_heads %u block %u hnd %d padded %d "
+        "causal %d window %u cap %g alibi %d sinks %d mask %d cuts %u shares %u seed %u rows",
+        c.kernel().c_str(), what, found, allowed, c.head_dim, c.group, c.kv_heads, c.block_size,
+        c.hnd, c.padded, c.causal, c.window, c.cap, c.alibi, c.sinks, c.mask, c.cuts, c.shares,
+        c.seed);
     for (const RowLength& r : c.rows) printf(" %u/%u", r.q_len, r.kv_len);
     printf("\n");
 }
@@ -568,10 +570,11 @@ int main(int argc, char** argv) {
         }
     }
     const simt::Stats found = simt::stats();
-    printf("%d cases, %d failures; largest error %.2f of the naive one; races %llu, uninitialised "
-           "%llu, out of bounds %llu; bank conflicts %llu in %llu\n",
-           checked, failures, worst_ratio, (unsigned long long)found.races,
-           (unsigned long long)found.uninit, (unsigned long long)found.oob,
-           (unsigned long long)found.bank_conflicts, (unsigned long long)found.bank_phases);
+    printf(
+        "%d cases, %d failures; largest error %.2f of the naive one; races %llu, uninitialised "
+        "%llu, out of bounds %llu; bank conflicts %llu in %llu\n",
+        checked, failures, worst_ratio, (unsigned long long)found.races,
+        (unsigned long long)found.uninit, (unsigned long long)found.oob,
+        (unsigned long long)found.bank_conflicts, (unsigned long long)found.bank_phases);
     return failures != 0 || found.races != 0 || found.uninit != 0 || found.oob != 0;
 }

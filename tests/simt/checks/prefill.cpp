@@ -39,8 +39,8 @@ float bf16_value(uint16_t bits) {
 }
 float e4m3_value(uint8_t bits) {
     const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-    const float magnitude = exponent == 0 ? std::ldexp(mantissa, -9)
-                                          : std::ldexp(8 + mantissa, exponent - 10);
+    const float magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
     return bits & 0x80 ? -magnitude : magnitude;
 }
 
@@ -450,7 +450,8 @@ void attend(const Problem& x, uint32_t r, uint32_t query, uint32_t h, Errors& er
         const double got = value(c.q_type, o + 2 * i), want = exact[i] * scale;
         const double error = std::fabs(got - want);
         errors.kernel = std::max(errors.kernel, std::isnan(got) ? INF : error);
-        errors.naive = std::max(errors.naive, std::fabs(rounded(c.q_type, naive[i] * scale) - want));
+        errors.naive =
+            std::max(errors.naive, std::fabs(rounded(c.q_type, naive[i] * scale) - want));
     }
     if (!c.lse) return;
     const double got = reinterpret_cast<const float*>(p.lse)[token * c.q_heads + h];
@@ -500,15 +501,15 @@ bool run(const Case& c) {
     const simt::Stats stats = simt::stats();
     const double bound = (c.soft_cap != 0 ? 3 : 2) * errors.naive + 1e-5;
     const bool clean = stats.races == 0 && stats.uninit == 0 && stats.oob == 0;
-    const bool good =
-        errors.kernel <= bound && errors.lse <= 2e-5 && clean && padding_kept(x);
-    printf("%s %s d%u group %u x%u block %u%s%s%s%s%s%s scale %g, %u merges: error %.2g (naive "
-           "%.2g), lse %.2g, bank conflicts %lu of %lu",
-           good ? "ok  " : "BAD ", c.kernel().c_str() + 17, c.head_dim, c.group, c.kv_heads,
-           c.block_size, c.causal ? " causal" : "", c.window != INFLIGHT_NO_WINDOW ? " window" : "",
-           c.soft_cap != 0 ? " cap" : "", c.alibi ? " alibi" : "", c.mask ? " mask" : "",
-           c.sinks ? " sinks" : "", c.scale, x.num_merges, errors.kernel, errors.naive, errors.lse,
-           stats.bank_conflicts, stats.bank_phases);
+    const bool good = errors.kernel <= bound && errors.lse <= 2e-5 && clean && padding_kept(x);
+    printf(
+        "%s %s d%u group %u x%u block %u%s%s%s%s%s%s scale %g, %u merges: error %.2g (naive "
+        "%.2g), lse %.2g, bank conflicts %lu of %lu",
+        good ? "ok  " : "BAD ", c.kernel().c_str() + 17, c.head_dim, c.group, c.kv_heads,
+        c.block_size, c.causal ? " causal" : "", c.window != INFLIGHT_NO_WINDOW ? " window" : "",
+        c.soft_cap != 0 ? " cap" : "", c.alibi ? " alibi" : "", c.mask ? " mask" : "",
+        c.sinks ? " sinks" : "", c.scale, x.num_merges, errors.kernel, errors.naive, errors.lse,
+        stats.bank_conflicts, stats.bank_phases);
     for (const RowCase& row : c.rows) printf("; %u of %u", row.q_len, row.kv_len);
     printf("\n");
     fflush(stdout);

@@ -36,7 +36,8 @@ template <bool TRANS>
 ARCH_FN void matrices(const Params& p) {
     ARCH_DYN_SMEM(smem);
     const uint32_t t = threadIdx.x;
-    for (uint32_t i = 0; i < 4; i++) reinterpret_cast<uint32_t*>(smem)[4 * t + i] = in(p)[4 * t + i];
+    for (uint32_t i = 0; i < 4; i++)
+        reinterpret_cast<uint32_t*>(smem)[4 * t + i] = in(p)[4 * t + i];
     arch::sync_warp();
     uint32_t r[4];
     if (TRANS)

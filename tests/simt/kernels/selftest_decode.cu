@@ -6,7 +6,13 @@ namespace {
 using arch::bf16;
 using arch::vec4;
 
-enum Mistake { NONE, NO_BARRIER_AFTER_WAIT, NO_BARRIER_BEFORE_REUSE, NO_BARRIER_IN_MERGE, BAD_PAGE };
+enum Mistake {
+    NONE,
+    NO_BARRIER_AFTER_WAIT,
+    NO_BARRIER_BEFORE_REUSE,
+    NO_BARRIER_IN_MERGE,
+    BAD_PAGE
+};
 
 struct Params {
     const bf16 *q, *k, *v;
@@ -62,7 +68,8 @@ ARCH_FN void decode(const Params& p) {
     arch::sync_threads();
     uint32_t qf[8][4];
 #pragma unroll
-    for (int k = 0; k < 8; k++) arch::ldmatrix_x4(qf[k], qs + swizzled(lane & 15, k * 2 + (lane >> 4)));
+    for (int k = 0; k < 8; k++)
+        arch::ldmatrix_x4(qf[k], qs + swizzled(lane & 15, k * 2 + (lane >> 4)));
     float o[16][4] = {}, m[2] = {-1e30f, -1e30f}, l[2] = {0.f, 0.f};
     for (int t = 0; t < tiles; t++) {
         const uint32_t ks = kv + (t % STAGES) * 2 * TILE_BYTES, vs = ks + TILE_BYTES;

@@ -110,8 +110,8 @@ ARCH_FN void copy_by_mbarrier(const Params& p) {
     if (threadIdx.x == 0) hopper::mbar_init(bar, 32);
     arch::sync_threads();
     if (threadIdx.x < 32) {
-        arch::cp_async_16(at + threadIdx.x * 16, reinterpret_cast<uint8_t*>(p.in) + threadIdx.x * 16,
-                          true);
+        arch::cp_async_16(at + threadIdx.x * 16,
+                          reinterpret_cast<uint8_t*>(p.in) + threadIdx.x * 16, true);
         hopper::cp_async_mbar_arrive_noinc(bar);
     } else {
         if (WAITS) hopper::mbar_wait(bar, 0);

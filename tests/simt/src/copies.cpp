@@ -24,8 +24,7 @@ uint8_t* from_shared(uint32_t a, uint32_t n, const char* file, int line) {
 
 // ---- cp.async
 
-void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const char* file,
-              int line) {
+void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const char* file, int line) {
     const uintptr_t low = dst | (src_bytes ? reinterpret_cast<uintptr_t>(src) : 0);
     if (low & static_cast<uintptr_t>(bytes - 1)) fail(file, line, "cp.async is misaligned");
     from_shared(dst, static_cast<uint32_t>(bytes), file, line);
@@ -34,8 +33,8 @@ void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const cha
         check_shared(dst, bytes, true, t, file, line);
         mark_pending(dst, bytes, true, t, file, line);
     }
-    S.now->copies.push_back({dst, static_cast<const uint8_t*>(src), bytes, src_bytes,
-                             S.now->group, file, line});
+    S.now->copies.push_back(
+        {dst, static_cast<const uint8_t*>(src), bytes, src_bytes, S.now->group, file, line});
 }
 
 static void land(const Copy& c, int thread) {
@@ -108,7 +107,8 @@ static Word* word_at(uint32_t a, const char* file, int line) {
 
 static MBar& state_of(uint32_t a, const Word* w, const char* file, int line) {
     const auto found = S.mbars.find(a);
-    if (found == S.mbars.end() || !w->live) fail(file, line, "mbarrier 0x%x is used before init", a);
+    if (found == S.mbars.end() || !w->live)
+        fail(file, line, "mbarrier 0x%x is used before init", a);
     return found->second;
 }
 

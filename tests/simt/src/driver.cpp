@@ -42,39 +42,49 @@ struct ErrorText {
 };
 static const ErrorText error_texts[] = {
 #define SIMT_ERROR(code, text) {code, #code, text},
-    SIMT_ERROR(CUDA_SUCCESS, "no error")
-    SIMT_ERROR(CUDA_ERROR_INVALID_VALUE, "invalid argument")
-    SIMT_ERROR(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")
-    SIMT_ERROR(CUDA_ERROR_NOT_INITIALIZED, "initialization error")
-    SIMT_ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")
-    SIMT_ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid")
-    SIMT_ERROR(CUDA_ERROR_INVALID_CONTEXT, "invalid device context")
-    SIMT_ERROR(CUDA_ERROR_NO_BINARY_FOR_GPU, "no kernel image is available for the device")
-    SIMT_ERROR(CUDA_ERROR_INVALID_HANDLE, "invalid resource handle")
-    SIMT_ERROR(CUDA_ERROR_NOT_FOUND, "named symbol not found")
-    SIMT_ERROR(CUDA_ERROR_NOT_READY, "device not ready")
-    SIMT_ERROR(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")
-    SIMT_ERROR(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch")
-    SIMT_ERROR(CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure")
-    SIMT_ERROR(CUDA_ERROR_NOT_SUPPORTED, "operation not supported")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-               "operation not permitted when stream is capturing")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
-               "operation failed due to a previous error during capture")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
-               "capture was not ended in the same stream as it began")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
-               "capturing stream has unjoined work")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
-               "dependency created on uncaptured work in another stream")
-    SIMT_ERROR(CUDA_ERROR_CAPTURED_EVENT,
-               "operation not permitted on an event last recorded in a capturing stream")
-    SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
-               "attempt to terminate a thread-local capture sequence from another thread")
+    SIMT_ERROR(CUDA_SUCCESS, "no error") SIMT_ERROR(CUDA_ERROR_INVALID_VALUE, "invalid argument")
+        SIMT_ERROR(CUDA_ERROR_OUT_OF_MEMORY, "out of memory") SIMT_ERROR(
+            CUDA_ERROR_NOT_INITIALIZED,
+            "initialization error") SIMT_ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")
+            SIMT_ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid") SIMT_ERROR(
+                CUDA_ERROR_INVALID_CONTEXT,
+                "invalid device context") SIMT_ERROR(CUDA_ERROR_NO_BINARY_FOR_GPU,
+                                                     "no kernel image is available for the device")
+                SIMT_ERROR(CUDA_ERROR_INVALID_HANDLE, "invalid resource handle") SIMT_ERROR(
+                    CUDA_ERROR_NOT_FOUND, "named symbol not found")
+                    SIMT_ERROR(CUDA_ERROR_NOT_READY, "device not ready") SIMT_ERROR(
+                        CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")
+                        SIMT_ERROR(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                                   "too many resources requested for launch")
+                            SIMT_ERROR(
+                                CUDA_ERROR_LAUNCH_FAILED,
+                                "unspecified launch failure") SIMT_ERROR(CUDA_ERROR_NOT_SUPPORTED,
+                                                                         "operation not supported")
+                                SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                                           "operation not permitted when stream is capturing")
+                                    SIMT_ERROR(
+                                        CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                                        "operation failed due to a previous error during capture")
+                                        SIMT_ERROR(
+                                            CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+                                            "capture was not ended in the same stream as it began")
+                                            SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+                                                       "capturing stream has unjoined work")
+                                                SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
+                                                           "dependency created on uncaptured work "
+                                                           "in another stream")
+                                                    SIMT_ERROR(
+                                                        CUDA_ERROR_CAPTURED_EVENT,
+                                                        "operation not permitted on an event last "
+                                                        "recorded in a capturing stream")
+                                                        SIMT_ERROR(
+                                                            CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+                                                            "attempt to terminate a thread-local "
+                                                            "capture sequence from another thread")
 #undef SIMT_ERROR
 };
 
-static CUresult error_text(CUresult code, const char** out, const char* ErrorText::*field) {
+static CUresult error_text(CUresult code, const char** out, const char* ErrorText::* field) {
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     *out = nullptr;
     for (const ErrorText& e : error_texts)
@@ -103,10 +113,10 @@ CU_API cuDriverGetVersion(int* out) {
     return CUDA_SUCCESS;
 }
 
-#define CU_DEVICE(out, dev)                                  \
-    CU_LOCKED;                                               \
-    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;     \
-    if (!(out)) return CUDA_ERROR_INVALID_VALUE;             \
+#define CU_DEVICE(out, dev)                              \
+    CU_LOCKED;                                           \
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED; \
+    if (!(out)) return CUDA_ERROR_INVALID_VALUE;         \
     if ((dev) != 0) return CUDA_ERROR_INVALID_DEVICE
 
 CU_API cuDeviceGetCount(int* out) {
@@ -140,20 +150,36 @@ CU_API cuDeviceGetAttribute(int* out, int attribute, CUdevice dev) {
     CU_DEVICE(out, dev);
     const bool hopper = device_cc() >= 90;
     static const std::map<int, int> fixed = {
-        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64}, {5, 0x7fffffff}, {6, 65535}, {7, 65535},
-        {8, 48 << 10}, {9, 64 << 10}, {10, 32}, {11, 0x7fffffff}, {12, 65536}, {13, 1410000},
-        {14, 512}, {15, 1}, {17, 0}, {18, 0}, {19, 1}, {20, 0}, {31, 1}, {32, 0}, {33, 0}, {34, 0},
-        {35, 0}, {36, 1593000}, {37, 5120}, {38, 40 << 20}, {39, 2048}, {40, 2}, {41, 1}, {50, 0},
-        {78, 1}, {79, 1}, {80, 1}, {82, 65536}, {83, 1}, {84, 0}, {88, 0}, {89, 1}, {90, 1},
-        {95, 1}, {106, 32}, {111, 1024}, {115, 0}};
+        {1, 1024},     {2, 1024},     {3, 1024},      {4, 64},    {5, 0x7fffffff},  {6, 65535},
+        {7, 65535},    {8, 48 << 10}, {9, 64 << 10},  {10, 32},   {11, 0x7fffffff}, {12, 65536},
+        {13, 1410000}, {14, 512},     {15, 1},        {17, 0},    {18, 0},          {19, 1},
+        {20, 0},       {31, 1},       {32, 0},        {33, 0},    {34, 0},          {35, 0},
+        {36, 1593000}, {37, 5120},    {38, 40 << 20}, {39, 2048}, {40, 2},          {41, 1},
+        {50, 0},       {78, 1},       {79, 1},        {80, 1},    {82, 65536},      {83, 1},
+        {84, 0},       {88, 0},       {89, 1},        {90, 1},    {95, 1},          {106, 32},
+        {111, 1024},   {115, 0}};
     switch (attribute) {
-        case 16: *out = multiprocessors(); return CUDA_SUCCESS;
-        case 75: *out = device_cc() / 10; return CUDA_SUCCESS;
-        case 76: *out = device_cc() % 10; return CUDA_SUCCESS;
-        case 81: *out = static_cast<int>(smem_optin()) + 1024; return CUDA_SUCCESS;
-        case 97: *out = static_cast<int>(smem_optin()); return CUDA_SUCCESS;
-        case 120: *out = hopper; return CUDA_SUCCESS;
-        case 127: *out = hopper; return CUDA_SUCCESS;
+        case 16:
+            *out = multiprocessors();
+            return CUDA_SUCCESS;
+        case 75:
+            *out = device_cc() / 10;
+            return CUDA_SUCCESS;
+        case 76:
+            *out = device_cc() % 10;
+            return CUDA_SUCCESS;
+        case 81:
+            *out = static_cast<int>(smem_optin()) + 1024;
+            return CUDA_SUCCESS;
+        case 97:
+            *out = static_cast<int>(smem_optin());
+            return CUDA_SUCCESS;
+        case 120:
+            *out = hopper;
+            return CUDA_SUCCESS;
+        case 127:
+            *out = hopper;
+            return CUDA_SUCCESS;
     }
     const auto at = fixed.find(attribute);
     if (at == fixed.end()) return CUDA_ERROR_INVALID_VALUE;
@@ -269,17 +295,31 @@ CU_API cuPointerGetAttribute(void* out, int attribute, CUdeviceptr p) {
     const Allocation a = find_allocation(static_cast<uintptr_t>(p));
     if (!out || !a.found) return CUDA_ERROR_INVALID_VALUE;
     switch (attribute) {
-        case 1: *static_cast<CUcontext*>(out) = &primary; return CUDA_SUCCESS;
-        case 2: *static_cast<unsigned*>(out) = a.kind; return CUDA_SUCCESS;
-        case 3: *static_cast<CUdeviceptr*>(out) = p; return CUDA_SUCCESS;
+        case 1:
+            *static_cast<CUcontext*>(out) = &primary;
+            return CUDA_SUCCESS;
+        case 2:
+            *static_cast<unsigned*>(out) = a.kind;
+            return CUDA_SUCCESS;
+        case 3:
+            *static_cast<CUdeviceptr*>(out) = p;
+            return CUDA_SUCCESS;
         case 4:
             if (a.kind != HOST_MEM) return CUDA_ERROR_INVALID_VALUE;
             *static_cast<CUdeviceptr*>(out) = p;
             return CUDA_SUCCESS;
-        case 8: *static_cast<unsigned*>(out) = 0; return CUDA_SUCCESS;
-        case 9: *static_cast<int*>(out) = 0; return CUDA_SUCCESS;
-        case 11: *static_cast<CUdeviceptr*>(out) = a.start; return CUDA_SUCCESS;
-        case 12: *static_cast<size_t*>(out) = a.bytes; return CUDA_SUCCESS;
+        case 8:
+            *static_cast<unsigned*>(out) = 0;
+            return CUDA_SUCCESS;
+        case 9:
+            *static_cast<int*>(out) = 0;
+            return CUDA_SUCCESS;
+        case 11:
+            *static_cast<CUdeviceptr*>(out) = a.start;
+            return CUDA_SUCCESS;
+        case 12:
+            *static_cast<size_t*>(out) = a.bytes;
+            return CUDA_SUCCESS;
     }
     return CUDA_ERROR_INVALID_VALUE;
 }
@@ -307,8 +347,8 @@ CU_API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t n, CUstream
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
     auto staged = std::make_shared<std::vector<uint8_t>>();
-    if (!pinned) staged->assign(static_cast<const uint8_t*>(from),
-                                static_cast<const uint8_t*>(from) + n);
+    if (!pinned)
+        staged->assign(static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + n);
     return enqueue(s, [=] {
         memcpy(reinterpret_cast<void*>(to), pinned ? from : staged->data(), n);
         if (CHECK) shadow_init(static_cast<uintptr_t>(to), n);
@@ -342,8 +382,7 @@ CU_API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream
     if (!within(to, n) || !within(from, n)) return CUDA_ERROR_INVALID_VALUE;
     return enqueue(s, [=] {
         memmove(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), n);
-        if (CHECK)
-            shadow_copy_init(static_cast<uintptr_t>(to), static_cast<uintptr_t>(from), n);
+        if (CHECK) shadow_copy_init(static_cast<uintptr_t>(to), static_cast<uintptr_t>(from), n);
         return CUDA_SUCCESS;
     });
 }
@@ -429,7 +468,8 @@ CU_API cuKernelSetAttribute(int attribute, int value, CUkernel k, CUdevice dev) 
     CU_ENTER;
     if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
-    if (attribute == 9) return value >= -1 && value <= 100 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (attribute == 9)
+        return value >= -1 && value <= 100 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     if (attribute != 8 || value < 0 || static_cast<uint32_t>(value) > smem_optin())
         return CUDA_ERROR_INVALID_VALUE;
     k->max_dynamic_smem = value;
@@ -442,11 +482,25 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
     if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
     if (dev != 0) return CUDA_ERROR_INVALID_DEVICE;
     switch (attribute) {
-        case 0: *out = static_cast<int>(k->kernel->threads); return CUDA_SUCCESS;
-        case 4: *out = 128; return CUDA_SUCCESS;
-        case 5: case 6: *out = device_cc(); return CUDA_SUCCESS;
-        case 8: *out = k->max_dynamic_smem; return CUDA_SUCCESS;
-        case 1: case 2: case 3: case 7: *out = 0; return CUDA_SUCCESS;
+        case 0:
+            *out = static_cast<int>(k->kernel->threads);
+            return CUDA_SUCCESS;
+        case 4:
+            *out = 128;
+            return CUDA_SUCCESS;
+        case 5:
+        case 6:
+            *out = device_cc();
+            return CUDA_SUCCESS;
+        case 8:
+            *out = k->max_dynamic_smem;
+            return CUDA_SUCCESS;
+        case 1:
+        case 2:
+        case 3:
+        case 7:
+            *out = 0;
+            return CUDA_SUCCESS;
     }
     return CUDA_ERROR_INVALID_VALUE;
 }
@@ -545,7 +599,8 @@ CU_API cuTensorMapEncodeTiled(void* out, int type, uint32_t rank, void* base, co
         m.stride[i] = strides[i - 1];
     }
     const uint32_t inner = box[0] * m.elt;
-    if (inner % 16 || (swizzle_mode && inner > 16u << swizzle_mode)) return CUDA_ERROR_INVALID_VALUE;
+    if (inner % 16 || (swizzle_mode && inner > 16u << swizzle_mode))
+        return CUDA_ERROR_INVALID_VALUE;
     memcpy(out, &m, sizeof m);
     return CUDA_SUCCESS;
 }

@@ -232,11 +232,10 @@ Kernel* kernels() { return first_kernel; }
 void launch_kernel(const char* name, dim3 g, dim3 b, uint32_t smem, void** args) {
     for (Kernel* k = first_kernel; k; k = k->next) {
         if (strcmp(k->name, name)) continue;
-        launch_raw(reinterpret_cast<void*>(k->entry),
-                   [](void* fn, void** q) {
-                       reinterpret_cast<void (*)(void* const*)>(fn)(q);
-                   },
-                   g, b, smem, args);
+        launch_raw(
+            reinterpret_cast<void*>(k->entry),
+            [](void* fn, void** q) { reinterpret_cast<void (*)(void* const*)>(fn)(q); }, g, b, smem,
+            args);
         return;
     }
     fprintf(stderr, "simt: no kernel %s\n", name);

@@ -38,9 +38,10 @@ void add_report(Kind kind, const std::string& text) {
 std::string where_in_grid(int id) {
     char text[120];
     const uint3 b = S.block.bid;
-    snprintf(text, sizeof text, id < S.threads ? " (block %u,%u,%u thread %d)"
-                                               : " (block %u,%u,%u async operation %d)",
-             b.x, b.y, b.z, id < S.threads ? id : id - S.threads);
+    snprintf(
+        text, sizeof text,
+        id < S.threads ? " (block %u,%u,%u thread %d)" : " (block %u,%u,%u async operation %d)",
+        b.x, b.y, b.z, id < S.threads ? id : id - S.threads);
     return text;
 }
 
@@ -76,7 +77,8 @@ std::string place(uint32_t pc) {
     Dl_info image;
     dladdr(reinterpret_cast<void*>(&place), &image);
     char command[600], line[400] = "";
-    snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", image.dli_fname, pc - 1);
+    snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", image.dli_fname,
+             pc - 1);
     if (FILE* p = popen(command, "r")) {
         if (!fgets(line, sizeof line, p)) line[0] = 0;
         pclose(p);

@@ -247,9 +247,10 @@ struct Access {
 
 static std::string who(uint32_t e, uint32_t block) {
     const uint32_t i = e & 2047;
-    std::string text = static_cast<int>(i) < S.threads
-                           ? "thread " + std::to_string(i)
-                           : "async operation " + std::to_string(i - static_cast<uint32_t>(S.threads));
+    std::string text =
+        static_cast<int>(i) < S.threads
+            ? "thread " + std::to_string(i)
+            : "async operation " + std::to_string(i - static_cast<uint32_t>(S.threads));
     if (block != S.block_no) text += " of block " + std::to_string(block - 1);
     return text;
 }
@@ -273,7 +274,8 @@ static bool check(Cell& x, const Access& a) {
         return false;
     }
     if (x.flags & PENDING && !(agent && x.write == e)) {
-        tell(RACE, "access while an async copy is under way", a, x.write, x.write_block, x.write_pc);
+        tell(RACE, "access while an async copy is under way", a, x.write, x.write_block,
+             x.write_pc);
         return false;
     }
     // An ordinary write is visible to the async proxy only through fence.proxy.async.
@@ -403,8 +405,12 @@ static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t 
         outside(at, bytes, write, id, pc);
         fail("", 0, "illegal address");
     }
-    const Access a{m.kind == HOST_MEM ? "pinned host memory" : "device memory", at - m.start, bytes,
-                   write, id, pc};
+    const Access a{m.kind == HOST_MEM ? "pinned host memory" : "device memory",
+                   at - m.start,
+                   bytes,
+                   write,
+                   id,
+                   pc};
     bool fine = true;
     by_page(at, n, [&](size_t page, size_t in, size_t take) {
         if (!fine) return;
@@ -538,14 +544,14 @@ static inline void touch(const void* p, size_t n, bool write, void* return_addre
 #define SIMT_RA __builtin_return_address(0)
 #define SIMT_CALLBACK(name, n, write) \
     void __tsan_##name(void* p) { simt::touch(p, n, write, SIMT_RA); }
-#define SIMT_CALLBACKS(n)                            \
-    SIMT_CALLBACK(read##n, n, false)                 \
-    SIMT_CALLBACK(write##n, n, true)                 \
-    SIMT_CALLBACK(unaligned_read##n, n, false)       \
-    SIMT_CALLBACK(unaligned_write##n, n, true)       \
-    SIMT_CALLBACK(read_write##n, n, true)            \
-    SIMT_CALLBACK(unaligned_read_write##n, n, true)  \
-    SIMT_CALLBACK(volatile_read##n, n, false)        \
+#define SIMT_CALLBACKS(n)                           \
+    SIMT_CALLBACK(read##n, n, false)                \
+    SIMT_CALLBACK(write##n, n, true)                \
+    SIMT_CALLBACK(unaligned_read##n, n, false)      \
+    SIMT_CALLBACK(unaligned_write##n, n, true)      \
+    SIMT_CALLBACK(read_write##n, n, true)           \
+    SIMT_CALLBACK(unaligned_read_write##n, n, true) \
+    SIMT_CALLBACK(volatile_read##n, n, false)       \
     SIMT_CALLBACK(volatile_write##n, n, true)
 extern "C" {
 SIMT_CALLBACKS(1)

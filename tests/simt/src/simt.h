@@ -136,11 +136,10 @@ void call(void (*f)(A...), void** p, std::index_sequence<I...>) {
 template <class... A>
 void launch(void (*f)(A...), dim3 g, dim3 b, uint32_t smem, A... a) {
     void* p[] = {(void*)&a...};
-    launch_raw((void*)f,
-               [](void* fn, void** q) {
-                   call((void (*)(A...))fn, q, std::index_sequence_for<A...>{});
-               },
-               g, b, smem, p);
+    launch_raw(
+        (void*)f,
+        [](void* fn, void** q) { call((void (*)(A...))fn, q, std::index_sequence_for<A...>{}); }, g,
+        b, smem, p);
 }
 
 }  // namespace simt

@@ -162,8 +162,7 @@ static void mma_warp(void* const* lanes, uint32_t) {
             float* to = &a[r + (i & 1) * 8][c + (i >> 1) * 8];
             unpack<BF16>(x.a[i], to[0], to[1]);
         }
-        for (int i = 0; i < 2; i++)
-            unpack<BF16>(x.b[i], b[c + i * 8][r], b[c + i * 8 + 1][r]);
+        for (int i = 0; i < 2; i++) unpack<BF16>(x.b[i], b[c + i * 8][r], b[c + i * 8 + 1][r]);
         memcpy(&d[r][c], x.d, 8);
         memcpy(&d[r + 8][c], x.d + 2, 8);
     }
