@@ -228,7 +228,10 @@ mod tests {
     use crate::types::BlockId;
 
     fn u32s(bytes: &[u8], at: u32, len: usize) -> Vec<u32> {
-        bytes[at as usize..at as usize + 4 * len].chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
+        bytes[at as usize..at as usize + 4 * len]
+            .chunks_exact(4)
+            .map(bytemuck::pod_read_unaligned)
+            .collect()
     }
 
     #[test]

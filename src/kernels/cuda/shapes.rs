@@ -66,22 +66,40 @@ pub(super) fn decode(dim: usize, cache: DType) -> Block {
 
 /// Prefill: [`INFLIGHT_PREFILL_ROWS`] query rows.
 pub(super) fn prefill(dim: usize, cache: DType) -> Block {
-    let shared = if cache == DType::Fp8E4m3 {
-        [
-            INFLIGHT_PREFILL_SMEM_E4M3_D64,
-            INFLIGHT_PREFILL_SMEM_E4M3_D96,
-            INFLIGHT_PREFILL_SMEM_E4M3_D128,
-            INFLIGHT_PREFILL_SMEM_E4M3_D192,
-            INFLIGHT_PREFILL_SMEM_E4M3_D256,
-        ]
+    let (shared, keys) = if cache == DType::Fp8E4m3 {
+        (
+            [
+                INFLIGHT_PREFILL_SMEM_E4M3_D64,
+                INFLIGHT_PREFILL_SMEM_E4M3_D96,
+                INFLIGHT_PREFILL_SMEM_E4M3_D128,
+                INFLIGHT_PREFILL_SMEM_E4M3_D192,
+                INFLIGHT_PREFILL_SMEM_E4M3_D256,
+            ],
+            [
+                INFLIGHT_PREFILL_KEYS_E4M3_D64,
+                INFLIGHT_PREFILL_KEYS_E4M3_D96,
+                INFLIGHT_PREFILL_KEYS_E4M3_D128,
+                INFLIGHT_PREFILL_KEYS_E4M3_D192,
+                INFLIGHT_PREFILL_KEYS_E4M3_D256,
+            ],
+        )
     } else {
-        [
-            INFLIGHT_PREFILL_SMEM_D64,
-            INFLIGHT_PREFILL_SMEM_D96,
-            INFLIGHT_PREFILL_SMEM_D128,
-            INFLIGHT_PREFILL_SMEM_D192,
-            INFLIGHT_PREFILL_SMEM_D256,
-        ]
+        (
+            [
+                INFLIGHT_PREFILL_SMEM_D64,
+                INFLIGHT_PREFILL_SMEM_D96,
+                INFLIGHT_PREFILL_SMEM_D128,
+                INFLIGHT_PREFILL_SMEM_D192,
+                INFLIGHT_PREFILL_SMEM_D256,
+            ],
+            [
+                INFLIGHT_PREFILL_KEYS_D64,
+                INFLIGHT_PREFILL_KEYS_D96,
+                INFLIGHT_PREFILL_KEYS_D128,
+                INFLIGHT_PREFILL_KEYS_D192,
+                INFLIGHT_PREFILL_KEYS_D256,
+            ],
+        )
     };
     let threads = [
         INFLIGHT_PREFILL_THREADS_D64,
@@ -90,16 +108,5 @@ pub(super) fn prefill(dim: usize, cache: DType) -> Block {
         INFLIGHT_PREFILL_THREADS_D192,
         INFLIGHT_PREFILL_THREADS_D256,
     ];
-    let keys = [
-        INFLIGHT_PREFILL_KEYS_D64,
-        INFLIGHT_PREFILL_KEYS_D96,
-        INFLIGHT_PREFILL_KEYS_D128,
-        INFLIGHT_PREFILL_KEYS_D192,
-        INFLIGHT_PREFILL_KEYS_D256,
-    ];
-    Block {
-        threads: by_dim(dim, threads),
-        shared: by_dim(dim, shared),
-        keys: by_dim(dim, keys),
-    }
+    Block { threads: by_dim(dim, threads), shared: by_dim(dim, shared), keys: by_dim(dim, keys) }
 }

@@ -84,7 +84,10 @@ impl StepBuffer {
     ) -> Result<()> {
         self.check(arrays, groups)?;
         if stream.is_capturing()? {
-            return Err(Error::argument("stream", "is in capture: upload before launching a graph"));
+            return Err(Error::argument(
+                "stream",
+                "is in capture: upload before launching a graph",
+            ));
         }
         let (pinned, sent) = &mut self.ring[self.next];
         sent.synchronize()?;
