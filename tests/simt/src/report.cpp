@@ -49,13 +49,22 @@ std::string where_in_grid(int id) {
 
 static std::vector<const char*> files;
 
+// Every translation unit has its own copy of a name: they are found by what they say.
+static size_t index_of(const char* file) {
+    static std::unordered_map<const char*, size_t> known;
+    const auto found = known.find(file);
+    if (found != known.end()) return found->second;
+    size_t i = 0;
+    while (i < files.size() && strcmp(files[i], file)) i++;
+    if (i == files.size()) files.push_back(file);
+    return known[file] = i;
+}
+
 uint32_t location(const char* file, int line) {
-    if (!CHECK && !S.faulted && files.size() > 2000) return 0;
-    static const char* last = nullptr;
-    static size_t index = 0;
-    if (file != last || files.empty()) {
-        index = static_cast<size_t>(std::find(files.begin(), files.end(), file) - files.begin());
-        if (index == files.size()) files.push_back(file);
+    static const char* last;
+    static size_t index;
+    if (file != last || !last) {
+        index = index_of(file ? file : "?");
         last = file;
     }
     return 0x80000000u | static_cast<uint32_t>(index) << 20 | static_cast<uint32_t>(line);
@@ -68,8 +77,7 @@ static std::string base_name(std::string_view path) {
 
 std::string place(uint32_t pc) {
     if (pc >> 31) {
-        const char* file = files[pc >> 20 & 0x7ff];
-        return base_name(file ? file : "?") + ":" + std::to_string(pc & 0xfffff);
+        return base_name(files[pc >> 20 & 0x7ff]) + ":" + std::to_string(pc & 0xfffff);
     }
     static std::unordered_map<uint32_t, std::string> resolved;
     std::string& text = resolved[pc];

@@ -47,8 +47,9 @@ CUresult enqueue(CUstream handle, Work work) {
         s.captured_ops++;
         return CUDA_SUCCESS;
     }
-    // The default stream waits for all others, and they for it.
-    if (is_default(handle)) drain_everything();
+    // The default stream waits for all blocking ones, and they for it.
+    for (Stream* other : streams)
+        if (is_default(handle) && other->blocking) drain(*other, ~0ull);
     s.queue.push_back(std::move(work));
     s.enqueued++;
     return is_default(handle) ? drain(s, ~0ull) : CUDA_SUCCESS;
@@ -77,6 +78,7 @@ CU_API cuStreamCreate(CUstream* out, unsigned flags) {
     CU_ENTER;
     if (!out || flags > 1) return CUDA_ERROR_INVALID_VALUE;
     *out = *streams.insert(new Stream).first;
+    (*out)->blocking = !(flags & 1);
     return CUDA_SUCCESS;
 }
 
@@ -94,7 +96,9 @@ CU_API cuStreamSynchronize(CUstream s) {
     CU_ENTER;
     if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
     CU_TRY(refuse_in_capture(stream_of(s)));
-    return is_default(s) ? drain_everything() : drain(*s, ~0ull);
+    for (Stream* other : streams)
+        if (is_default(s) && other->blocking) drain(*other, ~0ull);
+    return drain(stream_of(s), ~0ull);
 }
 
 // Every question lets one operation happen: who polls makes progress, and meets NOT_READY.

@@ -35,6 +35,7 @@ struct Stream {
     Capture* capture = nullptr;
     uint64_t captured_ops = 0, rejoined = 0;
     bool running = false;
+    bool blocking = true;  // the default stream waits for it
 };
 struct Event {
     std::shared_ptr<Record> last;
@@ -73,7 +74,6 @@ CUresult current_context_error();
 CUresult lose_context(bool out_of_bounds);
 CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out);
 void streams_reset();
-void contexts_reset();
 int device_cc();
 uint32_t smem_optin();
 
