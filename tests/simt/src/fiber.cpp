@@ -196,7 +196,7 @@ bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** pa
     S.trampoline = t;
     S.params = params;
     S.launch++;
-    S.rng = 0x9e3779b97f4a7c15ull * (cfg.seed + S.launch) | 1;
+    S.rng = 0x9e3779b97f4a7c15ull * (cfg.seed * 4099 + S.launch - S.first_launch) | 1;
     S.threads = static_cast<int>(b.x * b.y * b.z);
     S.faulted = S.out_of_bounds = false;
     S.block.smem = shared;

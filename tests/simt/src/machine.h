@@ -138,7 +138,7 @@ struct Machine {
     std::deque<Tma> tma;
     int agent = 0;
     Clk clk[MAX_CLOCKS];
-    uint32_t launch = 0, block_no = 0, block_serial = 0;
+    uint32_t first_launch = 0, launch = 0, block_no = 0, block_serial = 0;
     uint64_t rng = 1;
     void* fn = nullptr;
     Trampoline trampoline = nullptr;

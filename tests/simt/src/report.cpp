@@ -202,7 +202,11 @@ size_t simt_bank_conflicts(char* to, size_t n) {
 }
 
 void simt_clear_bank_conflicts() { banks.clear(); }
-void simt_set_seed(uint64_t seed) { cfg.seed = seed; }
+// Schedules depend on the seed and the launches since, and so repeat.
+void simt_set_seed(uint64_t seed) {
+    cfg.seed = seed;
+    S.first_launch = S.launch;
+}
 int simt_is_checking() { return CHECK; }
 void simt_stats(simt_counters* out) {
     const Stats s = stats();
