@@ -79,7 +79,7 @@ fn a_c_compiler_lays_structs_out_alike() {
         writeln!(program, "_Static_assert({expression} == {number}, \"{what}\");").expect("room");
         checks += 1;
     }
-    assert!(checks > 150, "only {checks} numbers found");
+    assert!(checks > 140, "only {checks} numbers found");
     let source = format!("{out}/layouts.c");
     fs::write(&source, program).expect("a file");
     let mut command = compiler.to_command();

@@ -81,6 +81,12 @@ impl Cache {
         }
     }
 
+    /// All bytes of K, those of V if they are apart, and else where V begins in K's.
+    pub(crate) fn memory(&self) -> (&[u8], Option<&[u8]>, usize) {
+        let start = self.v_start * self.layout.dtype.size();
+        (self.k.bytes(), self.v.as_ref().map(Numbers::bytes), start)
+    }
+
     pub(crate) fn view(&mut self) -> KvCache<'_> {
         let view = match &mut self.v {
             Some(v) => KvCache::new(self.k.bytes_mut(), v.bytes_mut(), self.layout),
@@ -354,6 +360,21 @@ impl Case {
         }
         part.mask = self.mask.as_ref().map(|mask| mask.select(order, &self.rows));
         part
+    }
+
+    /// Rows of other lengths, at most the same, over the same cache; queries are the first ones.
+    pub(crate) fn with_rows(&self, rows: &[(usize, usize)]) -> Self {
+        let mut other = self.clone();
+        let bs = self.spec.block_size;
+        let tables: Vec<Vec<u32>> = rows
+            .iter()
+            .enumerate()
+            .map(|(row, &(_, kv_len))| self.table(row)[..kv_len.div_ceil(bs)].to_vec())
+            .collect();
+        other.rows = rows.to_vec();
+        other.spec.rows = rows.to_vec();
+        other.index(&tables);
+        other
     }
 
     /// The same with all blocks elsewhere.

@@ -181,6 +181,24 @@ impl Tokens {
         all
     }
 
+    pub(crate) fn dtype(&self) -> DType {
+        self.numbers.dtype
+    }
+
+    /// All memory, poison included.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.numbers.bytes()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.numbers.bytes_mut()
+    }
+
+    /// Where the first element begins.
+    pub(crate) fn start_bytes(&self) -> usize {
+        self.start * self.numbers.dtype.size()
+    }
+
     pub(crate) fn is_untouched(&self) -> bool {
         self.numbers.bytes().iter().all(|&byte| byte == NAN)
     }

@@ -1,0 +1,207 @@
+//! The device under test, and cases carried over to it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use inflight::Error;
+use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
+use inflight::kernels::cuda::{
+    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepBuffer,
+    StepLimits,
+};
+use inflight::kernels::{DType, Mask};
+
+use crate::attention::{Answer, Case};
+
+/// The device, held by one test at a time.
+pub(crate) struct Gpu {
+    pub(crate) cuda: Arc<Cuda>,
+    pub(crate) stream: CudaStream,
+    emulator: Option<&'static simt::Emulator>,
+    _lock: MutexGuard<'static, ()>,
+}
+
+/// The device; `None`, and a line that says why, where there is none.
+pub(crate) fn gpu() -> Option<Gpu> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mode = match std::env::var("INFLIGHT_SIMT").as_deref() {
+        Ok("checking") => simt::Mode::Checking,
+        _ => simt::Mode::Fast,
+    };
+    // Opened before anything opens libcuda, which then is this one.
+    let emulator = match simt::device(mode) {
+        Ok(emulator) => Some(emulator),
+        Err(_) if simt::wants_real_driver() => None,
+        Err(why) => {
+            println!("skipped: {why}");
+            return None;
+        }
+    };
+    let cuda = match Cuda::new(0) {
+        Ok(cuda) => cuda,
+        Err(Error::NoCuda(why)) if emulator.is_none() => {
+            println!("skipped: {why}");
+            return None;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let stream = CudaStream::new(&cuda).expect("a stream");
+    Some(Gpu { cuda, stream, emulator, _lock: lock })
+}
+
+impl Gpu {
+    /// Whether it looks for races.
+    pub(crate) fn is_checking(&self) -> bool {
+        self.emulator.is_some_and(simt::Emulator::is_checking)
+    }
+
+    /// Another order of threads and blocks, where that can be chosen.
+    pub(crate) fn set_seed(&self, seed: u64) {
+        if let Some(emulator) = self.emulator {
+            emulator.set_seed(seed);
+        }
+    }
+
+    /// Races, reads of what nobody wrote, and whatever else the emulator reports.
+    pub(crate) fn reports(&self) -> Vec<String> {
+        self.emulator.map_or_else(Vec::new, simt::Emulator::reports)
+    }
+
+    /// A copy in device memory; empty slices have an address too.
+    pub(crate) fn upload(&self, bytes: &[u8]) -> CudaBuffer {
+        let buffer = CudaBuffer::new(&self.cuda, bytes.len().max(16)).expect("device memory");
+        self.stream.write(&buffer, 0, bytes).expect("a copy");
+        buffer
+    }
+
+    pub(crate) fn numbers(&self, numbers: &[f32]) -> CudaBuffer {
+        self.upload(bytemuck::cast_slice(numbers))
+    }
+}
+
+/// Limits that a case is within.
+pub(crate) fn limits(case: &Case) -> StepLimits {
+    StepLimits {
+        max_rows: case.rows.len().max(1),
+        max_tokens: case.num_tokens().max(1),
+        max_blocks: case.kv_indices.len(),
+        max_kv_len: case.rows.iter().map(|row| row.1).max().unwrap_or(0).max(1),
+        max_mask_bytes: case.mask.as_ref().map_or(0, |mask| mask.bits.len()),
+    }
+}
+
+pub(crate) fn mask(case: &Case) -> Option<Mask<'_>> {
+    case.mask.as_ref().map(|mask| Mask {
+        bits: &mask.bits,
+        indptr: &mask.indptr,
+        widths: &mask.widths,
+    })
+}
+
+/// A case's tensors in device memory.
+pub(crate) struct OnDevice {
+    q: CudaBuffer,
+    o: CudaBuffer,
+    lse: CudaBuffer,
+    pub(crate) args: AttentionArgs,
+    /// Freed with the case.
+    _others: Vec<CudaBuffer>,
+}
+
+impl OnDevice {
+    pub(crate) fn new(gpu: &Gpu, case: &Case) -> Self {
+        let out = case.output();
+        let (q, o) = (gpu.upload(case.q.bytes()), gpu.upload(out.bytes()));
+        let rows = case.num_tokens() * case.spec.config.num_q_heads;
+        let lse = gpu.upload(&vec![0xff; 4 * (rows + 3)]);
+        let (k_bytes, v_bytes, v_start) = case.cache.memory();
+        let k = gpu.upload(k_bytes);
+        let v = v_bytes.map(|bytes| gpu.upload(bytes));
+        let v_address = v.as_ref().map_or(k.address() + v_start as u64, CudaBuffer::address);
+        let scales = [&case.k_scale, &case.v_scale].map(|scales| gpu.numbers(scales));
+        let extras = [&case.alibi, &case.sinks].map(|n| n.as_ref().map(|n| gpu.numbers(n)));
+        let address = |buffer: &Option<CudaBuffer>| buffer.as_ref().map_or(0, CudaBuffer::address);
+        let fp8 = case.is_fp8().then(|| DeviceScales {
+            k: scales[0].address(),
+            v: scales[1].address(),
+            per_head: case.k_scale.len() > 1,
+        });
+        let tensor = |buffer: &CudaBuffer, tokens: &crate::attention::Tokens| {
+            let start = tokens.start_bytes() as u64;
+            // SAFETY: the buffer holds the tensor, and lives as long as this.
+            unsafe { DeviceTensor::new(buffer.address() + start, tokens.dtype(), tokens.shape) }
+        };
+        let (q_tensor, o_tensor) = (tensor(&q, &case.q), tensor(&o, &out));
+        // SAFETY: as above.
+        let cache = unsafe { DeviceCache::new(k.address(), v_address, case.cache.layout, fp8) };
+        let args = AttentionArgs {
+            lse: lse.address(),
+            alibi_slopes: address(&extras[0]),
+            sinks: address(&extras[1]),
+            ..AttentionArgs::new(q_tensor, cache.expect("a sound cache"), o_tensor)
+        };
+        let mut others = vec![k];
+        others.extend(v);
+        others.extend(scales);
+        others.extend(extras.into_iter().flatten());
+        Self { q, o, lse, args, _others: others }
+    }
+
+    /// What was written; everything else must be as it was.
+    pub(crate) fn answer(&self, gpu: &Gpu, case: &Case) -> Answer {
+        self.answer_of(gpu, case, case.num_tokens())
+    }
+
+    /// The same where only the first tokens are to be written.
+    pub(crate) fn answer_of(&self, gpu: &Gpu, case: &Case, tokens: usize) -> Answer {
+        let mut out = case.output();
+        gpu.stream.read(out.bytes_mut(), &self.o, 0).expect("a copy");
+        let mut q = vec![0; case.q.bytes().len()];
+        gpu.stream.read(&mut q, &self.q, 0).expect("a copy");
+        assert!(q == case.q.bytes(), "queries were written");
+        let n = tokens * case.spec.config.num_q_heads;
+        let mut lse = vec![0.0_f32; self.lse.len() / 4];
+        gpu.stream.read(bytemuck::cast_slice_mut(&mut lse), &self.lse, 0).expect("a copy");
+        assert!(lse[n..].iter().all(|x| x.to_bits() == u32::MAX), "written past the LSE");
+        lse.truncate(n);
+        Answer { o: out.take(tokens), lse }
+    }
+
+    /// Output and LSE are poison again.
+    pub(crate) fn poison(&self, gpu: &Gpu) {
+        for buffer in [&self.o, &self.lse] {
+            gpu.stream.fill(buffer, 0, buffer.len(), 0xff).expect("a fill");
+        }
+    }
+}
+
+/// Plan, upload and run.
+pub(crate) fn answer(gpu: &Gpu, case: &Case) -> Answer {
+    let mut attention = Attention::new(&gpu.cuda, case.spec.config, limits(case))
+        .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec));
+    answer_with(gpu, case, &mut attention)
+}
+
+pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> Answer {
+    let what = |error: Error| -> ! { panic!("{error}: {:?}", case.spec) };
+    let on_device = OnDevice::new(gpu, case);
+    let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[attention])
+        .unwrap_or_else(|error| what(error));
+    let blocks = case.cache.layout.num_blocks;
+    attention.plan(case.batch(), blocks, mask(case)).unwrap_or_else(|error| what(error));
+    let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+    step.upload(&gpu.stream, &arrays, &[attention]).unwrap_or_else(|error| what(error));
+    attention.run(&gpu.stream, &step, 0, &on_device.args).unwrap_or_else(|error| what(error));
+    gpu.stream
+        .synchronize()
+        .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", case.spec, gpu.reports().join("\n")));
+    on_device.answer(gpu, case)
+}
+
+/// Types that GPUs have kernels for.
+pub(crate) const TYPES: [(DType, DType); 4] = [
+    (DType::F16, DType::F16),
+    (DType::Bf16, DType::Bf16),
+    (DType::F16, DType::Fp8E4m3),
+    (DType::Bf16, DType::Fp8E4m3),
+];
