@@ -208,7 +208,7 @@ fn check(device: &[DeviceCache], host: &[DeviceCache]) -> Result<u64> {
         }
     }
     let bytes = (block_size * num_heads * head_dim * dtype.size()) as u64;
-    if bytes % 16 != 0 {
+    if !bytes.is_multiple_of(16) {
         let reason = format!("its blocks are of {bytes} bytes, not a multiple of 16");
         return Err(Error::argument("device", reason));
     }

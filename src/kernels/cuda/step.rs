@@ -153,10 +153,6 @@ impl StepBuffer {
         &self.limits
     }
 
-    pub(super) fn cuda(&self) -> &Arc<Cuda> {
-        self.device.cuda()
-    }
-
     /// The generation of a group's plan.
     pub(super) fn generation(&self, group: usize) -> Option<u64> {
         self.generations.get(group).copied()
