@@ -4,7 +4,7 @@
 //! Nothing here uses the kernels' own arithmetic: caches are read element by element through
 //! tables and strides, masks bit by bit.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part")]
 
 mod case;
 mod compare;
