@@ -77,7 +77,7 @@ impl BlockMover {
     /// Queues operations, with the result of carrying them out in order: those that do not concern
     /// each other are in one launch.
     ///
-    /// Waits where [`RING`] launches before are not done yet. Not for streams in capture.
+    /// Waits where four launches before are not done yet. Not for streams in capture.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming `ops` or `stream`, nothing being queued then; what the

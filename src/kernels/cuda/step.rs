@@ -68,7 +68,7 @@ impl StepBuffer {
 
     /// Packs a step and queues its copy. The plans of `groups` are those made last.
     ///
-    /// Waits where [`RING`] uploads before this one have not been done yet. Not for streams in
+    /// Waits where four uploads before this one have not been done yet. Not for streams in
     /// capture: the copy belongs before a graph's launch, not into it.
     ///
     /// # Errors
