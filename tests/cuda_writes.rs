@@ -179,7 +179,8 @@ fn appended_bytes_are_the_processors() {
             rope,
         };
         let append = Append::new(&cuda, DType::Bf16, dtype).expect("a kernel");
-        append.run(&stream, &step, &args).expect("a launch");
+        // SAFETY: all memory lives until the stream is done.
+        unsafe { append.run(&stream, &step, &args) }.expect("a launch");
         stream.synchronize().expect("done");
         let what = format!("{layout:?}, {tokens} tokens, rope {rotated} {pairs:?} {rotary_dim}");
         let same = |dev: &CudaBuffer, host: &[u8]| download(&stream, dev, host.len()) == host;
@@ -237,7 +238,9 @@ fn merged_states_are_the_processors() {
         let on_device: Vec<_> =
             raw.iter().map(|(o, lse)| State { o: tensor(o), lse: lse.address() }).collect();
         let merge = Merge::new(&cuda, DType::Bf16).expect("a kernel");
-        merge.run(&stream, &on_device, tensor(&out), out_lse.address()).expect("a launch");
+        // SAFETY: all memory lives until the stream is done.
+        unsafe { merge.run(&stream, &on_device, tensor(&out), out_lse.address()) }
+            .expect("a launch");
         stream.synchronize().expect("done");
         let found = download(&stream, &out, tokens * heads * dim * 2);
         let found: Vec<bf16> = found.chunks_exact(2).map(bytemuck::pod_read_unaligned).collect();

@@ -176,6 +176,15 @@ impl BatchView<'_> {
     /// [`Error::InvalidArgument`] naming the array and the row.
     pub(crate) fn check(&self, num_blocks: usize, seen: &mut Vec<u32>) -> Result<()> {
         let rows = self.num_rows();
+        self.check_shape()?;
+        let used = self.kv_indptr[rows] as usize;
+        let indices = &self.kv_indices[..used];
+        self.check_blocks(indices, num_blocks, seen)
+    }
+
+    /// Checks the lengths of the arrays, and what they say of each other.
+    pub(crate) fn check_shape(&self) -> Result<()> {
+        let rows = self.num_rows();
         if self.block_size == 0 {
             return Err(Error::argument("block_size", "a block holds at least one token"));
         }
@@ -189,10 +198,20 @@ impl BatchView<'_> {
             }
         }
         let used = self.kv_indptr[rows] as usize;
-        let Some(indices) = self.kv_indices.get(..used) else {
+        if self.kv_indices.len() < used {
             let reason = format!("has {} entries, kv_indptr names {used}", self.kv_indices.len());
             return Err(Error::argument("kv_indices", reason));
-        };
+        }
+        Ok(())
+    }
+
+    fn check_blocks(
+        &self,
+        indices: &[BlockId],
+        num_blocks: usize,
+        seen: &mut Vec<u32>,
+    ) -> Result<()> {
+        let rows = self.num_rows();
         seen.clear();
         seen.resize(num_blocks, 0);
         for row in 0..rows {

@@ -191,7 +191,9 @@ pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> 
     attention.plan(case.batch(), blocks, mask(case)).unwrap_or_else(|error| what(error));
     let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
     step.upload(&gpu.stream, &arrays, &[attention]).unwrap_or_else(|error| what(error));
-    attention.run(&gpu.stream, &step, 0, &on_device.args).unwrap_or_else(|error| what(error));
+    // SAFETY: all memory lives until the stream is done.
+    unsafe { attention.run(&gpu.stream, &step, 0, &on_device.args) }
+        .unwrap_or_else(|error| what(error));
     gpu.stream
         .synchronize()
         .unwrap_or_else(|error| panic!("{error}: {:?}\n{}", case.spec, gpu.reports().join("\n")));

@@ -44,7 +44,8 @@ fn a_graph_is_replayed_with_new_lengths() {
             let on_device = OnDevice::new(&gpu, &largest);
             let captured = gpu
                 .stream
-                .capture(|stream| attention.run(stream, &step, 0, &on_device.args))
+                // SAFETY: all memory lives until the stream is done.
+                .capture(|stream| unsafe { attention.run(stream, &step, 0, &on_device.args) })
                 .expect("run can be captured");
             (captured, on_device)
         });

@@ -41,29 +41,36 @@ fn calls_that_do_not_fit() {
     let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
     let blocks = case.cache.layout.num_blocks;
 
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &device.args)), "plan");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &device.args) }), "plan");
     assert_eq!(field(step.upload(&gpu.stream, &arrays, &[&attention])), "groups");
     attention.plan(case.batch(), blocks, None).unwrap();
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &device.args)), "step");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &device.args) }), "step");
     step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
-    assert_eq!(field(attention.run(&gpu.stream, &step, 1, &device.args)), "step");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 1, &device.args) }), "step");
 
     let other = Case::new(&Spec::new(4, AttentionConfig::new(4, 2, 128, DType::Bf16), &[(6, 60)]));
     let theirs = OnDevice::new(&gpu, &other).args;
     let mut args = device.args;
     args.q = theirs.q;
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &args)), "q");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &args) }), "q");
     args = device.args;
     args.cache = theirs.cache;
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &args)), "cache");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &args) }), "cache");
     args = device.args;
     args.lse += 2;
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &args)), "lse");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &args) }), "lse");
 
     let larger = Case::new(&Spec::new(5, config, &[(1, 4000), (5, 20)]));
     let refused = attention.plan(larger.batch(), larger.cache.layout.num_blocks, None);
     assert_eq!(field(refused), "limits");
-    assert_eq!(field(attention.run(&gpu.stream, &step, 0, &device.args)), "plan");
+    // SAFETY: all memory lives until the stream is done.
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &device.args) }), "plan");
     let slots = StepArrays { slot_mapping: &[1, 2], ..arrays };
     assert_eq!(field(step.upload(&gpu.stream, &slots, &[])), "slot_mapping");
 

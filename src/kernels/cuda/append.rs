@@ -82,8 +82,19 @@ impl Append {
     /// [`Error::InvalidArgument`] naming the field of `args`, or `step` where it has no slots, no
     /// positions for a rotation, or slots beyond the cache; what the driver refuses. Nothing is
     /// written then.
-    pub fn run(&self, stream: &CudaStream, step: &StepBuffer, args: &AppendArgs) -> Result<()> {
-        self.check(step, args)?;
+    ///
+    /// # Safety
+    /// * The table has `max_position` rows, at an address that the device can read.
+    /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it name
+    ///   no slot beyond the cache, whose block size is theirs.
+    pub unsafe fn run(
+        &self,
+        stream: &CudaStream,
+        step: &StepBuffer,
+        args: &AppendArgs,
+    ) -> Result<()> {
+        let capturing = stream.is_capturing()?;
+        self.check(step, args, capturing)?;
         let layout = args.cache.layout();
         let ((k_new_token, k_new_head), (v_new_token, v_new_head)) =
             (args.k.strides(), args.v.strides());
@@ -138,13 +149,15 @@ impl Append {
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }
     }
 
-    fn check(&self, step: &StepBuffer, args: &AppendArgs) -> Result<()> {
+    fn check(&self, step: &StepBuffer, args: &AppendArgs, capturing: bool) -> Result<()> {
         let layout = args.cache.layout();
         if layout.dtype != self.cache {
             let reason = format!("is {}, and the kernel is for {}", layout.dtype, self.cache);
             return Err(Error::argument("cache", reason));
         }
-        let (tokens, heads, dim) = (step.num_tokens(), layout.num_heads, layout.head_dim);
+        // A graph may be replayed with the largest step.
+        let tokens = if capturing { step.limits().max_tokens } else { step.num_tokens() };
+        let (heads, dim) = (layout.num_heads, layout.head_dim);
         args.k.check("k", self.new, tokens, heads, dim)?;
         args.v.check("v", self.new, tokens, heads, dim)?;
         if !step.has_slots() {

@@ -43,7 +43,6 @@ pub struct Attention {
 struct Planned {
     generation: u64,
     num_tokens: usize,
-    num_rows: usize,
     num_blocks: usize,
     block_size: usize,
 }
@@ -202,7 +201,6 @@ impl Attention {
         self.planned = Some(Planned {
             generation: next_generation(),
             num_tokens: batch.num_tokens(),
-            num_rows: batch.num_rows(),
             num_blocks,
             block_size: batch.block_size,
         });
@@ -215,8 +213,15 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `args`, or `step` where its upload was not of
-    /// the plan made last; what the driver refuses. Nothing is written then.
-    pub fn run(
+    /// the plan made last, nothing being queued then; what the driver refuses.
+    ///
+    /// # Safety
+    /// * The addresses among `args` are 0, or those of as many numbers as they are said to have.
+    /// * All runs of this `Attention` are in one order: on one stream, or on streams that wait for
+    ///   each other. They share states and counters.
+    /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it have
+    ///   the same groups and caches of the same block size, with all blocks within those captured.
+    pub unsafe fn run(
         &self,
         stream: &CudaStream,
         step: &StepBuffer,
@@ -229,8 +234,11 @@ impl Attention {
         if step.generation(group) != Some(planned.generation) {
             return Err(Error::argument("step", "does not hold the plan made last as this group"));
         }
-        self.check(&planned, args)?;
+        if stream.cuda().context() != self.state_o.cuda().context() {
+            return Err(Error::argument("stream", "is one of another device than the kernels"));
+        }
         let capturing = stream.is_capturing()?;
+        self.check(&planned, args, capturing)?;
         let mut params = self.params(step, args);
         for (nth, side) in [&self.decode, &self.prefill].into_iter().enumerate() {
             if side.plan.parts().is_empty() && !capturing {
@@ -238,8 +246,8 @@ impl Attention {
             }
             params.plan = (2 * group + nth) as u32;
             params.arrived = side.arrived.address();
-            // A graph may be replayed with a mask.
-            let masks = self.has_mask || (capturing && self.limits.max_mask_bytes > 0);
+            // By the limits and not the step: a row's bits must not depend on others' masks.
+            let masks = self.limits.max_mask_bytes > 0;
             let kernel = if masks || self.is_general(args) { &side.general } else { &side.plain };
             // SAFETY: these are the kernels' parameters. Plans, states and counters are as large as
             // the limits ask for; tensors and caches are as `args` vouches.
@@ -300,11 +308,13 @@ impl Attention {
         }
     }
 
-    fn check(&self, planned: &Planned, args: &AttentionArgs) -> Result<()> {
+    fn check(&self, planned: &Planned, args: &AttentionArgs, capturing: bool) -> Result<()> {
         let AttentionConfig { num_q_heads, num_kv_heads, head_dim, q_dtype, kv_dtype, .. } =
             self.config;
-        args.q.check("q", q_dtype, planned.num_tokens, num_q_heads, head_dim)?;
-        args.o.check("o", q_dtype, planned.num_tokens, num_q_heads, head_dim)?;
+        // A graph may be replayed with the largest step.
+        let tokens = if capturing { self.limits.max_tokens } else { planned.num_tokens };
+        args.q.check("q", q_dtype, tokens, num_q_heads, head_dim)?;
+        args.o.check("o", q_dtype, tokens, num_q_heads, head_dim)?;
         let layout = args.cache.layout();
         if (layout.dtype, layout.num_heads, layout.head_dim) != (kv_dtype, num_kv_heads, head_dim) {
             let reason = format!(
@@ -349,13 +359,20 @@ impl Attention {
         self.planned.map_or(0, |planned| planned.generation)
     }
 
-    /// Whether the plan made last is of a batch like this.
+    /// Blocks that the plan made last is for.
+    pub(super) fn num_blocks(&self) -> Option<usize> {
+        self.planned.map(|planned| planned.num_blocks)
+    }
+
+    /// Whether the plan made last is of this batch, as far as lengths go.
     pub(super) fn is_planned_for(&self, batch: &BatchView<'_>) -> bool {
-        self.planned.is_some_and(|planned| {
-            planned.num_tokens == batch.num_tokens()
-                && planned.num_rows == batch.num_rows()
-                && planned.block_size == batch.block_size
-        })
+        let row = |(row, extent): (usize, &Extent)| {
+            let q_len = batch.qo_indptr[row + 1] - batch.qo_indptr[row];
+            *extent == Extent { q_len, kv_len: batch.kv_len(row) }
+        };
+        self.planned.is_some_and(|planned| planned.block_size == batch.block_size)
+            && self.extents.len() == batch.num_rows()
+            && self.extents.iter().enumerate().all(row)
     }
 }
 

@@ -52,7 +52,11 @@ impl Merge {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; what the driver refuses.
-    pub fn run(
+    ///
+    /// # Safety
+    /// LSE are 0 or the addresses of a number for each token and head, until the work is done and
+    /// whenever a graph with it is launched. A graph merges as many tokens as were captured.
+    pub unsafe fn run(
         &self,
         stream: &CudaStream,
         states: &[State],

@@ -81,7 +81,9 @@ impl StepLimits {
     pub(crate) fn bytes(&self) -> usize {
         let rows = 3 * array::<u32>(self.max_rows + 1);
         let tokens = 2 * array::<u32>(self.max_tokens) + array::<i64>(self.max_tokens);
-        aligned(size_of::<Header>()) + rows + tokens + array::<u32>(self.max_blocks)
+        let nothing = aligned(size_of::<PlanHeader>()) + array::<u32>(1);
+        let blocks = array::<u32>(self.max_blocks);
+        aligned(size_of::<Header>()) + rows + tokens + blocks + nothing
     }
 
     /// Bytes that a plan within the limits and these bounds takes.
@@ -145,6 +147,20 @@ impl Writer<'_> {
         Ok(start as u32)
     }
 
+    /// The array, or `n` times the same where there is none.
+    fn write_or<T: Pod>(&mut self, data: &[T], instead: T, n: usize) -> Result<u32> {
+        if !data.is_empty() {
+            return self.write(data);
+        }
+        let here = self.at;
+        self.at += array::<T>(n);
+        let start = self.fits(here)?;
+        let each = bytemuck::bytes_of(&instead);
+        let to = &mut self.to[start..start + n * each.len()];
+        to.chunks_exact_mut(each.len()).for_each(|to| to.copy_from_slice(each));
+        Ok(start as u32)
+    }
+
     fn fits(&self, here: usize) -> Result<usize> {
         if self.at <= self.to.len() {
             return Ok(here);
@@ -168,7 +184,7 @@ pub(crate) fn pack<'a>(
     to: &mut [u8],
 ) -> Result<usize> {
     let StepArrays { batch, slot_mapping, positions, tokens } = *arrays;
-    let rows = batch.num_rows();
+    let (rows, n) = (batch.num_rows(), batch.num_tokens());
     let used = batch.kv_indptr.last().map_or(0, |&end| end as usize);
     let mut out = Writer { to, at: 0 };
     let start = out.skip::<Header>()?;
@@ -179,9 +195,10 @@ pub(crate) fn pack<'a>(
         num_tokens: batch.num_tokens() as u32,
         num_kv_blocks: used as u32,
         block_size: batch.block_size as u32,
-        tokens: out.write(tokens)?,
-        positions: out.write(positions)?,
-        slot_mapping: out.write(slot_mapping)?,
+        tokens: if tokens.is_empty() { 0 } else { out.write(tokens)? },
+        // A graph may append all the same: no slot, and no position that a table has.
+        positions: out.write_or(positions, u32::MAX, n)?,
+        slot_mapping: out.write_or(slot_mapping, -1, n)?,
         qo_indptr: out.write(batch.qo_indptr)?,
         kv_indptr: out.write(batch.kv_indptr)?,
         kv_last_page_len: out.write(batch.kv_last_page_len)?,
@@ -195,6 +212,9 @@ pub(crate) fn pack<'a>(
         };
         *offset = pack_plan(plan, mask, &mut out)?;
     }
+    // A graph may have launches for groups that this step has not: they find nothing to do.
+    let nothing = pack_plan(&Plan::default(), None, &mut out)?;
+    header.plans.iter_mut().filter(|offset| **offset == 0).for_each(|offset| *offset = nothing);
     header.total_bytes = out.at as u32;
     out.header(start, &header);
     Ok(out.at)
@@ -293,7 +313,11 @@ mod tests {
                 assert_eq!(here[found.mask_bits as usize..][..3], [1, 2, 3]);
             }
         }
-        assert_eq!(header.plans[2..], [0; 6]);
+        for at in header.plans[2..].iter().map(|&at| at as usize) {
+            let none: PlanHeader =
+                bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<PlanHeader>()]);
+            assert_eq!((none.num_shares, none.num_parts), (0, 0));
+        }
         assert_eq!(used % ALIGN, 0);
 
         let plans = std::iter::once((&plan, None));

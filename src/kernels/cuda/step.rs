@@ -28,6 +28,7 @@ pub struct StepBuffer {
     block_size: usize,
     has_slots: bool,
     has_positions: bool,
+    seen: Vec<u32>,
 }
 
 impl StepBuffer {
@@ -63,6 +64,7 @@ impl StepBuffer {
             block_size: 0,
             has_slots: false,
             has_positions: false,
+            seen: Vec::new(),
         })
     }
 
@@ -74,14 +76,16 @@ impl StepBuffer {
     /// # Errors
     /// [`Error::InvalidArgument`] naming `limits` where the step is larger, `slot_mapping`,
     /// `positions` or `tokens` where they do not fit the batch, `groups` where one has no plan of
-    /// this batch, `stream` where it is in capture; what the driver refuses. The step uploaded
-    /// before is then still there.
+    /// this batch, `stream` where it is in capture; where it is of another device; what the driver refuses.
     pub fn upload(
         &mut self,
         stream: &CudaStream,
         arrays: &StepArrays<'_>,
         groups: &[&Attention],
     ) -> Result<()> {
+        if stream.cuda().context() != self.device.cuda().context() {
+            return Err(Error::argument("stream", "is one of another device than the buffer"));
+        }
         self.check(arrays, groups)?;
         if stream.is_capturing()? {
             return Err(Error::argument(
@@ -93,24 +97,37 @@ impl StepBuffer {
         sent.synchronize()?;
         let plans = groups.iter().flat_map(|group| group.plans());
         let used = pack(arrays, plans, pinned)?;
+        // From here on the old step is gone, whatever fails.
+        self.next = (self.next + 1) % RING;
+        self.generations.clear();
+        (self.has_slots, self.has_positions) = (false, false);
         // SAFETY: the buffer is written again only after its event, and freed only after it too:
         // dropping it waits for the device.
         unsafe { stream.upload(&self.device, 0, &pinned[..used]) }?;
-        sent.record(stream)?;
-        self.next = (self.next + 1) % RING;
-        self.generations.clear();
+        if let Err(error) = sent.record(stream) {
+            // Without its event nothing else says when the buffer may be written again.
+            stream.synchronize()?;
+            return Err(error);
+        }
         self.generations.extend(groups.iter().map(|group| group.generation()));
         self.num_tokens = arrays.batch.num_tokens();
         self.block_size = arrays.batch.block_size;
-        let slots = arrays.slot_mapping.iter().copied().max().unwrap_or(-1) + 1;
-        self.num_blocks_needed = (slots.max(0) as usize).div_ceil(self.block_size.max(1));
+        let last = arrays.slot_mapping.iter().copied().max().filter(|&slot| slot >= 0);
+        self.num_blocks_needed = last.map_or(0, |slot| slot as usize / self.block_size.max(1) + 1);
         self.has_slots = !arrays.slot_mapping.is_empty() || self.num_tokens == 0;
         self.has_positions = !arrays.positions.is_empty() || self.num_tokens == 0;
         Ok(())
     }
 
-    fn check(&self, arrays: &StepArrays<'_>, groups: &[&Attention]) -> Result<()> {
+    fn check(&mut self, arrays: &StepArrays<'_>, groups: &[&Attention]) -> Result<()> {
         let StepArrays { batch, slot_mapping, positions, tokens } = *arrays;
+        // Groups vouch for as many blocks as they planned for.
+        let blocks = groups.iter().filter_map(|group| group.num_blocks()).min();
+        if let Some(blocks) = blocks {
+            batch.check(blocks, &mut self.seen)?;
+        } else {
+            batch.check_shape()?;
+        }
         let n = batch.num_tokens();
         for (field, len) in [
             ("slot_mapping", slot_mapping.len()),

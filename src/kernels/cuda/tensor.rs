@@ -136,6 +136,9 @@ impl DeviceCache {
             (DType::Fp8E4m3, Some(DeviceScales { k: 0, .. } | DeviceScales { v: 0, .. })) => {
                 Err(Error::argument("scales", "are null"))
             }
+            (DType::Fp8E4m3, Some(DeviceScales { k, v, .. })) if (k | v) % 4 != 0 => {
+                Err(Error::argument("scales", "are not at multiples of 4 bytes"))
+            }
             (DType::F16 | DType::Bf16, None) | (DType::Fp8E4m3, Some(_)) => {
                 Ok(Self { k, v, layout, scales })
             }
