@@ -1,8 +1,11 @@
 //! The CUDA device layer, on the emulator, or on a GPU with `INFLIGHT_TEST_DRIVER=real`.
 #![cfg(feature = "cuda-driver")]
 
+#[path = "common/gpu.rs"]
+mod device;
+
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use inflight::Error;
@@ -10,27 +13,6 @@ use inflight::device::cuda::{
     self, Cuda, CudaBuffer, CudaEvent, CudaStream, Kernels, Launch, PinnedBuffer, check_pointer,
 };
 use inflight::error::CudaUnavailable;
-
-/// The device, held by one test at a time; `None`, and a line that says why, where there is none.
-fn device() -> Option<(Arc<Cuda>, MutexGuard<'static, ()>)> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Opened before anything opens libcuda, which then is this one.
-    if let Err(why) = simt::device(simt::Mode::Fast)
-        && !simt::wants_real_driver()
-    {
-        println!("skipped: {why}");
-        return None;
-    }
-    match Cuda::new(0) {
-        Ok(cuda) => Some((cuda, lock)),
-        Err(Error::NoCuda(why)) if simt::wants_real_driver() => {
-            println!("skipped: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 /// What is refused, as a field and a reason.
 fn refused<T>(result: inflight::Result<T>) -> (&'static str, String) {
@@ -51,7 +33,8 @@ fn current_context() -> *mut cudarc::driver::sys::CUctx_st {
 
 #[test]
 fn a_probe_says_what_there_is() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let devices = cuda::probe().expect("there is one");
     assert_eq!(&devices[0], gpu.info());
     let info = gpu.info();
@@ -86,7 +69,8 @@ fn what_is_missing_is_said_in_a_sentence() {
 
 #[test]
 fn the_callers_context_stays_current() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     // A thread that has none has none afterwards.
     let none = || {
         assert!(current_context().is_null());
@@ -103,7 +87,8 @@ fn the_callers_context_stays_current() {
 
 #[test]
 fn bytes_go_there_and_back() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let stream = CudaStream::new(&gpu).expect("a stream");
     let [a, b] = [256, 256].map(|len| CudaBuffer::new(&gpu, len).expect("memory"));
     assert!(a.address().is_multiple_of(256) && a.len() == 256 && a.address() != b.address());
@@ -137,7 +122,8 @@ fn bytes_go_there_and_back() {
 
 #[test]
 fn too_much_memory_is_an_error_of_its_own() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let (free, total) = gpu.memory().expect("known");
     assert!(free > 0 && free <= total);
     match CudaBuffer::new(&gpu, 1 << 46) {
@@ -150,7 +136,8 @@ fn too_much_memory_is_an_error_of_its_own() {
 
 #[test]
 fn streams_wait_for_events() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let [first, second] = [(); 2].map(|()| CudaStream::new(&gpu).expect("a stream"));
     let buffer = CudaBuffer::new(&gpu, 1 << 20).expect("memory");
     let [start, end] = [(); 2].map(|()| CudaEvent::timed(&gpu).expect("an event"));
@@ -172,7 +159,8 @@ fn streams_wait_for_events() {
 
 #[test]
 fn a_callers_stream_is_checked() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let own = CudaStream::new(&gpu).expect("a stream");
     // SAFETY: `own` outlives it.
     let borrowed = unsafe { CudaStream::borrowed(&gpu, own.handle()) }.expect("of this device");
@@ -189,7 +177,8 @@ fn a_callers_stream_is_checked() {
 
 #[test]
 fn pointers_are_checked_by_field() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let buffer = CudaBuffer::new(&gpu, 64).expect("memory");
     let pinned = PinnedBuffer::new(&gpu, 64).expect("memory");
     check_pointer(&gpu, "q", buffer.address()).expect("memory of the device");
@@ -203,7 +192,8 @@ fn pointers_are_checked_by_field() {
 
 #[test]
 fn work_is_recorded_once_and_done_again() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let stream = CudaStream::new(&gpu).expect("a stream");
     let [a, b] = [64, 64].map(|len| CudaBuffer::new(&gpu, len).expect("memory"));
     stream.write(&b, 0, &[0; 64]).expect("written");
@@ -246,7 +236,8 @@ struct CopyWords {
 
 #[test]
 fn kernels_are_found_and_launched() {
-    let Some((gpu, _lock)) = device() else { return };
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
     let kernels = Kernels::new(&gpu);
     let (field, reason) = refused(kernels.prepare("no_such_family", c"none", 0));
     assert_eq!(

@@ -2,6 +2,8 @@
 //! the processor's kernels, which have tests of their own: bit by bit where arithmetic is defined.
 #![cfg(feature = "cuda-driver")]
 
+#[path = "common/gpu.rs"]
+mod device;
 #[path = "common/rng.rs"]
 mod rng;
 
@@ -20,29 +22,13 @@ use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{BatchView, DType, KvCache, KvLayout, KvScales, TensorMut, TensorRef};
 
+use device::{Device, device};
 use rng::Rng;
 
-fn gpu() -> Option<(Arc<Cuda>, CudaStream, std::sync::MutexGuard<'static, ()>)> {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Opened before anything opens libcuda, which then is this one.
-    if let Err(why) = simt::device(simt::Mode::Fast)
-        && !simt::wants_real_driver()
-    {
-        println!("skipped: {why}");
-        return None;
-    }
-    match Cuda::new(0) {
-        Ok(cuda) => {
-            let stream = CudaStream::new(&cuda).expect("a stream");
-            Some((cuda, stream, lock))
-        }
-        Err(inflight::Error::NoCuda(why)) if simt::wants_real_driver() => {
-            println!("skipped: {why}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+fn gpu() -> Option<(Arc<Cuda>, CudaStream, Device)> {
+    let device = device()?;
+    let stream = CudaStream::new(&device.cuda).expect("a stream");
+    Some((Arc::clone(&device.cuda), stream, device))
 }
 
 fn upload(cuda: &Arc<Cuda>, stream: &CudaStream, bytes: &[u8]) -> CudaBuffer {
@@ -72,7 +58,7 @@ fn number(rng: &mut Rng) -> bf16 {
 
 #[test]
 fn appended_bytes_are_the_processors() {
-    let Some((cuda, stream, _lock)) = gpu() else { return };
+    let Some((cuda, stream, _device)) = gpu() else { return };
     let (cpu, mut rng, mut cases) = (host(), Rng::new(1), 0);
     for n in 0..48 {
         let dim = [8, 64, 80, 128, 256][n % 5];
@@ -194,7 +180,7 @@ fn appended_bytes_are_the_processors() {
 
 #[test]
 fn merged_states_are_the_processors() {
-    let Some((cuda, stream, _lock)) = gpu() else { return };
+    let Some((cuda, stream, _device)) = gpu() else { return };
     let (cpu, mut rng) = (host(), Rng::new(2));
     let mut most = 0.0_f32;
     for n in 0..24 {
@@ -260,7 +246,7 @@ fn merged_states_are_the_processors() {
 
 #[test]
 fn blocks_move_in_the_order_listed() {
-    let Some((cuda, stream, _lock)) = gpu() else { return };
+    let Some((cuda, stream, _device)) = gpu() else { return };
     let (mut rng, mut moved) = (Rng::new(3), 0);
     for n in 0..12 {
         let (blocks, host_blocks, layers) = (rng.within(4, 20), rng.within(2, 9), rng.within(1, 3));

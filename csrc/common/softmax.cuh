@@ -114,17 +114,17 @@ ARCH_FN void logits(float (&s)[N][4], uint32_t first_key, const QueryRow (&rows)
             s[n][i] = logit<GENERAL>(s[n][i], lane_key + n * 8 + (i & 1), rows[i >> 1], scale);
 }
 
-// The softmax so far of a lane's two rows: largest logit, -inf before any key is seen, and the
-// lane's share of the sum of 2^(logit - largest).
+// The softmax so far of a lane's two rows: largest of what is given to it, -inf before any key is
+// seen, and the lane's share of the sum of 2^(factor * (x - largest)).
 struct Softmax {
     float max[2] = {neg_inf(), neg_inf()};
     float sum[2] = {0.0f, 0.0f};
 
-    // Turns logits into weights 2^(logit - largest), the largest over all keys so far. What was
-    // summed before, outputs too, is to be multiplied with `correction`; true if any lane of the
-    // warp has one that is not 1.
+    // Turns x into weights, the largest being that of all keys so far. What was summed before,
+    // outputs too, is to be multiplied with `correction`; true if any lane of the warp has one that
+    // is not 1. `factor` is above 0: 1 for logits, and for products what makes logits of them.
     template <int N>
-    ARCH_MEMBER bool update(float (&s)[N][4], float (&correction)[2]) {
+    ARCH_MEMBER bool update(float (&s)[N][4], float factor, float (&correction)[2]) {
         bool changed = false;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -136,16 +136,18 @@ struct Softmax {
             largest = fmaxf(largest, arch::shfl_xor(largest, 2));
             largest = fmaxf(largest, max[r]);
             // Nothing seen yet: weights are 2^-inf, and -inf - -inf is not computed.
-            const float base = largest == neg_inf() ? 0.0f : largest;
-            correction[r] = arch::ex2(max[r] - base);
+            const float base = largest == neg_inf() ? 0.0f : largest * factor;
+            correction[r] = arch::ex2(max[r] * factor - base);
             changed |= max[r] != largest;
+            // Not 1 by a rounding, where nothing changed.
+            if (max[r] == largest) correction[r] = 1.0f;
             max[r] = largest;
             float total = 0.0f;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 2 * r; i < 2 * r + 2; i++) {
-                    s[n][i] = arch::ex2(s[n][i] - base);
+                    s[n][i] = arch::ex2(s[n][i] * factor - base);
                     total += s[n][i];
                 }
             sum[r] = sum[r] * correction[r] + total;

@@ -164,8 +164,27 @@ impl Shape {
         tokens.checked_add(heads)?.checked_add(self.head_dim)
     }
 
+    /// Checks heads and head dimension, and that there are `tokens` tokens at least.
+    pub(crate) fn check_holds(
+        &self,
+        field: &'static str,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<()> {
+        let Self { tokens: has, heads: h, head_dim: d, .. } = *self;
+        let wrong = if h != heads || d != head_dim {
+            format!("has {h} heads of {d} elements, not {heads} of {head_dim}")
+        } else if has < tokens {
+            format!("has {has} tokens, and the batch has {tokens}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::argument(field, wrong))
+    }
+
     /// Whether no two elements share a place.
-    fn is_disjoint(&self) -> bool {
+    pub(crate) fn is_disjoint(&self) -> bool {
         disjoint(self.head_dim, [(self.tokens, self.token_stride), (self.heads, self.head_stride)])
     }
 
@@ -260,17 +279,10 @@ macro_rules! view {
                 heads: usize,
                 head_dim: usize,
             ) -> Result<()> {
-                let Shape { tokens: has, heads: h, head_dim: d, .. } = self.shape;
-                let wrong = if self.dtype != dtype {
-                    format!("is {}, not {dtype}", self.dtype)
-                } else if h != heads || d != head_dim {
-                    format!("has {h} heads of {d} elements, not {heads} of {head_dim}")
-                } else if has < tokens {
-                    format!("has {has} tokens, and the batch has {tokens}")
-                } else {
-                    return Ok(());
-                };
-                Err(Error::argument(field, wrong))
+                if self.dtype != dtype {
+                    return Err(Error::argument(field, format!("is {}, not {dtype}", self.dtype)));
+                }
+                self.shape.check_holds(field, tokens, heads, head_dim)
             }
         }
     };

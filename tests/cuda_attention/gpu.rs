@@ -1,6 +1,6 @@
 //! The device under test, and cases carried over to it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use inflight::Error;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
@@ -11,60 +11,37 @@ use inflight::kernels::cuda::{
 use inflight::kernels::{DType, Mask};
 
 use crate::attention::{Answer, Case};
+use crate::device::{Device, device};
 
-/// The device, held by one test at a time.
+/// The device, and a stream.
 pub(crate) struct Gpu {
     pub(crate) cuda: Arc<Cuda>,
     pub(crate) stream: CudaStream,
-    emulator: Option<&'static simt::Emulator>,
-    _lock: MutexGuard<'static, ()>,
+    device: Device,
 }
 
-/// The device; `None`, and a line that says why, where there is none.
 pub(crate) fn gpu() -> Option<Gpu> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mode = match std::env::var("INFLIGHT_SIMT").as_deref() {
-        Ok("checking") => simt::Mode::Checking,
-        _ => simt::Mode::Fast,
-    };
-    // Opened before anything opens libcuda, which then is this one.
-    let emulator = match simt::device(mode) {
-        Ok(emulator) => Some(emulator),
-        Err(_) if simt::wants_real_driver() => None,
-        Err(why) => {
-            println!("skipped: {why}");
-            return None;
-        }
-    };
-    let cuda = match Cuda::new(0) {
-        Ok(cuda) => cuda,
-        Err(Error::NoCuda(why)) if emulator.is_none() => {
-            println!("skipped: {why}");
-            return None;
-        }
-        Err(error) => panic!("{error}"),
-    };
-    let stream = CudaStream::new(&cuda).expect("a stream");
-    Some(Gpu { cuda, stream, emulator, _lock: lock })
+    let device = device()?;
+    let stream = CudaStream::new(&device.cuda).expect("a stream");
+    Some(Gpu { cuda: Arc::clone(&device.cuda), stream, device })
 }
 
 impl Gpu {
     /// Whether it looks for races.
     pub(crate) fn is_checking(&self) -> bool {
-        self.emulator.is_some_and(simt::Emulator::is_checking)
+        self.device.emulator.is_some_and(simt::Emulator::is_checking)
     }
 
     /// Another order of threads and blocks, where that can be chosen.
     pub(crate) fn set_seed(&self, seed: u64) {
-        if let Some(emulator) = self.emulator {
+        if let Some(emulator) = self.device.emulator {
             emulator.set_seed(seed);
         }
     }
 
     /// Races, reads of what nobody wrote, and whatever else the emulator reports.
     pub(crate) fn reports(&self) -> Vec<String> {
-        self.emulator.map_or_else(Vec::new, simt::Emulator::reports)
+        self.device.emulator.map_or_else(Vec::new, simt::Emulator::reports)
     }
 
     /// A copy in device memory; empty slices have an address too.

@@ -7,6 +7,8 @@
 
 #[path = "../common/attention/mod.rs"]
 mod attention;
+#[path = "../common/gpu.rs"]
+mod device;
 #[path = "../common/rng.rs"]
 mod rng;
 

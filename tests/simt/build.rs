@@ -17,7 +17,7 @@ fn build() -> Result<(), String> {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let root = here.join("../..").canonicalize().map_err(|e| e.to_string())?;
     let csrc = root.join("csrc");
-    for dir in [here.join("src"), here.join("kernels"), csrc.clone()] {
+    for dir in [here.join("src"), here.join("kernels"), here.join("checks"), csrc.clone()] {
         for file in files(&dir) {
             println!("cargo::rerun-if-changed={}", file.display());
         }
@@ -47,8 +47,19 @@ fn build() -> Result<(), String> {
             }
         })?);
         let library = out.join("libcuda.so");
-        link(compiler.path(), &objects, &library)?;
+        let shared = ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
+        link(compiler.path(), &objects, &library, &shared)?;
         println!("cargo::rustc-env=SIMT_{}={}", name.to_uppercase(), library.display());
+        if !checking {
+            // A program of its own: it calls functions of the kernels, which no driver offers.
+            let check = [here.join("checks/cache.cpp")];
+            objects.extend(compile(&check, &out.join("checks"), false, |build| {
+                build.opt_level(2).include(&csrc).include(here.join("src"));
+            })?);
+            let program = out.join("check-cache");
+            link(compiler.path(), &objects, &program, &[])?;
+            println!("cargo::rustc-env=SIMT_CHECK_CACHE={}", program.display());
+        }
     }
     Ok(())
 }
@@ -107,10 +118,11 @@ fn compile(
 }
 
 /// The soname is what a later `dlopen("libcuda.so")` of this process is satisfied by.
-fn link(compiler: &Path, objects: &[PathBuf], library: &Path) -> Result<(), String> {
+fn link(compiler: &Path, objects: &[PathBuf], out: &Path, flags: &[&str]) -> Result<(), String> {
     let linked = Command::new(compiler)
-        .args(["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o"])
-        .arg(library)
+        .args(flags)
+        .arg("-o")
+        .arg(out)
         .args(objects)
         .args(["-ldl", "-lpthread"])
         .output()

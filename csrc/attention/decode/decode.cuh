@@ -300,7 +300,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 const bool all_seen = key >= rows.all_first && key + KEYS <= rows.all_end;
                 logits<GENERAL>(s, key, rows.row, scale, all_seen);
                 float correction[2];
-                if (softmax.update(s, correction)) {
+                if (softmax.update(s, 1.0f, correction)) {
 #pragma unroll
                     for (int n = 0; n < D / 8; n++)
 #pragma unroll

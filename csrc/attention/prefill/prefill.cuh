@@ -53,7 +53,7 @@ class Prefill {
 
     uint32_t q_fragments[Shape::REGISTER_Q ? STEPS : 1][4];
     float o[M][D / 8][4];
-    Weights weights[M];
+    Softmax weights[M];
 
     // What a lane's row `half` of 16 rows m is among the block's.
     ARCH_MEMBER uint32_t row_of(int m, int half) const {
@@ -225,7 +225,7 @@ class Prefill {
         load_queries(work, rules, first_row);
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            weights[m] = Weights();
+            weights[m] = Softmax();
 #pragma unroll
             for (int d = 0; d < D / 8; d++)
 #pragma unroll

@@ -1,6 +1,6 @@
-// From products to weights, a tile at a time: soft cap, ALiBi, which keys are seen, and the softmax
-// so far. Rules and results are those of common/softmax.cuh; what differs is that nothing is done
-// for tiles that need it not, and that the plain body scales products as it takes their powers.
+// From products to what the softmax takes, a tile at a time: soft cap, ALiBi, which keys are seen.
+// Rules and results are those of common/softmax.cuh; what differs is that nothing is done for tiles
+// that need it not, and that the plain body leaves scaling to the softmax.
 #pragma once
 
 #include "../../common/softmax.cuh"
@@ -157,55 +157,5 @@ ARCH_FN void hide(float (&s)[N][4], int32_t first_key, const inflight_attention_
             }
     }
 }
-
-// The softmax so far of a lane's two rows: largest of what is given to it, -inf before any key is
-// seen, and the lane's share of the sum of 2^(factor * (x - largest)).
-struct Weights {
-    float max[2] = {neg_inf(), neg_inf()};
-    float sum[2] = {0.0f, 0.0f};
-
-    // Turns x into weights. What was summed before, outputs too, is to be multiplied with
-    // `correction`; true if any lane of the warp has one that is not 1.
-    template <int N>
-    ARCH_MEMBER bool update(float (&s)[N][4], float factor, float (&correction)[2]) {
-        bool changed = false;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float largest = fmaxf(s[0][2 * r], s[0][2 * r + 1]);
-#pragma unroll
-            for (int n = 1; n < N; n++)
-                largest = fmaxf(largest, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-            largest = fmaxf(largest, arch::shfl_xor(largest, 1));
-            largest = fmaxf(largest, arch::shfl_xor(largest, 2));
-            largest = fmaxf(largest, max[r]);
-            // Nothing seen yet: weights are 2^-inf, and -inf - -inf is not computed.
-            const float base = largest == neg_inf() ? 0.0f : largest * factor;
-            correction[r] = arch::ex2(max[r] * factor - base);
-            changed |= max[r] != largest;
-            // Not 1 by a rounding, where nothing changed.
-            if (max[r] == largest) correction[r] = 1.0f;
-            max[r] = largest;
-            float total = 0.0f;
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int i = 2 * r; i < 2 * r + 2; i++) {
-                    s[n][i] = arch::ex2(s[n][i] * factor - base);
-                    total += s[n][i];
-                }
-            sum[r] = sum[r] * correction[r] + total;
-        }
-        return arch::ballot(changed) != 0;
-    }
-
-    // Sums over the four lanes of a row; once, at the end.
-    ARCH_MEMBER void reduce() {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            sum[r] += arch::shfl_xor(sum[r], 1);
-            sum[r] += arch::shfl_xor(sum[r], 2);
-        }
-    }
-};
 
 }  // namespace inflight

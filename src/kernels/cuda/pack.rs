@@ -6,8 +6,9 @@
 
 #![forbid(unsafe_code)]
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
+use super::params::inflight_plan;
 use crate::batch::{ALIGN, Header, MAGIC, RaggedBatch};
 use crate::error::{Error, Result};
 use crate::kernels::{BatchView, Mask};
@@ -81,7 +82,7 @@ impl StepLimits {
     pub(crate) fn bytes(&self) -> usize {
         let rows = 3 * array::<u32>(self.max_rows + 1);
         let tokens = 2 * array::<u32>(self.max_tokens) + array::<i64>(self.max_tokens);
-        let nothing = aligned(size_of::<PlanHeader>()) + array::<u32>(1);
+        let nothing = aligned(size_of::<inflight_plan>()) + array::<u32>(1);
         let blocks = array::<u32>(self.max_blocks);
         aligned(size_of::<Header>()) + rows + tokens + blocks + nothing
     }
@@ -94,24 +95,12 @@ impl StepLimits {
         };
         let parts = array::<Part>(bounds.parts as usize);
         let merges = array::<Merge>(bounds.merges as usize);
-        aligned(size_of::<PlanHeader>()) + array::<u32>(shares as usize + 1) + parts + merges + mask
+        aligned(size_of::<inflight_plan>())
+            + array::<u32>(shares as usize + 1)
+            + parts
+            + merges
+            + mask
     }
-}
-
-/// `struct inflight_plan`.
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct PlanHeader {
-    pub(crate) num_shares: u32,
-    pub(crate) num_parts: u32,
-    pub(crate) num_merges: u32,
-    pub(crate) share_indptr: u32,
-    pub(crate) parts: u32,
-    pub(crate) merges: u32,
-    pub(crate) mask_bits: u32,
-    pub(crate) mask_indptr: u32,
-    pub(crate) mask_widths: u32,
-    pub(crate) reserved: [u32; 3],
 }
 
 const fn aligned(bytes: usize) -> usize {
@@ -221,17 +210,17 @@ pub(crate) fn pack<'a>(
 }
 
 fn pack_plan(plan: &Plan, mask: Option<Mask<'_>>, out: &mut Writer<'_>) -> Result<u32> {
-    let start = out.skip::<PlanHeader>()?;
+    let start = out.skip::<inflight_plan>()?;
     // Offsets count from the plan's header; what is at 0 is not there.
     let from_here = |at: u32| at - start as u32;
-    let mut header = PlanHeader {
+    let mut header = inflight_plan {
         num_shares: plan.share_indptr().len().saturating_sub(1) as u32,
         num_parts: plan.parts().len() as u32,
         num_merges: plan.merges().len() as u32,
         share_indptr: from_here(out.write(plan.share_indptr())?),
         parts: from_here(out.write(plan.parts())?),
         merges: from_here(out.write(plan.merges())?),
-        ..PlanHeader::default()
+        ..inflight_plan::default()
     };
     if let Some(mask) = mask {
         header.mask_bits = from_here(out.write(mask.bits)?);
@@ -301,7 +290,8 @@ mod tests {
         assert_eq!(u32s(&bytes, header.slot_mapping, 2), [u32::MAX, u32::MAX]);
         for (group, at) in header.plans[..2].iter().copied().enumerate() {
             let here = &bytes[at as usize..];
-            let found: PlanHeader = bytemuck::pod_read_unaligned(&here[..size_of::<PlanHeader>()]);
+            let found: inflight_plan =
+                bytemuck::pod_read_unaligned(&here[..size_of::<inflight_plan>()]);
             assert_eq!(found.num_parts as usize, plan.parts().len());
             assert_eq!(u32s(here, found.share_indptr, 4), plan.share_indptr());
             let words = size_of_val(plan.parts()) / 4;
@@ -314,8 +304,8 @@ mod tests {
             }
         }
         for at in header.plans[2..].iter().map(|&at| at as usize) {
-            let none: PlanHeader =
-                bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<PlanHeader>()]);
+            let none: inflight_plan =
+                bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<inflight_plan>()]);
             assert_eq!((none.num_shares, none.num_parts), (0, 0));
         }
         assert_eq!(used % ALIGN, 0);

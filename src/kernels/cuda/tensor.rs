@@ -2,7 +2,7 @@
 
 use crate::device::cuda::check_alignment;
 use crate::error::{Error, Result};
-use crate::kernels::tensor::{DType, Shape, disjoint};
+use crate::kernels::tensor::{DType, Shape};
 use crate::kernels::{KvLayout, KvStrides};
 
 /// Tokens of heads in device memory: queries, outputs, new keys and values.
@@ -56,20 +56,14 @@ impl DeviceTensor {
         heads: usize,
         head_dim: usize,
     ) -> Result<()> {
-        let Shape { tokens: has, heads: h, head_dim: d, token_stride, head_stride } = self.shape;
-        let refused = |reason: String| Err(Error::argument(field, reason));
         if self.dtype != dtype {
-            return refused(format!("is {}, not {dtype}", self.dtype));
+            return Err(Error::argument(field, format!("is {}, not {dtype}", self.dtype)));
         }
-        if h != heads || d != head_dim {
-            return refused(format!("has {h} heads of {d} elements, not {heads} of {head_dim}"));
+        self.shape.check_holds(field, tokens, heads, head_dim)?;
+        if !self.shape.is_disjoint() {
+            return Err(Error::argument(field, "its strides make rows overlap"));
         }
-        if has < tokens {
-            return refused(format!("has {has} tokens, and the batch has {tokens}"));
-        }
-        if !disjoint(d, [(has, token_stride), (h, head_stride)]) {
-            return refused("its strides make rows overlap".into());
-        }
+        let Shape { tokens: has, heads: h, token_stride, head_stride, .. } = self.shape;
         let bytes = |stride: usize| (stride as i64).wrapping_mul(dtype.size() as i64);
         let used = |count: usize, stride: usize| if count > 1 { bytes(stride) } else { 0 };
         let strides = [used(has, token_stride), used(h, head_stride)];

@@ -1,0 +1,43 @@
+//! The CUDA device under test: the emulator, or a GPU with `INFLIGHT_TEST_DRIVER=real`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use inflight::Error;
+use inflight::device::cuda::Cuda;
+
+/// A device, held by one test at a time.
+pub(crate) struct Device {
+    pub(crate) cuda: Arc<Cuda>,
+    /// `None` on a GPU.
+    #[allow(dead_code, reason = "some tests ask it nothing")]
+    pub(crate) emulator: Option<&'static simt::Emulator>,
+    _lock: MutexGuard<'static, ()>,
+}
+
+/// The device; `None`, and a line that says why, where there is none. `INFLIGHT_SIMT=checking` is
+/// the emulator that looks for races.
+pub(crate) fn device() -> Option<Device> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mode = match std::env::var("INFLIGHT_SIMT").as_deref() {
+        Ok("checking") => simt::Mode::Checking,
+        _ => simt::Mode::Fast,
+    };
+    // Opened before anything opens libcuda, which then is this one.
+    let emulator = match simt::device(mode) {
+        Ok(emulator) => Some(emulator),
+        Err(_) if simt::wants_real_driver() => None,
+        Err(why) => {
+            println!("skipped: {why}");
+            return None;
+        }
+    };
+    match Cuda::new(0) {
+        Ok(cuda) => Some(Device { cuda, emulator, _lock: lock }),
+        Err(Error::NoCuda(why)) if emulator.is_none() => {
+            println!("skipped: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
