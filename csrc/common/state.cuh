@@ -132,7 +132,7 @@ ARCH_FN void merge_states(const inflight_attention_params& p, const inflight_mer
                 part_sum = weight * arch::as_f32(ml.y);
             }
             const uint32_t parts = merge.count - first < 32 ? merge.count - first : 32;
-#pragma unroll 4
+#pragma unroll 8
             for (uint32_t i = 0; i < parts; i++) {
                 const float w = arch::shfl(weight, static_cast<int>(i));
                 sum += arch::shfl(part_sum, static_cast<int>(i));

@@ -274,7 +274,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
         const DecodePart& part = parts[index];
         const uint32_t kv_end = part.kv_end;
         const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head);
-        const LogitScale scale = LogitScale::of(p, k_scale * Operands::SCALE);
+        const LogitScale scale = LogitScale::of(p, k_scale * Operands::KEY_SCALE);
         DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
         queries.template load<Operands>(rows.query, p.head_dim);
 
@@ -310,8 +310,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 for (int j = 0; j < KEYS / 16; j++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        weights[j][i] = arch::pack(s[2 * j + i / 2][i % 2 * 2],
-                                                   s[2 * j + i / 2][i % 2 * 2 + 1], Q{});
+                        weights[j][i] =
+                            arch::pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1],
+                                       typename Operands::Weight{});
             }
             // V is the oldest now; in the part's last step one request fewer is under way.
             if (left > 1) {
@@ -344,7 +345,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 to[8 * i] = {arch::as_u32(softmax.max[i]), arch::as_u32(softmax.sum[i])};
         }
         arch::sync_threads();
-        const Target target = decode_target(p, part, group, Operands::SCALE);
+        const Target target = decode_target(p, part, group, Operands::VALUE_SCALE);
         finish_part<Q, Shape>(p, target, smem, last_stage, num_rows, part.partial);
         arch::sync_threads();
         loader.request_keys(stages + last_stage);
