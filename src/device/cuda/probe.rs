@@ -13,7 +13,7 @@ use crate::error::{CudaUnavailable, Error, Result};
 pub const NEEDED_VERSION: i32 = 13_000;
 
 /// Every function of the driver that this library calls.
-pub const REQUIRED_SYMBOLS: [&str; 57] = [
+pub const REQUIRED_SYMBOLS: [&str; 58] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -68,6 +68,7 @@ pub const REQUIRED_SYMBOLS: [&str; 57] = [
     "cuKernelSetAttribute",
     "cuKernelGetAttribute",
     "cuKernelGetFunction",
+    "cuFuncLoad",
     "cuLaunchKernelEx",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuTensorMapEncodeTiled",

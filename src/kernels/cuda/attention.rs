@@ -33,7 +33,6 @@ pub struct Attention {
     state_ml: CudaBuffer,
     mask: OwnedMask,
     has_mask: bool,
-    seen: Vec<u32>,
     extents: Vec<Extent>,
     planned: Option<Planned>,
 }
@@ -124,7 +123,6 @@ impl Attention {
             state_ml: state(2)?,
             mask: OwnedMask::default(),
             has_mask: false,
-            seen: Vec::new(),
             extents: Vec::new(),
             planned: None,
         })
@@ -161,7 +159,7 @@ impl Attention {
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
         self.planned = None;
-        batch.check(num_blocks, &mut self.seen)?;
+        batch.check_bounds(num_blocks)?;
         self.extents.clear();
         self.extents.extend((0..batch.num_rows()).map(|row| Extent {
             q_len: batch.qo_indptr[row + 1] - batch.qo_indptr[row],
@@ -216,7 +214,9 @@ impl Attention {
     /// the plan made last, nothing being queued then; what the driver refuses.
     ///
     /// # Safety
-    /// * The addresses among `args` are 0, or those of as many numbers as they are said to have.
+    /// * This work is ordered behind the step's upload, and before any later upload to that buffer.
+    /// * The addresses among `args` are 0, or those of as many numbers as they are said to have; in
+    ///   capture the LSE's of as many as the limits' tokens have.
     /// * All runs of this `Attention` are in one order: on one stream, or on streams that wait for
     ///   each other. They share states and counters.
     /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it have
@@ -234,8 +234,11 @@ impl Attention {
         if step.generation(group) != Some(planned.generation) {
             return Err(Error::argument("step", "does not hold the plan made last as this group"));
         }
-        if stream.cuda().context() != self.state_o.cuda().context() {
+        if stream.cuda().context() != self.cuda().context() {
             return Err(Error::argument("stream", "is one of another device than the kernels"));
+        }
+        if step.cuda().context() != self.cuda().context() {
+            return Err(Error::argument("step", "is on another device than the kernels"));
         }
         let capturing = stream.is_capturing()?;
         self.check(&planned, args, capturing)?;
@@ -339,6 +342,11 @@ impl Attention {
             }
         }
         Ok(())
+    }
+
+    /// The device it is on.
+    pub(super) fn cuda(&self) -> &Arc<Cuda> {
+        self.state_o.cuda()
     }
 
     /// Bytes of its plans in a step buffer.

@@ -464,6 +464,13 @@ CU_API cuKernelGetFunction(CUfunction* out, CUkernel k) {
     return CUDA_SUCCESS;
 }
 
+CU_API cuFuncLoad(CUkernel k) {
+    CU_ENTER;
+    if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    return CUDA_SUCCESS;
+}
+
 CU_API cuKernelSetAttribute(int attribute, int value, CUkernel k, CUdevice dev) {
     CU_ENTER;
     if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
