@@ -115,7 +115,10 @@ impl Kernels {
         let image = images::find(family).ok_or_else(unknown)?;
         let _current = self.cuda.enter()?;
         let no_image = |error: Error| {
-            if is(&error, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) || image.is_stub() {
+            // What a kernel has done before is not for want of an image.
+            let is_lost = matches!(&error, Error::Cuda(error) if error.sticky);
+            let refused = is(&error, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) || image.is_stub();
+            if refused && !is_lost {
                 let device = self.cuda.info().sm();
                 return Error::NoKernelImage { device, built: images::architectures() };
             }
