@@ -115,7 +115,11 @@ impl BlockMover {
         // SAFETY: these are the kernel's parameters; blocks are within the caches, which are as
         // their makers vouch, and the pairs stay until the event.
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }?;
-        done.record(stream)?;
+        if let Err(error) = done.record(stream) {
+            // Without its event nothing else says when the pairs may be written again.
+            stream.synchronize()?;
+            return Err(error);
+        }
         self.next = (self.next + 1) % RING;
         Ok(())
     }
