@@ -1,0 +1,31 @@
+//! The GPU, as tests of every backend see it.
+
+use inflight::kernels::DType;
+
+use crate::attention::{Answer, Case, TokenLayout};
+use crate::gpu;
+
+pub(crate) const DIMS: &[usize] = &[64, 80, 96, 112, 128, 192, 256];
+pub(crate) const GROUPS: &[usize] = &[1, 3, 4, 5, 7, 8, 16];
+pub(crate) const TYPES: &[(DType, DType)] = &gpu::TYPES;
+/// Tensors begin, and strides are, at multiples of 16 bytes.
+pub(crate) const TOKEN_LAYOUTS: &[TokenLayout] =
+    &[TokenLayout::Contiguous, TokenLayout::Packed, TokenLayout::Gaps, TokenLayout::HeadMajor];
+/// Random cases, and the products of one, at most: the emulator's time.
+pub(crate) const CASES: usize = 300;
+pub(crate) const MOST_WORK: usize = 6_000_000;
+/// Query heads a KV head of cases made by hand: few for one kernel, many for the other.
+pub(crate) const BY_HAND: &[usize] = &[1, 32];
+
+pub(crate) fn is_there() -> bool {
+    gpu::gpu().is_some()
+}
+
+/// What the GPU answers, with another order of its threads each turn.
+pub(crate) fn answers(case: &mut Case, turn: usize) -> Vec<(String, Answer)> {
+    let Some(gpu) = gpu::gpu() else { return Vec::new() };
+    gpu.set_seed(turn as u64);
+    let answer = gpu::answer(&gpu, case);
+    assert_eq!(gpu.reports(), Vec::<String>::new(), "{:?}", case.spec);
+    vec![("GPU".into(), answer)]
+}
