@@ -19,6 +19,7 @@ mod extreme;
 mod invariance;
 mod large;
 mod refused;
+#[path = "../common/every_backend/steps.rs"]
 mod steps;
 #[path = "../common/every_backend/sweep.rs"]
 mod sweep;

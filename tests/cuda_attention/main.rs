@@ -27,5 +27,7 @@ mod large;
 #[path = "../common/every_backend/sweep.rs"]
 mod pairs;
 mod refused;
+#[path = "../common/every_backend/steps.rs"]
+mod steps;
 mod streams;
 mod sweep;
