@@ -82,7 +82,11 @@ fn appended_bytes_are_the_processors() {
             (0..tokens * heads * dim).map(|_| number(&mut rng)).collect()
         });
         let q: Vec<bf16> = (0..tokens * q_heads * dim).map(|_| number(&mut rng)).collect();
-        let scales = [0.37_f32, 1.9];
+        // One for all heads, or one a head.
+        let per_head = rng.chance(50);
+        let count = if per_head { heads } else { 1 };
+        let [k_scales, v_scales] =
+            [0.37_f32, 1.9].map(|s| (0..count).map(|h| s + h as f32).collect::<Vec<_>>());
         let rotary_dim = rng.within(1, dim / 2) * 2;
         let table = RopeConfig::new(rotary_dim, 10_000.0).table(64).expect("a table");
         let pairs = rng.pick(&[RopePairs::Half, RopePairs::Interleaved]);
@@ -104,7 +108,7 @@ fn appended_bytes_are_the_processors() {
             let refs = [&k, &v].map(|x| TensorRef::new(x, shape).expect("it fits"));
             let mut args = cpu::Append::new(refs[0], refs[1], &slots);
             args.scales = match fp8 {
-                true => KvScales { k: &scales[..1], v: &scales[1..] },
+                true => KvScales { k: &k_scales, v: &v_scales },
                 false => KvScales::NONE,
             };
             args.rope = rotated.then(|| cpu::Rope {
@@ -138,16 +142,12 @@ fn appended_bytes_are_the_processors() {
         let (k_new, v_new, q_dev) = (raw(&k), raw(&v), raw(&q));
         let (k_dev, v_dev) = (upload(&cuda, &stream, &start), upload(&cuda, &stream, &start));
         let numbers = |x: &[f32]| upload(&cuda, &stream, bytemuck::cast_slice(x));
-        let (k_scale, v_scale, cos_sin) =
-            (numbers(&scales[..1]), numbers(&scales[1..]), numbers(&table));
+        let (k_scale, v_scale, cos_sin) = (numbers(&k_scales), numbers(&v_scales), numbers(&table));
         // SAFETY: all buffers live until the stream is done, below.
         let tensor =
             |at: &CudaBuffer, shape| unsafe { DeviceTensor::new(at.address(), DType::Bf16, shape) };
-        let device_scales = fp8.then(|| DeviceScales {
-            k: k_scale.address(),
-            v: v_scale.address(),
-            per_head: false,
-        });
+        let device_scales =
+            fp8.then(|| DeviceScales { k: k_scale.address(), v: v_scale.address(), per_head });
         // SAFETY: as above.
         let cache =
             unsafe { DeviceCache::new(k_dev.address(), v_dev.address(), layout, device_scales) };
@@ -183,19 +183,22 @@ fn merged_states_are_the_processors() {
     let Some((cuda, stream, _device)) = gpu() else { return };
     let (cpu, mut rng) = (host(), Rng::new(2));
     let mut most = 0.0_f32;
-    for n in 0..24 {
+    for n in 0..32 {
         let (tokens, heads, dim) = (rng.within(1, 20), rng.within(1, 5), [8, 64, 120, 256][n % 4]);
         let shape = Shape::contiguous(tokens, heads, dim);
-        let count = rng.within(1, 5);
+        let count = if n % 8 == 7 { 16 } else { rng.within(1, 5) };
+        // Of sinks as high and as low as there are.
+        let extreme = n >= 24;
         let states: Vec<(Vec<bf16>, Vec<f32>)> = (0..count)
             .map(|_| {
                 let o = (0..tokens * heads * dim)
                     .map(|_| bf16::from_f32(rng.next() as i16 as f32 / 8192.0));
                 let o = o.collect();
                 let lse = (0..tokens * heads)
-                    .map(|_| match rng.chance(25) {
-                        true => f32::NEG_INFINITY,
-                        false => rng.next() as i16 as f32 / 4096.0,
+                    .map(|_| match rng.below(4) {
+                        0 => f32::NEG_INFINITY,
+                        1 if extreme => rng.pick(&[f32::MAX, f32::MIN, 0.0, -0.0]),
+                        _ => rng.next() as i16 as f32 / 4096.0,
                     })
                     .collect();
                 (o, lse)
@@ -241,7 +244,7 @@ fn merged_states_are_the_processors() {
             most = most.max(if x == *y { 0.0 } else { (x - y).abs() });
         }
     }
-    println!("24 merges, LSE at most {most} apart");
+    println!("32 merges, LSE at most {most} apart");
 }
 
 #[test]

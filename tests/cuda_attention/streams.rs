@@ -4,7 +4,7 @@ use inflight::device::cuda::CudaStream;
 use inflight::kernels::cuda::{Attention, StepArrays, StepBuffer};
 use inflight::kernels::{AttentionConfig, DType};
 
-use crate::attention::{Answer, Case, MaskKind, Sinks, Spec, judge, naive, oracle};
+use crate::attention::{Answer, Case, Mask, MaskKind, Sinks, Spec, judge, naive, oracle};
 use crate::gpu::{self, Gpu, OnDevice, mask};
 use crate::rng::Rng;
 
@@ -118,6 +118,92 @@ fn uploads_go_ahead_of_the_device() {
     }
     assert_eq!(lane.check(), 40);
     assert_eq!(gpu.reports(), Vec::<String>::new());
+}
+
+/// Layers of four kinds in one step, as models that mix windows and full attention have them; then
+/// steps with fewer, of which a graph has launches all the same.
+#[test]
+fn groups_share_a_step() {
+    let Some(gpu) = gpu::gpu() else { return };
+    let plain = AttentionConfig::new(8, 2, 64, DType::Bf16);
+    let windowed = AttentionConfig { window_left: Some(100), ..plain };
+    let mut wide = AttentionConfig::new(4, 1, 128, DType::F16);
+    wide.kv_dtype = DType::Fp8E4m3;
+    let capped = AttentionConfig { soft_cap: Some(20.0), fixed_split: Some(128), ..wide };
+    let configs = [plain, windowed, wide, capped];
+    let masks = [MaskKind::None, MaskKind::Tree, MaskKind::Full, MaskKind::None];
+    let largest = configs.map(|config| {
+        // Made without a window, which would leave keys before it unwritten.
+        let unbounded = AttentionConfig { window_left: None, ..config };
+        let spec = Spec::new(1, unbounded, &[(40, 700); 4]);
+        let mut case = Case::new(&Spec { mask: MaskKind::Full, ..spec });
+        case.spec.config = config;
+        case
+    });
+    // Of the same rows, so of the same limits.
+    let limits = gpu::limits(&largest[0]);
+    let mut groups: Vec<_> =
+        configs.iter().map(|&c| Attention::new(&gpu.cuda, c, limits).unwrap()).collect();
+    let mut step = StepBuffer::new(&gpu.cuda, limits, &groups.iter().collect::<Vec<_>>()).unwrap();
+    let memory: Vec<_> = largest.iter().map(|case| OnDevice::new(&gpu, case)).collect();
+    let (mut graph, mut rng) = (None, Rng::new(3));
+    let steps: [(&[(usize, usize)], usize); 5] = [
+        (&[(1, 700), (3, 40), (40, 300), (0, 9)], 4),
+        (&[(40, 40), (1, 1)], 4),
+        (&[(2, 130), (1, 650), (1, 16)], 2),
+        (&[], 4),
+        (&[(1, 129), (1, 500), (5, 600), (40, 700)], 1),
+    ];
+    for (n, (rows, there)) in steps.into_iter().enumerate() {
+        let mut cases: Vec<Case> = largest.iter().map(|case| case.with_rows(rows)).collect();
+        for (case, kind) in cases.iter_mut().zip(masks) {
+            case.spec.mask = kind;
+            case.mask = Mask::new(kind, rows, &mut rng);
+        }
+        // Made alike, they have one block table.
+        assert!(cases.iter().all(|case| case.kv_indices == cases[0].kv_indices));
+        for (group, case) in groups.iter_mut().zip(&cases) {
+            group.plan(case.batch(), case.cache.layout.num_blocks, mask(case)).unwrap();
+        }
+        let batch = cases[0].batch();
+        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let all: Vec<_> = groups.iter().collect();
+        step.upload(&gpu.stream, &arrays, &all[..there]).unwrap();
+        for (at, (group, memory)) in groups.iter().zip(&memory).enumerate() {
+            // SAFETY: all memory lives until the stream is done.
+            let result = unsafe { group.run(&gpu.stream, &step, at, &memory.args) };
+            assert_eq!(result.is_ok(), at < there, "step {n}, group {at}");
+        }
+        let eager: Vec<_> = answers(&gpu, &largest, &cases, &memory[..there]);
+        let graph = graph.get_or_insert_with(|| {
+            let all = |stream: &CudaStream| {
+                groups.iter().zip(&memory).enumerate().try_for_each(|(at, (group, memory))| {
+                    // SAFETY: all memory lives until the stream is done.
+                    unsafe { group.run(stream, &step, at, &memory.args) }
+                })
+            };
+            gpu.stream.capture(all).unwrap()
+        });
+        memory.iter().for_each(|memory| memory.poison(&gpu));
+        // SAFETY: as above.
+        unsafe { graph.launch(&gpu.stream) }.unwrap();
+        let replayed = answers(&gpu, &largest, &cases, &memory[..there]);
+        for (case, (eager, replayed)) in cases.iter().zip(eager.iter().zip(&replayed)) {
+            judge(case, &oracle(case), &naive(case, None), eager).unwrap();
+            assert!(eager.bits() == replayed.bits(), "step {n}: {:?}", case.spec);
+        }
+        // Groups that are not of the step leave their outputs as they were.
+        for (memory, case) in memory.iter().zip(&largest).skip(there) {
+            assert!(memory.answer_of(&gpu, case, 0).o.is_empty());
+        }
+        assert_eq!(gpu.reports(), Vec::<String>::new(), "step {n}");
+        memory.iter().for_each(|memory| memory.poison(&gpu));
+    }
+}
+
+fn answers(gpu: &Gpu, largest: &[Case], cases: &[Case], memory: &[OnDevice]) -> Vec<Answer> {
+    let each = memory.iter().zip(largest).zip(cases);
+    each.map(|((memory, all), case)| memory.answer_of(gpu, all, case.num_tokens())).collect()
 }
 
 /// One plan over many layers, run again and again: counters are 0 after each launch.
