@@ -24,6 +24,7 @@ mod gpu;
 mod graphs;
 mod invariance;
 mod large;
+mod limits;
 #[path = "../common/every_backend/sweep.rs"]
 mod pairs;
 mod refused;
