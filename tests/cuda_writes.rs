@@ -320,3 +320,27 @@ fn blocks_move_in_the_order_listed() {
     }
     println!("{moved} block operations");
 }
+
+/// A list of pairs whose event could not be recorded is not written over while it is read.
+#[test]
+fn pairs_stay_until_they_are_read() {
+    let Some((cuda, stream, device)) = gpu() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: only the emulator fails on demand");
+    };
+    let layout = KvLayout::nhd(DType::Bf16, 8, 1, 1, 8);
+    let bytes: Vec<u8> = (0..8 * 16).collect();
+    let (k, v) = (upload(&cuda, &stream, &bytes), upload(&cuda, &stream, &bytes));
+    // SAFETY: both live until the stream is done.
+    let cache = unsafe { DeviceCache::new(k.address(), v.address(), layout, None) };
+    let mut mover = BlockMover::new(&cuda, &[cache.expect("a cache")], &[]).expect("a mover");
+    let op = |src, dst| [BlockOp { kind: BlockOp::COPY, src, dst }];
+    emulator.fail_call(Some("cuEventRecord"), 1, 999, false);
+    assert!(mover.run(&stream, &op(0, 4)).is_err() && !emulator.is_failure_pending());
+    mover.run(&stream, &op(1, 5)).expect("queued");
+    let mut want = bytes.clone();
+    want.copy_within(0..16, 4 * 16);
+    want.copy_within(16..32, 5 * 16);
+    assert_eq!(download(&stream, &k, want.len()), want);
+    assert_eq!(download(&stream, &v, want.len()), want);
+}
