@@ -113,6 +113,32 @@ fn every_kernel_over_random_cases() {
     assert!(worst.empty > 0, "queries that see no key");
 }
 
+/// Each of the kernels by itself: decode or prefill, by dimension and types, with rules or without.
+#[test]
+fn each_kernel_once() {
+    let Some(gpu) = gpu::gpu() else { return };
+    let (mut kernels, mut reports) = (0, Vec::new());
+    for (n, (q, kv)) in TYPES.into_iter().enumerate() {
+        for dim in DIMS {
+            for rows in [[(1, 150), (2, 33)], [(70, 150), (20, 20)]] {
+                for general in [false, true] {
+                    let mut config = AttentionConfig::new(4, 2, dim, q);
+                    config.kv_dtype = kv;
+                    config.soft_cap = general.then_some(10.0);
+                    let spec = Spec::new((dim + n) as u64, config, &rows);
+                    let case = Case::new(&spec);
+                    let found = gpu::answer(&gpu, &case);
+                    judge(&case, &oracle(&case), &naive(&case, None), &found).unwrap();
+                    reports.extend(gpu.reports());
+                    kernels += 1;
+                }
+            }
+        }
+    }
+    println!("{kernels} kernels and dimensions");
+    assert_eq!(reports, Vec::<String>::new());
+}
+
 /// The same plan twice gives the same bits, whatever the order of blocks: counters are 0 again,
 /// and merges go by the order of keys.
 #[test]

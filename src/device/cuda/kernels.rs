@@ -126,7 +126,10 @@ impl Kernels {
                 CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
                 CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND,
             ];
-            if image.is_stub() || none.into_iter().any(|code| is(&error, code)) {
+            // What a kernel has done before is not for want of an image.
+            let is_lost = matches!(&error, Error::Cuda(error) if error.sticky);
+            let refused = image.is_stub() || none.into_iter().any(|code| is(&error, code));
+            if refused && !is_lost {
                 let device = self.cuda.info().sm();
                 return Error::NoKernelImage { device, built: images::architectures() };
             }

@@ -144,8 +144,11 @@ fn start() -> Result<i32, CudaUnavailable> {
         // SAFETY: as above.
         unsafe { Library::new("libcuda.so.1") }
     });
-    let library =
-        library.map_err(|error| CudaUnavailable::NoDriver { reason: error.to_string() })?;
+    let library = library.map_err(|error| {
+        // The error itself names the call that failed; what it is made from, the library and why.
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        CudaUnavailable::NoDriver { reason: cause.unwrap_or_else(|| error.to_string()) }
+    })?;
     for name in REQUIRED_SYMBOLS {
         // SAFETY: the address is not called.
         let found = unsafe { library.get::<*const ()>(name) };

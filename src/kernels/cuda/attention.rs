@@ -186,7 +186,8 @@ impl Attention {
             self.mask.widths.clear();
             self.mask.widths.extend_from_slice(mask.widths);
         }
-        self.has_mask = mask.is_some();
+        // Without bits it hides nothing, and buffers for steps without masks have no room for it.
+        self.has_mask = mask.is_some_and(|mask| !mask.bits.is_empty());
         let few = few_queries(&self.config);
         let of = |extent: &Extent, decode: bool| match (extent.q_len <= few) == decode {
             true => *extent,
