@@ -14,5 +14,6 @@ mod rng;
 
 mod gpu;
 mod graphs;
+mod mixed;
 mod refused;
 mod sweep;
