@@ -284,6 +284,12 @@ impl PlanConfig {
         }
     }
 
+    /// What a step costs before it is cut: the sum of its tiles, in the unit of `costs`.
+    pub(crate) fn cost(&self, rows: impl Iterator<Item = Extent>) -> Result<u64> {
+        self.check()?;
+        self.measure(rows).map(|(total, ..)| total)
+    }
+
     /// What all tiles cost, and the most parts and merges of them; refuses what would not fit.
     fn measure(&self, rows: impl Iterator<Item = Extent>) -> Result<(u64, u64, u64)> {
         let (mut total, mut parts, mut merges, mut states) = (Some(0_u64), 0, 0, 0_u64);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
 use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepBuffer,
-    StepLimits,
+    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Fusion, StepArrays,
+    StepBuffer, StepLimits,
 };
 use inflight::kernels::{DType, Mask};
 use inflight::{Error, Result};
@@ -181,9 +181,16 @@ impl OnDevice {
 
 /// Plan, upload and run.
 pub(crate) fn answer(gpu: &Gpu, case: &Case) -> Answer {
-    let mut attention = Attention::new(&gpu.cuda, case.spec.config, limits(case))
-        .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec));
-    answer_with(gpu, case, &mut attention)
+    answer_with(gpu, case, &mut attention(gpu, case, Fusion::Auto))
+}
+
+/// For a case, with one launch or two; two where there is no kernel for rows of both kinds.
+pub(crate) fn attention(gpu: &Gpu, case: &Case, fusion: Fusion) -> Attention {
+    let config = case.spec.config;
+    let has_kernel = config.head_dim <= 128 && config.num_q_heads / config.num_kv_heads <= 16;
+    let fusion = if has_kernel { fusion } else { Fusion::Never };
+    Attention::with_fusion(&gpu.cuda, config, limits(case), fusion)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec))
 }
 
 pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> Answer {

@@ -25,6 +25,7 @@ mod graphs;
 mod invariance;
 mod large;
 mod limits;
+mod mixed;
 #[path = "../common/every_backend/sweep.rs"]
 mod pairs;
 mod refused;

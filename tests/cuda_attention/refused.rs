@@ -2,8 +2,8 @@
 
 use inflight::Error;
 use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Merge,
-    Rope, State, StepArrays, StepBuffer,
+    Append, AppendArgs, Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Fusion,
+    Merge, Rope, State, StepArrays, StepBuffer,
 };
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::Shape;
@@ -33,6 +33,13 @@ fn configurations_without_a_kernel() {
     assert_eq!(field(new(&gpu, config(2, 64, DType::F32))), "q_dtype");
     assert_eq!(field(new(&gpu, config(129, 64, DType::F16))), "num_q_heads");
     assert!(new(&gpu, config(128, 64, DType::Bf16)).is_ok());
+    let case = Case::new(&Spec::new(1, config(2, 64, DType::F16), &[(1, 9)]));
+    let always =
+        |config| Attention::with_fusion(&gpu.cuda, config, gpu::limits(&case), Fusion::Always);
+    // Blocks of 128 and of 256 threads; and rows that are all of one kind.
+    assert_eq!(field(always(config(2, 192, DType::F16))), "fusion");
+    assert_eq!(field(always(config(17, 64, DType::F16))), "fusion");
+    assert!(always(config(16, 128, DType::F16)).is_ok());
 }
 
 #[test]

@@ -239,7 +239,7 @@ ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const infligh
 }
 
 template <class Q, class Cache, int D, bool GENERAL>
-ARCH_FN void decode(const inflight_attention_params& p) {
+ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockIdx.x) {
     constexpr int KV_BYTES = sizeof(Cache);
     using Shape = DecodeShape<D, KV_BYTES>;
     using Operands = DecodeOperands<Q, Cache, D, Shape::WARP_KEYS>;
@@ -249,13 +249,13 @@ ARCH_FN void decode(const inflight_attention_params& p) {
     arch::wait_for_prior_kernel();
     const inflight_step* step = step_of(p.step);
     const inflight_plan* plan = plan_of(step, p.plan);
-    if (blockIdx.x >= plan->num_shares) return;
+    if (share >= plan->num_shares) return;
 
     const uint32_t warp = threadIdx.x / 32, group = p.num_q_heads / p.num_kv_heads;
     uint8_t* warp_smem = smem + warp * Shape::WARP_BYTES;
     const uint32_t stages = arch::smem_u32(warp_smem);
-    const uint32_t begin = share_indptr(plan, blockIdx.x);
-    DecodeParts<Shape> parts{step, plan, share_indptr(plan, blockIdx.x + 1),
+    const uint32_t begin = share_indptr(plan, share);
+    DecodeParts<Shape> parts{step, plan, share_indptr(plan, share + 1),
                              reinterpret_cast<DecodePart*>(warp_smem + Shape::LOOKED_UP)};
     DecodeLoader<Shape, Operands> loader{p, parts, BlockSize::of(step->block_size), begin};
     if (begin < parts.end && begin % DecodeParts<Shape>::AT_ONCE != 0) parts.look_up(begin);
