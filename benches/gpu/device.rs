@@ -10,6 +10,8 @@ use inflight::kernels::{DType, Fp8E4m3};
 use crate::ceilings::Ceilings;
 use crate::common::Rng;
 
+/// Times the L2 cache is made cold before a sample: once would do, and more give the host the time.
+const FLUSHES: usize = 6;
 /// Bytes of numbers that larger memory is filled with, again and again.
 const PATTERN: usize = 4 << 20;
 
@@ -56,7 +58,9 @@ impl Gpu {
     /// also gives the host time to queue all of it.
     pub(crate) fn time(&self, work: impl FnOnce(&CudaStream) -> Result<()>) -> Result<f64> {
         let (stream, flush) = (&self.stream, &self.flush);
-        self.ceilings.read(stream, flush.address(), flush.len())?;
+        for _ in 0..if self.smoke { 1 } else { FLUSHES } {
+            self.ceilings.read(stream, flush.address(), flush.len())?;
+        }
         self.start.record(stream)?;
         work(stream)?;
         self.stop.record(stream)?;
