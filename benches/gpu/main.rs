@@ -168,13 +168,13 @@ fn run(
     options: &Options,
     mut gpu: Gpu,
     shapes: &[Shape],
-    others: Vec<(String, impl Fn(&mut Gpu) -> Result<Option<Row>>)>,
+    others: Vec<(String, impl Fn(&mut Gpu, &Cpu) -> Result<Option<Row>>)>,
 ) -> Result<()> {
     let start = Instant::now();
     let info = gpu.cuda.info().clone();
     let driver = cuda::driver_version().unwrap_or(0);
     println!(
-        "{} ({}, {} SMs, {} MiB of L2), driver {}.{}; built for {}; {} rounds",
+        "{} ({}, {} SMs, {} MiB of L2), driver {}.{}; built for {}; rounds: {}",
         info.name,
         info.sm(),
         info.multiprocessors,
@@ -213,7 +213,7 @@ fn run(
         ended = ended.and_then(|()| take(&shape.name, attention::measure(&mut gpu, &cpu, shape)));
     }
     for (name, measure) in &others {
-        ended = ended.and_then(|()| take(name, measure(&mut gpu)));
+        ended = ended.and_then(|()| take(name, measure(&mut gpu, &cpu)));
     }
     let seconds = start.elapsed().as_secs_f64();
     println!("{} cases, {skipped} skipped, {} failed, {seconds:.0} s", rows.len(), failed.len());

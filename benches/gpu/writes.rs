@@ -1,6 +1,8 @@
 //! Appends, merges and block moves, measured beside copying as many bytes.
 
+use half::bf16;
 use inflight::cache::BlockOp;
+use inflight::device::cpu::Cpu;
 use inflight::device::cuda::{CudaBuffer, CudaStream, PinnedBuffer};
 use inflight::kernels::cuda::{
     Append, AppendArgs, BlockMover, DeviceCache, DeviceScales, DeviceTensor, Merge, Rope, State,
@@ -8,7 +10,9 @@ use inflight::kernels::cuda::{
 };
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape as Extent;
-use inflight::kernels::{BatchView, DType, KvLayout};
+use inflight::kernels::{
+    BatchView, DType, Fp8E4m3, KvCache, KvLayout, KvScales, TensorMut, TensorRef, cpu,
+};
 use inflight::{Error, Result};
 
 use crate::common::Rng;
@@ -19,7 +23,7 @@ const HEADS: (usize, usize) = (32, 8);
 const DIM: usize = 128;
 const BLOCK: usize = 16;
 
-type Measure = Box<dyn Fn(&mut Gpu) -> Result<Option<Row>>>;
+type Measure = Box<dyn Fn(&mut Gpu, &Cpu) -> Result<Option<Row>>>;
 
 /// Cases by name.
 pub(crate) fn all(smoke: bool) -> Vec<(String, Measure)> {
@@ -32,7 +36,7 @@ pub(crate) fn all(smoke: bool) -> Vec<(String, Measure)> {
                 let name = format!("append t{tokens} 32/8 d128 {}{rope}", cache.name());
                 let measure = {
                     let name = name.clone();
-                    move |gpu: &mut Gpu| append(gpu, &name, tokens, cache, rotated)
+                    move |gpu: &mut Gpu, cpu: &Cpu| append(gpu, cpu, &name, tokens, cache, rotated)
                 };
                 cases.push((name, Box::new(measure)));
             }
@@ -45,7 +49,7 @@ pub(crate) fn all(smoke: bool) -> Vec<(String, Measure)> {
         let name = format!("{what} {ops} blocks of 16 of {layers} layers 8 d128 bf16");
         let measure = {
             let name = name.clone();
-            move |gpu: &mut Gpu| moves(gpu, &name, kind, ops, layers)
+            move |gpu: &mut Gpu, _: &Cpu| moves(gpu, &name, kind, ops, layers)
         };
         cases.push((name, Box::new(measure)));
     }
@@ -54,7 +58,7 @@ pub(crate) fn all(smoke: bool) -> Vec<(String, Measure)> {
         let name = format!("merge {states} states t{tokens} h32 d128 bf16");
         let measure = {
             let name = name.clone();
-            move |gpu: &mut Gpu| merge(gpu, &name, states, tokens)
+            move |gpu: &mut Gpu, _: &Cpu| merge(gpu, &name, states, tokens)
         };
         cases.push((name, Box::new(measure)));
     }
@@ -70,10 +74,10 @@ fn sample(
 ) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     // Half of them are read, half written.
-    let len = (bytes / 2 & !0xf).clamp(16, gpu.arena.len() / 2 & !0xff);
+    let len = ((bytes / 2) & !0xf).clamp(16, (gpu.arena.len() / 2) & !0xff);
     let places = (gpu.arena.len() / 2 / len.next_multiple_of(256)).clamp(1, calls);
     let (from, to) =
-        (gpu.arena.address(), gpu.arena.address() + (gpu.arena.len() / 2 & !0xff) as u64);
+        (gpu.arena.address(), gpu.arena.address() + ((gpu.arena.len() / 2) & !0xff) as u64);
     for round in 0..=gpu.rounds {
         let seconds = gpu.time(|stream| {
             (0..calls).try_for_each(|n| {
@@ -98,6 +102,7 @@ fn tensor(buffer: &CudaBuffer, extent: Extent) -> DeviceTensor {
 
 fn append(
     gpu: &mut Gpu,
+    processor: &Cpu,
     name: &str,
     tokens: usize,
     dtype: DType,
@@ -169,11 +174,64 @@ fn append(
     let calls: Vec<_> = (0..copies.max(2)).map(|n| of_copy(n % copies)).collect::<Result<_>>()?;
     let kv = 2 * tokens * kv_heads * DIM * (2 + dtype.size());
     let bytes = kv + if rotated { 4 * tokens * heads * DIM } else { 0 };
+    // The first call is compared, from a cache of zeros: nothing else may be written either.
+    let mut host = [&k, &v, &q].map(|buffer| vec![bf16::ZERO; buffer.len() / 2]);
+    for (numbers, buffer) in host.iter_mut().zip([&k, &v, &q]) {
+        gpu.stream.read(bytemuck::cast_slice_mut(numbers), buffer, 0)?;
+    }
+    gpu.stream.fill(&gpu.arena, 0, 2 * half, 0)?;
+    // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+    unsafe { append.run(&gpu.stream, &step, &calls[0]) }?;
+    let [host_k, host_v, host_q] = &mut host;
+    let new = cpu::Append {
+        scales: match dtype {
+            DType::Fp8E4m3 => KvScales { k: &[SCALE], v: &[SCALE] },
+            _ => KvScales::NONE,
+        },
+        rope: match rotated {
+            true => Some(cpu::Rope {
+                positions: &positions,
+                cos_sin: &table,
+                rotary_dim: DIM,
+                pairs: RopePairs::Half,
+                q: Some(TensorMut::new(host_q, extent(heads))?),
+            }),
+            false => None,
+        },
+        ..cpu::Append::new(
+            TensorRef::new(host_k, extent(kv_heads))?,
+            TensorRef::new(host_v, extent(kv_heads))?,
+            &slots,
+        )
+    };
+    let expected = appended(processor, layout, new)?;
+    let mut found = vec![0; 2 * half];
+    gpu.stream.read(&mut found, &gpu.arena, 0)?;
+    let mut found_q = vec![bf16::ZERO; host_q.len()];
+    gpu.stream.read(bytemuck::cast_slice_mut(&mut found_q), &q, 0)?;
+    let same_q = bytemuck::cast_slice::<_, u8>(&found_q) == bytemuck::cast_slice::<_, u8>(host_q);
+    if found != expected || !same_q {
+        return Err(Error::Device(format!("{name}: other bytes than the processor's")));
+    }
     let samples = sample(gpu, bytes, calls.len(), |stream| {
         // SAFETY: all memory lives until the stream is done, and nobody else uses it.
         calls.iter().try_for_each(|args| unsafe { append.run(stream, &step, args) })
     })?;
     Ok(Some(row(name, bytes, tokens, samples)))
+}
+
+/// The bytes of K, then of V, that the processor's kernel makes of zeros.
+fn appended(cpu: &Cpu, layout: KvLayout, new: cpu::Append<'_>) -> Result<Vec<u8>> {
+    fn of<T: bytemuck::Pod>(cpu: &Cpu, layout: KvLayout, new: cpu::Append<'_>) -> Result<Vec<u8>> {
+        let zeros = vec![<T as bytemuck::Zeroable>::zeroed(); layout.k_extent()?];
+        let (mut k, mut v) = (zeros.clone(), zeros);
+        cpu::append(cpu, &mut KvCache::new(&mut k, &mut v, layout)?, new)?;
+        Ok([bytemuck::cast_slice(&k), bytemuck::cast_slice(&v)].concat())
+    }
+    match layout.dtype {
+        DType::Fp8E4m3 => of::<Fp8E4m3>(cpu, layout, new),
+        _ => of::<bf16>(cpu, layout, new),
+    }
 }
 
 fn row(name: &str, bytes: usize, tokens: usize, samples: Vec<Sample>) -> Row {
@@ -187,11 +245,13 @@ fn moves(gpu: &mut Gpu, name: &str, kind: u32, ops: usize, layers: usize) -> Res
     let host_layout = KvLayout { num_blocks: ops, ..layout };
     let (half, host_half) = (layout.k_extent()? * 2, host_layout.k_extent()? * 2);
     if gpu.arena.len() < 2 * layers * half {
-        println!("{name:<52} skipped: its caches are {} MiB", layers * half >> 19);
+        println!("{name:<52} skipped: its caches are {} MiB", (layers * half) >> 19);
         return Ok(None);
     }
+    gpu.fill_arena(DType::Bf16)?;
     gpu.spoil_arena();
-    let pinned = PinnedBuffer::new(&gpu.cuda, 2 * layers * host_half)?;
+    let mut pinned = PinnedBuffer::new(&gpu.cuda, 2 * layers * host_half)?;
+    pinned.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 7) as u8);
     let caches = |start: u64, half: usize, layout: KvLayout| -> Result<Vec<DeviceCache>> {
         let of_layer = |layer: usize| {
             let k = start + (2 * layer * half) as u64;
@@ -216,6 +276,25 @@ fn moves(gpu: &mut Gpu, name: &str, kind: u32, ops: usize, layers: usize) -> Res
     let moved = ops * layers * 2 * block;
     // What crosses a bus once is counted once.
     let bytes = if kind == BlockOp::COPY { 2 * moved } else { moved };
+    mover.run(&gpu.stream, &list)?;
+    gpu.stream.synchronize()?;
+    for (op, array) in list.iter().flat_map(|op| [0, 2 * layers - 1].map(|array| (op, array))) {
+        let read = |id: u32, on_host: bool| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; block];
+            match on_host {
+                true => bytes
+                    .copy_from_slice(&pinned[array * host_half + id as usize * block..][..block]),
+                false => {
+                    gpu.stream.read(&mut bytes, &gpu.arena, array * half + id as usize * block)?
+                }
+            }
+            Ok(bytes)
+        };
+        let from = read(op.src, kind == BlockOp::SWAP_IN)?;
+        if from != read(op.dst, kind == BlockOp::SWAP_OUT)? {
+            return Err(Error::Device(format!("{name}: a block is not what was moved there")));
+        }
+    }
     let mut samples = sample(gpu, bytes, 1, |stream| mover.run(stream, &list))?;
     if kind != BlockOp::COPY {
         let mut memory = PinnedBuffer::new(&gpu.cuda, moved)?;
