@@ -49,7 +49,7 @@ pub(crate) struct Info {
 /// What to test.
 #[derive(Args, Debug)]
 pub(crate) struct Selftest {
-    /// The device: cpu
+    /// The device: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub(crate) device: String,
 

@@ -54,6 +54,9 @@ struct Gpu {
     sm: String,
     memory_bytes: usize,
     multiprocessors: u32,
+    l2_bytes: usize,
+    /// Of what kernels were compiled for, what it runs; null where it can run none of it.
+    image: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -157,6 +160,8 @@ impl Cuda {
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let gpu = |info: cuda::CudaDeviceInfo| Gpu {
+            image: image_for(info.compute_capability, cuda::architectures()),
+            l2_bytes: info.l2_cache,
             sm: info.sm(),
             name: info.name,
             memory_bytes: info.memory,
@@ -176,6 +181,9 @@ impl Cuda {
         let note = match &self.reason {
             Some(reason) => reason.clone(),
             None if !kernels => "built without kernels (feature `cuda`)".to_owned(),
+            None if self.devices.iter().all(|gpu| gpu.image.is_none()) => {
+                format!("built for {}, none of it for this GPU", self.architectures)
+            }
             None => String::new(),
         };
         Device { name: "cuda", available: note.is_empty(), note }
@@ -191,13 +199,43 @@ impl Cuda {
             architectures => architectures,
         };
         let gpu = |gpu: &Gpu| {
-            let Gpu { name, sm, memory_bytes, multiprocessors } = gpu;
-            format!("{name} ({sm}, {} MiB, {multiprocessors} SMs)", memory_bytes >> 20)
+            let Gpu { name, sm, memory_bytes, multiprocessors, l2_bytes, image } = gpu;
+            let runs = match image {
+                Some(image) => format!(", runs {image}"),
+                None => String::new(),
+            };
+            format!(
+                "{name} ({sm}, {} MiB, {multiprocessors} SMs, {} MiB of L2{runs})",
+                memory_bytes >> 20,
+                l2_bytes >> 20
+            )
         };
         let devices: Vec<_> = self.devices.iter().map(gpu).collect();
         let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
         format!("{devices}; {driver}; built for {kernels}")
     }
+}
+
+/// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs: code for its own architecture or an earlier one of
+/// its generation, else what the driver makes of PTX.
+fn image_for((major, minor): (u32, u32), architectures: &str) -> Option<String> {
+    let list = || architectures.split(", ");
+    let binary = |name: &str| {
+        let number = name.strip_prefix("sm_")?;
+        let digits = number.trim_end_matches(['a', 'f']);
+        let version: u32 = digits.parse().ok()?;
+        let (has, at) = (version / 10, version % 10);
+        // With an `a` it runs on this very one, with an `f` on later ones of the family too.
+        let runs = has == major && if number.ends_with('a') { at == minor } else { at <= minor };
+        runs.then_some((at, number.len()))
+    };
+    let best = list().filter_map(|name| Some((binary(name)?, name))).max();
+    let ptx = |name: &str| {
+        let (has, at) = name.strip_prefix("PTX ")?.split_once('.')?;
+        let version: (u32, u32) = (has.parse().ok()?, at.parse().ok()?);
+        (version <= (major, minor)).then(|| format!("{name}, compiled by the driver"))
+    };
+    best.map(|(_, name)| name.to_owned()).or_else(|| list().find_map(ptx))
 }
 
 /// The first value of a `name: value` file of the system.
@@ -272,6 +310,17 @@ fn sum(words: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_for_gpus() {
+        let image = |sm| image_for(sm, "sm_80, sm_86, sm_90a, PTX 8.0");
+        assert_eq!(image((8, 0)).as_deref(), Some("sm_80"));
+        assert_eq!(image((8, 9)).as_deref(), Some("sm_86"));
+        assert_eq!(image((9, 0)).as_deref(), Some("sm_90a"));
+        assert_eq!(image((10, 0)).as_deref(), Some("PTX 8.0, compiled by the driver"));
+        assert_eq!(image((7, 5)), None);
+        assert_eq!(image_for((9, 0), ""), None);
+    }
 
     #[test]
     fn every_word_is_summed() {

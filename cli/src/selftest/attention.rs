@@ -1,6 +1,5 @@
 //! Attention against the reference.
 
-use inflight::device::cpu::Cpu;
 use inflight::kernels::cpu::Attention;
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
@@ -8,8 +7,9 @@ use inflight::kernels::{
 };
 use inflight::{BlockId, Result};
 
+use super::gpu::Step;
 use super::reference::{self, Features, Heads, Row};
-use super::{Outcome, Worst, random};
+use super::{Device, Outcome, Worst, random};
 use crate::tensor::Tensor;
 use crate::trace::SplitMix64;
 
@@ -39,11 +39,11 @@ const TYPES: [(DType, DType, f64); 4] = [
 ];
 
 /// All cases of attention.
-pub(super) fn run(cpu: &Cpu, outcomes: &mut Vec<Outcome>) {
+pub(super) fn run(device: Device<'_>, outcomes: &mut Vec<Outcome>) {
     let causal = Features { causal: true, ..Features::default() };
     let kinds = [("prefill", PREFILL), ("chunked", CHUNKED), ("decode", DECODE), ("mixed", MIXED)];
     for (name, rows) in kinds {
-        of_all_types(cpu, outcomes, name, rows, &causal, &GEOMETRIES);
+        of_all_types(device, outcomes, name, rows, &causal, &GEOMETRIES);
     }
     let features = [
         ("not causal", Features::default()),
@@ -65,10 +65,10 @@ pub(super) fn run(cpu: &Cpu, outcomes: &mut Vec<Outcome>) {
         ),
     ];
     for (name, features) in &features {
-        of_all_types(cpu, outcomes, name, MIXED, features, &GEOMETRIES[1..4]);
+        of_all_types(device, outcomes, name, MIXED, features, &GEOMETRIES[1..4]);
     }
-    for (q_dtype, kv_dtype, _) in TYPES {
-        let differing = alone(cpu, q_dtype, kv_dtype);
+    for (q_dtype, kv_dtype, _) in TYPES.into_iter().filter(|types| device.has(types.0)) {
+        let differing = alone(device, q_dtype, kv_dtype);
         let types = (q_dtype, kv_dtype);
         outcomes.push(Outcome::new("attention, a row alone, bit by bit", types, 0.0, differing));
     }
@@ -80,19 +80,19 @@ fn sees(query: usize, key: usize) -> bool {
 }
 
 fn of_all_types(
-    cpu: &Cpu,
+    device: Device<'_>,
     outcomes: &mut Vec<Outcome>,
     name: &str,
     rows: Rows,
     features: &Features,
     geometries: &[(usize, usize, usize)],
 ) {
-    for (q_dtype, kv_dtype, bound) in TYPES {
+    for (q_dtype, kv_dtype, bound) in TYPES.into_iter().filter(|types| device.has(types.0)) {
         let mut worst = Worst::default();
         let compared = geometries.iter().enumerate().try_for_each(|(i, &geometry)| {
             let world = World::new((q_dtype, kv_dtype), rows, geometry, i % 3 == 2)?;
             let features = world.heads_of(features);
-            world.compare(cpu, &features, &mut worst)
+            world.compare(device, &features, &mut worst)
         });
         let outcome = compared.map(|()| worst);
         let name = format!("attention, {name}");
@@ -101,18 +101,18 @@ fn of_all_types(
 }
 
 /// Bytes of a row's output that differ when the row is computed without the others.
-fn alone(cpu: &Cpu, q_dtype: DType, kv_dtype: DType) -> Result<Worst> {
+fn alone(device: Device<'_>, q_dtype: DType, kv_dtype: DType) -> Result<Worst> {
     let mut worst = Worst::default();
     let causal = Features { causal: true, ..Features::default() };
     let rows: Rows = &[(3, 700), (1, 1100), (140, 150), (1, 33)];
     for geometry in [GEOMETRIES[1], GEOMETRIES[4]] {
         let world = World::new((q_dtype, kv_dtype), rows, geometry, false)?;
         let fixed = AttentionConfig { fixed_split: Some(128), ..world.config(&causal) };
-        let (together, _) = world.run(cpu, &causal, fixed, 0..rows.len())?;
+        let (together, _) = world.run(device, &causal, fixed, 0..rows.len())?;
         let token = world.q.heads * world.q.dim * q_dtype.size();
         let mut start = 0;
         for (row, &(q_len, _)) in rows.iter().enumerate() {
-            let (own, _) = world.run(cpu, &causal, fixed, row..row + 1)?;
+            let (own, _) = world.run(device, &causal, fixed, row..row + 1)?;
             let same = &together.bytes()[start..start + q_len * token];
             let differ = own.bytes().iter().zip(same).filter(|(a, b)| a != b).count();
             worst.add(differ as f64, 0.0);
@@ -214,7 +214,7 @@ impl World {
     /// Outputs and LSE of some of its rows.
     fn run(
         &self,
-        cpu: &Cpu,
+        device: Device<'_>,
         features: &Features,
         config: AttentionConfig,
         rows: std::ops::Range<usize>,
@@ -252,42 +252,61 @@ impl World {
             kv_last_page_len: &kv_last_page_len,
             block_size: self.layout.block_size,
         };
-        let mut attention = Attention::new(config)?;
-        attention.plan(cpu, view, self.layout.num_blocks)?;
         let token = self.q.heads * self.q.dim;
         let shape = Shape::contiguous(tokens, self.q.heads, self.q.dim);
         let mut o = Tensor::zeros(self.types.0, tokens * token)?;
         o.bytes_mut().fill(0xff);
         let mut lse = vec![f32::NAN; tokens * self.q.heads];
-        let (mut keys, mut values) = (self.keys.copy()?, self.values.copy()?);
-        let cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), self.layout)?;
         let narrow = |numbers: &Option<Vec<f64>>| {
             numbers.as_ref().map(|numbers| numbers.iter().map(|x| *x as f32).collect::<Vec<_>>())
         };
         let (slopes, sinks) = (narrow(&features.slopes), narrow(&features.sinks));
-        let scales = match self.types.1 {
-            DType::Fp8E4m3 => KvScales { k: &SCALES[0], v: &SCALES[1] },
-            _ => KvScales::NONE,
-        };
         let mask = Mask { bits: &bits, indptr: &mask_indptr, widths: &widths };
-        let args = AttentionArgs {
-            q: self.queries.tokens(before * token, shape)?,
-            cache: &cache,
-            scales,
-            o: o.tokens_mut(0, shape)?,
-            lse: Some(&mut lse),
-            alibi_slopes: slopes.as_deref(),
-            sinks: sinks.as_deref(),
-            mask: features.mask.map(|_| mask),
-        };
-        attention.run(cpu, args)?;
+        let mask = features.mask.map(|_| mask);
+        let fp8 = self.types.1 == DType::Fp8E4m3;
+        match device {
+            Device::Cpu(cpu) => {
+                let mut attention = Attention::new(config)?;
+                attention.plan(cpu, view, self.layout.num_blocks)?;
+                let (mut keys, mut values) = (self.keys.copy()?, self.values.copy()?);
+                let cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), self.layout)?;
+                let args = AttentionArgs {
+                    q: self.queries.tokens(before * token, shape)?,
+                    cache: &cache,
+                    scales: match fp8 {
+                        true => KvScales { k: &SCALES[0], v: &SCALES[1] },
+                        false => KvScales::NONE,
+                    },
+                    o: o.tokens_mut(0, shape)?,
+                    lse: Some(&mut lse),
+                    alibi_slopes: slopes.as_deref(),
+                    sinks: sinks.as_deref(),
+                    mask,
+                };
+                attention.run(cpu, args)?;
+            }
+            Device::Gpu(gpu) => {
+                let size = token * self.types.0.size();
+                let step = Step {
+                    batch: view,
+                    mask,
+                    q: &self.queries.bytes()[before * size..(before + tokens) * size],
+                    cache: (&self.keys, &self.values),
+                    layout: self.layout,
+                    scales: if fp8 { [&SCALES[0], &SCALES[1]] } else { [&[], &[]] },
+                    slopes: slopes.as_deref(),
+                    sinks: sinks.as_deref(),
+                };
+                gpu.attention(config, &step, o.bytes_mut(), &mut lse)?;
+            }
+        }
         Ok((o, lse))
     }
 
     /// Runs all of it, and the reference beside it.
-    fn compare(&self, cpu: &Cpu, features: &Features, worst: &mut Worst) -> Result<()> {
+    fn compare(&self, device: Device<'_>, features: &Features, worst: &mut Worst) -> Result<()> {
         let config = self.config(features);
-        let (o, lse) = self.run(cpu, features, config, 0..self.rows.len())?;
+        let (o, lse) = self.run(device, features, config, 0..self.rows.len())?;
         let group = self.q.heads / KV_HEADS;
         let mut token = 0;
         for (row, (k, v)) in self.rows.iter().zip(&self.kv) {

@@ -1,22 +1,39 @@
 //! `inflight selftest`: the kernels of a device against plain arithmetic in f64.
 
 mod attention;
+mod gpu;
 mod reference;
 mod writes;
 
 use std::time::Instant;
 
-use inflight::Result;
 use inflight::device::cpu::{Cpu, Isa};
+use inflight::device::cuda::Cuda;
 use inflight::kernels::DType;
+use inflight::{Error, Result};
 use serde::Serialize;
 
 use crate::args::Selftest;
-use crate::cpu::options::{check_built, cpu};
+use crate::cpu::options::cpu;
 use crate::tensor::Tensor;
 use crate::trace::SplitMix64;
 use crate::{Failure, print};
+use gpu::Gpu;
 use reference::Heads;
+
+/// What runs the kernels under test.
+#[derive(Clone, Copy)]
+enum Device<'a> {
+    Cpu(&'a Cpu),
+    Gpu(&'a Gpu),
+}
+
+impl Device<'_> {
+    /// Whether it has kernels for tensors or caches of a type.
+    fn has(self, dtype: DType) -> bool {
+        matches!(self, Self::Cpu(_)) || dtype != DType::F32
+    }
+}
 
 /// How far results were from what they should be.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,7 +56,7 @@ impl Worst {
 struct Outcome {
     case: String,
     dtype: String,
-    isa: &'static str,
+    isa: String,
     /// The largest error; null where it is infinite or nothing was computed.
     max_error: Option<f64>,
     bound: f64,
@@ -63,7 +80,7 @@ impl Outcome {
         Self {
             case: case.to_owned(),
             dtype,
-            isa: "",
+            isa: String::new(),
             max_error: finite.then_some(found.error),
             bound,
             compared,
@@ -76,8 +93,13 @@ impl Outcome {
 #[derive(Serialize)]
 struct Report {
     device: String,
-    threads: usize,
-    isas: Vec<&'static str>,
+    /// Of a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Of the processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    isas: Vec<String>,
     seconds: f64,
     passed: usize,
     failed: usize,
@@ -86,33 +108,20 @@ struct Report {
 
 /// Runs all cases and prints what came of them.
 pub(crate) fn main(args: &Selftest) -> std::result::Result<(), Failure> {
-    check_built(&args.device)?;
-    if args.device != "cpu" {
-        let reason = "is not cpu, the only device of this version that computes";
-        return Err(Failure::Usage(format!("--device `{}` {reason}", args.device)));
-    }
-    let names: Vec<Option<&str>> = match args.isa.as_deref() {
-        Some("all") => {
-            let all = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-            all.map(|isa| Some(isa.name())).collect()
-        }
-        one => vec![one],
-    };
     let start = Instant::now();
     let mut report = Report {
         device: args.device.clone(),
-        threads: 0,
+        name: None,
+        threads: None,
         isas: Vec::new(),
         seconds: 0.0,
         passed: 0,
         failed: 0,
         cases: Vec::new(),
     };
-    for isa in names {
-        let cpu = cpu(args.threads, None, isa)?;
-        report.threads = cpu.threads();
-        report.isas.push(cpu.isa().name());
-        report.cases.extend(run(&cpu));
+    match ordinal(&args.device)? {
+        Some(ordinal) => on_gpu(args, ordinal, &mut report)?,
+        None => on_cpu(args, &mut report)?,
     }
     report.seconds = start.elapsed().as_secs_f64();
     report.passed = report.cases.iter().filter(|case| case.passed).count();
@@ -130,21 +139,72 @@ pub(crate) fn main(args: &Selftest) -> std::result::Result<(), Failure> {
     }
 }
 
-/// All cases on one processor.
-fn run(cpu: &Cpu) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
-    attention::run(cpu, &mut outcomes);
-    writes::run(cpu, &mut outcomes);
-    let isa = cpu.isa().name();
-    outcomes.iter_mut().for_each(|outcome| outcome.isa = isa);
-    outcomes
+/// The number of the GPU that is asked for; none for the processor.
+fn ordinal(device: &str) -> std::result::Result<Option<usize>, Failure> {
+    let number = match device {
+        "cpu" => return Ok(None),
+        "cuda" => Some(0),
+        other => other.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
+    };
+    let reason = "is not cpu, cuda or cuda:N, the devices that compute";
+    number.map(Some).ok_or_else(|| Failure::Usage(format!("--device `{device}` {reason}")))
+}
+
+fn on_cpu(args: &Selftest, report: &mut Report) -> std::result::Result<(), Failure> {
+    let names: Vec<Option<&str>> = match args.isa.as_deref() {
+        Some("all") => {
+            let all = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+            all.map(|isa| Some(isa.name())).collect()
+        }
+        one => vec![one],
+    };
+    for isa in names {
+        let cpu = cpu(args.threads, None, isa)?;
+        report.threads = Some(cpu.threads());
+        run(Device::Cpu(&cpu), cpu.isa().name(), report);
+    }
+    Ok(())
+}
+
+fn on_gpu(
+    args: &Selftest,
+    ordinal: usize,
+    report: &mut Report,
+) -> std::result::Result<(), Failure> {
+    for (name, given) in [("isa", args.isa.is_some()), ("threads", args.threads.is_some())] {
+        if given {
+            return Err(Failure::Usage(format!("--{name} is an option of --device cpu")));
+        }
+    }
+    let failed = |error: Error| match error {
+        Error::InvalidArgument { field: "device", reason } => {
+            Failure::Usage(format!("--device: {reason}"))
+        }
+        error => Failure::Run(format!("--device {}: {error}", args.device)),
+    };
+    let gpu = Cuda::new(ordinal).and_then(Gpu::new).map_err(failed)?;
+    report.device = format!("cuda:{ordinal}");
+    report.name = Some(gpu.cuda().info().name.clone());
+    run(Device::Gpu(&gpu), &gpu.cuda().info().sm(), report);
+    Ok(())
+}
+
+/// All cases on one device.
+fn run(device: Device<'_>, isa: &str, report: &mut Report) {
+    let before = report.cases.len();
+    attention::run(device, &mut report.cases);
+    writes::run(device, &mut report.cases);
+    report.isas.push(isa.to_owned());
+    report.cases[before..].iter_mut().for_each(|outcome| isa.clone_into(&mut outcome.isa));
 }
 
 impl Report {
     fn text(&self) -> String {
-        let threads = self.threads;
-        let plural = if threads == 1 { "" } else { "s" };
-        let mut text = format!("{}: {threads} thread{plural}\n\n", self.device);
+        let mut text = match (self.threads, &self.name) {
+            (Some(1), _) => format!("{}: 1 thread\n\n", self.device),
+            (Some(threads), _) => format!("{}: {threads} threads\n\n", self.device),
+            (None, name) => format!("{}: {}\n\n", self.device, name.as_deref().unwrap_or("")),
+        };
         let widest = self.cases.iter().map(|case| case.case.chars().count()).max().unwrap_or(0);
         let line = |cells: [&str; 6]| {
             let [case, dtype, isa, error, bound, verdict] = cells;
@@ -159,7 +219,7 @@ impl Report {
                 None => "FAIL".to_owned(),
             };
             let bound = format!("{:.1e}", case.bound);
-            text += &line([&case.case, &case.dtype, case.isa, &error, &bound, &verdict]);
+            text += &line([&case.case, &case.dtype, &case.isa, &error, &bound, &verdict]);
         }
         let compared: u64 = self.cases.iter().map(|case| case.compared).sum();
         let compared = crate::numbers::group(compared);

@@ -1,15 +1,15 @@
 //! Appending, merging and moving blocks, against the reference.
 
 use inflight::cache::BlockOp;
-use inflight::device::cpu::Cpu;
 use inflight::kernels::cpu::{self, Append, Rope, append, move_blocks};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{DType, KvCache, KvLayout, KvScales};
 use inflight::{Error, Result};
 
+use super::gpu::New;
 use super::reference::{self, State, angle};
-use super::{Outcome, Worst, random};
+use super::{Device, Outcome, Worst, random};
 use crate::tensor::Tensor;
 use crate::trace::SplitMix64;
 
@@ -33,8 +33,8 @@ const TYPES: [(DType, DType, f64); 6] = [
 ];
 
 /// All cases that write to a cache, and merging.
-pub(super) fn run(cpu: &Cpu, outcomes: &mut Vec<Outcome>) {
-    for (dtype, cache, bound) in TYPES {
+pub(super) fn run(device: Device<'_>, outcomes: &mut Vec<Outcome>) {
+    for (dtype, cache, bound) in TYPES.into_iter().filter(|types| device.has(types.0)) {
         let modes = [
             ("append", None, 0.0),
             ("append, rotated by halves", Some(RopePairs::Half), bound),
@@ -43,23 +43,24 @@ pub(super) fn run(cpu: &Cpu, outcomes: &mut Vec<Outcome>) {
         for (name, pairs, bound) in modes {
             let mut worst = Worst::default();
             let done = GEOMETRIES.iter().try_for_each(|&geometry| {
-                appended(cpu, (dtype, cache), geometry, pairs, &mut worst)
+                appended(device, (dtype, cache), geometry, pairs, &mut worst)
             });
             outcomes.push(Outcome::new(name, (dtype, cache), bound, done.map(|()| worst)));
         }
     }
-    for (dtype, bound) in [(DType::F32, 2e-6), (DType::F16, 1e-3), (DType::Bf16, 8e-3)] {
-        outcomes.push(Outcome::new("merge", (dtype, dtype), bound, merged(cpu, dtype)));
+    let types = [(DType::F32, 2e-6), (DType::F16, 1e-3), (DType::Bf16, 8e-3)];
+    for (dtype, bound) in types.into_iter().filter(|types| device.has(types.0)) {
+        outcomes.push(Outcome::new("merge", (dtype, dtype), bound, merged(device, dtype)));
     }
-    for dtype in DType::ALL {
-        let moved = moved(cpu, dtype);
+    for dtype in DType::ALL.into_iter().filter(|&dtype| device.has(dtype)) {
+        let moved = moved(device, dtype);
         outcomes.push(Outcome::new("move blocks, byte by byte", (dtype, dtype), 0.0, moved));
     }
 }
 
 /// New tokens in scattered slots: they are what they were, rotated, and nothing else has changed.
 fn appended(
-    cpu: &Cpu,
+    device: Device<'_>,
     (dtype, cache_dtype): (DType, DType),
     (block_size, dim): (usize, usize),
     pairs: Option<RopePairs>,
@@ -93,25 +94,42 @@ fn appended(
     let mut keys = Tensor::from_numbers(cache_dtype, old.clone())?;
     let mut values = Tensor::from_numbers(cache_dtype, old)?;
     let fp8 = cache_dtype == DType::Fp8E4m3;
-    let scales = match fp8 {
-        true => KvScales { k: &SCALES[..1], v: &SCALES[1..] },
-        false => KvScales::NONE,
-    };
     let shape = |heads| Shape::contiguous(tokens, heads, dim);
-    let rope = match pairs {
-        None => None,
-        Some(pairs) => {
-            let q = Some(q.tokens_mut(0, shape(Q_HEADS))?);
-            Some(Rope { positions: &positions, cos_sin: &cos_sin, rotary_dim, pairs, q })
+    match device {
+        Device::Cpu(cpu) => {
+            let rope = match pairs {
+                None => None,
+                Some(pairs) => {
+                    let q = Some(q.tokens_mut(0, shape(Q_HEADS))?);
+                    Some(Rope { positions: &positions, cos_sin: &cos_sin, rotary_dim, pairs, q })
+                }
+            };
+            let scales = match fp8 {
+                true => KvScales { k: &SCALES[..1], v: &SCALES[1..] },
+                false => KvScales::NONE,
+            };
+            let new = Append {
+                scales,
+                rope,
+                ..Append::new(k.tokens(0, shape(KV_HEADS))?, v.tokens(0, shape(KV_HEADS))?, &slots)
+            };
+            let mut cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), layout)?;
+            append(cpu, &mut cache, new)?;
         }
-    };
-    let new = Append {
-        scales,
-        rope,
-        ..Append::new(k.tokens(0, shape(KV_HEADS))?, v.tokens(0, shape(KV_HEADS))?, &slots)
-    };
-    let mut cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), layout)?;
-    append(cpu, &mut cache, new)?;
+        Device::Gpu(gpu) => {
+            let new = New {
+                k: &k,
+                v: &v,
+                shape: shape(KV_HEADS),
+                slots: &slots,
+                layout,
+                scales: if fp8 { [&SCALES[..1], &SCALES[1..]] } else { [&[], &[]] },
+                rope: pairs.map(|pairs| (pairs, &positions[..], &cos_sin[..], rotary_dim)),
+            };
+            let (cache, queries) = ((&mut keys, &mut values), (&mut q, shape(Q_HEADS)));
+            gpu.append((dtype, cache_dtype), &new, cache, queries)?;
+        }
+    }
 
     let rotated = |numbers: &[f64], token: usize| {
         let mut head = numbers.to_vec();
@@ -166,7 +184,7 @@ fn rounded(number: f64, dtype: DType) -> Result<f64> {
 }
 
 /// Three states of which some are empty, into one.
-fn merged(cpu: &Cpu, dtype: DType) -> Result<Worst> {
+fn merged(device: Device<'_>, dtype: DType) -> Result<Worst> {
     let mut worst = Worst::default();
     let mut rng = SplitMix64::new(3);
     for (tokens, heads, dim) in [(1, 1, 64), (37, 4, 80), (5, 28, 128)] {
@@ -182,11 +200,21 @@ fn merged(cpu: &Cpu, dtype: DType) -> Result<Worst> {
             states.push((o, numbers, lse));
         }
         let shape = Shape::contiguous(tokens, heads, dim);
-        let views = states.iter().map(|(o, _, lse)| Ok(cpu::State { o: o.tokens(0, shape)?, lse }));
-        let views = views.collect::<Result<Vec<_>>>()?;
         let mut o = Tensor::zeros(dtype, tokens * heads * dim)?;
         let mut lse = vec![f32::NAN; tokens * heads];
-        cpu::merge(cpu, &views, o.tokens_mut(0, shape)?, Some(&mut lse))?;
+        match device {
+            Device::Cpu(cpu) => {
+                let views =
+                    states.iter().map(|(o, _, lse)| Ok(cpu::State { o: o.tokens(0, shape)?, lse }));
+                let views = views.collect::<Result<Vec<_>>>()?;
+                cpu::merge(cpu, &views, o.tokens_mut(0, shape)?, Some(&mut lse))?;
+            }
+            Device::Gpu(gpu) => {
+                let states = states.iter().map(|(o, _, lse)| (o.bytes(), &lse[..]));
+                let states: Vec<_> = states.collect();
+                gpu.merge(dtype, &states, shape, (o.bytes_mut(), &mut lse))?;
+            }
+        }
         for (at, found) in lse.iter().enumerate() {
             let parts: Vec<State> = states
                 .iter()
@@ -206,13 +234,13 @@ fn merged(cpu: &Cpu, dtype: DType) -> Result<Worst> {
 }
 
 /// Copies, swaps out and in, one after the other, of two layers.
-fn moved(cpu: &Cpu, dtype: DType) -> Result<Worst> {
+fn moved(device: Device<'_>, dtype: DType) -> Result<Worst> {
     let mut rng = SplitMix64::new(4);
     let (block_size, dim) = (16, 80);
-    let device = KvLayout::nhd(dtype, NUM_BLOCKS, block_size, KV_HEADS, dim);
+    let here = KvLayout::nhd(dtype, NUM_BLOCKS, block_size, KV_HEADS, dim);
     let host = KvLayout::nhd(dtype, 5, block_size, KV_HEADS, dim);
     let mut pools = Vec::new();
-    for layout in [device, host] {
+    for layout in [here, host] {
         // Two layers of K and V.
         let mut noise = || {
             let mut tensor = Tensor::zeros(dtype, layout.k_extent()?)?;
@@ -249,17 +277,24 @@ fn moved(cpu: &Cpu, dtype: DType) -> Result<Worst> {
             tensor[block(dst)].copy_from_slice(&data);
         }
     }
-    let mut caches = Vec::new();
-    for (pool, layout) in pools.iter_mut().zip([device, host]) {
-        let [k0, v0, k1, v1] = pool;
-        caches.push(vec![
-            KvCache::new(k0.bytes_mut(), v0.bytes_mut(), layout)?,
-            KvCache::new(k1.bytes_mut(), v1.bytes_mut(), layout)?,
-        ]);
+    match device {
+        Device::Cpu(cpu) => {
+            let mut caches = Vec::new();
+            for (pool, layout) in pools.iter_mut().zip([here, host]) {
+                let [k0, v0, k1, v1] = pool;
+                caches.push(vec![
+                    KvCache::new(k0.bytes_mut(), v0.bytes_mut(), layout)?,
+                    KvCache::new(k1.bytes_mut(), v1.bytes_mut(), layout)?,
+                ]);
+            }
+            let (on_device, on_host) = caches.split_at_mut(1);
+            move_blocks(cpu, &ops, &mut on_device[0], &mut on_host[0])?;
+        }
+        Device::Gpu(gpu) => {
+            let (on_device, on_host) = pools.split_at_mut(1);
+            gpu.move_blocks(&ops, (&mut on_device[0], here), (&mut on_host[0], host))?;
+        }
     }
-    let (on_device, on_host) = caches.split_at_mut(1);
-    move_blocks(cpu, &ops, &mut on_device[0], &mut on_host[0])?;
-    drop(caches);
     let mut worst = Worst::default();
     for (pool, expected) in pools.iter().zip(&expected) {
         for (tensor, expected) in pool.iter().zip(expected) {

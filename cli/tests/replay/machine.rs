@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::inflight;
+use crate::program::{command, finished, inflight};
 
 fn json(args: &[&str]) -> Value {
     let ran = inflight(args);
@@ -89,11 +89,49 @@ fn the_selftest_passes() {
     assert!(cases.len() > 60 && compared > 1_000_000);
 }
 
+/// The kernels of GPUs, on the emulator in the driver's place.
+#[test]
+fn the_selftest_of_a_gpu_passes() {
+    let library = match simt::library(simt::Mode::Fast) {
+        Ok(library) => library,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let emulated = |args: &[&str]| {
+        let output = command(args).env("LD_PRELOAD", library).output().expect("it starts");
+        finished(args, output)
+    };
+    let ran = emulated(&["selftest", "--device", "cuda:0", "--json"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
+    let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!((&report["failed"], &report["device"]), (&0.into(), &"cuda:0".into()));
+    assert!(report["passed"].as_u64().is_some_and(|passed| passed > 45), "{report}");
+    assert!(report["name"].as_str().is_some_and(|name| name.contains("emulator")));
+    let ran = emulated(&["selftest", "--device", "cuda:7"]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    let ran = emulated(&["info"]);
+    let line = ran.stdout.lines().find(|line| line.starts_with("cuda")).expect("a line of CUDA");
+    assert!(line.contains("emulator") && line.contains("driver 13"), "{line}");
+    println!("{} cases pass on the emulator", report["passed"]);
+}
+
+/// A GPU that is asked for and not there is an error, and nothing else is.
+#[test]
+fn a_selftest_without_a_gpu() {
+    let machine = json(&["info", "--json"]);
+    let Some(reason) = machine["cuda"]["reason"].as_str() else {
+        return println!("skipped: there is a GPU");
+    };
+    let ran = inflight(&["selftest", "--device", "cuda"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(ran.stderr.contains(reason), "{}", ran.stderr);
+}
+
 #[test]
 fn what_makes_no_sense() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["selftest", "--device", "tpu"], "--device `tpu` is not cpu"),
-        (&["selftest", "--device", "cuda"], "this version is not built with it"),
+        (&["selftest", "--device", "cuda:one"], "--device `cuda:one` is not cpu"),
+        (&["selftest", "--device", "cuda", "--threads", "1"], "--threads is an option of"),
         (&["selftest", "--isa", "mmx"], "--isa: `mmx` is none of"),
         (&["selftest", "--threads", "0"], "--threads: 0 is not within"),
         (&["selftest", "--threads", "99999"], "--threads 99999: 8 for each core are the most"),

@@ -106,15 +106,22 @@ pub fn wants_real_driver() -> bool {
     std::env::var_os("INFLIGHT_TEST_DRIVER").is_some_and(|v| v == "real")
 }
 
+/// The library's file: a program that is started with it in `LD_PRELOAD` has the emulator for its
+/// driver.
+///
+/// # Errors
+/// Where it was not built, the reason.
+pub fn library(mode: Mode) -> Result<&'static str, &'static str> {
+    let path = match mode {
+        Mode::Fast => option_env!("SIMT_FAST"),
+        Mode::Checking => option_env!("SIMT_CHECKING"),
+    };
+    path.ok_or_else(|| option_env!("SIMT_NOT_BUILT").unwrap_or("not built"))
+}
+
 impl Emulator {
     fn open(mode: Mode) -> Result<Self, String> {
-        let path = match mode {
-            Mode::Fast => option_env!("SIMT_FAST"),
-            Mode::Checking => option_env!("SIMT_CHECKING"),
-        };
-        let Some(path) = path else {
-            return Err(option_env!("SIMT_NOT_BUILT").unwrap_or("not built").into());
-        };
+        let path = library(mode)?;
         let name = CString::new(path).map_err(|e| e.to_string())?;
         // SAFETY: the name is a C string; the library's initialisers only register kernels.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
