@@ -15,4 +15,5 @@ mod rng;
 mod gpu;
 mod graphs;
 mod refused;
+mod schedules;
 mod sweep;

@@ -9,7 +9,7 @@ struct Params {
 };
 
 // Each block writes a partial sum; the last one to arrive adds them up.
-enum Merge { GOOD, NO_ATOMIC, NO_BARRIER, TOO_EARLY };
+enum Merge { GOOD, NO_ATOMIC, NO_BARRIER, TOO_EARLY, RELAXED, ACQUIRE, RELEASE };
 template <Merge M>
 ARCH_FN void merge(const Params& p) {
     ARCH_DYN_SMEM(smem);
@@ -19,8 +19,11 @@ ARCH_FN void merge(const Params& p) {
     partials[blockIdx.x * 64 + threadIdx.x] = float(blockIdx.x + 1);
     if constexpr (M != NO_BARRIER) arch::sync_threads();
     if (threadIdx.x == 0) {
-        if constexpr (M == NO_ATOMIC)
-            before[0] = blockIdx.x;
+        if constexpr (M == NO_ATOMIC) before[0] = blockIdx.x;
+#ifndef __CUDACC__
+        else if constexpr (M >= RELAXED)
+            before[0] = simt::atomic_add(counter, 1, static_cast<simt::Order>(M - RELAXED));
+#endif
         else
             before[0] = arch::atomic_add_acq_rel(counter, 1);
     }
@@ -81,6 +84,21 @@ ARCH_FN void divergent(const Params& p) {
     else
         x = arch::ballot(true);
     reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = x;
+}
+// What is read as constant is written by no one.
+template <bool WRITTEN>
+ARCH_FN void read_const(const Params& p) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(p.in);
+    if (WRITTEN) words[threadIdx.x] = threadIdx.x;
+    arch::sync_threads();
+    const uint32_t* from = words + (threadIdx.x ^ 1);
+    reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = arch::load_const(from);
+}
+// As dependents: each thread waits for the kernel before, or all but one.
+template <bool WAITS>
+ARCH_FN void dependent(const Params& p) {
+    if (WAITS || threadIdx.x != 9) arch::wait_for_prior_kernel();
+    reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = p.n;
 }
 // Stride 1: none; stride 32: every lane in the same bank.
 template <int STRIDE>
@@ -166,6 +184,13 @@ ARCH_KERNEL(selftest_merge, 64, 1, Params, merge<GOOD>)
 ARCH_KERNEL(selftest_merge_no_atomic, 64, 1, Params, merge<NO_ATOMIC>)
 ARCH_KERNEL(selftest_merge_no_barrier, 64, 1, Params, merge<NO_BARRIER>)
 ARCH_KERNEL(selftest_merge_too_early, 64, 1, Params, merge<TOO_EARLY>)
+ARCH_KERNEL(selftest_merge_relaxed, 64, 1, Params, merge<RELAXED>)
+ARCH_KERNEL(selftest_merge_acquire, 64, 1, Params, merge<ACQUIRE>)
+ARCH_KERNEL(selftest_merge_release, 64, 1, Params, merge<RELEASE>)
+ARCH_KERNEL(selftest_read_const, 64, 1, Params, read_const<false>)
+ARCH_KERNEL(selftest_read_const_written, 64, 1, Params, read_const<true>)
+ARCH_KERNEL(selftest_dependent, 64, 1, Params, dependent<true>)
+ARCH_KERNEL(selftest_dependent_no_wait, 64, 1, Params, dependent<false>)
 ARCH_KERNEL(selftest_bytes, 64, 1, Params, bytes_good)
 ARCH_KERNEL(selftest_bytes_race, 64, 1, Params, bytes_race)
 ARCH_KERNEL(selftest_blocks_race, 64, 1, Params, blocks_race)

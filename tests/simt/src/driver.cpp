@@ -529,19 +529,22 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
         return CUDA_ERROR_INVALID_VALUE;
     // More threads than __launch_bounds__ names.
     if (threads > k.kernel->threads) return CUDA_ERROR_INVALID_VALUE;
+    bool dependent = false;
     for (unsigned i = 0; i < c.numAttrs; i++) {
         const CUlaunchAttribute& a = c.attrs[i];
         if (a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
             (a.cluster.x > 1 || a.cluster.y > 1 || a.cluster.z > 1))
             return CUDA_ERROR_NOT_SUPPORTED;
         if (a.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a.value) return CUDA_ERROR_NOT_SUPPORTED;
+        if (a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION && a.value)
+            dependent = true;
     }
     if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
     const auto* bytes = static_cast<const uint8_t*>(params[0]);
     const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
     const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
     const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
-    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes]() -> CUresult {
+    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes, dependent]() -> CUresult {
         // In this library's own data, where the checker lets kernels read.
         alignas(64) static uint8_t params_of_kernel[32 << 10];
         static void* args[] = {params_of_kernel};
@@ -550,7 +553,7 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
             reinterpret_cast<void (*)(void* const*)>(fn)(p);
         };
         const auto entry = reinterpret_cast<void*>(kernel->entry);
-        if (run_launch(entry, run, grid, block, smem, args)) return CUDA_SUCCESS;
+        if (run_launch(entry, run, grid, block, smem, args, dependent)) return CUDA_SUCCESS;
         return lose_context(S.out_of_bounds);
     };
     return CUDA_SUCCESS;

@@ -277,6 +277,13 @@ fn small_kernels() {
         ("selftest_merge_no_atomic", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_no_barrier", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_too_early", 5, 64, 16, &["race between blocks, write after read"]),
+        ("selftest_merge_relaxed", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_merge_acquire", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_merge_release", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_read_const", 1, 64, 0, &[]),
+        ("selftest_read_const_written", 1, 64, 0, &["read as constant of what the launch writes"]),
+        ("selftest_dependent", 2, 64, 0, &[]),
+        ("selftest_dependent_no_wait", 2, 64, 0, &["before the kernel before was waited for"]),
         ("selftest_bytes", 2, 64, 64, &[]),
         ("selftest_bytes_race", 1, 64, 0, &["race, write after write", "1 bytes"]),
         ("selftest_blocks_race", 2, 64, 0, &["race between blocks, write after write"]),
@@ -299,6 +306,7 @@ fn small_kernels() {
         for seed in [0, 1, 2, 77] {
             emulator.reset();
             emulator.set_seed(seed);
+            emulator.set_dependent(kernel.starts_with("selftest_dependent"));
             let input: Vec<u32> = (0..4096).collect();
             let params = Small {
                 input: upload(&input),
