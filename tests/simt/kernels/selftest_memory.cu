@@ -138,6 +138,22 @@ ARCH_FN void copy_by_mbarrier(const Params& p) {
     }
 #endif
 }
+// One warp asks for a copy to where the other one reads, which it does not wait for.
+ARCH_FN void overwritten(const Params& p) {
+    ARCH_DYN_SMEM(smem);
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t* word = reinterpret_cast<uint32_t*>(smem) + lane * 4;
+    if (threadIdx.x < 32) *word = ~0u;
+    arch::sync_threads();
+    if (threadIdx.x < 32) {
+        reinterpret_cast<uint32_t*>(p.out)[lane] = *word;
+    } else {
+        arch::cp_async_16(arch::smem_u32(word), reinterpret_cast<uint8_t*>(p.in) + lane * 16, true);
+        arch::cp_async_commit();
+    }
+    // A thread's copies land before it ends.
+    arch::sync_threads();
+}
 // A fragment stored by stmatrix and read by ldmatrix is the same.
 ARCH_FN void matrix_round_trip(const Params& p) {
 #if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
@@ -206,6 +222,7 @@ ARCH_KERNEL(selftest_warp_exchange, 32, 1, Params, warp_exchange<true>)
 ARCH_KERNEL(selftest_warp_exchange_unordered, 32, 1, Params, warp_exchange<false>)
 ARCH_KERNEL(selftest_copy_by_mbarrier, 64, 1, Params, copy_by_mbarrier<true>)
 ARCH_KERNEL(selftest_copy_by_mbarrier_no_wait, 64, 1, Params, copy_by_mbarrier<false>)
+ARCH_KERNEL(selftest_overwritten, 64, 1, Params, overwritten)
 ARCH_KERNEL(selftest_matrix_round_trip, 32, 1, Params, matrix_round_trip)
 ARCH_KERNEL(selftest_named_barriers, 64, 1, Params, named_barriers<true>)
 ARCH_KERNEL(selftest_named_barriers_no_wait, 64, 1, Params, named_barriers<false>)
