@@ -154,6 +154,20 @@ ARCH_FN void overwritten(const Params& p) {
     // A thread's copies land before it ends.
     arch::sync_threads();
 }
+// Each thread waits for its copy and reads that of another one. What they know of each other is
+// older than the wait.
+template <bool ORDERED>
+ARCH_FN void copy_exchange(const Params& p) {
+    ARCH_DYN_SMEM(smem);
+    const uint32_t lane = threadIdx.x, at = arch::smem_u32(smem) + lane * 16;
+    arch::cp_async_16(at, reinterpret_cast<uint8_t*>(p.in) + lane * 16, true);
+    arch::cp_async_commit();
+    arch::sync_warp();
+    arch::cp_async_wait<0>();
+    const uint32_t other = arch::shfl_xor(lane, 1);
+    if (ORDERED) arch::sync_warp();
+    reinterpret_cast<uint32_t*>(p.out)[lane] = reinterpret_cast<uint32_t*>(smem)[other * 4];
+}
 // A fragment stored by stmatrix and read by ldmatrix is the same.
 ARCH_FN void matrix_round_trip(const Params& p) {
 #if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
@@ -223,6 +237,8 @@ ARCH_KERNEL(selftest_warp_exchange_unordered, 32, 1, Params, warp_exchange<false
 ARCH_KERNEL(selftest_copy_by_mbarrier, 64, 1, Params, copy_by_mbarrier<true>)
 ARCH_KERNEL(selftest_copy_by_mbarrier_no_wait, 64, 1, Params, copy_by_mbarrier<false>)
 ARCH_KERNEL(selftest_overwritten, 64, 1, Params, overwritten)
+ARCH_KERNEL(selftest_copy_exchange, 32, 1, Params, copy_exchange<true>)
+ARCH_KERNEL(selftest_copy_exchange_unordered, 32, 1, Params, copy_exchange<false>)
 ARCH_KERNEL(selftest_matrix_round_trip, 32, 1, Params, matrix_round_trip)
 ARCH_KERNEL(selftest_named_barriers, 64, 1, Params, named_barriers<true>)
 ARCH_KERNEL(selftest_named_barriers_no_wait, 64, 1, Params, named_barriers<false>)

@@ -502,6 +502,8 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, i
                       x.write_pc = location(file, line);
                   } else {
                       x.flags = (x.flags & ~PENDING) | INIT;
+                      // Others see it through what follows the wait, not what follows the request.
+                      if (id < S.threads) x.write = e;
                   }
                   return true;
               });

@@ -278,6 +278,8 @@ fn small_kernels() {
         ("selftest_merge_no_barrier", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_too_early", 5, 64, 16, &["race between blocks, write after read"]),
         ("selftest_overwritten", 1, 64, 512, &["access while an async copy is under way"]),
+        ("selftest_copy_exchange", 1, 32, 512, &[]),
+        ("selftest_copy_exchange_unordered", 1, 32, 512, &["race, read after write"]),
         ("selftest_merge_relaxed", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_acquire", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_release", 5, 64, 16, &["race between blocks, read after write"]),
