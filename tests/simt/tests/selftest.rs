@@ -224,7 +224,7 @@ fn mistakes_in_decode_are_reported() {
     for (kernel, parts) in [
         (
             "selftest_decode_no_barrier_after_wait",
-            &["async copy is under way", "selftest_decode.cu"][..],
+            &["race, read after write", "selftest_decode.cu"][..],
         ),
         (
             "selftest_decode_no_barrier_before_reuse",
