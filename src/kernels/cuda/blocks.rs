@@ -99,9 +99,16 @@ impl BlockMover {
     fn launch(&mut self, stream: &CudaStream, ops: &[BlockOp]) -> Result<()> {
         let (pinned, done) = &mut self.ring[self.next];
         done.synchronize()?;
-        for (pair, op) in pinned.chunks_exact_mut(8).zip(ops) {
+        // No block is both read and written, so one that is copied to itself is left out.
+        let moves = ops.iter().filter(|op| op.kind != BlockOp::COPY || op.src != op.dst);
+        let mut num_pairs = 0;
+        for (pair, op) in pinned.chunks_exact_mut(8).zip(moves) {
             pair[..4].copy_from_slice(&op.src.to_ne_bytes());
             pair[4..].copy_from_slice(&op.dst.to_ne_bytes());
+            num_pairs += 1;
+        }
+        if num_pairs == 0 {
+            return Ok(());
         }
         let kind = ops[0].kind as usize;
         let params = inflight_copy_params {
@@ -109,7 +116,7 @@ impl BlockMover {
             pairs: pinned.device_address()?,
             block_bytes: self.block_bytes,
             num_arrays: self.counts[kind],
-            num_pairs: ops.len() as u32,
+            num_pairs,
         };
         let launch = Launch::new(self.grid, params::INFLIGHT_COPY_THREADS, 0);
         // SAFETY: these are the kernel's parameters; blocks are within the caches, which are as
