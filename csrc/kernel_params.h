@@ -125,6 +125,14 @@ struct inflight_attention_params {
     uint32_t reserved;
 };
 
+/* Rows of both kinds in one launch: blocks 0.. compute the shares of the prefill plan, those after
+ * them the shares of the decode plan, others nothing. Both sides run at once, so their states and
+ * counters lie apart. */
+struct inflight_mixed_params {
+    struct inflight_attention_params decode;
+    struct inflight_attention_params prefill;
+};
+
 /* Decode kernels: a part has at most INFLIGHT_DECODE_ROWS query rows (queries times the heads of a
  * group). Keys are read TILE_KEYS at a time, a good granularity of parts; BLOCKS thread blocks of
  * THREADS fit a multiprocessor of sm_90, each with SMEM bytes of dynamic shared memory. By head_dim

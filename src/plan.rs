@@ -259,50 +259,61 @@ impl PlanConfig {
         (first.max(0) as u32, last.max(0) as u32)
     }
 
-    /// Tiles, each in one part, and the keys at whose multiples it is to be split. Those of a row and head follow one another: they share their keys.
-    fn each_tile(
-        &self,
-        rows: impl Iterator<Item = Extent>,
-        mut then: impl FnMut(Part, Option<u32>),
-    ) {
-        for (row, extent) in (0..).zip(rows) {
-            let joint = extent.q_len <= self.joint_q;
-            let (tiles, num_heads) = if joint { (1, self.heads) } else { (self.heads, 1) };
-            let (partial, merge) = (Part::WHOLE, Part::WHOLE);
-            let tile = Part { row, num_heads, partial, merge, ..Part::zeroed() };
-            // Nothing ends at a multiple of the largest number: such a tile is one part.
-            let whole = extent.q_len > self.split_q;
-            let split = self.fixed_split.map(|split| if whole { u32::MAX } else { split });
-            for head in 0..tiles {
-                let mut q_start = 0;
-                while q_start < extent.q_len {
-                    let q_len = self.q_tile.min(extent.q_len - q_start);
-                    let (kv_start, kv_end) = self.keys(extent, q_start, q_start + q_len);
-                    then(Part { head, q_start, q_len, kv_start, kv_end, ..tile }, split);
-                    q_start += q_len;
-                }
-            }
+    /// The heads whose tiles of a row are computed apart, and the heads of a tile.
+    fn heads_apart(&self, extent: Extent) -> (u32, u32) {
+        if extent.q_len <= self.joint_q { (1, self.heads) } else { (self.heads, 1) }
+    }
+
+    /// The keys at whose multiples the tiles of a row are to be split.
+    fn split_of(&self, extent: Extent) -> Option<u32> {
+        // Nothing ends at a multiple of the largest number: such a tile is one part.
+        let whole = extent.q_len > self.split_q;
+        self.fixed_split.map(|split| if whole { u32::MAX } else { split })
+    }
+
+    /// Tiles of a row and head, each in one part: they follow one another, since they share keys.
+    fn each_tile(&self, extent: Extent, (row, head): (u32, u32), mut then: impl FnMut(Part)) {
+        let (_, num_heads) = self.heads_apart(extent);
+        let (partial, merge) = (Part::WHOLE, Part::WHOLE);
+        let mut q_start = 0;
+        while q_start < extent.q_len {
+            let q_len = self.q_tile.min(extent.q_len - q_start);
+            let (kv_start, kv_end) = self.keys(extent, q_start, q_start + q_len);
+            then(Part { row, head, num_heads, q_start, q_len, kv_start, kv_end, partial, merge });
+            q_start += q_len;
         }
+    }
+
+    /// What a step costs before it is cut: the sum of its tiles, in the unit of `costs`.
+    pub(crate) fn cost(&self, rows: impl Iterator<Item = Extent>) -> Result<u64> {
+        self.check()?;
+        self.measure(rows).map(|(total, ..)| total)
     }
 
     /// What all tiles cost, and the most parts and merges of them; refuses what would not fit.
     fn measure(&self, rows: impl Iterator<Item = Extent>) -> Result<(u64, u64, u64)> {
         let (mut total, mut parts, mut merges, mut states) = (Some(0_u64), 0, 0, 0_u64);
         let (mut query_heads, mut most) = (0_u64, 0);
-        self.each_tile(rows, |tile, split| {
-            let count = split.map_or(1, |split| tile.count(split));
-            let overheads = count * u64::from(self.costs.tile);
-            let cost = tile.key_cost(&self.costs).checked_mul(tile.keys());
-            let cost = cost.and_then(|cost| cost.checked_add(overheads));
-            total = total.and_then(|total| total.checked_add(cost?));
-            parts += count;
-            if count > 1 {
-                merges += 1;
-                states = states.saturating_add(count.saturating_mul(tile.states()));
-            }
-            query_heads = query_heads.saturating_add(tile.states());
-            most = most.max(tile.states());
-        });
+        for extent in rows {
+            let split = self.split_of(extent);
+            // All heads of a row have the same tiles.
+            let heads = u64::from(self.heads_apart(extent).0);
+            self.each_tile(extent, (0, 0), |tile| {
+                let count = split.map_or(1, |split| tile.count(split));
+                let overheads = count * u64::from(self.costs.tile);
+                let cost = tile.key_cost(&self.costs).checked_mul(tile.keys());
+                let cost = cost.and_then(|cost| cost.checked_add(overheads)?.checked_mul(heads));
+                total = total.and_then(|total| total.checked_add(cost?));
+                parts += heads * count;
+                let of_all = heads.saturating_mul(tile.states());
+                if count > 1 {
+                    merges += heads;
+                    states = states.saturating_add(count.saturating_mul(of_all));
+                }
+                query_heads = query_heads.saturating_add(of_all);
+                most = most.max(tile.states());
+            });
+        }
         if self.fixed_split.is_none() {
             let cuts = u64::from(self.shares - 1);
             merges = cuts.min(parts);
@@ -401,10 +412,15 @@ impl Plan {
         self.share_indptr.push(0);
         self.num_states = 0;
         let mut line = Line::new(total, config.shares);
-        config.each_tile(rows, |tile, split| match split {
-            Some(split) => self.place_fixed(config, tile, split, &mut line),
-            None => self.place_cut(config, tile, &mut line),
-        });
+        for (row, extent) in (0..).zip(rows) {
+            let split = config.split_of(extent);
+            for head in 0..config.heads_apart(extent).0 {
+                config.each_tile(extent, (row, head), |tile| match split {
+                    Some(split) => self.place_fixed(config, tile, split, &mut line),
+                    None => self.place_cut(config, tile, &mut line),
+                });
+            }
+        }
         self.share_indptr.resize(config.shares as usize + 1, self.parts.len() as u32);
         Ok(())
     }

@@ -191,6 +191,64 @@ fn pointers_are_checked_by_field() {
 }
 
 #[test]
+fn what_is_of_another_context_is_refused() {
+    let Some(device) = device::device() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: one context a device is all that is made here");
+    };
+    let gpu = Arc::clone(&device.cuda);
+    let (buffer, stream) =
+        (CudaBuffer::new(&gpu, 64).expect("memory"), CudaStream::new(&gpu).expect("a stream"));
+    emulator.set_foreign(true);
+    let (field, reason) = refused(check_pointer(&gpu, "v", buffer.address()));
+    assert_eq!((field, reason.as_str()), ("v", "is memory of another CUDA context"));
+    // SAFETY: `stream` outlives it.
+    let (field, reason) = refused(unsafe { CudaStream::borrowed(&gpu, stream.handle()) });
+    assert_eq!(field, "stream");
+    assert!(reason.contains("is not one of the primary context of CUDA device 0"), "{reason}");
+    emulator.set_foreign(false);
+    check_pointer(&gpu, "v", buffer.address()).expect("its own");
+    // A handle that is none: the driver's words.
+    let mut nobody = [0_u64; 64];
+    let handle = (&raw mut nobody).cast();
+    // SAFETY: the emulator looks a handle up before it follows it.
+    assert_eq!(refused(unsafe { CudaStream::borrowed(&gpu, handle) }).0, "stream");
+}
+
+#[test]
+fn images_that_the_device_cannot_run() {
+    let Some(device) = device::device() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: a GPU has the kernels of its build or none");
+    };
+    // A family that no other test here loads: images are loaded once a process.
+    let (family, name) = ("merge_f16", c"inflight_merge_f16");
+    let kernels = Kernels::new(&device.cuda);
+    let (no_binary, invalid_ptx, illegal_address) = (209, 218, 700);
+    for call in ["cuLibraryLoadData", "cuLibraryGetKernel", "cuKernelGetFunction"] {
+        for code in [no_binary, invalid_ptx] {
+            emulator.fail_call(Some(call), 1, code, false);
+            let error = kernels.prepare(family, name, 0).expect_err("its image is refused");
+            assert!(!emulator.is_failure_pending(), "{call} is not called");
+            if code == no_binary || !cuda::has_kernels() {
+                let (device, built) = ("sm_80".to_owned(), cuda::architectures());
+                assert_eq!(error, Error::NoKernelImage { device, built }, "{call}");
+            } else {
+                assert!(matches!(&error, Error::Cuda(e) if e.call == call), "{error}");
+            }
+        }
+        // What a kernel did before is not for want of an image.
+        emulator.fail_call(Some(call), 1, illegal_address, false);
+        let error = kernels.prepare(family, name, 0).expect_err("the call fails");
+        assert!(matches!(&error, Error::Cuda(e) if e.sticky && e.call == call), "{error}");
+        // Neither is remembered.
+        if call == "cuKernelGetFunction" {
+            kernels.prepare(family, name, 0).expect("it is there");
+        }
+    }
+}
+
+#[test]
 fn work_is_recorded_once_and_done_again() {
     let Some(device) = device::device() else { return };
     let gpu = Arc::clone(&device.cuda);

@@ -117,7 +117,8 @@ ARCH_FN void let_next_kernel_start() {
 #endif
 }
 
-// ---- loads of what no one writes during the kernel
+// ---- loads of what no one writes during the kernel; volatile, so that they stay behind
+// wait_for_prior_kernel
 
 ARCH_FN vec4 load_const(const vec4* from) {
     vec4 v;
@@ -126,8 +127,16 @@ ARCH_FN vec4 load_const(const vec4* from) {
                  : "l"(from));
     return v;
 }
-ARCH_FN uint32_t load_const(const uint32_t* from) { return __ldg(from); }
-ARCH_FN float load_const(const float* from) { return __ldg(from); }
+ARCH_FN uint32_t load_const(const uint32_t* from) {
+    uint32_t x;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(from));
+    return x;
+}
+ARCH_FN float load_const(const float* from) {
+    float x;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from));
+    return x;
+}
 
 // ---- stores to addresses that come out of memory: not known to be global ones otherwise
 

@@ -126,18 +126,16 @@ ARCH_FN float to_f32(e4m3 x) {
     return arch::as_f32(bits | (x.bits & 0x80u) << 24);
 }
 
-// The same bits in f16's places are the number by 2^-8: what the next function gives is to be
-// multiplied by this, which callers do once, with the cache's scale.
-constexpr float e4m3_in_f16 = 256.0f;
+// The same bits in f16's places are the number by 2^-8. What the next function gives is to be
+// multiplied by this, which callers do once, with the cache's scale; an instruction that converts
+// needs no such thing.
+constexpr float e4m3_in_f16 = arch::has_cvt_e4m3 ? 1.0f : 256.0f;
 
-// Four e4m3 numbers, times 2^-8, as pairs of f16 in their order: `lo` has the two lower bytes.
+// Four e4m3 numbers by e4m3_in_f16, as pairs of f16 in their order: `lo` has the two lower bytes.
 // Exact; NaN becomes some NaN.
 ARCH_FN void unpack_e4m3x4(uint32_t four, uint32_t& lo, uint32_t& hi, f16 type) {
     if constexpr (arch::has_cvt_e4m3) {
         arch::cvt_f16x4(four, lo, hi);
-        constexpr uint32_t by = 0x1c001c00u;  // 2^-8
-        lo = arch::mul2(lo, by, type);
-        hi = arch::mul2(hi, by, type);
         return;
     }
     // A byte in the upper half of each 16 bits: the sign is in place, the rest one too high.

@@ -30,13 +30,13 @@ ARCH_FN Normal normal(const inflight_attention_params& p, const Target& target, 
                       float max, float sum) {
     float largest = max, weight = 1.0f;
     if (p.sinks != 0) {
-        const float sink =
-            arch::load_const(reinterpret_cast<const float*>(p.sinks) + head) * LOG2_E;
+        const float logit = arch::load_const(reinterpret_cast<const float*>(p.sinks) + head);
+        const float sink = logit * LOG2_E;
         largest = fmaxf(max, sink);
-        if (largest != neg_inf()) {
-            weight = arch::ex2(max - largest);
-            sum = sum * weight + arch::ex2(sink - largest);
-        }
+        // To base 2 a finite sink may be infinite: all there is, or nothing beside any key.
+        if (largest == neg_inf() || sink == -neg_inf()) return {0.0f, logit};
+        weight = arch::ex2(max - largest);
+        sum = sum * weight + arch::ex2(sink - largest);
     }
     // A query that sees no key, and has no sink: output 0, LSE -inf.
     if (largest == neg_inf()) return {0.0f, neg_inf()};
@@ -132,7 +132,7 @@ ARCH_FN void merge_states(const inflight_attention_params& p, const inflight_mer
                 part_sum = weight * arch::as_f32(ml.y);
             }
             const uint32_t parts = merge.count - first < 32 ? merge.count - first : 32;
-#pragma unroll 4
+#pragma unroll 8
             for (uint32_t i = 0; i < parts; i++) {
                 const float w = arch::shfl(weight, static_cast<int>(i));
                 sum += arch::shfl(part_sum, static_cast<int>(i));

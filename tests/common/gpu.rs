@@ -1,6 +1,6 @@
 //! The CUDA device under test: the emulator, or a GPU with `INFLIGHT_TEST_DRIVER=real`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use inflight::Error;
 use inflight::device::cuda::Cuda;
@@ -36,8 +36,15 @@ pub(crate) fn device() -> Option<Device> {
             return None;
         }
     };
+    // A GPU's context takes long to make, and goes with its last user.
+    static KEPT: OnceLock<Arc<Cuda>> = OnceLock::new();
     match Cuda::new(0) {
-        Ok(cuda) => Some(Device { cuda, emulator, _lock: lock }),
+        Ok(cuda) => {
+            if emulator.is_none() {
+                KEPT.get_or_init(|| Arc::clone(&cuda));
+            }
+            Some(Device { cuda, emulator, _lock: lock })
+        }
         Err(Error::NoCuda(why)) if emulator.is_none() => {
             println!("skipped: {why}");
             None

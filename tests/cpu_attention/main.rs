@@ -8,12 +8,18 @@ mod attention;
 #[path = "../common/rng.rs"]
 mod rng;
 
+mod backend;
+#[path = "../common/every_backend/by_hand.rs"]
 mod by_hand;
 mod cpus;
+#[path = "../common/every_backend/defects.rs"]
 mod defects;
+#[path = "../common/every_backend/extreme.rs"]
 mod extreme;
 mod invariance;
 mod large;
 mod refused;
+#[path = "../common/every_backend/steps.rs"]
 mod steps;
+#[path = "../common/every_backend/sweep.rs"]
 mod sweep;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use inflight::Error;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
 use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepBuffer,
-    StepLimits,
+    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Fusion, StepArrays,
+    StepBuffer, StepLimits,
 };
 use inflight::kernels::{DType, Mask};
+use inflight::{Error, Result};
 
 use crate::attention::{Answer, Case};
 use crate::device::{Device, device};
@@ -27,6 +27,11 @@ pub(crate) fn gpu() -> Option<Gpu> {
 }
 
 impl Gpu {
+    /// What it is where it is no GPU.
+    pub(crate) fn emulator(&self) -> Option<&'static simt::Emulator> {
+        self.device.emulator
+    }
+
     /// Whether it looks for races.
     pub(crate) fn is_checking(&self) -> bool {
         self.device.emulator.is_some_and(simt::Emulator::is_checking)
@@ -46,14 +51,14 @@ impl Gpu {
 
     /// A copy in device memory; empty slices have an address too.
     pub(crate) fn upload(&self, bytes: &[u8]) -> CudaBuffer {
-        let buffer = CudaBuffer::new(&self.cuda, bytes.len().max(16)).expect("device memory");
-        self.stream.write(&buffer, 0, bytes).expect("a copy");
-        buffer
+        upload(&self.stream, bytes).expect("device memory")
     }
+}
 
-    pub(crate) fn numbers(&self, numbers: &[f32]) -> CudaBuffer {
-        self.upload(bytemuck::cast_slice(numbers))
-    }
+pub(crate) fn upload(stream: &CudaStream, bytes: &[u8]) -> Result<CudaBuffer> {
+    let buffer = CudaBuffer::new(stream.cuda(), bytes.len().max(16))?;
+    stream.write(&buffer, 0, bytes)?;
+    Ok(buffer)
 }
 
 /// Limits that a case is within.
@@ -87,16 +92,22 @@ pub(crate) struct OnDevice {
 
 impl OnDevice {
     pub(crate) fn new(gpu: &Gpu, case: &Case) -> Self {
+        Self::try_new(&gpu.stream, case).expect("a case in device memory")
+    }
+
+    pub(crate) fn try_new(stream: &CudaStream, case: &Case) -> Result<Self> {
+        let numbers = |numbers: &[f32]| upload(stream, bytemuck::cast_slice(numbers));
         let out = case.output();
-        let (q, o) = (gpu.upload(case.q.bytes()), gpu.upload(out.bytes()));
+        let (q, o) = (upload(stream, case.q.bytes())?, upload(stream, out.bytes())?);
         let rows = case.num_tokens() * case.spec.config.num_q_heads;
-        let lse = gpu.upload(&vec![0xff; 4 * (rows + 3)]);
+        let lse = upload(stream, &vec![0xff; 4 * (rows + 3)])?;
         let (k_bytes, v_bytes, v_start) = case.cache.memory();
-        let k = gpu.upload(k_bytes);
-        let v = v_bytes.map(|bytes| gpu.upload(bytes));
+        let k = upload(stream, k_bytes)?;
+        let v = v_bytes.map(|bytes| upload(stream, bytes)).transpose()?;
         let v_address = v.as_ref().map_or(k.address() + v_start as u64, CudaBuffer::address);
-        let scales = [&case.k_scale, &case.v_scale].map(|scales| gpu.numbers(scales));
-        let extras = [&case.alibi, &case.sinks].map(|n| n.as_ref().map(|n| gpu.numbers(n)));
+        let scales = [numbers(&case.k_scale)?, numbers(&case.v_scale)?];
+        let extra = |values: &Option<Vec<f32>>| values.as_deref().map(numbers).transpose();
+        let extras = [extra(&case.alibi)?, extra(&case.sinks)?];
         let address = |buffer: &Option<CudaBuffer>| buffer.as_ref().map_or(0, CudaBuffer::address);
         let fp8 = case.is_fp8().then(|| DeviceScales {
             k: scales[0].address(),
@@ -115,13 +126,13 @@ impl OnDevice {
             lse: lse.address(),
             alibi_slopes: address(&extras[0]),
             sinks: address(&extras[1]),
-            ..AttentionArgs::new(q_tensor, cache.expect("a sound cache"), o_tensor)
+            ..AttentionArgs::new(q_tensor, cache?, o_tensor)
         };
         let mut others = vec![k];
         others.extend(v);
         others.extend(scales);
         others.extend(extras.into_iter().flatten());
-        Self { q, o, lse, args, _others: others }
+        Ok(Self { q, o, lse, args, _others: others })
     }
 
     /// What was written; everything else must be as it was.
@@ -129,19 +140,35 @@ impl OnDevice {
         self.answer_of(gpu, case, case.num_tokens())
     }
 
+    /// The same on another stream.
+    pub(crate) fn try_answer(&self, stream: &CudaStream, case: &Case) -> Result<Answer> {
+        self.read(stream, case, case.num_tokens())
+    }
+
     /// The same where only the first tokens are to be written.
     pub(crate) fn answer_of(&self, gpu: &Gpu, case: &Case, tokens: usize) -> Answer {
+        self.read(&gpu.stream, case, tokens).expect("copies")
+    }
+
+    fn read(&self, stream: &CudaStream, case: &Case, tokens: usize) -> Result<Answer> {
         let mut out = case.output();
-        gpu.stream.read(out.bytes_mut(), &self.o, 0).expect("a copy");
+        stream.read(out.bytes_mut(), &self.o, 0)?;
         let mut q = vec![0; case.q.bytes().len()];
-        gpu.stream.read(&mut q, &self.q, 0).expect("a copy");
+        stream.read(&mut q, &self.q, 0)?;
         assert!(q == case.q.bytes(), "queries were written");
         let n = tokens * case.spec.config.num_q_heads;
         let mut lse = vec![0.0_f32; self.lse.len() / 4];
-        gpu.stream.read(bytemuck::cast_slice_mut(&mut lse), &self.lse, 0).expect("a copy");
+        stream.read(bytemuck::cast_slice_mut(&mut lse), &self.lse, 0)?;
         assert!(lse[n..].iter().all(|x| x.to_bits() == u32::MAX), "written past the LSE");
         lse.truncate(n);
-        Answer { o: out.take(tokens), lse }
+        Ok(Answer { o: out.take(tokens), lse })
+    }
+
+    /// Queues copies of another's output and LSE.
+    pub(crate) fn copy_outputs(&self, gpu: &Gpu, from: &Self) {
+        for (to, from) in [(&self.o, &from.o), (&self.lse, &from.lse)] {
+            gpu.stream.copy((to, 0), (from, 0), from.len()).expect("a copy");
+        }
     }
 
     /// Output and LSE are poison again.
@@ -154,9 +181,16 @@ impl OnDevice {
 
 /// Plan, upload and run.
 pub(crate) fn answer(gpu: &Gpu, case: &Case) -> Answer {
-    let mut attention = Attention::new(&gpu.cuda, case.spec.config, limits(case))
-        .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec));
-    answer_with(gpu, case, &mut attention)
+    answer_with(gpu, case, &mut attention(gpu, case, Fusion::Auto))
+}
+
+/// For a case, with one launch or two; two where there is no kernel for rows of both kinds.
+pub(crate) fn attention(gpu: &Gpu, case: &Case, fusion: Fusion) -> Attention {
+    let config = case.spec.config;
+    let has_kernel = config.head_dim <= 128 && config.num_q_heads / config.num_kv_heads <= 16;
+    let fusion = if has_kernel { fusion } else { Fusion::Never };
+    Attention::with_fusion(&gpu.cuda, config, limits(case), fusion)
+        .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec))
 }
 
 pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> Answer {

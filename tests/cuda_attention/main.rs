@@ -12,8 +12,25 @@ mod device;
 #[path = "../common/rng.rs"]
 mod rng;
 
+mod backend;
+#[path = "../common/every_backend/by_hand.rs"]
+mod by_hand;
+#[path = "../common/every_backend/defects.rs"]
+mod defects;
+#[path = "../common/every_backend/extreme.rs"]
+mod extreme;
+mod faults;
 mod gpu;
 mod graphs;
+mod invariance;
+mod large;
+mod limits;
+mod mixed;
+#[path = "../common/every_backend/sweep.rs"]
+mod pairs;
 mod refused;
 mod schedules;
+#[path = "../common/every_backend/steps.rs"]
+mod steps;
+mod streams;
 mod sweep;

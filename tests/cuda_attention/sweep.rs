@@ -1,6 +1,7 @@
 //! Random cases over everything that kernels distinguish.
 
 use inflight::kernels::AttentionConfig;
+use inflight::kernels::cuda::Fusion;
 
 use crate::attention::{
     Alibi, Case, Layout, MaskKind, Poison, Scales, Sinks, Spec, TokenLayout, Verdict, judge, naive,
@@ -81,6 +82,20 @@ fn spec(n: usize, most: usize, rng: &mut Rng) -> Spec {
     spec
 }
 
+/// One launch or two: all ways where a case has rows of both kinds.
+fn modes(case: &Case) -> &'static [Fusion] {
+    let config = &case.spec.config;
+    let few = 16 * config.num_kv_heads / config.num_q_heads;
+    let has = |kind: fn(usize, usize) -> bool| {
+        case.rows.iter().any(|&(q_len, _)| q_len > 0 && kind(q_len, few))
+    };
+    if has(|q_len, few| q_len <= few) && has(|q_len, few| q_len > few) {
+        &[Fusion::Auto, Fusion::Always, Fusion::Never]
+    } else {
+        &[Fusion::Auto]
+    }
+}
+
 #[test]
 fn every_kernel_over_random_cases() {
     let Some(gpu) = gpu::gpu() else { return };
@@ -88,29 +103,62 @@ fn every_kernel_over_random_cases() {
     let cases = cases.unwrap_or(if gpu.is_checking() { 28 } else { 84 });
     let most = if gpu.is_checking() { 400_000 } else { 3_000_000 };
     let (mut rng, mut worst, mut failures) = (Rng::new(4), Verdict::default(), Vec::new());
+    let mut fused = 0;
     for n in 0..cases {
         let spec = spec(n, most, &mut rng);
         let case = Case::new(&spec);
         gpu.set_seed(n as u64);
-        let found = gpu::answer(&gpu, &case);
-        match judge(&case, &oracle(&case), &naive(&case, None), &found) {
-            Ok(v) => {
-                worst.share = worst.share.max(v.share);
-                worst.lse_share = worst.lse_share.max(v.lse_share);
-                worst.cosine = worst.cosine.max(v.cosine);
-                worst.empty += v.empty;
+        let expected = (oracle(&case), naive(&case, None));
+        for &fusion in modes(&case) {
+            let mut attention = gpu::attention(&gpu, &case, fusion);
+            let found = gpu::answer_with(&gpu, &case, &mut attention);
+            fused += usize::from(attention.is_fused());
+            match judge(&case, &expected.0, &expected.1, &found) {
+                Ok(v) => {
+                    worst.share = worst.share.max(v.share);
+                    worst.lse_share = worst.lse_share.max(v.lse_share);
+                    worst.cosine = worst.cosine.max(v.cosine);
+                    worst.empty += v.empty;
+                }
+                Err(what) => failures.push(format!("{fusion:?}: {what}")),
             }
-            Err(what) => failures.push(what),
         }
         let reports = gpu.reports();
         if !reports.is_empty() {
             failures.push(format!("{spec:?}\n{}", reports.join("\n")));
         }
     }
-    println!("{cases} cases on {}, worst: {worst:?}", gpu.cuda.info().name);
+    println!("{cases} cases on {}, {fused} in one launch, worst: {worst:?}", gpu.cuda.info().name);
     let shown = failures.iter().take(3).cloned().collect::<Vec<_>>().join("\n\n");
     assert!(failures.is_empty(), "{} of {cases} failed:\n{shown}", failures.len());
     assert!(worst.empty > 0, "queries that see no key");
+    assert!(fused > 0, "no mixed step");
+}
+
+/// Each of the kernels by itself: decode or prefill, by dimension and types, with rules or without.
+#[test]
+fn each_kernel_once() {
+    let Some(gpu) = gpu::gpu() else { return };
+    let (mut kernels, mut reports) = (0, Vec::new());
+    for (n, (q, kv)) in TYPES.into_iter().enumerate() {
+        for dim in DIMS {
+            for rows in [[(1, 150), (2, 33)], [(70, 150), (20, 20)]] {
+                for general in [false, true] {
+                    let mut config = AttentionConfig::new(4, 2, dim, q);
+                    config.kv_dtype = kv;
+                    config.soft_cap = general.then_some(10.0);
+                    let spec = Spec::new((dim + n) as u64, config, &rows);
+                    let case = Case::new(&spec);
+                    let found = gpu::answer(&gpu, &case);
+                    judge(&case, &oracle(&case), &naive(&case, None), &found).unwrap();
+                    reports.extend(gpu.reports());
+                    kernels += 1;
+                }
+            }
+        }
+    }
+    println!("{kernels} kernels and dimensions");
+    assert_eq!(reports, Vec::<String>::new());
 }
 
 /// The same plan twice gives the same bits, whatever the order of blocks: counters are 0 again,

@@ -239,7 +239,7 @@ ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const infligh
 }
 
 template <class Q, class Cache, int D, bool GENERAL>
-ARCH_FN void decode(const inflight_attention_params& p) {
+ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockIdx.x) {
     constexpr int KV_BYTES = sizeof(Cache);
     using Shape = DecodeShape<D, KV_BYTES>;
     using Operands = DecodeOperands<Q, Cache, D, Shape::WARP_KEYS>;
@@ -249,13 +249,13 @@ ARCH_FN void decode(const inflight_attention_params& p) {
     arch::wait_for_prior_kernel();
     const inflight_step* step = step_of(p.step);
     const inflight_plan* plan = plan_of(step, p.plan);
-    if (blockIdx.x >= plan->num_shares) return;
+    if (share >= plan->num_shares) return;
 
     const uint32_t warp = threadIdx.x / 32, group = p.num_q_heads / p.num_kv_heads;
     uint8_t* warp_smem = smem + warp * Shape::WARP_BYTES;
     const uint32_t stages = arch::smem_u32(warp_smem);
-    const uint32_t begin = share_indptr(plan, blockIdx.x);
-    DecodeParts<Shape> parts{step, plan, share_indptr(plan, blockIdx.x + 1),
+    const uint32_t begin = share_indptr(plan, share);
+    DecodeParts<Shape> parts{step, plan, share_indptr(plan, share + 1),
                              reinterpret_cast<DecodePart*>(warp_smem + Shape::LOOKED_UP)};
     DecodeLoader<Shape, Operands> loader{p, parts, BlockSize::of(step->block_size), begin};
     if (begin < parts.end && begin % DecodeParts<Shape>::AT_ONCE != 0) parts.look_up(begin);
@@ -274,7 +274,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
         const DecodePart& part = parts[index];
         const uint32_t kv_end = part.kv_end;
         const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head);
-        const LogitScale scale = LogitScale::of(p, k_scale * Operands::SCALE);
+        const LogitScale scale = LogitScale::of(p, k_scale * Operands::KEY_SCALE);
         DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
         queries.template load<Operands>(rows.query, p.head_dim);
 
@@ -310,8 +310,9 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 for (int j = 0; j < KEYS / 16; j++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        weights[j][i] = arch::pack(s[2 * j + i / 2][i % 2 * 2],
-                                                   s[2 * j + i / 2][i % 2 * 2 + 1], Q{});
+                        weights[j][i] =
+                            arch::pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1],
+                                       typename Operands::Weight{});
             }
             // V is the oldest now; in the part's last step one request fewer is under way.
             if (left > 1) {
@@ -344,7 +345,7 @@ ARCH_FN void decode(const inflight_attention_params& p) {
                 to[8 * i] = {arch::as_u32(softmax.max[i]), arch::as_u32(softmax.sum[i])};
         }
         arch::sync_threads();
-        const Target target = decode_target(p, part, group, Operands::SCALE);
+        const Target target = decode_target(p, part, group, Operands::VALUE_SCALE);
         finish_part<Q, Shape>(p, target, smem, last_stage, num_rows, part.partial);
         arch::sync_threads();
         loader.request_keys(stages + last_stage);

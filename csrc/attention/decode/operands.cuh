@@ -62,8 +62,10 @@ struct SameOperands {
     static constexpr int ROW_BYTES = D * 2;
     using KeyTile = Swizzle<ROW_BYTES>;
     using ValueTile = Swizzle<ROW_BYTES>;
+    // Type of the weights in the product with V.
+    using Weight = Q;
     // What products and outputs lack.
-    static constexpr float SCALE = 1.0f;
+    static constexpr float KEY_SCALE = 1.0f, VALUE_SCALE = 1.0f;
 
     // Queries of 16 dimensions from 16 k on, of one row: elements of both halves of the fragment.
     // `row` is null for a row that is not there.
@@ -133,13 +135,17 @@ struct ByteKeySwizzle : Swizzle<ROW_BYTES> {
 // A cache of e4m3. There is no ldmatrix for bytes, and none is needed: the order of dimensions in a
 // dot product is free, so a lane takes neighbouring ones where the fragment wants them apart, from
 // keys and queries alike. Likewise a column of the product with V may be any dimension.
+//
+// V is widened to f16 whatever the queries are: e4m3 fits, weights are at most 1, sums are f32, and
+// bf16 would take two more instructions a pair.
 template <class Q, int D, int KEYS>
 struct E4m3Operands {
     static constexpr int ROW_BYTES = D;
     using KeyTile = ByteKeySwizzle<ROW_BYTES>;
     using ValueTile = Swizzle<ROW_BYTES>;
-    // e4m3 is widened to f16 as it stands, which is 2^-8 of the number.
-    static constexpr float SCALE = same_type<Q, f16> ? e4m3_in_f16 : 1.0f;
+    using Weight = f16;
+    static constexpr float KEY_SCALE = same_type<Q, f16> ? e4m3_in_f16 : 1.0f;
+    static constexpr float VALUE_SCALE = e4m3_in_f16;
 
     // Of 64 dimensions lane t takes 16 t .. 16 t + 15, four for each of four products. Of the 32
     // that remain with D 96, eight, for two.
@@ -221,10 +227,10 @@ struct E4m3Operands {
                     // Bytes i and i + 1 of a key and the next one.
                     const uint32_t order = i == 0 ? 0x5140 : 0x7362;
                     uint32_t b0[2], b1[2];
-                    unpack_e4m3x4(arch::byte_perm(x[0], x[1], order), b0[0], b0[1], Q{});
-                    unpack_e4m3x4(arch::byte_perm(x[2], x[3], order), b1[0], b1[1], Q{});
-                    arch::mma(o[4 * n + i], p[j], b0[0], b1[0], Q{});
-                    arch::mma(o[4 * n + i + 1], p[j], b0[1], b1[1], Q{});
+                    unpack_e4m3x4(arch::byte_perm(x[0], x[1], order), b0[0], b0[1], Weight{});
+                    unpack_e4m3x4(arch::byte_perm(x[2], x[3], order), b1[0], b1[1], Weight{});
+                    arch::mma(o[4 * n + i], p[j], b0[0], b1[0], Weight{});
+                    arch::mma(o[4 * n + i + 1], p[j], b0[1], b1[1], Weight{});
                 }
             }
     }

@@ -36,14 +36,18 @@ class Prefill {
     using QTile = typename Shape::QTile;
     using KvTile = typename Shape::KvTile;
     using Keys = KeyFragments<Q, KV, KvTile>;
-    using Values = ValueFragments<Q, KV, KvTile>;
+    // Of the product with V: e4m3 is widened to f16 in one instruction a pair, to bf16 in three.
+    // Weights are at most 1 and sums f32, so f16 does for any queries.
+    using Weight = typename WeightOf<Q, KV>::Type;
+    using Values = ValueFragments<Weight, KV, KvTile>;
     static constexpr int M = Shape::M;
     static constexpr int N = Shape::KEYS / 8;
     static constexpr int STEPS = D / 16;
     static constexpr int SLOTS = Shape::SLOTS;
     static constexpr bool NARROW = sizeof(KV) == 1;
-    // What unpack_e4m3x4 gives for f16 is to be multiplied by this.
-    static constexpr float UNPACKED = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
+    // What unpack_e4m3x4 gives of keys and values is to be multiplied by these.
+    static constexpr float KEY_SCALE = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
+    static constexpr float VALUE_SCALE = NARROW ? e4m3_in_f16 : 1.0f;
 
     const inflight_attention_params& p;
     const uint32_t ring;  // of tiles
@@ -175,7 +179,7 @@ class Prefill {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float (&pair)[4] = s[m][n + i / 2];
-                    a[m][i] = arch::pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1], Q{});
+                    a[m][i] = arch::pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1], Weight{});
                 }
 #pragma unroll
             for (int d = 0; d < STEPS; d += Values::PAIRS) {
@@ -188,7 +192,7 @@ class Prefill {
                         values.get(pair, half, b0, b1);
 #pragma unroll
                         for (int m = 0; m < M; m++)
-                            arch::mma(o[m][2 * (d + pair) + half], a[m], b0, b1, Q{});
+                            arch::mma(o[m][2 * (d + pair) + half], a[m], b0, b1, Weight{});
                     }
             }
         }
@@ -328,7 +332,7 @@ class Prefill {
 
     ARCH_MEMBER void write(uint32_t index, float factor, uint32_t first_row) {
         const Work work(p, index, group);
-        const Target target = work.target(p, UNPACKED);
+        const Target target = work.target(p, VALUE_SCALE);
         const uint32_t partial = work.part.partial;
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -371,7 +375,7 @@ class Prefill {
             // No one reads the last tiles, or the queries' numbers, any more.
             arch::sync_threads();
             const LogitRules rules = LogitRules::of<GENERAL>(
-                p, kv_scale(p.k_scale, p.scale_stride, work.part.head) * UNPACKED);
+                p, kv_scale(p.k_scale, p.scale_stride, work.part.head) * KEY_SCALE);
             all_keys(index, work, rules, first_row, block_size);
             write(index, rules.factor, first_row);
         }
@@ -380,7 +384,7 @@ class Prefill {
         const inflight_merge states = load_merge(plan_of(step_of(p.step), p.plan), merge);
         if (arrives_last(p, merge, states.count, threadIdx.x, queries(),
                          [] { arch::sync_threads(); }))
-            merge_states<Q, Shape::WARPS>(p, states, Work(p, index, group).target(p, UNPACKED),
+            merge_states<Q, Shape::WARPS>(p, states, Work(p, index, group).target(p, VALUE_SCALE),
                                           warp);
         // The flag is read before the queries' numbers take its place.
         arch::sync_threads();

@@ -145,7 +145,17 @@ struct KeyFragments {
     }
 };
 
-// Values as operand B: 16 keys by eight elements of the head.
+// The type of weights in the product with V.
+template <class Q, class KV>
+struct WeightOf {
+    using Type = Q;
+};
+template <class Q>
+struct WeightOf<Q, arch::e4m3> {
+    using Type = arch::f16;
+};
+
+// Values as operand B, widened to Q: 16 keys by eight elements of the head.
 //
 // ldmatrix transposes pairs of bytes. Of e4m3 a fragment therefore has the even or the odd ones of
 // 16 elements, and a lane's outputs of a pair of fragments are four elements in a row.

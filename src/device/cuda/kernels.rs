@@ -77,7 +77,7 @@ pub struct Launch {
     /// Bytes of dynamic shared memory a block; at most what the kernel was prepared for.
     pub shared: u32,
     /// Programmatic dependent launch: it may start while the kernel before it still runs, and waits
-    /// in the kernel itself (`arch::wait_for_prior_kernel`).
+    /// in the kernel itself (`arch::wait_for_prior_kernel`). Without effect before sm_90.
     pub dependent: bool,
 }
 
@@ -85,6 +85,12 @@ impl Launch {
     /// A launch that waits for what is before it in the stream.
     pub fn new(grid: impl Into<Dim>, block: impl Into<Dim>, shared: u32) -> Self {
         Self { grid: grid.into(), block: block.into(), shared, dependent: false }
+    }
+
+    /// The same as a dependent launch, for kernels that wait themselves before they read or write.
+    #[must_use]
+    pub fn dependent(self) -> Self {
+        Self { dependent: true, ..self }
     }
 }
 
@@ -115,7 +121,15 @@ impl Kernels {
         let image = images::find(family).ok_or_else(unknown)?;
         let _current = self.cuda.enter()?;
         let no_image = |error: Error| {
-            if is(&error, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU) || image.is_stub() {
+            let none = [
+                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+                CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+                CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND,
+            ];
+            // What a kernel has done before is not for want of an image.
+            let is_lost = matches!(&error, Error::Cuda(error) if error.sticky);
+            let refused = image.is_stub() || none.into_iter().any(|code| is(&error, code));
+            if refused && !is_lost {
                 let device = self.cuda.info().sm();
                 return Error::NoKernelImage { device, built: images::architectures() };
             }
@@ -128,10 +142,12 @@ impl Kernels {
         found.map_err(|error| {
             if is(&error, CUresult::CUDA_ERROR_NOT_FOUND) { unknown() } else { no_image(error) }
         })?;
-        // Drivers load a kernel when it is first launched, which a capture does not allow.
         let mut function = ptr::null_mut();
         // SAFETY: the kernel is the library's, and `function` outlives the call.
         unsafe { call!(cuKernelGetFunction(&raw mut function, kernel)) }.map_err(no_image)?;
+        // Else drivers may load it when it is first launched, which a capture does not allow.
+        // SAFETY: the function is of the current context.
+        unsafe { call!(cuFuncLoad(function)) }.map_err(no_image)?;
         let kernel = Kernel { cuda: Arc::clone(&self.cuda), kernel, function, max_shared: shared };
         kernel.allow_shared()?;
         Ok(kernel)
@@ -269,7 +285,8 @@ impl Kernel {
             sharedMemBytes: launch.shared,
             hStream: stream.raw(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(launch.dependent),
+            // Before Hopper nothing waits within a kernel.
+            numAttrs: u32::from(launch.dependent && self.cuda.info().compute_capability.0 >= 9),
         };
         let _current = self.cuda.enter()?;
         let (function, arguments) = (self.function, arguments.as_mut_ptr());

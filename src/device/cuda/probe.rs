@@ -13,7 +13,7 @@ use crate::error::{CudaUnavailable, Error, Result};
 pub const NEEDED_VERSION: i32 = 13_000;
 
 /// Every function of the driver that this library calls.
-pub const REQUIRED_SYMBOLS: [&str; 57] = [
+pub const REQUIRED_SYMBOLS: [&str; 58] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -68,6 +68,7 @@ pub const REQUIRED_SYMBOLS: [&str; 57] = [
     "cuKernelSetAttribute",
     "cuKernelGetAttribute",
     "cuKernelGetFunction",
+    "cuFuncLoad",
     "cuLaunchKernelEx",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     "cuTensorMapEncodeTiled",
@@ -143,8 +144,11 @@ fn start() -> Result<i32, CudaUnavailable> {
         // SAFETY: as above.
         unsafe { Library::new("libcuda.so.1") }
     });
-    let library =
-        library.map_err(|error| CudaUnavailable::NoDriver { reason: error.to_string() })?;
+    let library = library.map_err(|error| {
+        // The error itself names the call that failed; what it is made from, the library and why.
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        CudaUnavailable::NoDriver { reason: cause.unwrap_or_else(|| error.to_string()) }
+    })?;
     for name in REQUIRED_SYMBOLS {
         // SAFETY: the address is not called.
         let found = unsafe { library.get::<*const ()>(name) };

@@ -84,6 +84,7 @@ impl Append {
     /// written then.
     ///
     /// # Safety
+    /// * This work is ordered behind the step's upload, and before any later upload to that buffer.
     /// * The table has `max_position` rows, at an address that the device can read.
     /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it name
     ///   no slot beyond the cache, whose block size is theirs.
@@ -93,6 +94,9 @@ impl Append {
         step: &StepBuffer,
         args: &AppendArgs,
     ) -> Result<()> {
+        if step.cuda().context() != stream.cuda().context() {
+            return Err(Error::argument("step", "is on another device than the stream"));
+        }
         let capturing = stream.is_capturing()?;
         self.check(step, args, capturing)?;
         let layout = args.cache.layout();
@@ -139,11 +143,12 @@ impl Append {
             reserved: 0,
         };
         let heads = num_q_heads as usize + 2 * layout.num_heads;
-        // The grid is that of the largest step: a replay may have more tokens than this one.
+        // A replay may have more tokens than this step.
+        let tokens = if capturing { step.limits().max_tokens } else { step.num_tokens() } as u32;
         let items = (heads * layout.head_dim).div_ceil(8) as u32;
         let rows = items.div_ceil(params::INFLIGHT_APPEND_THREADS).clamp(1, 65_535);
-        let columns = (step.limits().max_tokens as u32).min(self.blocks.div_ceil(rows)).max(1);
-        let launch = Launch::new((columns, rows), params::INFLIGHT_APPEND_THREADS, 0);
+        let columns = tokens.min(self.blocks.div_ceil(rows)).max(1);
+        let launch = Launch::new((columns, rows), params::INFLIGHT_APPEND_THREADS, 0).dependent();
         // SAFETY: these are the kernel's parameters; tensors and cache are as `args` vouches, and
         // slots are within the cache.
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }

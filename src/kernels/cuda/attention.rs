@@ -1,39 +1,48 @@
 //! Varlen paged attention on a GPU.
 
-use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::mixed::{Fusion, Mixed};
 use super::pack::StepLimits;
-use super::params::{self, inflight_attention_params};
-use super::shapes::{self, Block, DIMS};
+use super::params::{self, inflight_attention_params, inflight_mixed_params};
+use super::sides::{Side, Sides};
 use super::step::StepBuffer;
 use super::tensor::{DeviceCache, DeviceTensor};
-use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, Kernel, Kernels, Launch};
+use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, Kernels};
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionConfig, BatchView, DType, Mask};
-use crate::plan::{Costs, Extent, Plan, PlanBounds, PlanConfig};
+use crate::kernels::{AttentionConfig, BatchView, Mask};
+use crate::plan::{Extent, Plan, PlanConfig};
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them, causal or not.
 ///
 /// [`plan`](Self::plan) and [`StepBuffer::upload`] once a step, then [`run`](Self::run) once a
 /// layer, all layers on one stream: they share the memory of split tiles. Rows of few queries
-/// (at most 16 query heads of a KV head together) are computed by one kernel, others by another.
+/// (at most 16 query heads of a KV head together) are computed by one kernel, others by another, or
+/// both at once by a third: see [`Fusion`].
 ///
 /// The same plan gives the same bits. With [`fixed_split`](AttentionConfig::fixed_split) a row's
-/// bits are the same in any batch and on any number of multiprocessors.
+/// bits are the same in any batch, on any number of multiprocessors, and in one launch or two.
+///
+/// Tiles that are split take memory for their parts, mostly those of rows with many queries: with
+/// head dimension 128 and 264 thread blocks at most 34 MiB. Where one launch may compute all rows,
+/// those with few queries have their own besides, an eighth as much.
 #[derive(Debug)]
 pub struct Attention {
     config: AttentionConfig,
     limits: StepLimits,
     decode: Side,
     prefill: Side,
+    mixed: Option<Mixed>,
+    /// Queries of a row that `decode` takes at most.
+    few: u32,
     state_o: CudaBuffer,
     state_ml: CudaBuffer,
+    /// The first state of `prefill`'s plans.
+    prefill_states: u64,
     mask: OwnedMask,
     has_mask: bool,
-    seen: Vec<u32>,
     extents: Vec<Extent>,
     planned: Option<Planned>,
 }
@@ -45,19 +54,8 @@ struct Planned {
     num_tokens: usize,
     num_blocks: usize,
     block_size: usize,
-}
-
-/// One of the two kernels, and its part of a step.
-#[derive(Debug)]
-struct Side {
-    plain: Kernel,
-    general: Kernel,
-    launch: Launch,
-    config: PlanConfig,
-    plan: Plan,
-    bounds: PlanBounds,
-    /// Parts that have arrived at each merge: 0 between launches.
-    arrived: CudaBuffer,
+    /// Whether it is for one launch.
+    fused: bool,
 }
 
 #[derive(Debug, Default)]
@@ -93,24 +91,42 @@ impl AttentionArgs {
 }
 
 impl Attention {
-    /// Loads kernels and makes room for steps within `limits`.
+    /// Loads kernels and makes room for steps within `limits`, with [`Fusion::Auto`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `config` or `limits`;
     /// [`Error::NoKernelImage`]; [`Error::OutOfDeviceMemory`]; what the driver refuses.
     pub fn new(cuda: &Arc<Cuda>, config: AttentionConfig, limits: StepLimits) -> Result<Self> {
+        Self::with_fusion(cuda, config, limits, Fusion::Auto)
+    }
+
+    /// The same with one launch or two for rows of both kinds, as `fusion` says.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`Error::InvalidArgument`] naming `fusion` where it is
+    /// [`Fusion::Always`] and there is no kernel for rows of both kinds.
+    pub fn with_fusion(
+        cuda: &Arc<Cuda>,
+        config: AttentionConfig,
+        limits: StepLimits,
+        fusion: Fusion,
+    ) -> Result<Self> {
         config.check()?;
         limits.check()?;
-        let dim = kernel_dim(&config)?;
-        let group = config.group_size();
+        let sides = Sides::new(&config)?;
         let kernels = Kernels::new(cuda);
-        let decode = Side::new(&kernels, &config, &limits, &decode_shape(dim, &config))?;
-        let prefill = Side::new(&kernels, &config, &limits, &prefill_shape(dim, &config))?;
-        // One after the other, so they share their states.
-        let states = decode.bounds.states.max(prefill.bounds.states) as usize;
+        let decode = sides.decode(&kernels, &limits)?;
+        let prefill = sides.prefill(&kernels, &limits)?;
+        let mixed = Mixed::new(&kernels, fusion, &sides, &decode, &prefill)?;
+        // One after the other they share their states; at once they must not. A graph's launches
+        // keep the addresses, so these go by the bounds and not by the plans.
+        let prefill_states = if mixed.is_some() { decode.bounds.states } else { 0 };
+        let states = prefill_states.checked_add(prefill.bounds.states);
+        let states = states.map(|states| states.max(decode.bounds.states));
         let state = |numbers: usize| {
-            let bytes = states.checked_mul(group * numbers * size_of::<f32>());
-            let bytes = bytes.ok_or_else(|| {
+            let each = (config.group_size() * numbers * size_of::<f32>()) as u64;
+            let bytes = states.and_then(|states| states.checked_mul(each));
+            let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
                 Error::argument("limits", "the states of their steps do not fit 64 bits")
             })?;
             CudaBuffer::new(cuda, bytes)
@@ -120,11 +136,13 @@ impl Attention {
             limits,
             decode,
             prefill,
+            mixed,
+            few: sides.few,
             state_o: state(config.head_dim)?,
             state_ml: state(2)?,
+            prefill_states,
             mask: OwnedMask::default(),
             has_mask: false,
-            seen: Vec::new(),
             extents: Vec::new(),
             planned: None,
         })
@@ -148,6 +166,12 @@ impl Attention {
         [&self.decode.plan, &self.prefill.plan]
     }
 
+    /// Whether the plans made last are for one launch.
+    #[must_use]
+    pub fn is_fused(&self) -> bool {
+        self.planned.is_some_and(|planned| planned.fused)
+    }
+
     /// Divides a step's work among thread blocks, for caches of at least `num_blocks` blocks. The
     /// mask is copied.
     ///
@@ -161,7 +185,7 @@ impl Attention {
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
         self.planned = None;
-        batch.check(num_blocks, &mut self.seen)?;
+        batch.check_bounds(num_blocks)?;
         self.extents.clear();
         self.extents.extend((0..batch.num_rows()).map(|row| Extent {
             q_len: batch.qo_indptr[row + 1] - batch.qo_indptr[row],
@@ -188,35 +212,50 @@ impl Attention {
             self.mask.widths.clear();
             self.mask.widths.extend_from_slice(mask.widths);
         }
-        self.has_mask = mask.is_some();
-        let few = few_queries(&self.config);
+        // Without bits it hides nothing, and buffers for steps without masks have no room for it.
+        self.has_mask = mask.is_some_and(|mask| !mask.bits.is_empty());
+        let few = self.few;
         let of = |extent: &Extent, decode: bool| match (extent.q_len <= few) == decode {
             true => *extent,
             // A row without queries has no parts.
             false => Extent { q_len: 0, ..*extent },
         };
-        let extents = &self.extents;
-        self.decode.plan.make(&self.decode.config, extents.iter().map(|e| of(e, true)))?;
-        self.prefill.plan.make(&self.prefill.config, extents.iter().map(|e| of(e, false)))?;
+        let (extents, sides) = (&self.extents, [&mut self.decode, &mut self.prefill]);
+        let rows = [true, false].map(|decode| extents.iter().map(move |e| of(e, decode)));
+        let shares = match &self.mixed {
+            Some(mixed) => mixed.divide(
+                sides[0].config.cost(rows[0].clone())?,
+                sides[1].config.cost(rows[1].clone())?,
+            ),
+            None => None,
+        };
+        let own = sides.each_ref().map(|side| side.config.shares);
+        for ((side, rows), shares) in sides.into_iter().zip(rows).zip(shares.unwrap_or(own)) {
+            side.plan.make(&PlanConfig { shares, ..side.config }, rows)?;
+        }
         self.planned = Some(Planned {
             generation: next_generation(),
             num_tokens: batch.num_tokens(),
             num_blocks,
             block_size: batch.block_size,
+            fused: shares.is_some(),
         });
         Ok(())
     }
 
     /// Queues a layer's attention for the step in `step`, whose `group`-th group this is.
     ///
-    /// In capture both kernels are queued, whatever rows the step has: a replay may have others.
+    /// In capture what is queued computes any later step, in one launch or two, as the step planned
+    /// last: so capture graphs with steps like those that they are for.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `args`, or `step` where its upload was not of
     /// the plan made last, nothing being queued then; what the driver refuses.
     ///
     /// # Safety
-    /// * The addresses among `args` are 0, or those of as many numbers as they are said to have.
+    /// * This work is ordered behind the step's upload, and before any later upload to that buffer.
+    /// * The addresses among `args` are 0, or those of as many numbers as they are said to have; in
+    ///   capture the LSE's of as many as the limits' tokens have.
     /// * All runs of this `Attention` are in one order: on one stream, or on streams that wait for
     ///   each other. They share states and counters.
     /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it have
@@ -234,23 +273,39 @@ impl Attention {
         if step.generation(group) != Some(planned.generation) {
             return Err(Error::argument("step", "does not hold the plan made last as this group"));
         }
-        if stream.cuda().context() != self.state_o.cuda().context() {
+        if stream.cuda().context() != self.cuda().context() {
             return Err(Error::argument("stream", "is one of another device than the kernels"));
+        }
+        if step.cuda().context() != self.cuda().context() {
+            return Err(Error::argument("step", "is on another device than the kernels"));
         }
         let capturing = stream.is_capturing()?;
         self.check(&planned, args, capturing)?;
-        let mut params = self.params(step, args);
-        for (nth, side) in [&self.decode, &self.prefill].into_iter().enumerate() {
+        // By the limits and not the step: a row's bits must not depend on others' masks.
+        let masks = self.limits.max_mask_bytes > 0;
+        let general = masks || self.is_general(args);
+        let sides = [&self.decode, &self.prefill];
+        let [decode, prefill] = [0, 1].map(|nth| self.params(step, args, group, nth));
+        if let Some(mixed) = &self.mixed
+            && (planned.fused || capturing && mixed.always)
+        {
+            let kernel = if general { &mixed.general } else { &mixed.plain };
+            // A replay may have plans that are not for one launch, and more blocks.
+            let launch = if capturing { &mixed.any } else { &mixed.launch };
+            let params = inflight_mixed_params { decode, prefill };
+            // SAFETY: these are the kernel's parameters, and it has a block for each share. Plans,
+            // states and counters are as large as the limits ask for, and each side has its own;
+            // tensors and caches are as `args` vouches.
+            return unsafe { kernel.launch(stream, launch, &params, &[]) };
+        }
+        for (nth, (side, params)) in sides.into_iter().zip([decode, prefill]).enumerate() {
             if side.plan.parts().is_empty() && !capturing {
                 continue;
             }
-            params.plan = (2 * group + nth) as u32;
-            params.arrived = side.arrived.address();
-            // By the limits and not the step: a row's bits must not depend on others' masks.
-            let masks = self.limits.max_mask_bytes > 0;
-            let kernel = if masks || self.is_general(args) { &side.general } else { &side.plain };
-            // SAFETY: these are the kernels' parameters. Plans, states and counters are as large as
-            // the limits ask for; tensors and caches are as `args` vouches.
+            let general =
+                if nth == 0 { self.is_general_decode(masks, general, args) } else { general };
+            let kernel = if general { &side.general } else { &side.plain };
+            // SAFETY: as above.
             unsafe { kernel.launch(stream, &side.launch, &params, &[]) }?;
         }
         Ok(())
@@ -265,8 +320,31 @@ impl Attention {
             || config.scale <= 0.0
     }
 
-    fn params(&self, step: &StepBuffer, args: &AttentionArgs) -> inflight_attention_params {
+    /// The same for decode, whose plain kernel knows windows, and scales of any sign. In
+    /// batch-invariant mode it is the kernel that one launch for all rows would have.
+    fn is_general_decode(&self, masks: bool, general: bool, args: &AttentionArgs) -> bool {
         let config = &self.config;
+        match config.fixed_split {
+            Some(_) => general,
+            None => masks || config.soft_cap.is_some() || args.alibi_slopes != 0,
+        }
+    }
+
+    /// What a side of the `group`-th group is given: the first, decode, or the second, prefill.
+    fn params(
+        &self,
+        step: &StepBuffer,
+        args: &AttentionArgs,
+        group: usize,
+        side: usize,
+    ) -> inflight_attention_params {
+        let config = &self.config;
+        let (first_state, arrived) = match side {
+            0 => (0, &self.decode.arrived),
+            _ => (self.prefill_states * config.group_size() as u64, &self.prefill.arrived),
+        };
+        let state_o = first_state * (config.head_dim * size_of::<f32>()) as u64;
+        let state_ml = first_state * (2 * size_of::<f32>()) as u64;
         let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = args.cache.strides();
         let (k, v) = args.cache.addresses();
         let (k_scale, v_scale, scale_stride) = args.cache.scales();
@@ -292,10 +370,10 @@ impl Attention {
             v_scale,
             alibi_slopes: args.alibi_slopes,
             sinks: args.sinks,
-            state_o: self.state_o.address(),
-            state_ml: self.state_ml.address(),
-            arrived: 0,
-            plan: 0,
+            state_o: self.state_o.address() + state_o,
+            state_ml: self.state_ml.address() + state_ml,
+            arrived: arrived.address(),
+            plan: (2 * group + side) as u32,
             num_q_heads: config.num_q_heads as u32,
             num_kv_heads: config.num_kv_heads as u32,
             head_dim: config.head_dim as u32,
@@ -341,6 +419,11 @@ impl Attention {
         Ok(())
     }
 
+    /// The device it is on.
+    pub(super) fn cuda(&self) -> &Arc<Cuda> {
+        self.state_o.cuda()
+    }
+
     /// Bytes of its plans in a step buffer.
     pub(super) fn plan_bytes(&self) -> usize {
         let bytes = |side: &Side| self.limits.plan_bytes(side.config.shares, &side.bounds);
@@ -379,114 +462,4 @@ impl Attention {
 fn next_generation() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Queries of a row that the decode kernel takes at most.
-fn few_queries(config: &AttentionConfig) -> u32 {
-    params::INFLIGHT_DECODE_ROWS / config.group_size() as u32
-}
-
-/// The head dimension of the kernel for a configuration, whose other limits are checked too.
-fn kernel_dim(config: &AttentionConfig) -> Result<usize> {
-    let refused = |field, reason: String| Err(Error::argument(field, reason));
-    if config.q_dtype == DType::F32 {
-        return refused("q_dtype", "is f32: on GPUs it is f16 or bf16".into());
-    }
-    let group = config.group_size();
-    if group > params::INFLIGHT_PREFILL_ROWS as usize {
-        let most = params::INFLIGHT_PREFILL_ROWS;
-        return refused("num_q_heads", format!("are {group} a KV head, and {most} are the most"));
-    }
-    let fits = DIMS.into_iter().find(|&dim| dim >= config.head_dim);
-    match (config.head_dim, fits) {
-        (64 | 80 | 96 | 112 | 128 | 192 | 256, Some(dim)) => Ok(dim),
-        (dim, _) => {
-            let dims = "64, 80, 96, 112, 128, 192 or 256";
-            refused("head_dim", format!("{dim} has no kernel for GPUs: {dims} have"))
-        }
-    }
-}
-
-/// What distinguishes the two kernels.
-struct ShapeOf {
-    family: &'static str,
-    dim: usize,
-    block: Block,
-    /// Queries of a tile.
-    q_tile: u32,
-    costs: Costs,
-}
-
-fn decode_shape(dim: usize, config: &AttentionConfig) -> ShapeOf {
-    let key = (2 * config.head_dim * config.kv_dtype.size()) as u32;
-    ShapeOf {
-        family: "decode",
-        dim,
-        block: shapes::decode(dim, config.kv_dtype),
-        q_tile: few_queries(config).max(1),
-        // Bytes that a multiprocessor reads in the microsecond that a part takes to start and end.
-        costs: Costs { tile: 32 << 10, key, query_key: 0 },
-    }
-}
-
-fn prefill_shape(dim: usize, config: &AttentionConfig) -> ShapeOf {
-    let group = config.group_size();
-    let key = (config.head_dim * config.kv_dtype.size()) as u32;
-    ShapeOf {
-        family: "prefill",
-        dim,
-        block: shapes::prefill(dim, config.kv_dtype),
-        q_tile: (params::INFLIGHT_PREFILL_ROWS / group as u32).max(1),
-        // In the same unit, by a multiprocessor's rate of products: d * 4 operations a query and key.
-        costs: Costs {
-            tile: 64 << 10,
-            key,
-            query_key: (config.head_dim * group / 32).max(1) as u32,
-        },
-    }
-}
-
-impl Side {
-    fn new(
-        kernels: &Kernels,
-        config: &AttentionConfig,
-        limits: &StepLimits,
-        shape: &ShapeOf,
-    ) -> Result<Self> {
-        let ShapeOf { family, dim, block: Block { threads, shared, keys }, q_tile, costs } = *shape;
-        let q = config.q_dtype.name();
-        let kv = if config.kv_dtype == DType::Fp8E4m3 { "e4m3" } else { "same" };
-        let file = format!("{family}_{q}_{kv}_d{dim}");
-        let load = |suffix: &str| {
-            let name = CString::new(format!("inflight_{file}{suffix}")).expect("no zero in it");
-            kernels.prepare(&file, &name, shared)
-        };
-        let (plain, general) = (load("")?, load("_general")?);
-        let cuda = kernels.cuda();
-        let blocks = plain.blocks_per_multiprocessor(threads, shared)?;
-        let blocks = blocks.min(general.blocks_per_multiprocessor(threads, shared)?).max(1);
-        let shares = blocks * cuda.info().multiprocessors;
-        let plan = PlanConfig {
-            shares,
-            heads: config.num_kv_heads as u32,
-            joint_q: 0,
-            q_tile,
-            // Batch-invariant splits are at multiples of 128.
-            kv_granularity: if config.fixed_split.is_some() { 128 } else { keys },
-            causal: config.causal,
-            window_left: config.window_left,
-            fixed_split: config.fixed_split,
-            split_q: few_queries(config).max(1),
-            costs,
-        };
-        let [rows, tokens, keys] =
-            [limits.max_rows, limits.max_tokens, limits.max_kv_len].map(|n| n as u32);
-        let bounds = plan.bounds(rows, tokens, keys);
-        let arrived = CudaBuffer::new(cuda, (bounds.merges as usize).max(1) * size_of::<u32>())?;
-        let stream = CudaStream::new(cuda)?;
-        stream.fill(&arrived, 0, arrived.len(), 0)?;
-        stream.synchronize()?;
-        let launch = Launch::new(shares, threads, shared);
-        Ok(Self { plain, general, launch, config: plan, plan: Plan::default(), bounds, arrived })
-    }
 }

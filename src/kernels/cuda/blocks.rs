@@ -28,8 +28,17 @@ pub struct BlockMover {
     block_bytes: u64,
     num_blocks: usize,
     host_blocks: usize,
-    ring: Vec<(PinnedBuffer, CudaEvent)>,
+    ring: Vec<List>,
     next: usize,
+}
+
+/// A list of operations on its way.
+#[derive(Debug)]
+struct List {
+    // Dropped first: that waits for the device, which still may read what follows.
+    device: CudaBuffer,
+    host: PinnedBuffer,
+    done: CudaEvent,
 }
 
 impl BlockMover {
@@ -59,7 +68,13 @@ impl BlockMover {
         };
         let counts = [lists[0].len() as u32, lists[1].len() as u32, lists[2].len() as u32];
         let ring = (0..RING)
-            .map(|_| Ok((PinnedBuffer::new(cuda, MOST * 8)?, CudaEvent::new(cuda)?)))
+            .map(|_| {
+                Ok(List {
+                    device: CudaBuffer::new(cuda, MOST * 8)?,
+                    host: PinnedBuffer::new(cuda, MOST * 8)?,
+                    done: CudaEvent::new(cuda)?,
+                })
+            })
             .collect::<Result<_>>()?;
         Ok(Self {
             kernel,
@@ -97,12 +112,12 @@ impl BlockMover {
     }
 
     fn launch(&mut self, stream: &CudaStream, ops: &[BlockOp]) -> Result<()> {
-        let (pinned, done) = &mut self.ring[self.next];
+        let List { device, host, done } = &mut self.ring[self.next];
         done.synchronize()?;
         // No block is both read and written, so one that is copied to itself is left out.
         let moves = ops.iter().filter(|op| op.kind != BlockOp::COPY || op.src != op.dst);
         let mut num_pairs = 0;
-        for (pair, op) in pinned.chunks_exact_mut(8).zip(moves) {
+        for (pair, op) in host.chunks_exact_mut(8).zip(moves) {
             pair[..4].copy_from_slice(&op.src.to_ne_bytes());
             pair[4..].copy_from_slice(&op.dst.to_ne_bytes());
             num_pairs += 1;
@@ -110,10 +125,13 @@ impl BlockMover {
         if num_pairs == 0 {
             return Ok(());
         }
+        // Every piece of every block looks its pair up: not over the bus.
+        // SAFETY: the list is written again only after its event, and freed after the device.
+        unsafe { stream.upload(device, 0, &host[..num_pairs as usize * 8]) }?;
         let kind = ops[0].kind as usize;
         let params = inflight_copy_params {
             arrays: self.arrays[kind].address(),
-            pairs: pinned.device_address()?,
+            pairs: device.address(),
             block_bytes: self.block_bytes,
             num_arrays: self.counts[kind],
             num_pairs,
@@ -121,9 +139,13 @@ impl BlockMover {
         let launch = Launch::new(self.grid, params::INFLIGHT_COPY_THREADS, 0);
         // SAFETY: these are the kernel's parameters; blocks are within the caches, which are as
         // their makers vouch, and the pairs stay until the event.
-        unsafe { self.kernel.launch(stream, &launch, &params, &[]) }?;
-        done.record(stream)?;
+        let launched = unsafe { self.kernel.launch(stream, &launch, &params, &[]) };
         self.next = (self.next + 1) % RING;
+        if let Err(error) = launched.and_then(|()| done.record(stream)) {
+            // Without its event nothing else says when the list may be written again.
+            stream.synchronize()?;
+            return Err(error);
+        }
         Ok(())
     }
 

@@ -54,8 +54,10 @@ impl Merge {
     /// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; what the driver refuses.
     ///
     /// # Safety
-    /// LSE are 0 or the addresses of a number for each token and head, until the work is done and
-    /// whenever a graph with it is launched. A graph merges as many tokens as were captured.
+    /// * LSE are 0 or the addresses of a number for each token and head, until the work is done and
+    ///   whenever a graph with it is launched. A graph merges as many tokens as were captured.
+    /// * The result's LSE is not that of a state: some threads write while others still read. Its
+    ///   outputs may be a state's.
     pub unsafe fn run(
         &self,
         stream: &CudaStream,
@@ -112,7 +114,7 @@ impl Merge {
         let items = (heads * head_dim / 8) as u32;
         let rows = items.div_ceil(params::INFLIGHT_MERGE_THREADS).clamp(1, 65_535);
         let columns = params.num_tokens.min(self.blocks.div_ceil(rows)).max(1);
-        let launch = Launch::new((columns, rows), params::INFLIGHT_MERGE_THREADS, 0);
+        let launch = Launch::new((columns, rows), params::INFLIGHT_MERGE_THREADS, 0).dependent();
         // SAFETY: these are the kernel's parameters; tensors are as their makers vouch.
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }
     }

@@ -15,6 +15,7 @@ mod append;
 mod attention;
 mod blocks;
 mod merge;
+mod mixed;
 mod pack;
 #[allow(
     missing_docs,
@@ -27,6 +28,7 @@ mod pack;
 )]
 pub mod params;
 mod shapes;
+mod sides;
 mod step;
 mod tensor;
 
@@ -36,6 +38,7 @@ pub use append::{Append, AppendArgs, Rope};
 pub use attention::{Attention, AttentionArgs};
 pub use blocks::BlockMover;
 pub use merge::{Merge, State};
+pub use mixed::Fusion;
 pub use pack::{StepArrays, StepLimits};
 pub use step::StepBuffer;
 pub use tensor::{DeviceCache, DeviceScales, DeviceTensor};

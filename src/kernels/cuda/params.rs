@@ -408,6 +408,23 @@ const _: () = {
     ["Offset of field: inflight_attention_params::reserved"]
         [::std::mem::offset_of!(inflight_attention_params, reserved) - 220usize];
 };
+#[doc = " Rows of both kinds in one launch: blocks 0.. compute the shares of the prefill plan, those after\n them the shares of the decode plan, others nothing. Both sides run at once, so their states and\n counters lie apart."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct inflight_mixed_params {
+    pub decode: inflight_attention_params,
+    pub prefill: inflight_attention_params,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of inflight_mixed_params"][::std::mem::size_of::<inflight_mixed_params>() - 448usize];
+    ["Alignment of inflight_mixed_params"]
+        [::std::mem::align_of::<inflight_mixed_params>() - 8usize];
+    ["Offset of field: inflight_mixed_params::decode"]
+        [::std::mem::offset_of!(inflight_mixed_params, decode) - 0usize];
+    ["Offset of field: inflight_mixed_params::prefill"]
+        [::std::mem::offset_of!(inflight_mixed_params, prefill) - 224usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_merge_params {

@@ -110,3 +110,10 @@ pub(super) fn prefill(dim: usize, cache: DType) -> Block {
     ];
     Block { threads: by_dim(dim, threads), shared: by_dim(dim, shared), keys: by_dim(dim, keys) }
 }
+
+/// Rows of both kinds: a block has room for either. `None` where blocks of the two differ.
+pub(super) fn mixed(dim: usize, cache: DType) -> Option<Block> {
+    let (a, b) = (decode(dim, cache), prefill(dim, cache));
+    let keys = a.keys.max(b.keys);
+    (a.threads == b.threads).then(|| Block { shared: a.shared.max(b.shared), keys, ..a })
+}

@@ -13,8 +13,9 @@ const RING: usize = 4;
 /// A step's arrays and plans in device memory, at an address that stays.
 ///
 /// Steps are packed into a ring of page-locked buffers, so the host packs one while the device still
-/// reads the last. One stream at a time: work that reads a step must be queued behind its upload and
-/// before the next.
+/// reads the last. Work that reads a step is ordered behind its upload and before the next: on one
+/// stream it is so by itself, across streams by events. Whoever runs kernels answers for it, since
+/// an upload cannot know who still reads.
 #[derive(Debug)]
 pub struct StepBuffer {
     device: CudaBuffer,
@@ -28,7 +29,6 @@ pub struct StepBuffer {
     block_size: usize,
     has_slots: bool,
     has_positions: bool,
-    seen: Vec<u32>,
 }
 
 impl StepBuffer {
@@ -44,6 +44,9 @@ impl StepBuffer {
         }
         if groups.iter().any(|group| *group.limits() != limits) {
             return Err(Error::argument("groups", "one is made for other limits"));
+        }
+        if groups.iter().any(|group| group.cuda().context() != cuda.context()) {
+            return Err(Error::argument("groups", "one is of another device"));
         }
         let plans: usize = groups.iter().map(|group| group.plan_bytes()).sum();
         let bytes = limits.bytes() + plans;
@@ -64,7 +67,6 @@ impl StepBuffer {
             block_size: 0,
             has_slots: false,
             has_positions: false,
-            seen: Vec::new(),
         })
     }
 
@@ -76,7 +78,8 @@ impl StepBuffer {
     /// # Errors
     /// [`Error::InvalidArgument`] naming `limits` where the step is larger, `slot_mapping`,
     /// `positions` or `tokens` where they do not fit the batch, `groups` where one has no plan of
-    /// this batch, `stream` where it is in capture; where it is of another device; what the driver refuses.
+    /// this batch or is of another device, `stream` where it is in capture or of another device;
+    /// what the driver refuses.
     pub fn upload(
         &mut self,
         stream: &CudaStream,
@@ -119,12 +122,12 @@ impl StepBuffer {
         Ok(())
     }
 
-    fn check(&mut self, arrays: &StepArrays<'_>, groups: &[&Attention]) -> Result<()> {
+    fn check(&self, arrays: &StepArrays<'_>, groups: &[&Attention]) -> Result<()> {
         let StepArrays { batch, slot_mapping, positions, tokens } = *arrays;
         // Groups vouch for as many blocks as they planned for.
         let blocks = groups.iter().filter_map(|group| group.num_blocks()).min();
         if let Some(blocks) = blocks {
-            batch.check(blocks, &mut self.seen)?;
+            batch.check_bounds(blocks)?;
         } else {
             batch.check_shape()?;
         }
@@ -151,6 +154,9 @@ impl StepBuffer {
         if groups.iter().any(|group| !group.is_planned_for(&batch)) {
             return Err(Error::argument("groups", "one has no plan of this batch"));
         }
+        if groups.iter().any(|group| group.cuda().context() != self.cuda().context()) {
+            return Err(Error::argument("groups", "one is of another device than the buffer"));
+        }
         Ok(())
     }
 
@@ -164,6 +170,11 @@ impl StepBuffer {
     #[must_use]
     pub fn num_tokens(&self) -> usize {
         self.num_tokens
+    }
+
+    /// The device it is on.
+    pub(super) fn cuda(&self) -> &Arc<Cuda> {
+        self.device.cuda()
     }
 
     pub(super) fn limits(&self) -> &StepLimits {

@@ -148,11 +148,14 @@ impl Mask {
         self.bits[byte] >> (bit % 8) & 1 == 1
     }
 
-    fn new(kind: MaskKind, rows: &[(usize, usize)], rng: &mut Rng) -> Option<Self> {
+    pub(crate) fn new(kind: MaskKind, rows: &[(usize, usize)], rng: &mut Rng) -> Option<Self> {
+        if kind == MaskKind::None {
+            return None;
+        }
         let mut mask = Self { indptr: vec![0], ..Self::default() };
         for &(q_len, kv_len) in rows {
             let width = match kind {
-                MaskKind::None => return None,
+                MaskKind::None => 0,
                 MaskKind::Tree => q_len.min(kv_len),
                 MaskKind::Full | MaskKind::Nothing => kv_len,
                 MaskKind::Any => rng.below(kv_len + 1),

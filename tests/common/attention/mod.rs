@@ -16,6 +16,6 @@ mod spec;
 pub(crate) use case::{Answer, Case, Mask};
 pub(crate) use compare::{Verdict, judge};
 pub(crate) use naive::{Defect, naive};
-pub(crate) use numbers::Tokens;
+pub(crate) use numbers::{Tokens, unit_roundoff};
 pub(crate) use oracle::{Keys, Reference, Terms, oracle, softmax};
 pub(crate) use spec::{Alibi, Layout, MaskKind, Poison, Scales, Sinks, Spec, TokenLayout};

@@ -118,6 +118,10 @@ impl Tokens {
             TokenLayout::Packed => (head_dim, tokens, (heads + 2) * head_dim, head_dim),
             // More tokens than the batch has, and no alignment but that of an element.
             TokenLayout::Odd => (1, tokens + 2, heads * (head_dim + 3) + 1, head_dim + 3),
+            TokenLayout::Gaps => {
+                let gap = 16 / dtype.size();
+                (gap, tokens + 2, heads * (head_dim + gap) + 3 * gap, head_dim + gap)
+            }
             TokenLayout::HeadMajor => (0, tokens, head_dim, (tokens + 1) * head_dim),
         };
         let shape = Shape { tokens, heads, head_dim, token_stride, head_stride };

@@ -25,6 +25,8 @@ pub(crate) enum TokenLayout {
     Packed,
     /// Strides and start are odd.
     Odd,
+    /// More tokens than the batch has, and gaps of 16 bytes, or multiples, wherever there can be.
+    Gaps,
     HeadMajor,
 }
 

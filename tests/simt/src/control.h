@@ -24,5 +24,23 @@ SIMT_EXPORT size_t simt_bank_conflicts(char* to, size_t n);
 SIMT_EXPORT void simt_clear_bank_conflicts();
 SIMT_EXPORT void simt_stats(simt_counters* out);
 SIMT_EXPORT int simt_is_checking();
-// Everything as at the start: memory, streams, a lost context, reports, seed.
+// The device presented: compute capability and multiprocessors; 0 as INFLIGHT_SIMT_CC and
+// INFLIGHT_SIMT_SMS say. For contexts made from then on.
+SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);
+// The version the driver says it offers; 0 as usual.
+SIMT_EXPORT void simt_set_driver_version(int version);
+// The nth call from now on of this function returns the code and does nothing else, once; sticky:
+// the context is lost with it. A null function is any but those that give back, free, destroy,
+// release, end a capture, and those that push and pop a context for it. With nth 0, none.
+SIMT_EXPORT void simt_fail_call(const char* function, uint64_t nth, int code, int sticky);
+// Whether the failure asked for is still to come.
+SIMT_EXPORT int simt_fail_pending();
+// While it is on, streams and memory say that they are of another context.
+SIMT_EXPORT void simt_set_foreign(int on);
+// What has been made and not been given back.
+struct simt_alive {
+    uint64_t device_bytes, host_bytes, streams, events, graphs, executables, current;
+};
+SIMT_EXPORT void simt_count_alive(simt_alive* out);
+// Everything as at the start: memory, streams, a lost context, reports, seed, the device.
 SIMT_EXPORT void simt_reset();

@@ -17,8 +17,12 @@ static int setting(const char* name, int otherwise) {
     const char* text = getenv(name);
     return text && *text ? atoi(text) : otherwise;
 }
-int device_cc() { return setting("INFLIGHT_SIMT_CC", 80); }
-static int multiprocessors() { return setting("INFLIGHT_SIMT_SMS", 4); }
+// What tests have asked for; 0: nothing.
+static int cc_asked, multiprocessors_asked, version_asked;
+int device_cc() { return cc_asked ? cc_asked : setting("INFLIGHT_SIMT_CC", 80); }
+static int multiprocessors() {
+    return multiprocessors_asked ? multiprocessors_asked : setting("INFLIGHT_SIMT_SMS", 4);
+}
 uint32_t smem_optin() {
     const int cc = device_cc();
     return cc == 80 || cc == 87 ? 163 << 10 : cc >= 90 && cc < 120 ? 227 << 10 : 99 << 10;
@@ -28,6 +32,32 @@ CUresult current_context_error() {
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     if (context_stack.empty() || !context_stack.back()) return CUDA_ERROR_INVALID_CONTEXT;
     return primary.lost;
+}
+
+// ---- failures that tests ask for
+
+static struct {
+    std::string function;
+    uint64_t calls_left;
+    CUresult code;
+    bool sticky;
+} failure;
+static bool foreign;
+static Context other_context;
+
+CUcontext context_told() { return foreign ? &other_context : &primary; }
+
+CUresult asked_to_fail(const char* function) {
+    if (!failure.calls_left) return CUDA_SUCCESS;
+    if (!failure.function.empty()) {
+        if (failure.function != function) return CUDA_SUCCESS;
+    } else {
+        for (const char* gives_back : {"Free", "Destroy", "CtxP", "Release", "EndCapture"})
+            if (strstr(function, gives_back)) return CUDA_SUCCESS;
+    }
+    if (--failure.calls_left) return CUDA_SUCCESS;
+    if (failure.sticky) primary.lost = failure.code;
+    return failure.code;
 }
 
 CUresult lose_context(bool out_of_bounds) {
@@ -102,6 +132,7 @@ CU_API cuGetErrorString(CUresult code, const char** out) {
 
 CU_API cuInit(unsigned flags) {
     CU_LOCKED;
+    CU_TRY(asked_to_fail(__func__));
     if (flags) return CUDA_ERROR_INVALID_VALUE;
     initialised = true;
     return CUDA_SUCCESS;
@@ -109,12 +140,13 @@ CU_API cuInit(unsigned flags) {
 
 CU_API cuDriverGetVersion(int* out) {
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    *out = 13000;
+    *out = version_asked ? version_asked : 13000;
     return CUDA_SUCCESS;
 }
 
 #define CU_DEVICE(out, dev)                              \
     CU_LOCKED;                                           \
+    CU_TRY(asked_to_fail(__func__));                     \
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED; \
     if (!(out)) return CUDA_ERROR_INVALID_VALUE;         \
     if ((dev) != 0) return CUDA_ERROR_INVALID_DEVICE
@@ -296,7 +328,7 @@ CU_API cuPointerGetAttribute(void* out, int attribute, CUdeviceptr p) {
     if (!out || !a.found) return CUDA_ERROR_INVALID_VALUE;
     switch (attribute) {
         case 1:
-            *static_cast<CUcontext*>(out) = &primary;
+            *static_cast<CUcontext*>(out) = context_told();
             return CUDA_SUCCESS;
         case 2:
             *static_cast<unsigned*>(out) = a.kind;
@@ -438,10 +470,20 @@ static bool is_kernel(CUkernel k) {
     return false;
 }
 
+// An image is as the build makes it: code for 8.0, for 9.0a, and PTX of 8.0 for later ones.
+static bool has_code_for_device() { return device_cc() >= 80; }
+// The architecture of the code that the device runs: within a major version that of a lower minor
+// one; else compiled from PTX for the device itself.
+static int code_for_device() {
+    const int cc = device_cc();
+    return cc < 90 ? 80 : cc;
+}
+
 CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
     CU_ENTER;
     if (!out || !name) return CUDA_ERROR_INVALID_VALUE;
     if (!libraries.count(l)) return CUDA_ERROR_INVALID_HANDLE;
+    if (!has_code_for_device()) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     for (const KernelHandle* h : l->kernels) {
         if (strcmp(h->kernel->name, name)) continue;
         *out = h;
@@ -461,6 +503,13 @@ CU_API cuKernelGetFunction(CUfunction* out, CUkernel k) {
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
     *out = k;
+    return CUDA_SUCCESS;
+}
+
+CU_API cuFuncLoad(CUkernel k) {
+    CU_ENTER;
+    if (!is_kernel(k)) return CUDA_ERROR_INVALID_HANDLE;
+    if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     return CUDA_SUCCESS;
 }
 
@@ -489,8 +538,10 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
             *out = 128;
             return CUDA_SUCCESS;
         case 5:
+            *out = code_for_device() == 90 ? 90 : 80;
+            return CUDA_SUCCESS;
         case 6:
-            *out = device_cc();
+            *out = code_for_device();
             return CUDA_SUCCESS;
         case 8:
             *out = k->max_dynamic_smem;
@@ -611,8 +662,39 @@ static_assert(sizeof(TensorMap) == 128);
 
 // ---- tests
 
+void simt_set_device(int cc, int sms) {
+    CU_LOCKED;
+    cc_asked = cc;
+    multiprocessors_asked = sms;
+}
+void simt_set_driver_version(int version) {
+    CU_LOCKED;
+    version_asked = version;
+}
+void simt_fail_call(const char* function, uint64_t nth, int code, int sticky) {
+    CU_LOCKED;
+    failure = {function ? function : "", nth, code, sticky != 0};
+}
+int simt_fail_pending() {
+    CU_LOCKED;
+    return failure.calls_left != 0;
+}
+void simt_set_foreign(int on) {
+    CU_LOCKED;
+    foreign = on != 0;
+}
+void simt_count_alive(simt_alive* out) {
+    CU_LOCKED;
+    *out = {device_bytes_used(), host_bytes_used(),   streams_alive(),     events_alive(),
+            graphs_alive(),      executables_alive(), context_stack.size()};
+}
+
 void simt_reset() {
     CU_LOCKED;
+    simt_set_device(0, 0);
+    simt_set_driver_version(0);
+    simt_fail_call(nullptr, 0, 0, 0);
+    simt_set_foreign(0);
     streams_reset();
     arena_reset();
     primary.lost = CUDA_SUCCESS;

@@ -43,6 +43,26 @@ pub struct Stats {
     pub bank_conflicts: u64,
 }
 
+/// What has been made and not been given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Alive {
+    /// Bytes of device memory.
+    pub device_bytes: u64,
+    /// Bytes of page-locked memory.
+    pub host_bytes: u64,
+    /// Streams.
+    pub streams: u64,
+    /// Events.
+    pub events: u64,
+    /// Graphs.
+    pub graphs: u64,
+    /// Graphs ready to be launched.
+    pub executables: u64,
+    /// Contexts on this thread's stack.
+    pub current: u64,
+}
+
 /// Bank conflicts of one source line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BankConflicts {
@@ -181,8 +201,65 @@ impl Emulator {
         stats
     }
 
-    /// As at the start: no memory, nothing enqueued, no lost context, no reports, seed 0. Streams
-    /// and loaded libraries stay valid.
+    /// Presents another device: compute capability (86 is 8.6) and multiprocessors, 0 for the usual
+    /// ones. For contexts made from then on.
+    pub fn set_device(&self, capability: u32, multiprocessors: u32) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(c_int, c_int) =
+            unsafe { std::mem::transmute(self.control("simt_set_device")) };
+        f(capability as c_int, multiprocessors as c_int);
+    }
+
+    /// Makes the driver say that it offers this version (13000 is 13.0), 0 for the usual one.
+    pub fn set_driver_version(&self, version: i32) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(c_int) =
+            unsafe { std::mem::transmute(self.control("simt_set_driver_version")) };
+        f(version);
+    }
+
+    /// Makes the `nth` call from now on of a function of the driver fail with `code`, once; `None`
+    /// is any function but those that give back, or make a context current to do so. Sticky: the context is lost with it. With an
+    /// `nth` of 0, no call fails.
+    pub fn fail_call(&self, function: Option<&str>, nth: u64, code: i32, sticky: bool) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(*const c_char, u64, c_int, c_int) =
+            unsafe { std::mem::transmute(self.control("simt_fail_call")) };
+        let name = function.map(|name| CString::new(name).expect("no zero in a name"));
+        let name = name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
+        f(name, nth, code, c_int::from(sticky));
+    }
+
+    /// Whether the failure asked for is still to come.
+    #[must_use]
+    pub fn is_failure_pending(&self) -> bool {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn() -> c_int =
+            unsafe { std::mem::transmute(self.control("simt_fail_pending")) };
+        f() != 0
+    }
+
+    /// While it is on, streams and memory say that they are of another context.
+    pub fn set_foreign(&self, on: bool) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(c_int) =
+            unsafe { std::mem::transmute(self.control("simt_set_foreign")) };
+        f(c_int::from(on));
+    }
+
+    /// What has been made and not been given back.
+    #[must_use]
+    pub fn alive(&self) -> Alive {
+        // SAFETY: the signature is that of control.h, the struct that of simt_alive.
+        let f: extern "C" fn(&mut Alive) =
+            unsafe { std::mem::transmute(self.control("simt_count_alive")) };
+        let mut alive = Alive::default();
+        f(&mut alive);
+        alive
+    }
+
+    /// As at the start: no memory, nothing enqueued, no lost context, no reports, seed 0, the usual
+    /// device. Streams and loaded libraries stay valid.
     pub fn reset(&self) {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn() = unsafe { std::mem::transmute(self.control("simt_reset")) };

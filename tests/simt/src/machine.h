@@ -215,6 +215,7 @@ Allocation find_allocation(uintptr_t a);
 // The one that ends at most a guard before, for reports.
 Allocation allocation_before(uintptr_t a);
 size_t device_bytes_used();
+size_t host_bytes_used();
 constexpr size_t DEVICE_BYTES = 16ull << 30;
 void arena_reset();
 // shadow.cpp: called when memory comes and goes, and when the host or a copy writes it

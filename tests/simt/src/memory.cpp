@@ -17,7 +17,7 @@ constexpr size_t GUARD = 4096;
 static uint8_t* arena;
 static std::map<uintptr_t, Allocation> taken;
 static std::map<uintptr_t, size_t> holes[2];
-static size_t used;
+static size_t used, host_used;
 
 static void reserve() {
     if (arena) return;
@@ -33,6 +33,7 @@ static void reserve() {
 bool in_arena(uintptr_t a) { return arena && a - reinterpret_cast<uintptr_t>(arena) < ARENA; }
 uintptr_t arena_start() { return reinterpret_cast<uintptr_t>(arena); }
 size_t device_bytes_used() { return used; }
+size_t host_bytes_used() { return host_used; }
 
 static size_t span(size_t n) { return (n + GUARD + 4095) / 4096 * 4096; }
 
@@ -48,7 +49,7 @@ void* arena_alloc(size_t n, MemKind kind) {
         free_list.erase(it);
         if (left) free_list[at + span(n)] = left;
         taken[at] = {at, n, kind, true};
-        if (kind == DEVICE_MEM) used += n;
+        (kind == DEVICE_MEM ? used : host_used) += n;
         // Fresh device memory is NaN, where it costs little: luck with zeros would hide mistakes.
         if (kind == DEVICE_MEM && n <= 64 << 20) memset(reinterpret_cast<void*>(at), 0xff, n);
         if (CHECK && kind == HOST_MEM) shadow_init(at, n);
@@ -64,7 +65,7 @@ bool arena_free(void* p, MemKind kind) {
     const size_t n = it->second.bytes;
     if (CHECK) shadow_forget(at, n);
     madvise(p, span(n), MADV_DONTNEED);
-    if (kind == DEVICE_MEM) used -= n;
+    (kind == DEVICE_MEM ? used : host_used) -= n;
     taken.erase(it);
     auto& free_list = holes[kind == HOST_MEM];
     auto hole = free_list.emplace(at, span(n)).first;

@@ -116,7 +116,7 @@ CU_API cuStreamGetCtx(CUstream s, CUcontext* out) {
     CU_ENTER;
     if (!out) return CUDA_ERROR_INVALID_VALUE;
     if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
-    *out = &primary;
+    *out = context_told();
     return CUDA_SUCCESS;
 }
 
@@ -305,6 +305,11 @@ CU_API cuGraphDestroy(CUgraph g) {
     delete g;
     return CUDA_SUCCESS;
 }
+
+size_t streams_alive() { return streams.size(); }
+size_t events_alive() { return events.size(); }
+size_t graphs_alive() { return graphs.size(); }
+size_t executables_alive() { return executables.size(); }
 
 void streams_reset() {
     for (Stream* s : streams) {

@@ -63,6 +63,8 @@ struct Context {
 extern std::recursive_mutex driver_lock;
 extern Context primary;
 
+// What streams and memory say they belong to.
+CUcontext context_told();
 bool is_stream(CUstream s);
 Stream& stream_of(CUstream s);
 // Real when captured as much as when queued.
@@ -71,6 +73,12 @@ CUresult drain(Stream& s, uint64_t until);
 CUresult drain_everything();
 bool unsafe_call_during_capture();
 CUresult current_context_error();
+// What simt_fail_call asks of this call.
+CUresult asked_to_fail(const char* function);
+size_t streams_alive();
+size_t events_alive();
+size_t graphs_alive();
+size_t executables_alive();
 CUresult lose_context(bool out_of_bounds);
 CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out);
 void streams_reset();
@@ -82,6 +90,7 @@ uint32_t smem_optin();
 #define CU_TRY(call) \
     if (const CUresult cu_error = (call)) return cu_error
 // What nearly every call begins with.
-#define CU_ENTER \
-    CU_LOCKED;   \
+#define CU_ENTER                     \
+    CU_LOCKED;                       \
+    CU_TRY(asked_to_fail(__func__)); \
     CU_TRY(current_context_error())

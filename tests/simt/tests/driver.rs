@@ -281,3 +281,77 @@ fn figures() {
         println!("{per}: {:.0} ns", start.elapsed().as_secs_f64() * 1e9 / units);
     }
 }
+
+#[test]
+fn failures_and_devices_are_as_asked_for() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let Some(emulator) = gpu.emulator else { return };
+    let alloc = || {
+        let mut at = 0;
+        // SAFETY: the pointer is to a local.
+        let result = unsafe { sys::cuMemAlloc_v2(&raw mut at, 64) };
+        (result, at)
+    };
+    let before = emulator.alive();
+    emulator.fail_call(Some("cuMemAlloc_v2"), 2, 2, false);
+    let (first, at) = alloc();
+    ok(first);
+    assert!(emulator.is_failure_pending());
+    assert_eq!(emulator.alive().device_bytes, before.device_bytes + 64);
+    assert_eq!(alloc().0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    assert!(!emulator.is_failure_pending());
+    emulator.fail_call(None, 1, 999, false);
+    // Calls that give back do not count.
+    // SAFETY: allocated above.
+    ok(unsafe { sys::cuMemFree_v2(at) });
+    assert_eq!(emulator.alive(), before);
+    assert_eq!(alloc().0, CUresult::CUDA_ERROR_UNKNOWN);
+    assert_eq!(sync(null_mut()), CUDA_SUCCESS);
+    emulator.fail_call(Some("cuStreamSynchronize"), 1, 700, true);
+    assert_eq!(sync(null_mut()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    assert_eq!(alloc().0, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    emulator.reset();
+
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: the pointer is to a local.
+        ok(unsafe { sys::cuDeviceGetAttribute(&raw mut value, which, 0) });
+        value
+    };
+    use sys::CUdevice_attribute::*;
+    emulator.set_device(75, 40);
+    assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR), 7);
+    assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR), 5);
+    assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), 40);
+    // Code of the device: that of its major version with the highest minor one, or from PTX.
+    for (capability, ptx, binary) in [
+        (75, None, 0),
+        (80, Some(80), 80),
+        (86, Some(80), 80),
+        (89, Some(80), 80),
+        (90, Some(90), 90),
+        (100, Some(80), 100),
+        (121, Some(80), 121),
+    ] {
+        emulator.set_device(capability, 0);
+        let mut kernel = null_mut();
+        let name = c"selftest_copy".as_ptr();
+        // SAFETY: the library is loaded, the name ends in a zero.
+        let found = unsafe { sys::cuLibraryGetKernel(&raw mut kernel, gpu.library, name) };
+        let Some(ptx) = ptx else {
+            assert_eq!(found, CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+            continue;
+        };
+        ok(found);
+        let version = |which| {
+            let mut value = 0;
+            // SAFETY: the kernel was found above, the pointer is to a local.
+            ok(unsafe { sys::cuKernelGetAttribute(&raw mut value, which, kernel, 0) });
+            value
+        };
+        use sys::CUfunction_attribute::*;
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_PTX_VERSION), ptx, "{capability}");
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_BINARY_VERSION), binary, "{capability}");
+    }
+    emulator.reset();
+}

@@ -3,6 +3,7 @@
 use inflight::kernels::{AttentionConfig, DType};
 
 use crate::attention::{Alibi, Case, Defect, MaskKind, Scales, Sinks, Spec, judge, naive, oracle};
+use crate::backend::TYPES;
 
 /// Everything at once, in rows of every kind.
 fn busy(seed: u64, q_dtype: DType, kv_dtype: DType) -> Spec {
@@ -31,14 +32,8 @@ fn applies(defect: Defect, q: DType, kv: DType) -> bool {
 
 #[test]
 fn every_defect_is_found() {
-    let types = [
-        (DType::F32, DType::F32),
-        (DType::F16, DType::F16),
-        (DType::Bf16, DType::Bf16),
-        (DType::Bf16, DType::Fp8E4m3),
-    ];
     let (mut found, mut missed) = (0, Vec::new());
-    for (q, kv) in types {
+    for &(q, kv) in TYPES {
         let all = busy(7, q, kv);
         // The same with one thing less: causality shows without a window, an empty row without
         // sinks, and what a query sees of a long row in long rows.

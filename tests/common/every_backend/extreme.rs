@@ -3,15 +3,8 @@
 use inflight::kernels::{AttentionConfig, DType};
 
 use crate::attention::{Case, Reference, Scales, Sinks, Spec, judge, naive, oracle};
-use crate::cpus;
+use crate::backend::{self, TYPES};
 use crate::rng::Rng;
-
-const TYPES: [(DType, DType); 4] = [
-    (DType::F32, DType::F32),
-    (DType::F16, DType::F16),
-    (DType::Bf16, DType::Bf16),
-    (DType::Bf16, DType::Fp8E4m3),
-];
 
 /// Keys and queries that a function of (key, element) gives, small whole numbers of any type.
 fn case((q, kv): (DType, DType), k: &dyn Fn(usize, usize) -> f32, x: f32) -> Case {
@@ -49,10 +42,9 @@ impl Checks {
         let (reference, plain) = (oracle(case), naive(case, None));
         let own = judge(case, &reference, &plain, &plain);
         own.unwrap_or_else(|why| panic!("{what}, naive: {why}"));
-        for cpu in cpus::each(self.runs) {
-            let found = case.answer(cpu);
+        for (who, found) in backend::answers(case, self.runs) {
             if let Err(why) = judge(case, &reference, &plain, &found) {
-                self.wrong.push(format!("{what}, {cpu:?}: {why}"));
+                self.wrong.push(format!("{what}, {who}: {why}"));
             }
             self.runs += 1;
         }
@@ -68,7 +60,7 @@ impl Checks {
 #[test]
 fn logits_of_ten_thousand() {
     let mut checks = Checks::default();
-    for types in TYPES {
+    for &types in TYPES {
         // Element 0 of key j is (j mod 5 - 2) * 64, and the query's 128: up to +-16384, exact.
         let key = |j: usize, d: usize| if d == 0 { (j % 5) as f32 * 64.0 - 128.0 } else { 1.0 };
         for x in [128.0, -128.0] {
@@ -95,7 +87,7 @@ fn logits_of_ten_thousand() {
 fn many_kv_heads() {
     let mut checks = Checks::default();
     for (heads, head_dim) in [(5, 128), (8, 256), (12, 64), (16, 128), (32, 128)] {
-        for (group, types) in TYPES.into_iter().enumerate().map(|(i, types)| (1 + i % 2, types)) {
+        for (group, types) in TYPES.iter().enumerate().map(|(i, types)| (1 + i % 2, *types)) {
             let mut config = AttentionConfig::new(group * heads, heads, head_dim, types.0);
             config.kv_dtype = types.1;
             let scales = if types.1 == DType::Fp8E4m3 { Scales::PerHead } else { Scales::None };
@@ -112,7 +104,7 @@ fn many_kv_heads() {
 fn rising_and_falling_logits() {
     let mut checks = Checks::default();
     // Each key above, or below, all before it: every tile changes the largest.
-    for types in TYPES {
+    for &types in TYPES {
         for sign in [1.0, -1.0] {
             let key = |j: usize, d: usize| if d == 0 { sign * (j / 16) as f32 } else { 0.0 };
             checks.add(&format!("steps of {sign}, {types:?}"), &mut case(types, &key, 16.0));
@@ -124,7 +116,7 @@ fn rising_and_falling_logits() {
 #[test]
 fn equal_logits() {
     let mut checks = Checks::default();
-    for types in TYPES {
+    for &types in TYPES {
         for value in [0.0, -0.0, 1.0, -7.0] {
             let key = |_: usize, d: usize| if d == 0 { value } else { 0.0 };
             let reference =
@@ -139,7 +131,7 @@ fn equal_logits() {
 #[test]
 fn tiny_numbers() {
     let mut checks = Checks::default();
-    for types in TYPES {
+    for &types in TYPES {
         // Subnormal keys of the cache's type, -0.0 among them.
         let tiny = match types.1 {
             DType::F32 => f32::from_bits(3),
@@ -164,7 +156,7 @@ fn tiny_numbers() {
 #[test]
 fn one_outlier() {
     let mut checks = Checks::default();
-    for types in TYPES {
+    for &types in TYPES {
         for at in [0, 15, 16, 150, 297] {
             let key =
                 |j: usize, d: usize| if d == 0 && j == at { 400.0 } else { (j % 3) as f32 - 1.0 };
@@ -190,7 +182,7 @@ fn one_outlier() {
 #[test]
 fn finite_in_finite_out() {
     let (mut rng, mut runs) = (Rng::new(11), 0);
-    for types in TYPES {
+    for &types in TYPES {
         for _ in 0..6 {
             let most = if types.1 == DType::Fp8E4m3 { 448.0 } else { 6e4 };
             let exponents: Vec<f32> = (0..64 * 300).map(|_| rng.below(40) as f32 - 24.0).collect();
@@ -202,10 +194,9 @@ fn finite_in_finite_out() {
             let mut wild = case(types, &key, 1000.0);
             wild.spec.config.soft_cap = rng.chance(30).then_some(20.0);
             wild.spec.config.window_left = rng.chance(30).then_some(10);
-            for cpu in cpus::each(rng.below(4)) {
-                let found = wild.answer(cpu);
-                assert!(found.o.iter().all(|x| x.abs() <= 4.01), "{cpu:?} {:?}", wild.spec);
-                assert!(found.lse.iter().all(|x| x.is_finite()), "{cpu:?} {:?}", wild.spec);
+            for (who, found) in backend::answers(&mut wild, rng.below(4)) {
+                assert!(found.o.iter().all(|x| x.abs() <= 4.01), "{who} {:?}", wild.spec);
+                assert!(found.lse.iter().all(|x| x.is_finite()), "{who} {:?}", wild.spec);
                 runs += 1;
             }
         }

@@ -1,0 +1,3 @@
+#include "../mixed/mixed.cuh"
+
+INFLIGHT_MIXED(bf16_e4m3_d64, arch::bf16, arch::e4m3, 64)
