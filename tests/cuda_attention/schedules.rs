@@ -2,7 +2,7 @@
 //! threads, blocks and copies: rings that wrap, parts that follow each other within a block, merges
 //! in one launch and in the next. `scripts/mutants` removes each of them and runs these.
 
-use inflight::kernels::cuda::Attention;
+use inflight::kernels::cuda::Fusion;
 use inflight::kernels::{AttentionConfig, DType};
 
 use crate::attention::{Case, Spec, judge, naive, oracle};
@@ -10,7 +10,7 @@ use crate::gpu;
 
 const SEEDS: u64 = 4;
 
-/// Each case with the plan's `side` (0 decode, 1 prefill) alone, again and again by the same
+/// Each case with the plan's `side` (0 decode, 1 prefill) alone, or (2) both in one launch, again and again by the same
 /// `Attention`: in order first, then in other orders, which must make no difference.
 fn in_any_order(kv: DType, dim: usize, side: usize, cases: &[&[(usize, usize)]]) {
     let Some(gpu) = gpu::gpu() else { return };
@@ -19,7 +19,7 @@ fn in_any_order(kv: DType, dim: usize, side: usize, cases: &[&[(usize, usize)]])
     for (n, rows) in cases.iter().enumerate() {
         let case = Case::new(&Spec::new(n as u64, config, rows));
         let (exact, plain) = (oracle(&case), naive(&case, None));
-        let mut attention = Attention::new(&gpu.cuda, config, gpu::limits(&case)).unwrap();
+        let mut attention = gpu::attention(&gpu, &case, Fusion::Always);
         let mut first = None;
         for seed in 0..SEEDS {
             gpu.set_seed(seed);
@@ -31,11 +31,14 @@ fn in_any_order(kv: DType, dim: usize, side: usize, cases: &[&[(usize, usize)]])
             let bits = found.bits();
             assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: bits differ");
         }
-        let plan = attention.parts()[side];
-        merges += plan.merges().len();
-        most_parts =
-            most_parts.max(plan.share_indptr().windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0));
-        assert!(attention.parts()[1 - side].parts().is_empty(), "case {n} has other rows");
+        for (nth, plan) in attention.parts().into_iter().enumerate() {
+            let has_parts = !plan.parts().is_empty();
+            assert_eq!(has_parts, side == 2 || side == nth, "case {n} has other rows");
+            merges += plan.merges().len();
+            let parts = plan.share_indptr().windows(2).map(|w| w[1] - w[0]).max();
+            most_parts = most_parts.max(parts.unwrap_or(0));
+        }
+        assert_eq!(attention.is_fused(), side == 2, "case {n}");
     }
     println!("{merges} merges, up to {most_parts} parts a block");
     assert!(merges > 1, "hardly anything is merged");
@@ -61,6 +64,15 @@ const PREFILL: [&[(usize, usize)]; 2] = [
     &[(33, 700), (5, 530)],
     &[(40, 40), (64, 64), (20, 90), (33, 33), (70, 150), (9, 9), (31, 200), (32, 65), (8, 8)],
 ];
+
+/// Both at once.
+const MIXED: [&[(usize, usize)]; 1] =
+    [&[(1, 1700), (33, 700), (1, 900), (1, 5), (40, 40), (9, 9), (1, 60)]];
+
+#[test]
+fn mixed_same_d128() {
+    in_any_order(DType::Bf16, 128, 2, &MIXED);
+}
 
 #[test]
 fn decode_same_d128() {
