@@ -31,6 +31,11 @@ fn gpu() -> Option<(Arc<Cuda>, CudaStream, Device)> {
     Some((Arc::clone(&device.cuda), stream, device))
 }
 
+/// Races, reads of what nobody wrote, and whatever else the emulator reports.
+fn reports(device: &Device) -> Vec<String> {
+    device.emulator.map_or_else(Vec::new, simt::Emulator::reports)
+}
+
 fn upload(cuda: &Arc<Cuda>, stream: &CudaStream, bytes: &[u8]) -> CudaBuffer {
     let buffer = CudaBuffer::new(cuda, bytes.len().max(16)).expect("device memory");
     stream.write(&buffer, 0, bytes).expect("a copy");
@@ -58,7 +63,7 @@ fn number(rng: &mut Rng) -> bf16 {
 
 #[test]
 fn appended_bytes_are_the_processors() {
-    let Some((cuda, stream, _device)) = gpu() else { return };
+    let Some((cuda, stream, device)) = gpu() else { return };
     let (cpu, mut rng, mut cases) = (host(), Rng::new(1), 0);
     for n in 0..48 {
         let dim = [8, 64, 80, 128, 256][n % 5];
@@ -175,12 +180,13 @@ fn appended_bytes_are_the_processors() {
         assert!(same(&q_dev, bytemuck::cast_slice(&q_host)), "Q: {what}");
         cases += 1;
     }
+    assert_eq!(reports(&device), Vec::<String>::new());
     println!("{cases} appends, bit by bit");
 }
 
 #[test]
 fn merged_states_are_the_processors() {
-    let Some((cuda, stream, _device)) = gpu() else { return };
+    let Some((cuda, stream, device)) = gpu() else { return };
     let (cpu, mut rng) = (host(), Rng::new(2));
     let mut most = 0.0_f32;
     for n in 0..32 {
@@ -244,12 +250,13 @@ fn merged_states_are_the_processors() {
             most = most.max(if x == *y { 0.0 } else { (x - y).abs() });
         }
     }
+    assert_eq!(reports(&device), Vec::<String>::new());
     println!("32 merges, LSE at most {most} apart");
 }
 
 #[test]
 fn blocks_move_in_the_order_listed() {
-    let Some((cuda, stream, _device)) = gpu() else { return };
+    let Some((cuda, stream, device)) = gpu() else { return };
     let (mut rng, mut moved) = (Rng::new(3), 0);
     for n in 0..12 {
         let (blocks, host_blocks, layers) = (rng.within(4, 20), rng.within(2, 9), rng.within(1, 3));
@@ -318,6 +325,7 @@ fn blocks_move_in_the_order_listed() {
         let beyond = BlockOp { kind: BlockOp::COPY, src: 0, dst: blocks as u32 };
         assert!(mover.run(&stream, &[beyond]).is_err());
     }
+    assert_eq!(reports(&device), Vec::<String>::new());
     println!("{moved} block operations");
 }
 

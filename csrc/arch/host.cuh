@@ -89,14 +89,18 @@ ARCH_FN void named_sync(int id, int n, ARCH_AT) { simt::bar_sync(id, n, file, li
 ARCH_FN void named_arrive(int id, int n, ARCH_AT) { simt::bar_arrive(id, n, file, line); }
 
 ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x, ARCH_AT) {
-    return simt::atomic_add(at, x, file, line);
+    return simt::atomic_add(at, x, simt::ACQ_REL, file, line);
 }
-ARCH_FN void wait_for_prior_kernel() {}
+ARCH_FN void wait_for_prior_kernel() { simt::wait_for_prior_kernel(); }
 ARCH_FN void let_next_kernel_start() {}
 
-ARCH_FN vec4 load_const(const vec4* from) { return *from; }
-ARCH_FN uint32_t load_const(const uint32_t* from) { return *from; }
-ARCH_FN float load_const(const float* from) { return *from; }
+template <class T>
+ARCH_FN T load_const(const T* from, ARCH_AT) {
+#if SIMT_CHECK
+    simt::read_const(from, sizeof(T), file, line);
+#endif
+    return *from;
+}
 ARCH_FN void store_global(vec4* to, vec4 v) { *to = v; }
 ARCH_FN void store_global(vec2* to, vec2 v) { *to = v; }
 

@@ -25,7 +25,11 @@ pub(crate) fn device() -> Option<Device> {
     };
     // Opened before anything opens libcuda, which then is this one.
     let emulator = match simt::device(mode) {
-        Ok(emulator) => Some(emulator),
+        Ok(emulator) => {
+            // Kernels may be launched as dependents of others, whoever launches them here.
+            emulator.set_dependent(true);
+            Some(emulator)
+        }
         Err(_) if simt::wants_real_driver() => None,
         Err(why) => {
             println!("skipped: {why}");

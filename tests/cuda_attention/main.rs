@@ -29,6 +29,7 @@ mod mixed;
 #[path = "../common/every_backend/sweep.rs"]
 mod pairs;
 mod refused;
+mod schedules;
 #[path = "../common/every_backend/steps.rs"]
 mod steps;
 mod streams;

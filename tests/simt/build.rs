@@ -24,6 +24,10 @@ fn build() -> Result<(), String> {
         println!("cargo::rerun-if-changed={}", dir.display());
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-env-changed=INFLIGHT_SIMT_LIBRARY");
+    if std::env::var_os("INFLIGHT_SIMT_LIBRARY").is_some() {
+        return Err("INFLIGHT_SIMT_LIBRARY was to name a library to open, built elsewhere".into());
+    }
     if (var("CARGO_CFG_TARGET_OS"), var("CARGO_CFG_TARGET_ARCH"))
         != ("linux".into(), "x86_64".into())
     {

@@ -114,20 +114,27 @@ impl BlockMover {
     fn launch(&mut self, stream: &CudaStream, ops: &[BlockOp]) -> Result<()> {
         let List { device, host, done } = &mut self.ring[self.next];
         done.synchronize()?;
-        for (pair, op) in host.chunks_exact_mut(8).zip(ops) {
+        // No block is both read and written, so one that is copied to itself is left out.
+        let moves = ops.iter().filter(|op| op.kind != BlockOp::COPY || op.src != op.dst);
+        let mut num_pairs = 0;
+        for (pair, op) in host.chunks_exact_mut(8).zip(moves) {
             pair[..4].copy_from_slice(&op.src.to_ne_bytes());
             pair[4..].copy_from_slice(&op.dst.to_ne_bytes());
+            num_pairs += 1;
+        }
+        if num_pairs == 0 {
+            return Ok(());
         }
         // Every piece of every block looks its pair up: not over the bus.
         // SAFETY: the list is written again only after its event, and freed after the device.
-        unsafe { stream.upload(device, 0, &host[..ops.len() * 8]) }?;
+        unsafe { stream.upload(device, 0, &host[..num_pairs as usize * 8]) }?;
         let kind = ops[0].kind as usize;
         let params = inflight_copy_params {
             arrays: self.arrays[kind].address(),
             pairs: device.address(),
             block_bytes: self.block_bytes,
             num_arrays: self.counts[kind],
-            num_pairs: ops.len() as u32,
+            num_pairs,
         };
         let launch = Launch::new(self.grid, params::INFLIGHT_COPY_THREADS, 0);
         // SAFETY: these are the kernel's parameters; blocks are within the caches, which are as

@@ -9,7 +9,7 @@ struct Params {
 };
 
 // Each block writes a partial sum; the last one to arrive adds them up.
-enum Merge { GOOD, NO_ATOMIC, NO_BARRIER, TOO_EARLY };
+enum Merge { GOOD, NO_ATOMIC, NO_BARRIER, TOO_EARLY, RELAXED, ACQUIRE, RELEASE };
 template <Merge M>
 ARCH_FN void merge(const Params& p) {
     ARCH_DYN_SMEM(smem);
@@ -19,8 +19,11 @@ ARCH_FN void merge(const Params& p) {
     partials[blockIdx.x * 64 + threadIdx.x] = float(blockIdx.x + 1);
     if constexpr (M != NO_BARRIER) arch::sync_threads();
     if (threadIdx.x == 0) {
-        if constexpr (M == NO_ATOMIC)
-            before[0] = blockIdx.x;
+        if constexpr (M == NO_ATOMIC) before[0] = blockIdx.x;
+#ifndef __CUDACC__
+        else if constexpr (M >= RELAXED)
+            before[0] = simt::atomic_add(counter, 1, static_cast<simt::Order>(M - RELAXED));
+#endif
         else
             before[0] = arch::atomic_add_acq_rel(counter, 1);
     }
@@ -82,6 +85,21 @@ ARCH_FN void divergent(const Params& p) {
         x = arch::ballot(true);
     reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = x;
 }
+// What is read as constant is written by no one.
+template <bool WRITTEN>
+ARCH_FN void read_const(const Params& p) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(p.in);
+    if (WRITTEN) words[threadIdx.x] = threadIdx.x;
+    arch::sync_threads();
+    const uint32_t* from = words + (threadIdx.x ^ 1);
+    reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = arch::load_const(from);
+}
+// As dependents: each thread waits for the kernel before, or all but one.
+template <bool WAITS>
+ARCH_FN void dependent(const Params& p) {
+    if (WAITS || threadIdx.x != 9) arch::wait_for_prior_kernel();
+    reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = p.n;
+}
 // Stride 1: none; stride 32: every lane in the same bank.
 template <int STRIDE>
 ARCH_FN void banks(const Params& p) {
@@ -119,6 +137,36 @@ ARCH_FN void copy_by_mbarrier(const Params& p) {
         reinterpret_cast<uint32_t*>(p.out)[lane] = reinterpret_cast<uint32_t*>(smem)[lane * 4];
     }
 #endif
+}
+// One warp asks for a copy to where the other one reads, which it does not wait for.
+ARCH_FN void overwritten(const Params& p) {
+    ARCH_DYN_SMEM(smem);
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t* word = reinterpret_cast<uint32_t*>(smem) + lane * 4;
+    if (threadIdx.x < 32) *word = ~0u;
+    arch::sync_threads();
+    if (threadIdx.x < 32) {
+        reinterpret_cast<uint32_t*>(p.out)[lane] = *word;
+    } else {
+        arch::cp_async_16(arch::smem_u32(word), reinterpret_cast<uint8_t*>(p.in) + lane * 16, true);
+        arch::cp_async_commit();
+    }
+    // A thread's copies land before it ends.
+    arch::sync_threads();
+}
+// Each thread waits for its copy and reads that of another one. What they know of each other is
+// older than the wait.
+template <bool ORDERED>
+ARCH_FN void copy_exchange(const Params& p) {
+    ARCH_DYN_SMEM(smem);
+    const uint32_t lane = threadIdx.x, at = arch::smem_u32(smem) + lane * 16;
+    arch::cp_async_16(at, reinterpret_cast<uint8_t*>(p.in) + lane * 16, true);
+    arch::cp_async_commit();
+    arch::sync_warp();
+    arch::cp_async_wait<0>();
+    const uint32_t other = arch::shfl_xor(lane, 1);
+    if (ORDERED) arch::sync_warp();
+    reinterpret_cast<uint32_t*>(p.out)[lane] = reinterpret_cast<uint32_t*>(smem)[other * 4];
 }
 // A fragment stored by stmatrix and read by ldmatrix is the same.
 ARCH_FN void matrix_round_trip(const Params& p) {
@@ -166,6 +214,13 @@ ARCH_KERNEL(selftest_merge, 64, 1, Params, merge<GOOD>)
 ARCH_KERNEL(selftest_merge_no_atomic, 64, 1, Params, merge<NO_ATOMIC>)
 ARCH_KERNEL(selftest_merge_no_barrier, 64, 1, Params, merge<NO_BARRIER>)
 ARCH_KERNEL(selftest_merge_too_early, 64, 1, Params, merge<TOO_EARLY>)
+ARCH_KERNEL(selftest_merge_relaxed, 64, 1, Params, merge<RELAXED>)
+ARCH_KERNEL(selftest_merge_acquire, 64, 1, Params, merge<ACQUIRE>)
+ARCH_KERNEL(selftest_merge_release, 64, 1, Params, merge<RELEASE>)
+ARCH_KERNEL(selftest_read_const, 64, 1, Params, read_const<false>)
+ARCH_KERNEL(selftest_read_const_written, 64, 1, Params, read_const<true>)
+ARCH_KERNEL(selftest_dependent, 64, 1, Params, dependent<true>)
+ARCH_KERNEL(selftest_dependent_no_wait, 64, 1, Params, dependent<false>)
 ARCH_KERNEL(selftest_bytes, 64, 1, Params, bytes_good)
 ARCH_KERNEL(selftest_bytes_race, 64, 1, Params, bytes_race)
 ARCH_KERNEL(selftest_blocks_race, 64, 1, Params, blocks_race)
@@ -181,6 +236,9 @@ ARCH_KERNEL(selftest_warp_exchange, 32, 1, Params, warp_exchange<true>)
 ARCH_KERNEL(selftest_warp_exchange_unordered, 32, 1, Params, warp_exchange<false>)
 ARCH_KERNEL(selftest_copy_by_mbarrier, 64, 1, Params, copy_by_mbarrier<true>)
 ARCH_KERNEL(selftest_copy_by_mbarrier_no_wait, 64, 1, Params, copy_by_mbarrier<false>)
+ARCH_KERNEL(selftest_overwritten, 64, 1, Params, overwritten)
+ARCH_KERNEL(selftest_copy_exchange, 32, 1, Params, copy_exchange<true>)
+ARCH_KERNEL(selftest_copy_exchange_unordered, 32, 1, Params, copy_exchange<false>)
 ARCH_KERNEL(selftest_matrix_round_trip, 32, 1, Params, matrix_round_trip)
 ARCH_KERNEL(selftest_named_barriers, 64, 1, Params, named_barriers<true>)
 ARCH_KERNEL(selftest_named_barriers_no_wait, 64, 1, Params, named_barriers<false>)

@@ -1,6 +1,8 @@
 // Asynchronous copies: cp.async by threads, TMA by an engine of its own, and mbarriers.
 //
-// Copies land as late as allowed: whoever reads without waiting finds what was there before.
+// Copies land as late as allowed: whoever reads without waiting finds what was there before. With a
+// seed the fast library lands some blocks' copies at once, so that they overwrite what is still
+// read; the checking one sees both at any time.
 #include "machine.h"
 
 namespace simt {
@@ -24,6 +26,8 @@ uint8_t* from_shared(uint32_t a, uint32_t n, const char* file, int line) {
 
 // ---- cp.async
 
+static void land(const Copy& c, int thread);
+
 void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const char* file, int line) {
     const uintptr_t low = dst | (src_bytes ? reinterpret_cast<uintptr_t>(src) : 0);
     if (low & static_cast<uintptr_t>(bytes - 1)) fail(file, line, "cp.async is misaligned");
@@ -33,8 +37,12 @@ void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const cha
         check_shared(dst, bytes, true, t, file, line);
         mark_pending(dst, bytes, true, t, file, line);
     }
-    S.now->copies.push_back(
-        {dst, static_cast<const uint8_t*>(src), bytes, src_bytes, S.now->group, file, line});
+    const Copy copy{dst, static_cast<const uint8_t*>(src), bytes, src_bytes, S.now->group, file,
+                    line};
+    if (!CHECK && S.early && next_random() % 4 < S.early)
+        land(copy, static_cast<int>(cur->lin));
+    else
+        S.now->copies.push_back(copy);
 }
 
 static void land(const Copy& c, int thread) {

@@ -580,19 +580,22 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
         return CUDA_ERROR_INVALID_VALUE;
     // More threads than __launch_bounds__ names.
     if (threads > k.kernel->threads) return CUDA_ERROR_INVALID_VALUE;
+    bool dependent = false;
     for (unsigned i = 0; i < c.numAttrs; i++) {
         const CUlaunchAttribute& a = c.attrs[i];
         if (a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
             (a.cluster.x > 1 || a.cluster.y > 1 || a.cluster.z > 1))
             return CUDA_ERROR_NOT_SUPPORTED;
         if (a.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a.value) return CUDA_ERROR_NOT_SUPPORTED;
+        if (a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION && a.value)
+            dependent = true;
     }
     if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
     const auto* bytes = static_cast<const uint8_t*>(params[0]);
     const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
     const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
     const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
-    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes]() -> CUresult {
+    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes, dependent]() -> CUresult {
         // In this library's own data, where the checker lets kernels read.
         alignas(64) static uint8_t params_of_kernel[32 << 10];
         static void* args[] = {params_of_kernel};
@@ -601,7 +604,7 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
             reinterpret_cast<void (*)(void* const*)>(fn)(p);
         };
         const auto entry = reinterpret_cast<void*>(kernel->entry);
-        if (run_launch(entry, run, grid, block, smem, args)) return CUDA_SUCCESS;
+        if (run_launch(entry, run, grid, block, smem, args, dependent)) return CUDA_SUCCESS;
         return lose_context(S.out_of_bounds);
     };
     return CUDA_SUCCESS;
@@ -616,46 +619,6 @@ CU_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** params, vo
     CU_TRY(make_launch(*f, *c, params, launch));
     return enqueue(c->hStream, std::move(launch));
 }
-
-// ---- tensor maps: our own struct, with the driver's conditions
-
-CU_API cuTensorMapEncodeTiled(void* out, int type, uint32_t rank, void* base, const uint64_t* dim,
-                              const uint64_t* strides, const uint32_t* box,
-                              const uint32_t* element_strides, int interleave, int swizzle_mode,
-                              int l2, int fill) {
-    CU_LOCKED;
-    // u8 u16 u32 s32 u64 s64 f16 f32 f64 bf16
-    static const uint32_t sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
-    if (!out || !base || !dim || !box || !element_strides) return CUDA_ERROR_INVALID_VALUE;
-    if (type < 0 || type > 9 || rank < 1 || rank > 5) return CUDA_ERROR_INVALID_VALUE;
-    if (interleave || swizzle_mode < 0 || swizzle_mode > 3 || l2 < 0 || l2 > 3 || fill < 0 ||
-        fill > 1)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (reinterpret_cast<uintptr_t>(out) % 64 || reinterpret_cast<uintptr_t>(base) % 16)
-        return CUDA_ERROR_INVALID_VALUE;
-    TensorMap m{};
-    m.magic = TENSOR_MAP_MAGIC;
-    m.rank = rank;
-    m.elt = sizes[type];
-    m.swz = static_cast<uint32_t>(swizzle_mode);
-    m.base = reinterpret_cast<uint64_t>(base);
-    for (uint32_t i = 0; i < rank; i++) {
-        if (!dim[i] || dim[i] > 1ull << 32 || !box[i] || box[i] > 256 || element_strides[i] != 1)
-            return CUDA_ERROR_INVALID_VALUE;
-        m.dim[i] = static_cast<uint32_t>(std::min<uint64_t>(dim[i], 0xffffffff));
-        m.box[i] = box[i];
-        if (!i) continue;
-        if (!strides || strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)
-            return CUDA_ERROR_INVALID_VALUE;
-        m.stride[i] = strides[i - 1];
-    }
-    const uint32_t inner = box[0] * m.elt;
-    if (inner % 16 || (swizzle_mode && inner > 16u << swizzle_mode))
-        return CUDA_ERROR_INVALID_VALUE;
-    memcpy(out, &m, sizeof m);
-    return CUDA_SUCCESS;
-}
-static_assert(sizeof(TensorMap) == 128);
 
 // ---- tests
 

@@ -148,6 +148,7 @@ static void prepare(Fiber& f, int i) {
     f.lane = u & 31;
     f.warp = u >> 5;
     f.group = 0;
+    f.after_prior = !S.dependent;
     f.copies.clear();
     f.arrivals.clear();
     // Staggered: equal stack tops would all lie in the same cache sets.
@@ -170,6 +171,7 @@ static void run_block() {
     }
     for (auto& g : S.groups) g.got = 0;
     begin_block_copies();
+    S.early = cfg.seed ? next_random() % 3 * 2 : 0;
     if (CHECK) begin_block_clocks();
     // NaN: what was never written does not pass for a number.
     memset(S.block.smem, 0xff, S.block.smem_bytes);
@@ -184,7 +186,10 @@ static void run_block() {
         for (int w = 0; w * 32 < S.threads; w++) flush_banks(static_cast<unsigned>(w));
 }
 
-bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params) {
+void wait_for_prior_kernel() { S.now->after_prior = true; }
+
+bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params,
+                bool dependent) {
     if (!stacks) {
         stacks = static_cast<uint8_t*>(mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -199,6 +204,7 @@ bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** pa
     S.rng = 0x9e3779b97f4a7c15ull * (cfg.seed * 4099 + S.launch - S.first_launch) | 1;
     S.threads = static_cast<int>(b.x * b.y * b.z);
     S.faulted = S.out_of_bounds = false;
+    S.dependent = dependent || cfg.dependent;
     S.block.smem = shared;
     S.block.smem_bytes = smem;
     S.block.bdim = b;

@@ -86,6 +86,8 @@ static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
 /// Opens the emulator, once a process and before anything opens libcuda; else the reason why
 /// tests of kernels cannot run, or that they are to use the real driver.
 ///
+/// `INFLIGHT_SIMT_LIBRARY` names a library to open in the place of the one that was built.
+///
 /// # Errors
 /// Where it was not built, where another mode was opened before, and where
 /// `INFLIGHT_TEST_DRIVER=real` asks for the real driver.
@@ -121,7 +123,11 @@ pub fn library(mode: Mode) -> Result<&'static str, &'static str> {
 
 impl Emulator {
     fn open(mode: Mode) -> Result<Self, String> {
-        let path = library(mode)?;
+        let given = std::env::var("INFLIGHT_SIMT_LIBRARY").ok();
+        let path = match &given {
+            Some(path) => path.as_str(),
+            None => library(mode)?,
+        };
         let name = CString::new(path).map_err(|e| e.to_string())?;
         // SAFETY: the name is a C string; the library's initialisers only register kernels.
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -162,6 +168,15 @@ impl Emulator {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn(u64) = unsafe { std::mem::transmute(self.control("simt_set_seed")) };
         f(seed);
+    }
+
+    /// Whether every launch is looked at as a dependent one (programmatic dependent launch): its
+    /// threads may access no memory before they have waited for the kernel before.
+    pub fn set_dependent(&self, on: bool) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(c_int) =
+            unsafe { std::mem::transmute(self.control("simt_set_dependent")) };
+        f(c_int::from(on));
     }
 
     /// What was found since the last call, and forgets it.

@@ -47,7 +47,8 @@ struct Fiber : Thread {
     const char* what;  // it waits in
     const char* file;
     int line;
-    int group;  // of cp.async that is open
+    int group;         // of cp.async that is open
+    bool after_prior;  // it has waited for the kernel before
     std::vector<Copy> copies;
     std::vector<CopyArrival> arrivals;
 };
@@ -144,6 +145,8 @@ struct Machine {
     Trampoline trampoline = nullptr;
     void** params = nullptr;
     Block block{};
+    unsigned early = 0;      // of four copies that land at once
+    bool dependent = false;  // the launch may start before the kernel before it is done
     bool faulted = false;
     bool params_on_stack = false;
     bool out_of_bounds = false;
@@ -157,7 +160,8 @@ void block_on(const char* what, const char* file, int line);
 uint32_t next_random();
 bool on_fiber_stack(uintptr_t a);
 // Runs a kernel's blocks, in an order drawn by the seed. False: it ended in a fault (see reports).
-bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params);
+bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params,
+                bool dependent = false);
 
 // shadow.cpp: clocks
 inline Clk& ck(int id) { return S.clk[id]; }
@@ -175,7 +179,7 @@ void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file
 void check_global(const void* p, int bytes, bool write, int id, const char* file, int line);
 void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line);
 void mark_mbarrier(uint32_t addr);
-void atomic_order(uint32_t* at, const char* file, int line);
+void atomic_order(uint32_t* at, Order order, const char* file, int line);
 
 // report.cpp
 enum Kind { RACE = 1, UNINIT = 2, OOB = 3, FAULT = 4 };

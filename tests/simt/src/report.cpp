@@ -207,6 +207,7 @@ void simt_set_seed(uint64_t seed) {
     cfg.seed = seed;
     S.first_launch = S.launch;
 }
+void simt_set_dependent(int on) { cfg.dependent = on != 0; }
 int simt_is_checking() { return CHECK; }
 void simt_stats(simt_counters* out) {
     const Stats s = stats();

@@ -108,26 +108,29 @@ void begin_block_clocks() {
     }
 }
 
-// An atomic acquires what earlier ones released, of other blocks too, and releases what its
-// thread has seen.
-static void acquire_release(uint32_t* at) {
+// An atomic that acquires sees what earlier ones released, of other blocks too; one that releases
+// tells what its thread has seen. One that does not release hides nothing that others released.
+static void acquire_release(uint32_t* at, Order order) {
     const int t = static_cast<int>(cur->lin);
     Clk& c = ck(t);
     const Known*& k = atomics[at];
     const Known* seen = unite(c.known, k);
-    // Earlier atomics of this block order its threads as well.
-    if (seen) {
-        const auto own = seen->blocks.find(S.block_no);
-        if (own != seen->blocks.end()) {
-            for (int i = 0; i < S.threads; i++)
-                if ((*own->second)[static_cast<size_t>(i)] > c.v[i])
-                    c.v[i] = (*own->second)[static_cast<size_t>(i)];
+    if (order & ACQUIRE) {
+        // Earlier atomics of this block order its threads as well.
+        if (seen) {
+            const auto own = seen->blocks.find(S.block_no);
+            if (own != seen->blocks.end()) {
+                for (int i = 0; i < S.threads; i++)
+                    if ((*own->second)[static_cast<size_t>(i)] > c.v[i])
+                        c.v[i] = (*own->second)[static_cast<size_t>(i)];
+            }
         }
+        c.known = seen;
     }
-    c.known = seen;
+    if (!(order & RELEASE)) return;
     Known* next = new_known(seen ? *seen : Known{});
     snapshots.push_back(std::make_unique<std::vector<uint32_t>>(c.v, c.v + S.clocks));
-    next->blocks[S.block_no] = snapshots.back().get();
+    add_block(*next, S.block_no, snapshots.back().get());
     k = next;
     c.v[t]++;
 }
@@ -142,7 +145,7 @@ static bool ordered(const Clk& c, const uint32_t* view, uint32_t e, uint32_t blo
 
 // ---- shadow cells: one a word, or four where a word was accessed by parts
 
-enum Flags : uint32_t { INIT = 1, PENDING = 2, MBARRIER = 4, SPLIT = 8, ATOMIC = 16 };
+enum Flags : uint32_t { INIT = 1, PENDING = 2, MBARRIER = 4, SPLIT = 8, ATOMIC = 16, CONST = 32 };
 struct Cell {
     uint32_t stamp;  // block (shared) or launch (global) it tells of; else it is fresh
     uint32_t flags;
@@ -293,6 +296,12 @@ static bool check(Cell& x, const Access& a) {
         return false;
     }
     if (a.write) {
+        if (x.flags & CONST) {
+            tell(RACE, "write of what the launch reads as constant", a, x.read[0], x.read_block[0],
+                 x.read_pc);
+            x.flags &= ~CONST;
+            return false;
+        }
         for (int i = 0; i < 2; i++) {
             if (ordered(c, c.v, x.read[i], x.read_block[i])) continue;
             tell(RACE,
@@ -412,6 +421,10 @@ static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t 
                    id,
                    pc};
     bool fine = true;
+    if (id < S.threads && !S.fibers[id].after_prior) {
+        tell(RACE, "access before the kernel before was waited for", a);
+        return;
+    }
     by_page(at, n, [&](size_t page, size_t in, size_t take) {
         if (!fine) return;
         const bool parts = in % 4 || take % 4;
@@ -456,6 +469,28 @@ void check_global(const void* p, int bytes, bool write, int id, const char* file
     fail(file, line, "illegal address");
 }
 
+// Whatever else wrote it in this launch may be in a cache or not, synchronised or not.
+void read_const(const void* p, int bytes, const char* file, int line) {
+    const auto at = reinterpret_cast<uintptr_t>(p);
+    if (!in_arena(at)) return;
+    const Allocation m = find_allocation(at);
+    const Access a{"device memory",     at - m.start, bytes, false, static_cast<int>(cur->lin),
+                   location(file, line)};
+    by_page(at, static_cast<size_t>(bytes), [&](size_t page, size_t in, size_t take) {
+        Page& p = page_at(page);
+        if (in % 4 || take % 4) return;
+        each_cell(p.words, p.bytes.get(), in, take, S.launch, false, [&](Cell& x) {
+            if (x.write) {
+                tell(RACE, "read as constant of what the launch writes", a, x.write, x.write_block,
+                     x.write_pc);
+                return false;
+            }
+            x.flags |= CONST;
+            return true;
+        });
+    });
+}
+
 void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line) {
     const uint32_t e = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
     each_cell(shared_words, shared_bytes, addr - SMEM_BASE, static_cast<size_t>(bytes),
@@ -467,6 +502,8 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, i
                       x.write_pc = location(file, line);
                   } else {
                       x.flags = (x.flags & ~PENDING) | INIT;
+                      // Others see it through what follows the wait, not what follows the request.
+                      if (id < S.threads) x.write = e;
                   }
                   return true;
               });
@@ -480,8 +517,8 @@ void mark_mbarrier(uint32_t addr) {
 }
 
 // Atomics of different threads do not race with each other; with plain accesses they do.
-void atomic_order(uint32_t* at, const char* file, int line) {
-    acquire_release(at);
+void atomic_order(uint32_t* at, Order order, const char* file, int line) {
+    acquire_release(at, order);
     const auto a = reinterpret_cast<uintptr_t>(at);
     const int id = static_cast<int>(cur->lin);
     const uint32_t pc = location(file, line);

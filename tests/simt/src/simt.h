@@ -91,8 +91,16 @@ void wgmma_wait(int groups_left);
 void setmaxnreg(int n, bool increase, SIMT_L);
 bool elect_one();
 
-// ---- between blocks: acquire and release, device scope
-uint32_t atomic_add(uint32_t* at, uint32_t x, SIMT_L);
+// ---- between blocks, device scope
+enum Order { RELAXED = 0, ACQUIRE = 1, RELEASE = 2, ACQ_REL = 3 };
+uint32_t atomic_add(uint32_t* at, uint32_t x, Order order, SIMT_L);
+
+// ---- between kernels: of a launch that is a dependent, a thread may access device memory from
+// here on
+void wait_for_prior_kernel();
+
+// ---- caches that are not coherent: what is read is not written during the launch
+void read_const(const void* p, int bytes, SIMT_L);
 
 // ---- numbers
 uint16_t to_bf16(float x);
@@ -115,7 +123,8 @@ void launch_kernel(const char* name, dim3 g, dim3 b, uint32_t smem, void** args)
 void* dmalloc(size_t n);
 void dfree(void* p);
 struct Config {
-    uint64_t seed = 0;  // 0: everything in order
+    uint64_t seed = 0;       // 0: everything in order
+    bool dependent = false;  // every launch is looked at as a dependent one
     bool verbose = false;
     unsigned max_reports = 64;
 };

@@ -62,6 +62,30 @@ fn the_device_is_the_emulator() {
     println!("one mode a process: {why}");
 }
 
+/// A copy lands at the latest when it is waited for, with a seed maybe at once: in some order what
+/// is still read is overwritten, and in some it is not there when it is read.
+#[test]
+fn copies_land_late_or_at_once() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let emulator = gpu.emulator.unwrap();
+    let overwritten = |seed| {
+        emulator.set_seed(seed);
+        let params = Small {
+            input: upload(&[7_u32; 128]),
+            out: upload(&[0_u32; 32]),
+            counter: 0,
+            n: 0,
+            wild: 0,
+        };
+        assert_eq!(gpu.run("selftest_overwritten", [1, 1, 1], 64, 512, &params), CUDA_SUCCESS);
+        download::<u32>(params.out, 32).iter().filter(|&&x| x == 7).count()
+    };
+    assert_eq!(overwritten(0), 0);
+    let seeds: Vec<usize> = (1..40).map(overwritten).collect();
+    assert!(seeds.contains(&0) && seeds.iter().any(|&n| n > 0), "{seeds:?}");
+    emulator.set_seed(0);
+}
+
 /// Pinned memory is read when the copy happens: overwriting it too early shows.
 #[test]
 fn copies_from_pinned_memory_are_late() {

@@ -224,7 +224,7 @@ fn mistakes_in_decode_are_reported() {
     for (kernel, parts) in [
         (
             "selftest_decode_no_barrier_after_wait",
-            &["async copy is under way", "selftest_decode.cu"][..],
+            &["race, read after write", "selftest_decode.cu"][..],
         ),
         (
             "selftest_decode_no_barrier_before_reuse",
@@ -277,6 +277,16 @@ fn small_kernels() {
         ("selftest_merge_no_atomic", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_no_barrier", 5, 64, 16, &["race between blocks, read after write"]),
         ("selftest_merge_too_early", 5, 64, 16, &["race between blocks, write after read"]),
+        ("selftest_overwritten", 1, 64, 512, &["access while an async copy is under way"]),
+        ("selftest_copy_exchange", 1, 32, 512, &[]),
+        ("selftest_copy_exchange_unordered", 1, 32, 512, &["race, read after write"]),
+        ("selftest_merge_relaxed", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_merge_acquire", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_merge_release", 5, 64, 16, &["race between blocks, read after write"]),
+        ("selftest_read_const", 1, 64, 0, &[]),
+        ("selftest_read_const_written", 1, 64, 0, &["read as constant of what the launch writes"]),
+        ("selftest_dependent", 1, 64, 0, &[]),
+        ("selftest_dependent_no_wait", 1, 64, 0, &["before the kernel before was waited for"]),
         ("selftest_bytes", 2, 64, 64, &[]),
         ("selftest_bytes_race", 1, 64, 0, &["race, write after write", "1 bytes"]),
         ("selftest_blocks_race", 2, 64, 0, &["race between blocks, write after write"]),
@@ -299,6 +309,7 @@ fn small_kernels() {
         for seed in [0, 1, 2, 77] {
             emulator.reset();
             emulator.set_seed(seed);
+            emulator.set_dependent(kernel.starts_with("selftest_dependent"));
             let input: Vec<u32> = (0..4096).collect();
             let params = Small {
                 input: upload(&input),
