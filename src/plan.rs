@@ -285,6 +285,7 @@ impl PlanConfig {
     }
 
     /// What a step costs before it is cut: the sum of its tiles, in the unit of `costs`.
+    #[cfg(feature = "cuda-driver")]
     pub(crate) fn cost(&self, rows: impl Iterator<Item = Extent>) -> Result<u64> {
         self.check()?;
         self.measure(rows).map(|(total, ..)| total)
