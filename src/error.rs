@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::types::{RequestId, StepId};
 
-/// What can go wrong. Every variant leaves the state it was raised from unchanged.
+/// What can go wrong. The state it was raised from is unchanged, unless the call says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {

@@ -344,11 +344,11 @@ def compare(torch, timer, batch, options, notes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loader", required=True)
-    parser.add_argument("--json")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--loader", required=True, help="the library: libinflight_loader.so")
+    parser.add_argument("--json", help="where the figures go as well")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=11, help="samples of each, in turns (%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="one small batch against plain Python: no torch, no timing")
     options = parser.parse_args()
     notes, rows = {}, []
     try:

@@ -195,8 +195,8 @@ impl Cuda {
             |version| format!("driver {}.{}", version / 1000, version % 1000 / 10),
         );
         let kernels = match self.architectures {
-            "" => "no kernels",
-            architectures => architectures,
+            "" => "no kernels in this build (--features cuda)".to_owned(),
+            architectures => format!("kernels for {architectures}"),
         };
         let gpu = |gpu: &Gpu| {
             let Gpu { name, sm, memory_bytes, multiprocessors, l2_bytes, image } = gpu;
@@ -212,7 +212,7 @@ impl Cuda {
         };
         let devices: Vec<_> = self.devices.iter().map(gpu).collect();
         let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
-        format!("{devices}; {driver}; built for {kernels}")
+        format!("{devices}; {driver}; {kernels}")
     }
 }
 

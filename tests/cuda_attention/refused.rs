@@ -61,7 +61,7 @@ fn calls_that_do_not_fit() {
     assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 0, &device.args) }), "step");
     step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
     // SAFETY: all memory lives until the stream is done.
-    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 1, &device.args) }), "step");
+    assert_eq!(field(unsafe { attention.run(&gpu.stream, &step, 1, &device.args) }), "group");
 
     let other = Case::new(&Spec::new(4, AttentionConfig::new(4, 2, 128, DType::Bf16), &[(6, 60)]));
     let theirs = OnDevice::new(&gpu, &other).args;

@@ -31,7 +31,8 @@ pub struct Rope {
 /// New keys and values.
 #[derive(Clone, Copy, Debug)]
 pub struct AppendArgs {
-    /// New keys: `[tokens, num_kv_heads, head_dim]`, f16 or bf16.
+    /// New keys: `[tokens, num_kv_heads, head_dim]`, f16 or bf16. In capture there are the limits'
+    /// `max_tokens` of them, as there are of values and queries.
     pub k: DeviceTensor,
     /// New values, like `k`.
     pub v: DeviceTensor,
@@ -163,8 +164,10 @@ impl Append {
         // A graph may be replayed with the largest step.
         let tokens = if capturing { step.limits().max_tokens } else { step.num_tokens() };
         let (heads, dim) = (layout.num_heads, layout.head_dim);
-        args.k.check("k", self.new, tokens, heads, dim)?;
-        args.v.check("v", self.new, tokens, heads, dim)?;
+        for (field, tensor) in [("k", &args.k), ("v", &args.v)] {
+            tensor.check_room(field, tokens, capturing)?;
+            tensor.check(field, self.new, tokens, heads, dim)?;
+        }
         if !step.has_slots() {
             return Err(Error::argument("step", "was uploaded without slot_mapping"));
         }
@@ -190,6 +193,7 @@ impl Append {
             return Err(Error::argument("step", "was uploaded without positions"));
         }
         if let Some(q) = rope.q {
+            q.check_room("q", tokens, capturing)?;
             q.check("q", self.new, tokens, q.shape().heads, dim)?;
         }
         Ok(())

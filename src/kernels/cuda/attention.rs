@@ -68,7 +68,9 @@ struct OwnedMask {
 /// What one layer's attention reads and writes, in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionArgs {
-    /// Queries: `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
+    /// Queries: `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at. In
+    /// capture there are the limits' `max_tokens` of them, as there are of `o`, since a replay may
+    /// have a larger step.
     pub q: DeviceTensor,
     /// The layer's K and V, this step's already appended.
     pub cache: DeviceCache,
@@ -243,7 +245,8 @@ impl Attention {
         Ok(())
     }
 
-    /// Queues a layer's attention for the step in `step`, whose `group`-th group this is.
+    /// Queues a layer's attention for the step in `step`; `group` is its place among the groups
+    /// that the step was uploaded with.
     ///
     /// In capture what is queued computes any later step, in one launch or two, as the step planned
     /// last: so capture graphs with steps like those that they are for.
@@ -270,7 +273,15 @@ impl Attention {
         let Some(planned) = self.planned else {
             return Err(Error::argument("plan", "there is none: plan a step first"));
         };
-        if step.generation(group) != Some(planned.generation) {
+        let Some(uploaded) = step.generation(group) else {
+            let reason = format!("{group} is not one of those uploaded with the step");
+            let nothing = step.generation(0).is_none();
+            return Err(match nothing {
+                true => Error::argument("step", "holds no plan: upload one"),
+                false => Error::argument("group", reason),
+            });
+        };
+        if uploaded != planned.generation {
             return Err(Error::argument("step", "does not hold the plan made last as this group"));
         }
         if stream.cuda().context() != self.cuda().context() {
@@ -391,8 +402,10 @@ impl Attention {
             self.config;
         // A graph may be replayed with the largest step.
         let tokens = if capturing { self.limits.max_tokens } else { planned.num_tokens };
-        args.q.check("q", q_dtype, tokens, num_q_heads, head_dim)?;
-        args.o.check("o", q_dtype, tokens, num_q_heads, head_dim)?;
+        for (field, tensor) in [("q", &args.q), ("o", &args.o)] {
+            tensor.check_room(field, tokens, capturing)?;
+            tensor.check(field, q_dtype, tokens, num_q_heads, head_dim)?;
+        }
         let layout = args.cache.layout();
         if (layout.dtype, layout.num_heads, layout.head_dim) != (kv_dtype, num_kv_heads, head_dim) {
             let reason = format!(

@@ -32,7 +32,8 @@ pub struct StepBuffer {
 }
 
 impl StepBuffer {
-    /// Room for steps within `limits` and the plans of `groups`, at most four, made for the same.
+    /// Room for steps within `limits` and the plans of `groups`, at most four, each of which was
+    /// made for these very limits.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `limits`, or `groups`;

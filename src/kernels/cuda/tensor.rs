@@ -48,6 +48,21 @@ impl DeviceTensor {
         (self.shape.token_stride as i64, self.shape.head_stride as i64)
     }
 
+    /// Names what asks for so many tokens where it is not the step.
+    pub(super) fn check_room(
+        &self,
+        field: &'static str,
+        tokens: usize,
+        capturing: bool,
+    ) -> Result<()> {
+        let has = self.shape.tokens;
+        if !capturing || has >= tokens {
+            return Ok(());
+        }
+        let reason = format!("has {has} tokens, and in capture the limits' {tokens} are needed");
+        Err(Error::argument(field, reason))
+    }
+
     pub(super) fn check(
         &self,
         field: &'static str,
