@@ -241,6 +241,10 @@ impl From<Error> for Failure {
         let status = inflight_status::from_number(error.status());
         let status = status.unwrap_or(inflight_status::Corrupt);
         match error {
+            // One field of a request in Rust, three in C.
+            Error::InvalidArgument { field: "repetition", reason } => {
+                Self::new(status, "repetition_count", reason)
+            }
             Error::InvalidArgument { field, reason } => Self::new(status, field, reason),
             other => Self::new(status, "", other.to_string()),
         }
