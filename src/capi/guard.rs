@@ -22,6 +22,17 @@ pub(super) unsafe fn call(
     error: *mut inflight_error,
     body: impl FnOnce() -> Result<()>,
 ) -> inflight_status {
+    // First: a call that fails for want of a place for its detail must not have done anything.
+    if !error.is_null() {
+        // SAFETY: as the caller promises.
+        if let Err(failure) = unsafe { check("error", error) } {
+            return failure.status;
+        }
+    }
+    let body = || {
+        inject_panic("call");
+        body()
+    };
     let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let said = payload.downcast_ref::<&str>().map(|said| (*said).to_owned());
         let said = said.or_else(|| payload.downcast_ref::<String>().cloned());
@@ -33,16 +44,25 @@ pub(super) unsafe fn call(
         Ok(()) => (inflight_status::Ok, Versioned::initial()),
         Err(failure) => (failure.status, failure.detail()),
     };
-    if error.is_null() {
-        return status;
+    if !error.is_null() {
+        // SAFETY: the caller promises that it is an `inflight_error`.
+        let written = unsafe { write("error", error, detail) };
+        debug_assert!(written.is_ok(), "it was looked at above");
     }
-    // SAFETY: the caller promises that it is an `inflight_error`.
-    match unsafe { write("error", error, detail) } {
-        // What went wrong first is what matters.
-        Err(failure) if status == inflight_status::Ok => failure.status,
-        _ => status,
+    status
+}
+
+/// Panics where the environment asks for it, in builds that are to prove that no panic crosses the
+/// border: those with `--cfg inflight_inject_panic`.
+#[cfg(inflight_inject_panic)]
+fn inject_panic(at: &str) {
+    if std::env::var_os("INFLIGHT_PANIC").is_some_and(|wanted| wanted == at) {
+        panic!("injected at {at}");
     }
 }
+
+#[cfg(not(inflight_inject_panic))]
+fn inject_panic(_at: &str) {}
 
 /// Runs a body that cannot fail; nothing where it panics.
 pub(super) fn infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
@@ -113,6 +133,16 @@ pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> 
         return Err(Failure::new(inflight_status::StructSize, field, reason));
     }
     Ok(value)
+}
+
+/// Whether [`write`] can write there.
+///
+/// # Safety
+/// `to` is NULL or points to as many bytes as its first field says.
+pub(super) unsafe fn check<T: Versioned>(field: &'static str, to: *const T) -> Result<()> {
+    check_pointer(field, to)?;
+    // SAFETY: it starts with its size.
+    check_size::<T>(field, unsafe { to.cast::<usize>().read() })
 }
 
 /// Writes a struct, as much of it as the caller's has; `struct_size` stays the caller's.
@@ -193,6 +223,26 @@ pub(super) unsafe fn give<T>(
     Ok(())
 }
 
+/// Runs a call that gives an object to the caller: `*to` is NULL if it fails, for whatever reason.
+///
+/// # Safety
+/// `to` is NULL or may be written; `error` is as for [`call`].
+pub(super) unsafe fn create<T>(
+    field: &'static str,
+    to: *mut *mut T,
+    error: *mut inflight_error,
+    make: impl FnOnce() -> Result<T>,
+) -> inflight_status {
+    if check_pointer(field, to).is_ok() {
+        // SAFETY: not NULL, aligned, and writable as the caller promises.
+        unsafe { to.write(ptr::null_mut()) };
+    }
+    // SAFETY: as the caller promises.
+    let body = || unsafe { give(field, to, make) };
+    // SAFETY: as the caller promises.
+    unsafe { call(error, body) }
+}
+
 /// Frees an object; NULL is none.
 ///
 /// # Safety
@@ -238,7 +288,11 @@ impl<T> Exclusive<T> {
         let entered =
             self.state.compare_exchange(IDLE, IN_USE, Ordering::Acquire, Ordering::Relaxed);
         match entered {
-            Ok(_) => Ok(Entered { owner: self }),
+            Ok(_) => {
+                let entered = Entered { owner: self };
+                inject_panic("enter");
+                Ok(entered)
+            }
             Err(POISONED) => {
                 let reason = "an earlier call with this handle panicked: free it";
                 Err(Failure::new(inflight_status::Poisoned, "", reason))

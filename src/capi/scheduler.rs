@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::ptr;
 
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array, call, count, flag, free, give, output, read,
-    shared, write,
+    Entered, Exclusive, Result, Versioned, array, call, check, count, create, flag, free, output,
+    read, shared, write,
 };
 use super::request::{inflight_request, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -315,12 +315,13 @@ pub unsafe extern "C" fn inflight_scheduler_create(
             outputs: Vec::new(),
             events: flag("events", config.events)?.then(VecDeque::new),
         };
+        if config.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         Ok(inflight_scheduler { state: Exclusive::new(state) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
+    unsafe { create("out", out, error, make) }
 }
 
 /// Frees a scheduler, whatever it holds. NULL does nothing. Views of its steps are gone; submitters
@@ -421,9 +422,9 @@ pub unsafe extern "C" fn inflight_scheduler_schedule(
     let body = || {
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
-        // Written first, so that no step is lost where it cannot be.
+        // First, so that no step is lost for want of a place for its view.
         // SAFETY: NULL or a view.
-        unsafe { write("view", view, Versioned::initial()) }?;
+        unsafe { check("view", view) }?;
         let scheduled = state.schedule(Time(now))?;
         // SAFETY: as above.
         unsafe { write("view", view, scheduled) }
@@ -470,7 +471,7 @@ pub unsafe extern "C" fn inflight_scheduler_commit(
         };
         if !view.is_null() {
             // SAFETY: a view of the caller's.
-            unsafe { write("view", view, Versioned::initial()) }?;
+            unsafe { check("view", view) }?;
         }
         let committed = state.commit(StepId(step_id), sampled)?;
         match view.is_null() {
@@ -521,12 +522,12 @@ pub unsafe extern "C" fn inflight_scheduler_events(
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
-        // SAFETY: NULL or the caller's to be written.
-        let num_events = unsafe { output("num_events", num_events, 0) }?;
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
         // SAFETY: NULL or of so many events; only written here.
         unsafe { array("events", events.cast_const(), capacity) }?;
+        // SAFETY: NULL or the caller's to be written.
+        let num_events = unsafe { output("num_events", num_events, 0) }?;
         let Some(all) = &mut state.events else { return Ok(()) };
         let taken = all.len().min(capacity);
         for (i, event) in all.drain(..taken).enumerate() {

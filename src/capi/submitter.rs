@@ -1,6 +1,6 @@
 //! Submitting and cancelling from any thread.
 
-use super::guard::{call, free, give, shared};
+use super::guard::{call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
@@ -33,10 +33,8 @@ pub unsafe extern "C" fn inflight_submitter_create(
         let state = unsafe { enter(scheduler) }?;
         Ok(inflight_submitter { submitter: state.scheduler.submitter() })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
+    unsafe { create("out", out, error, make) }
 }
 
 /// Frees a submitter. NULL does nothing. What it handed over stays handed over.
