@@ -23,7 +23,7 @@ static uint32_t next_token(uint32_t token, uint32_t position) {
 }
 
 /* Says what went wrong, and ends the program: there is nobody to recover for. */
-static void check(inflight_status status, const inflight_error *error) {
+static void check(inflight_status status, const inflight_error* error) {
     if (status == INFLIGHT_STATUS_OK) {
         return;
     }
@@ -32,7 +32,7 @@ static void check(inflight_status status, const inflight_error *error) {
     exit(EXIT_FAILURE);
 }
 
-static void submit(inflight_scheduler *scheduler, uint32_t id) {
+static void submit(inflight_scheduler* scheduler, uint32_t id) {
     uint32_t prompt[64];
     for (uint32_t i = 0; i < PROMPT_LEN[id]; i++) {
         prompt[i] = prompt_token(id, i);
@@ -50,7 +50,7 @@ static void submit(inflight_scheduler *scheduler, uint32_t id) {
 }
 
 /* One token for each row that samples, in the order of the rows. */
-static size_t run_model(const inflight_step_view *step, uint32_t *sampled) {
+static size_t run_model(const inflight_step_view* step, uint32_t* sampled) {
     for (uint32_t i = 0; i < step->num_logits; i++) {
         uint32_t at = step->logits_indices[i];
         sampled[i] = next_token(step->tokens[at], step->positions[at]);
@@ -58,11 +58,11 @@ static size_t run_model(const inflight_step_view *step, uint32_t *sampled) {
     return step->num_logits;
 }
 
-static void print_step(const inflight_step_view *step) {
+static void print_step(const inflight_step_view* step) {
     printf("%4llu  %4u  %6u  %6u  ", (unsigned long long)step->step_id, step->num_rows,
            step->num_tokens, step->num_free_blocks);
     for (uint32_t r = 0; r < step->num_rows; r++) {
-        const inflight_row *row = &step->rows[r];
+        const inflight_row* row = &step->rows[r];
         printf(" %s%llu:%u+%u", row->flags & INFLIGHT_ROW_ADMITTED ? "*" : "",
                (unsigned long long)row->request_id, row->num_computed, row->num_tokens);
     }
@@ -70,7 +70,7 @@ static void print_step(const inflight_step_view *step) {
 }
 
 /* The model again, one request at a time and without a scheduler. */
-static int is_expected(uint32_t id, const uint32_t *output, uint32_t num_output) {
+static int is_expected(uint32_t id, const uint32_t* output, uint32_t num_output) {
     uint32_t position = PROMPT_LEN[id] - 1, token = prompt_token(id, position);
     for (uint32_t i = 0; i < num_output; i++) {
         token = next_token(token, position++);
@@ -95,7 +95,7 @@ int main(void) {
     config.block_size = BLOCK_SIZE;
     config.max_num_seqs = MAX_ROWS;
     config.max_num_batched_tokens = 32; /* small, so that prompts are computed in chunks */
-    inflight_scheduler *scheduler;
+    inflight_scheduler* scheduler;
     check(inflight_scheduler_create(&config, &scheduler, &error), &error);
 
     for (uint32_t id = 0; id < REQUESTS; id++) {
@@ -122,7 +122,7 @@ int main(void) {
         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, &error),
               &error);
         for (uint32_t i = 0; i < outputs.num_outputs; i++) {
-            const inflight_output *got = &outputs.outputs[i];
+            const inflight_output* got = &outputs.outputs[i];
             for (uint32_t t = 0; t < got->num_tokens; t++) {
                 output[got->request_id][num_output[got->request_id]++] =
                     outputs.tokens[got->first_token + t];
