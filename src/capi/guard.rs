@@ -360,3 +360,47 @@ pub(super) fn count(field: &'static str, value: u64) -> Result<usize> {
     usize::try_from(value)
         .map_err(|_| Failure::argument(field, format!("{value} does not fit this machine")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A struct that has grown by a field, whose default is not 0.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Grown {
+        struct_size: usize,
+        old: u64,
+        new: u64,
+    }
+
+    const BEFORE: usize = 16;
+
+    // SAFETY: integers, without padding, the size first.
+    unsafe impl Versioned for Grown {
+        const FIRST_SIZE: usize = BEFORE;
+
+        fn initial() -> Self {
+            Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
+        }
+    }
+
+    #[test]
+    fn a_program_that_knows_fewer_fields_is_served() {
+        let mut given = Grown { struct_size: 0, old: 0, new: 99 };
+        // SAFETY: it has more bytes than that.
+        unsafe { init(&raw mut given, BEFORE) };
+        assert_eq!(given, Grown { struct_size: BEFORE, old: 1, new: 99 });
+        given.old = 5;
+        // SAFETY: as above.
+        let read = unsafe { read("given", &raw const given) }.expect("it is of the first version");
+        assert_eq!((read.old, read.new), (5, 7), "the default behind its end");
+        // SAFETY: as above.
+        unsafe { write("given", &raw mut given, Grown { struct_size: 0, old: 6, new: 8 }) }
+            .expect("it is of the first version");
+        assert_eq!(given, Grown { struct_size: BEFORE, old: 6, new: 99 }, "nothing past its end");
+        given.struct_size = BEFORE - 1;
+        // SAFETY: as above.
+        assert!(unsafe { check("given", &raw const given) }.is_err());
+    }
+}
