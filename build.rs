@@ -17,6 +17,7 @@ mod report;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(inflight_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(inflight_inject_panic)");
     for path in ["build.rs", "build", "csrc"] {
         println!("cargo::rerun-if-changed={path}");
     }

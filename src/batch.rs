@@ -136,10 +136,24 @@ impl RowBuckets {
 struct Chunk([u32; 4]);
 
 /// The batch of one step; see the [module](self) for its layout.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct RaggedBatch {
     header: Header,
     buffer: Vec<Chunk>,
+}
+
+impl Clone for RaggedBatch {
+    fn clone(&self) -> Self {
+        Self { header: self.header, buffer: self.buffer.clone() }
+    }
+
+    /// Copies only the bytes in use, into the memory that is there.
+    fn clone_from(&mut self, other: &Self) {
+        self.header = other.header;
+        let used = other.bytes().len() / size_of::<Chunk>();
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&other.buffer[..used]);
+    }
 }
 
 macro_rules! arrays {

@@ -48,6 +48,7 @@ struct Readme;
 
 pub mod batch;
 pub mod cache;
+mod capi;
 pub mod device;
 pub mod engine;
 pub mod error;

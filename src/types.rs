@@ -13,6 +13,7 @@ pub const PENDING_TOKEN: Token = Token::MAX;
 
 /// Names a request; chosen by the caller, unique among requests that have not finished.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+#[repr(transparent)]
 pub struct RequestId(pub u64);
 
 /// A block (a page of KV) of one pool: an index into the cache tensor's block dimension.

@@ -15,6 +15,7 @@ pub mod capacity;
 mod commit;
 mod config;
 mod entry;
+mod inbox;
 mod policy;
 pub mod preempt;
 pub mod queue;
@@ -23,6 +24,7 @@ mod step;
 mod verify;
 
 pub use config::Config;
+pub use inbox::{Received, Submitter};
 pub use policy::{Batching, HeadOfLine, Policy};
 pub use step::{Output, Outputs, Padding, Row, Sampled, Source, Step};
 
@@ -33,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::request::Request;
 use crate::types::{BlockId, RequestId, StepId, Time, Token};
 use entry::{Entry, State};
+use inbox::{Inbox, Limits};
 use queue::{Clock, Waiting};
 
 /// Counters since the scheduler was made.
@@ -106,6 +109,8 @@ pub struct Scheduler {
     rectangle: Rectangle,
     clock: Clock,
     stats: Stats,
+    limits: Limits,
+    inbox: Inbox,
     // Buffers that live as long as the scheduler, so that a steady step does not allocate.
     hit: Vec<BlockId>,
     passed_over: Vec<Waiting>,
@@ -143,8 +148,12 @@ impl Scheduler {
             let reason = "a static batch needs a capacity that reserves what its members may need";
             return Err(Error::argument("policy", reason));
         }
+        let cache = KvCache::new(config.cache)?;
+        let limits = Limits::new(&config, cache.pool().num_usable());
         Ok(Self {
-            cache: KvCache::new(config.cache)?,
+            cache,
+            limits,
+            inbox: Inbox::new(limits),
             config,
             policy,
             entries: Vec::new(),
@@ -216,26 +225,7 @@ impl Scheduler {
         if self.by_id.contains_key(&id) {
             return Err(Error::DuplicateRequest(id));
         }
-        if request.prompt.is_empty() {
-            return Err(Error::argument("prompt", format!("request {id} has no tokens")));
-        }
-        if request.max_tokens == 0 {
-            return Err(Error::argument("max_tokens", format!("request {id} asks for 0 tokens")));
-        }
-        if request.repetition.is_some_and(|rule| !rule.is_valid()) {
-            let reason = "needs 2 <= min_count and max(1, min_pattern) <= max_pattern";
-            return Err(Error::argument("repetition", format!("request {id}: {reason}")));
-        }
-        let (prompt_len, max_model_len) = (request.prompt.len(), self.config.max_model_len);
-        if prompt_len >= max_model_len {
-            return Err(Error::PromptTooLong { id, prompt_len, max_model_len });
-        }
-        // The KV of the last token is never computed.
-        let most = (prompt_len + request.max_tokens as usize).min(max_model_len) - 1;
-        let (needed, usable) = (self.cache.blocks_for(most), self.cache.pool().num_usable());
-        if needed > usable {
-            return Err(Error::NeverFits { id, needed, usable });
-        }
+        self.limits.check(request)?;
         if self.policy.queue.len() >= self.config.max_waiting {
             return Err(Error::QueueFull { max_waiting: self.config.max_waiting });
         }

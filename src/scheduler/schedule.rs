@@ -74,6 +74,7 @@ impl Scheduler {
         step.free_blocks = self.cache.num_free();
         self.next_step = StepId(step.id.0 + 1);
         self.stats.steps += 1;
+        self.publish_waiting();
         self.in_flight.push_back(step);
         self.in_flight.back().ok_or(Error::UnknownStep(StepId(self.next_step.0 - 1)))
     }

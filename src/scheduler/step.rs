@@ -196,6 +196,14 @@ pub struct Output {
     pub finish: Option<FinishReason>,
 }
 
+impl Output {
+    /// Where its tokens are among [`Outputs::all_tokens`].
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<u32> {
+        self.start..self.start + self.len
+    }
+}
+
 /// What a commit delivers.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'a> {
@@ -218,6 +226,12 @@ impl<'a> Outputs<'a> {
     pub fn tokens(&self, output: &Output) -> &'a [Token] {
         let range = output.start as usize..(output.start + output.len) as usize;
         self.tokens.get(range).unwrap_or_default()
+    }
+
+    /// The tokens of all of them, one request's after the other's.
+    #[must_use]
+    pub fn all_tokens(&self) -> &'a [Token] {
+        self.tokens
     }
 
     /// The step that was committed.

@@ -1,0 +1,65 @@
+//! What happened to requests, for whoever answers their clients.
+
+use super::request::INFLIGHT_NO_TOKEN;
+use super::status::inflight_status;
+use super::step::{INFLIGHT_FINISH_NONE, finish_of};
+use crate::scheduler::Output;
+use crate::types::{RequestId, StepId};
+
+/// A request that a submitter handed over cannot run: `status` says why.
+pub const INFLIGHT_EVENT_REFUSED: u32 = 1;
+/// A request sampled its last token: `finish` says why it was the last.
+pub const INFLIGHT_EVENT_FINISHED: u32 = 2;
+/// A request was cancelled through a submitter.
+pub const INFLIGHT_EVENT_CANCELLED: u32 = 3;
+/// A request had to give way in step `step_id`, and waits again. It goes on later.
+pub const INFLIGHT_EVENT_PREEMPTED: u32 = 4;
+
+/// Something that happened to a request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct inflight_event {
+    /// The request.
+    pub request_id: u64,
+    /// The step with which it happened, or 2^64 - 1.
+    pub step_id: u64,
+    /// `INFLIGHT_EVENT_*`.
+    pub kind: u32,
+    /// Why it was refused: an `inflight_status`; else 0.
+    pub status: i32,
+    /// Why it finished: `INFLIGHT_FINISH_*`; else `INFLIGHT_FINISH_NONE`.
+    pub finish: u32,
+    /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
+    pub stop_token: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum EventKind {
+    Refused = INFLIGHT_EVENT_REFUSED as isize,
+    Finished = INFLIGHT_EVENT_FINISHED as isize,
+    Cancelled = INFLIGHT_EVENT_CANCELLED as isize,
+    Preempted = INFLIGHT_EVENT_PREEMPTED as isize,
+}
+
+impl inflight_event {
+    pub(super) fn new(id: RequestId, kind: EventKind) -> Self {
+        Self {
+            request_id: id.0,
+            step_id: u64::MAX,
+            kind: kind as u32,
+            status: 0,
+            finish: INFLIGHT_FINISH_NONE,
+            stop_token: INFLIGHT_NO_TOKEN,
+        }
+    }
+
+    pub(super) fn refused(id: RequestId, status: inflight_status) -> Self {
+        Self { status: status as i32, ..Self::new(id, EventKind::Refused) }
+    }
+
+    pub(super) fn finished(output: &Output, step: StepId) -> Self {
+        let (finish, stop_token) = finish_of(output.finish);
+        let of = Self::new(output.id, EventKind::Finished);
+        Self { step_id: step.0, finish, stop_token, ..of }
+    }
+}

@@ -1,0 +1,406 @@
+//! The border: pointers in, statuses out, no panic across. The only place where pointers of the
+//! caller become references.
+
+use std::cell::UnsafeCell;
+use std::ffi::c_char;
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::{ptr, slice};
+
+use super::library::log_panic;
+use super::status::{Failure, inflight_error, inflight_status};
+
+pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Runs the body of a call: its failure, or its panic, becomes a status, and the detail goes to
+/// `error` where that is not NULL.
+///
+/// # Safety
+/// `error` is NULL or points to an `inflight_error` whose `struct_size` is its size.
+pub(super) unsafe fn call(
+    error: *mut inflight_error,
+    body: impl FnOnce() -> Result<()>,
+) -> inflight_status {
+    // First: a call that fails for want of a place for its detail must not have done anything.
+    if !error.is_null() {
+        // SAFETY: as the caller promises.
+        if let Err(failure) = unsafe { check("error", error) } {
+            return failure.status;
+        }
+    }
+    let body = || {
+        inject_panic("call");
+        body()
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        let said = payload.downcast_ref::<&str>().map(|said| (*said).to_owned());
+        let said = said.or_else(|| payload.downcast_ref::<String>().cloned());
+        let said = said.unwrap_or_else(|| "of an unknown kind".to_owned());
+        log_panic(&said);
+        Err(Failure::new(inflight_status::Panic, "", format!("panic: {said}")))
+    });
+    let (status, detail) = match &outcome {
+        Ok(()) => (inflight_status::Ok, Versioned::initial()),
+        Err(failure) => (failure.status, failure.detail()),
+    };
+    if !error.is_null() {
+        // SAFETY: the caller promises that it is an `inflight_error`.
+        let written = unsafe { write("error", error, detail) };
+        debug_assert!(written.is_ok(), "it was looked at above");
+    }
+    status
+}
+
+/// Panics where the environment asks for it, in builds that are to prove that no panic crosses the
+/// border: those with `--cfg inflight_inject_panic`.
+#[cfg(inflight_inject_panic)]
+fn inject_panic(at: &str) {
+    if std::env::var_os("INFLIGHT_PANIC").is_some_and(|wanted| wanted == at) {
+        panic!("injected at {at}");
+    }
+}
+
+#[cfg(not(inflight_inject_panic))]
+fn inject_panic(_at: &str) {}
+
+/// Runs a body that cannot fail; nothing where it panics.
+pub(super) fn infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
+}
+
+/// A struct of the ABI that begins with its own size and may only grow.
+///
+/// # Safety
+/// It is `repr(C)`, starts with `struct_size: usize`, has no padding, and any bytes are a value of
+/// it: integers, floats and raw pointers.
+pub(super) unsafe trait Versioned: Copy {
+    /// Its size in the first version that had it.
+    const FIRST_SIZE: usize;
+
+    /// Its defaults, `struct_size` included.
+    fn initial() -> Self;
+}
+
+/// A size that the caller gave for a struct.
+fn check_size<T: Versioned>(field: &'static str, size: usize) -> Result<()> {
+    // Nobody has structs of that size: it is a number that was never set.
+    const MOST: usize = 1 << 16;
+    if (T::FIRST_SIZE..=MOST).contains(&size) {
+        return Ok(());
+    }
+    let least = T::FIRST_SIZE;
+    let reason = format!("struct_size is {size}, and at least {least} is known; call its _init");
+    Err(Failure::new(inflight_status::StructSize, field, reason))
+}
+
+/// Writes the defaults of a struct; nothing for NULL or a size below the first version's.
+///
+/// # Safety
+/// `to` is NULL or points to `size` bytes that may be written.
+pub(super) unsafe fn init<T: Versioned>(to: *mut T, size: usize) {
+    if to.is_null() || check_size::<T>("size", size).is_err() {
+        return;
+    }
+    let value = T::initial();
+    let known = size.min(size_of::<T>());
+    // SAFETY: both have `known` bytes.
+    unsafe { ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), to.cast(), known) };
+    // SAFETY: the rest of the caller's bytes.
+    unsafe { to.cast::<u8>().wrapping_add(known).write_bytes(0, size - known) };
+    // SAFETY: a struct starts with its size; the caller's may be newer than this library's.
+    unsafe { to.cast::<usize>().write_unaligned(size) };
+}
+
+/// Reads a struct: the caller's fields over the defaults, where the caller's is older. Where it is
+/// newer, the fields that are unknown here must be 0.
+///
+/// # Safety
+/// `from` is NULL or points to as many readable bytes as its first field says.
+pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> Result<T> {
+    check_pointer(field, from)?;
+    // SAFETY: it starts with its size.
+    let size = unsafe { from.cast::<usize>().read() };
+    check_size::<T>(field, size)?;
+    let mut value = T::initial();
+    let known = size.min(size_of::<T>());
+    // SAFETY: both have `known` bytes, and any bytes are a value.
+    unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut value).cast(), known) };
+    let rest = from.cast::<u8>().wrapping_add(known);
+    // SAFETY: the caller's struct has `size` bytes.
+    let unknown = unsafe { slice::from_raw_parts(rest, size - known) };
+    if unknown.iter().any(|&byte| byte != 0) {
+        let reason = "sets fields that this version of the library does not have";
+        return Err(Failure::new(inflight_status::StructSize, field, reason));
+    }
+    Ok(value)
+}
+
+/// Whether [`write`] can write there.
+///
+/// # Safety
+/// `to` is NULL or points to as many bytes as its first field says.
+pub(super) unsafe fn check<T: Versioned>(field: &'static str, to: *const T) -> Result<()> {
+    check_pointer(field, to)?;
+    // SAFETY: it starts with its size.
+    check_size::<T>(field, unsafe { to.cast::<usize>().read() })
+}
+
+/// Writes a struct, as much of it as the caller's has; `struct_size` stays the caller's.
+///
+/// # Safety
+/// `to` is NULL or points to as many writable bytes as its first field says.
+pub(super) unsafe fn write<T: Versioned>(field: &'static str, to: *mut T, value: T) -> Result<()> {
+    check_pointer(field, to)?;
+    // SAFETY: it starts with its size.
+    let size = unsafe { to.cast::<usize>().read() };
+    check_size::<T>(field, size)?;
+    let (first, known) = (size_of::<usize>(), size.min(size_of::<T>()));
+    let from = (&raw const value).cast::<u8>().wrapping_add(first);
+    let to = to.cast::<u8>().wrapping_add(first);
+    // SAFETY: both have `known` bytes, the first of which are the size.
+    unsafe { ptr::copy_nonoverlapping(from, to, known - first) };
+    Ok(())
+}
+
+fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
+    if pointer.is_null() {
+        return Err(Failure::argument(field, "is NULL"));
+    }
+    if !pointer.is_aligned() {
+        let reason = format!("is not at a multiple of {} bytes", align_of::<T>());
+        return Err(Failure::argument(field, reason));
+    }
+    Ok(())
+}
+
+/// An array of the caller's; NULL is an empty one.
+///
+/// # Safety
+/// `from` is NULL, or points to `len` elements that nobody writes during 'a.
+pub(super) unsafe fn array<'a, T>(
+    field: &'static str,
+    from: *const T,
+    len: usize,
+) -> Result<&'a [T]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    check_pointer(field, from)?;
+    if len.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(Failure::argument(field, format!("{len} elements do not fit the memory")));
+    }
+    // SAFETY: not NULL, aligned and of a size that memory can have; the rest the caller promises.
+    Ok(unsafe { slice::from_raw_parts(from, len) })
+}
+
+/// A place for a result, which is written at once with `fallback`.
+///
+/// # Safety
+/// `to` is NULL, or may be written and is used by nobody else during 'a.
+pub(super) unsafe fn output<'a, T: Copy>(
+    field: &'static str,
+    to: *mut T,
+    fallback: T,
+) -> Result<&'a mut T> {
+    check_pointer(field, to)?;
+    // SAFETY: not NULL, aligned, and writable as the caller promises.
+    unsafe { to.write(fallback) };
+    // SAFETY: as above, and just written.
+    Ok(unsafe { &mut *to })
+}
+
+/// Gives an object to the caller, who frees it with [`free`].
+///
+/// # Safety
+/// `to` is NULL or may be written.
+pub(super) unsafe fn give<T>(
+    field: &'static str,
+    to: *mut *mut T,
+    make: impl FnOnce() -> Result<T>,
+) -> Result<()> {
+    // SAFETY: as the caller promises.
+    let to = unsafe { output(field, to, ptr::null_mut()) }?;
+    *to = Box::into_raw(Box::new(make()?));
+    Ok(())
+}
+
+/// Runs a call that gives an object to the caller: `*to` is NULL if it fails, for whatever reason.
+///
+/// # Safety
+/// `to` is NULL or may be written; `error` is as for [`call`].
+pub(super) unsafe fn create<T>(
+    field: &'static str,
+    to: *mut *mut T,
+    error: *mut inflight_error,
+    make: impl FnOnce() -> Result<T>,
+) -> inflight_status {
+    if check_pointer(field, to).is_ok() {
+        // SAFETY: not NULL, aligned, and writable as the caller promises.
+        unsafe { to.write(ptr::null_mut()) };
+    }
+    // SAFETY: as the caller promises.
+    let body = || unsafe { give(field, to, make) };
+    // SAFETY: as the caller promises.
+    unsafe { call(error, body) }
+}
+
+/// Frees an object; NULL is none.
+///
+/// # Safety
+/// `object` is NULL, or comes from [`give`] and is not used any more.
+pub(super) unsafe fn free<T>(object: *mut T) {
+    if !object.is_null() {
+        // SAFETY: it comes from `Box::into_raw`.
+        infallible((), || drop(unsafe { Box::from_raw(object) }));
+    }
+}
+
+/// An object of the caller's, shared.
+///
+/// # Safety
+/// `object` is NULL, or comes from [`give`] and is not freed during 'a.
+pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Result<&'a T> {
+    check_pointer(field, object)?;
+    // SAFETY: it comes from a box, and lives.
+    Ok(unsafe { &*object })
+}
+
+/// An object for one thread at a time, which is checked; poisoned by a panic.
+#[derive(Debug)]
+pub(super) struct Exclusive<T> {
+    state: AtomicU8,
+    value: UnsafeCell<T>,
+}
+
+const IDLE: u8 = 0;
+const IN_USE: u8 = 1;
+const POISONED: u8 = 2;
+
+// SAFETY: the value is reached through `enter` alone, by one thread at a time.
+unsafe impl<T: Send> Sync for Exclusive<T> {}
+
+impl<T> Exclusive<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self { state: AtomicU8::new(IDLE), value: UnsafeCell::new(value) }
+    }
+
+    /// The value, until the guard is dropped.
+    pub(super) fn enter(&self) -> Result<Entered<'_, T>> {
+        let entered =
+            self.state.compare_exchange(IDLE, IN_USE, Ordering::Acquire, Ordering::Relaxed);
+        match entered {
+            Ok(_) => {
+                let entered = Entered { owner: self };
+                inject_panic("enter");
+                Ok(entered)
+            }
+            Err(POISONED) => {
+                let reason = "an earlier call with this handle panicked: free it";
+                Err(Failure::new(inflight_status::Poisoned, "", reason))
+            }
+            Err(_) => {
+                let reason = "another thread is inside a call with this handle";
+                Err(Failure::new(inflight_status::InUse, "", reason))
+            }
+        }
+    }
+}
+
+/// The value of an [`Exclusive`].
+#[derive(Debug)]
+pub(super) struct Entered<'a, T> {
+    owner: &'a Exclusive<T>,
+}
+
+impl<T> Deref for Entered<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: there is one guard at a time.
+        unsafe { &*self.owner.value.get() }
+    }
+}
+
+impl<T> DerefMut for Entered<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: there is one guard at a time, borrowed mutably.
+        unsafe { &mut *self.owner.value.get() }
+    }
+}
+
+impl<T> Drop for Entered<'_, T> {
+    fn drop(&mut self) {
+        let state = if std::thread::panicking() { POISONED } else { IDLE };
+        self.owner.state.store(state, Ordering::Release);
+    }
+}
+
+/// Copies text with a terminator, cut between two characters where it is too long.
+pub(super) fn text(to: &mut [c_char], from: &str) {
+    let most = to.len() - 1;
+    let cut = (0..=most.min(from.len())).rev().find(|&at| from.is_char_boundary(at)).unwrap_or(0);
+    for (to, &from) in to.iter_mut().zip(&from.as_bytes()[..cut]) {
+        *to = from as c_char;
+    }
+    to[cut] = 0;
+}
+
+/// A flag: 0 or 1.
+pub(super) fn flag(field: &'static str, value: u32) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Failure::argument(field, format!("is {other}, not 0 or 1"))),
+    }
+}
+
+/// A number that this machine can count with.
+pub(super) fn count(field: &'static str, value: u64) -> Result<usize> {
+    usize::try_from(value)
+        .map_err(|_| Failure::argument(field, format!("{value} does not fit this machine")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A struct that has grown by a field, whose default is not 0.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Grown {
+        struct_size: usize,
+        old: u64,
+        new: u64,
+    }
+
+    const BEFORE: usize = 16;
+
+    // SAFETY: integers, without padding, the size first.
+    unsafe impl Versioned for Grown {
+        const FIRST_SIZE: usize = BEFORE;
+
+        fn initial() -> Self {
+            Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
+        }
+    }
+
+    #[test]
+    fn a_program_that_knows_fewer_fields_is_served() {
+        let mut given = Grown { struct_size: 0, old: 0, new: 99 };
+        // SAFETY: it has more bytes than that.
+        unsafe { init(&raw mut given, BEFORE) };
+        assert_eq!(given, Grown { struct_size: BEFORE, old: 1, new: 99 });
+        given.old = 5;
+        // SAFETY: as above.
+        let read = unsafe { read("given", &raw const given) }.expect("it is of the first version");
+        assert_eq!((read.old, read.new), (5, 7), "the default behind its end");
+        // SAFETY: as above.
+        unsafe { write("given", &raw mut given, Grown { struct_size: 0, old: 6, new: 8 }) }
+            .expect("it is of the first version");
+        assert_eq!(given, Grown { struct_size: BEFORE, old: 6, new: 99 }, "nothing past its end");
+        given.struct_size = BEFORE - 1;
+        // SAFETY: as above.
+        assert!(unsafe { check("given", &raw const given) }.is_err());
+    }
+}

@@ -1,0 +1,49 @@
+/* inflight: continuous batching as a library.
+ *
+ * What a serving stack needs, each usable on its own: a scheduler that decides at every iteration
+ * which requests run and with how many tokens; a paged KV cache manager; and attention over paged
+ * KV, on CPUs and on GPUs. docs/c-abi.md is the guide; this header is the reference.
+ *
+ *     inflight_scheduler_config config;
+ *     inflight_scheduler_config_init(&config, sizeof config);
+ *     config.num_blocks = 1024;
+ *     inflight_scheduler *scheduler;
+ *     if (inflight_scheduler_create(&config, &scheduler, NULL) != INFLIGHT_STATUS_OK) ...
+ *     ... inflight_scheduler_submit(scheduler, &request, NULL) ...
+ *     for (;;) {
+ *         inflight_scheduler_schedule(scheduler, now, &step, NULL);   // which tokens of whom
+ *         ... run the model on step.tokens, step.slot_mapping, step.kv_indices ...
+ *         inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL);
+ *     }
+ *     inflight_scheduler_free(scheduler);
+ *
+ * Errors
+ *   Every call that can fail returns an inflight_status. Results come through pointers, written only
+ *   on success; a pointer to a handle is set to NULL on failure. The last argument takes the detail,
+ *   an inflight_error of the caller's, or NULL. Nothing is kept per thread. A failed call leaves its
+ *   objects as they were, unless its description says otherwise. No call exits the process, throws,
+ *   or leaves a lock behind: a panic inside becomes INFLIGHT_STATUS_PANIC, and its handle refuses
+ *   further calls (INFLIGHT_STATUS_POISONED) but can be freed.
+ *
+ * Ownership
+ *   What an inflight_*_create gives is freed by the caller with the matching _free, once; _free of
+ *   NULL does nothing. Handles may be freed in any order and on any thread. The library keeps no
+ *   pointer of the caller's beyond a call, but where a description says so, and no memory that it
+ *   allocated is freed by the caller in another way. Views (inflight_*_view) point into the library:
+ *   their descriptions say how long.
+ *
+ * Threads
+ *   Different handles are independent. A handle given as a pointer to const may be used by several
+ *   threads at once; another is for one thread at a time, any thread, and a call that finds another
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *
+ * Structs
+ *   Configurations, requests and views begin with struct_size and are prepared by their _init with
+ *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
+ *   header keeps working with a newer library, and with an older library as long as it leaves newer
+ *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused.
+ *
+ * Versions
+ *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only
+ *   added. "Since" names the first version that has a function.
+ */

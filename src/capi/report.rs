@@ -1,0 +1,257 @@
+//! Looking at a scheduler: counters, requests, invariants.
+
+use super::guard::{Result, Versioned, call, write};
+use super::scheduler::{State, enter, inflight_scheduler};
+use super::status::{inflight_error, inflight_status};
+use crate::error::Error;
+use crate::types::RequestId;
+
+/// Counters since a scheduler was made, and its state now.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_scheduler_stats {
+    /// `sizeof(inflight_scheduler_stats)`.
+    pub struct_size: usize,
+    /// Steps scheduled, empty ones included.
+    pub steps: u64,
+    /// Admissions, those after a preemption included.
+    pub admissions: u64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// Requests that ended by themselves.
+    pub finished: u64,
+    /// Requests cancelled.
+    pub cancelled: u64,
+    /// Tokens delivered.
+    pub output_tokens: u64,
+    /// Tokens of requests that looked for a cached prefix.
+    pub prefix_queried_tokens: u64,
+    /// Tokens among them that were found.
+    pub prefix_hit_tokens: u64,
+    /// Blocks whose known content was given up for a new one.
+    pub evicted_blocks: u64,
+    /// Requests that hold a slot now.
+    pub num_running: u64,
+    /// Requests that wait now.
+    pub num_waiting: u64,
+    /// Blocks of the device pool that are free now, cached ones included.
+    pub num_free_blocks: u64,
+    /// Blocks of the host pool that are free now.
+    pub num_free_host_blocks: u64,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_scheduler_stats {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            steps: 0,
+            admissions: 0,
+            preemptions: 0,
+            finished: 0,
+            cancelled: 0,
+            output_tokens: 0,
+            prefix_queried_tokens: 0,
+            prefix_hit_tokens: 0,
+            evicted_blocks: 0,
+            num_running: 0,
+            num_waiting: 0,
+            num_free_blocks: 0,
+            num_free_host_blocks: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_scheduler_stats`: size set, zeros.
+///
+/// `size` is `sizeof(inflight_scheduler_stats)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_stats_init(
+    stats: *mut inflight_scheduler_stats,
+    size: usize,
+) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(stats, size) }
+}
+
+/// Counters and state.
+///
+/// Outputs: `*stats`, prepared with `inflight_scheduler_stats_init`.
+/// Fails: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_get_stats(
+    scheduler: *mut inflight_scheduler,
+    stats: *mut inflight_scheduler_stats,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let state = unsafe { enter(scheduler) }?;
+        let now = stats_of(&state);
+        // SAFETY: NULL or the caller's to be written.
+        unsafe { write("stats", stats, now) }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+fn stats_of(state: &State) -> inflight_scheduler_stats {
+    let scheduler = &state.scheduler;
+    let (stats, cache) = (scheduler.stats(), scheduler.cache());
+    let cached = cache.stats();
+    inflight_scheduler_stats {
+        struct_size: 0,
+        steps: stats.steps,
+        admissions: stats.admissions,
+        preemptions: stats.preemptions,
+        finished: stats.finished,
+        cancelled: stats.cancelled,
+        output_tokens: stats.output_tokens,
+        prefix_queried_tokens: cached.queried_tokens,
+        prefix_hit_tokens: cached.hit_tokens,
+        evicted_blocks: cached.evicted_blocks,
+        num_running: scheduler.num_running() as u64,
+        num_waiting: scheduler.num_waiting() as u64,
+        num_free_blocks: cache.num_free() as u64,
+        num_free_host_blocks: cache.num_host_free() as u64,
+    }
+}
+
+/// A request at this moment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_request_snapshot {
+    /// `sizeof(inflight_request_snapshot)`.
+    pub struct_size: usize,
+    /// Whom it belongs to.
+    pub client: u64,
+    /// 1 if it is among the running requests, 0 if it waits.
+    pub running: u32,
+    /// Tokens of its prompt.
+    pub num_prompt: u32,
+    /// Tokens output so far.
+    pub num_output: u32,
+    /// Tokens whose KV is computed or in flight.
+    pub num_computed: u32,
+    /// Times it was preempted.
+    pub num_preemptions: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_request_snapshot {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            client: 0,
+            running: 0,
+            num_prompt: 0,
+            num_output: 0,
+            num_computed: 0,
+            num_preemptions: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_request_snapshot`: size set, zeros.
+///
+/// `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_request_snapshot_init(
+    snapshot: *mut inflight_request_snapshot,
+    size: usize,
+) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(snapshot, size) }
+}
+
+/// A request at this moment.
+///
+/// Outputs: `*snapshot`, prepared with `inflight_request_snapshot_init`.
+/// Fails: UNKNOWN_REQUEST when it has finished, or never was; INVALID_ARGUMENT, STRUCT_SIZE, IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_get_request(
+    scheduler: *mut inflight_scheduler,
+    request_id: u64,
+    snapshot: *mut inflight_request_snapshot,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let state = unsafe { enter(scheduler) }?;
+        let now = snapshot_of(&state, RequestId(request_id))?;
+        // SAFETY: NULL or the caller's to be written.
+        unsafe { write("snapshot", snapshot, now) }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+fn snapshot_of(state: &State, id: RequestId) -> Result<inflight_request_snapshot> {
+    let now = state.scheduler.snapshot(id).ok_or(Error::UnknownRequest(id))?;
+    Ok(inflight_request_snapshot {
+        struct_size: 0,
+        client: now.client,
+        running: u32::from(now.running),
+        num_prompt: now.num_prompt,
+        num_output: now.num_output,
+        num_computed: now.num_computed,
+        num_preemptions: now.num_preemptions,
+        reserved: 0,
+    })
+}
+
+/// Checks every invariant: for tests and debugging, since it looks at all there is.
+///
+/// Fails: CORRUPT, with what does not hold in the message; INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_verify(
+    scheduler: *mut inflight_scheduler,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let state = unsafe { enter(scheduler) }?;
+        Ok(state.scheduler.verify()?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Forgets cached prefixes: for a model whose weights have changed.
+///
+/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any block is held; INVALID_ARGUMENT, IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_reset_prefix_cache(
+    scheduler: *mut inflight_scheduler,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        if state.scheduler.reset_prefix_cache() {
+            return Ok(());
+        }
+        let cache = state.scheduler.cache();
+        let (needed, free) = (cache.pool().num_usable(), cache.num_free());
+        Err(Error::OutOfBlocks { needed, free }.into())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

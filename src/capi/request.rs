@@ -1,0 +1,182 @@
+//! What a caller asks for.
+
+use super::guard::{Result, Versioned, array, flag};
+use super::status::Failure;
+use crate::cache::ExtraKey;
+use crate::request::{Repetition, Request};
+use crate::types::{RequestId, Time, Token};
+
+/// No token: a request without `eos`.
+pub const INFLIGHT_NO_TOKEN: u32 = u32::MAX;
+/// The time of the last `inflight_scheduler_schedule`: for a request that says no `arrival`.
+pub const INFLIGHT_NOW: u64 = u64::MAX;
+
+/// Content behind placeholder tokens, such as an image: prompts share cached blocks only where it
+/// is the same.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct inflight_content {
+    /// Names the content, a digest for example.
+    pub id: *const u8,
+    /// Bytes of `id`.
+    pub id_len: usize,
+    /// First token position it covers.
+    pub start: u32,
+    /// Tokens it covers.
+    pub len: u32,
+}
+
+/// A request to generate from a prompt. Everything it points to is copied by the call that takes it.
+///
+/// Initialise it with `inflight_request_init`, then set at least `id`, `prompt`, `prompt_len` and
+/// `max_tokens`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct inflight_request {
+    /// `sizeof(inflight_request)`.
+    pub struct_size: usize,
+    /// Chosen by the caller, unique among requests that have not finished.
+    pub id: u64,
+    /// Token ids; at least one.
+    pub prompt: *const u32,
+    /// Tokens of `prompt`.
+    pub prompt_len: usize,
+    /// Token ids that end the request when sampled, each reported as the reason; may be NULL.
+    pub stop_tokens: *const u32,
+    /// Tokens of `stop_tokens`.
+    pub num_stop_tokens: usize,
+    /// Requests share cached blocks only with requests of the same salt; may be NULL.
+    pub salt: *const u8,
+    /// Bytes of `salt`.
+    pub salt_len: usize,
+    /// Name of the adapter (LoRA) that the request runs with, for the same purpose; may be NULL.
+    pub adapter: *const u8,
+    /// Bytes of `adapter`.
+    pub adapter_len: usize,
+    /// Contents behind placeholder tokens, for the same purpose; may be NULL.
+    pub contents: *const inflight_content,
+    /// Elements of `contents`.
+    pub num_contents: usize,
+    /// Whom the request belongs to: for policies that are fair to clients, and for the caller.
+    pub client: u64,
+    /// When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is given;
+    /// `INFLIGHT_NOW` by default.
+    pub arrival: u64,
+    /// Output tokens at most; at least 1. `max_model_len` caps prompt and output together.
+    pub max_tokens: u32,
+    /// Outputs below which repetition does not end the request. The end of sequence is not
+    /// affected: whoever samples must not sample it too early.
+    pub min_tokens: u32,
+    /// Token id that ends the request when sampled; `INFLIGHT_NO_TOKEN` (the default) for none.
+    pub eos: u32,
+    /// Lower runs first, under a policy that looks at it.
+    pub priority: i32,
+    /// Repetitions of a pattern at the end of the output that end the request; at least 2, or 0
+    /// (the default) for no such rule.
+    pub repetition_count: u32,
+    /// Shortest pattern looked for, in tokens; 0 reads as 1.
+    pub repetition_min_pattern: u32,
+    /// Longest pattern looked for, in tokens.
+    pub repetition_max_pattern: u32,
+    /// 1 if it must not start from a cached prefix: for requests that want the logits of every
+    /// prompt position. Its blocks serve others either way.
+    pub skip_prefix_cache: u32,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_request {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        let (none, bytes) = (std::ptr::null(), std::ptr::null());
+        Self {
+            struct_size: size_of::<Self>(),
+            id: 0,
+            prompt: none,
+            prompt_len: 0,
+            stop_tokens: none,
+            num_stop_tokens: 0,
+            salt: bytes,
+            salt_len: 0,
+            adapter: bytes,
+            adapter_len: 0,
+            contents: std::ptr::null(),
+            num_contents: 0,
+            client: 0,
+            arrival: INFLIGHT_NOW,
+            max_tokens: 0,
+            min_tokens: 0,
+            eos: INFLIGHT_NO_TOKEN,
+            priority: 0,
+            repetition_count: 0,
+            repetition_min_pattern: 0,
+            repetition_max_pattern: 0,
+            skip_prefix_cache: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_request`: size set, defaults in all other fields.
+///
+/// `size` is `sizeof(inflight_request)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_request_init(request: *mut inflight_request, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(request, size) }
+}
+
+/// The request of the caller's struct, with copies of all it points to.
+///
+/// # Safety
+/// `request` is NULL or an `inflight_request`, whose pointers are NULL or of as many elements as it
+/// says.
+pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Request> {
+    // SAFETY: as the caller promises.
+    let given = unsafe { super::guard::read("request", request) }?;
+    // SAFETY: as the caller promises.
+    let prompt: &[Token] = unsafe { array("prompt", given.prompt, given.prompt_len) }?;
+    // SAFETY: as the caller promises.
+    let stops = unsafe { array("stop_tokens", given.stop_tokens, given.num_stop_tokens) }?;
+    // SAFETY: as the caller promises.
+    let salt = unsafe { array("salt", given.salt, given.salt_len) }?;
+    // SAFETY: as the caller promises.
+    let adapter = unsafe { array("adapter", given.adapter, given.adapter_len) }?;
+    // SAFETY: as the caller promises.
+    let contents = unsafe { array("contents", given.contents, given.num_contents) }?;
+    if prompt.len() > i32::MAX as usize {
+        return Err(Failure::argument("prompt_len", format!("{} is too large", prompt.len())));
+    }
+    let mut extra_keys = Vec::new();
+    if !salt.is_empty() {
+        extra_keys.push(ExtraKey::Salt(salt.to_vec()));
+    }
+    if !adapter.is_empty() {
+        extra_keys.push(ExtraKey::Adapter(adapter.to_vec()));
+    }
+    for content in contents {
+        // SAFETY: as the caller promises.
+        let id = unsafe { array("contents.id", content.id, content.id_len) }?.to_vec();
+        extra_keys.push(ExtraKey::Content { start: content.start, len: content.len, id });
+    }
+    let repetition = (given.repetition_count != 0).then_some(Repetition {
+        min_pattern: given.repetition_min_pattern,
+        max_pattern: given.repetition_max_pattern,
+        min_count: given.repetition_count,
+    });
+    Ok(Request {
+        id: RequestId(given.id),
+        prompt: prompt.to_vec(),
+        max_tokens: given.max_tokens,
+        eos: (given.eos != INFLIGHT_NO_TOKEN).then_some(given.eos),
+        stop_tokens: stops.to_vec(),
+        min_tokens: given.min_tokens,
+        repetition,
+        priority: given.priority,
+        client: given.client,
+        arrival: (given.arrival != INFLIGHT_NOW).then_some(Time(given.arrival)),
+        extra_keys,
+        read_prefix_cache: !flag("skip_prefix_cache", given.skip_prefix_cache)?,
+    })
+}

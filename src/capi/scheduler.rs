@@ -1,0 +1,544 @@
+//! The scheduler: requests in, steps out.
+
+use std::collections::VecDeque;
+use std::ptr;
+
+use super::guard::{
+    Entered, Exclusive, Result, Versioned, array, call, check, count, create, flag, free, output,
+    read, shared, write,
+};
+use super::request::{inflight_request, request_of};
+use super::status::{Failure, inflight_error, inflight_status};
+use super::step::{
+    inflight_output, inflight_outputs_view, inflight_row, inflight_samples, inflight_step_view,
+    outputs_of, view_of,
+};
+use crate::batch::{BatchBuilder, RaggedBatch, RowBuckets};
+use crate::cache::CacheConfig;
+use crate::error::Error;
+use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler};
+use crate::types::{RequestId, StepId, Time};
+
+use super::event::{EventKind, inflight_event};
+
+/// First come, first served; admits while blocks are free, and the request admitted last gives way:
+/// vLLM's rules. The default.
+pub const INFLIGHT_POLICY_CONTINUOUS: u32 = 0;
+/// Request-level batching, the baseline: a batch runs until its last request has ended.
+pub const INFLIGHT_POLICY_STATIC: u32 = 1;
+/// Lowest `priority` value first, with ageing; the least urgent gives way.
+pub const INFLIGHT_POLICY_PRIORITY: u32 = 2;
+/// Nobody is admitted who might have to give way: TensorRT-LLM's default.
+pub const INFLIGHT_POLICY_NO_EVICT: u32 = 3;
+/// Admits whatever fits now: TensorRT-LLM's MAX_UTILIZATION.
+pub const INFLIGHT_POLICY_MAX_UTILIZATION: u32 = 4;
+/// Iteration-level admission with worst-case memory: Orca.
+pub const INFLIGHT_POLICY_ORCA: u32 = 5;
+
+/// What a scheduler is made for.
+///
+/// Initialise it with `inflight_scheduler_config_init`, then set at least `num_blocks`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_scheduler_config {
+    /// `sizeof(inflight_scheduler_config)`.
+    pub struct_size: usize,
+    /// Blocks of the device pool, the null block 0 included: at least 2.
+    pub num_blocks: u64,
+    /// Blocks of the host pool, for `swap`; 0 (the default) for none.
+    pub num_host_blocks: u64,
+    /// Requests that may wait; a submit beyond it is refused. No bound by default.
+    pub max_waiting: u64,
+    /// Tokens a block; at least 1. 16 by default.
+    pub block_size: u32,
+    /// Requests that run at once; at least 1. 256 by default.
+    pub max_num_seqs: u32,
+    /// Tokens computed in a step; at least 1. 8192 by default.
+    pub max_num_batched_tokens: u32,
+    /// Tokens of prompt and output together; at least 2, or 0 (the default) for all that the blocks
+    /// hold.
+    pub max_model_len: u32,
+    /// Tokens that one request may compute in a step while others run or wait; 0 (the default) for
+    /// no such cap.
+    pub long_prefill_token_threshold: u32,
+    /// Steps that may be scheduled before the first is committed; at least 1, the default.
+    pub max_steps_in_flight: u32,
+    /// 1 (the default) if full blocks are kept for later requests that start with the same tokens.
+    pub prefix_cache: u32,
+    /// 1 (the default) if a prompt may be computed in several steps.
+    pub chunked_prefill: u32,
+    /// 1 if a request may run on before its last token has returned: the device takes that token
+    /// from its own earlier step.
+    pub overlap: u32,
+    /// 1 if a preempted request's blocks move to the host pool, while it has room, instead of being
+    /// computed again.
+    pub swap: u32,
+    /// `INFLIGHT_POLICY_*`.
+    pub policy: u32,
+    /// Requests that may pass one that waits for memory; 0 (the default) for none, so that a large
+    /// request is never starved by small ones.
+    pub bypass_bound: u32,
+    /// Requests looked at behind the one that waits, in one step, where `bypass_bound` is not 0.
+    pub bypass_lookahead: u32,
+    /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
+    /// to 256, by 16 beyond. 0 (the default) for no padding.
+    pub max_padded_rows: u32,
+    /// 1 (the default) to collect events, which the caller then takes with
+    /// `inflight_scheduler_events` now and again.
+    pub events: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_scheduler_config {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            num_blocks: 0,
+            num_host_blocks: 0,
+            max_waiting: u64::MAX,
+            block_size: 16,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 8192,
+            max_model_len: 0,
+            long_prefill_token_threshold: 0,
+            max_steps_in_flight: 1,
+            prefix_cache: 1,
+            chunked_prefill: 1,
+            overlap: 0,
+            swap: 0,
+            policy: INFLIGHT_POLICY_CONTINUOUS,
+            bypass_bound: 0,
+            bypass_lookahead: 0,
+            max_padded_rows: 0,
+            events: 1,
+            reserved: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
+///
+/// `size` is `sizeof(inflight_scheduler_config)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_config_init(
+    config: *mut inflight_scheduler_config,
+    size: usize,
+) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(config, size) }
+}
+
+impl inflight_scheduler_config {
+    fn config(&self) -> Result<Config> {
+        let cache = CacheConfig {
+            num_blocks: count("num_blocks", self.num_blocks)?,
+            block_size: self.block_size as usize,
+            prefix_cache: flag("prefix_cache", self.prefix_cache)?,
+            num_host_blocks: count("num_host_blocks", self.num_host_blocks)?,
+        };
+        let defaults = Config::new(cache);
+        Ok(Config {
+            max_num_seqs: self.max_num_seqs as usize,
+            max_num_batched_tokens: self.max_num_batched_tokens as usize,
+            max_model_len: match self.max_model_len {
+                0 => defaults.max_model_len,
+                len => len as usize,
+            },
+            cache,
+            chunked_prefill: flag("chunked_prefill", self.chunked_prefill)?,
+            long_prefill_token_threshold: self.long_prefill_token_threshold as usize,
+            max_waiting: usize::try_from(self.max_waiting).unwrap_or(usize::MAX),
+            max_steps_in_flight: self.max_steps_in_flight as usize,
+            overlap: flag("overlap", self.overlap)?,
+            swap: flag("swap", self.swap)?,
+        })
+    }
+
+    fn policy(&self) -> Result<Policy> {
+        let policy = match self.policy {
+            INFLIGHT_POLICY_CONTINUOUS => Policy::continuous(),
+            INFLIGHT_POLICY_STATIC => Policy::static_batch(),
+            INFLIGHT_POLICY_PRIORITY => Policy::priority(),
+            INFLIGHT_POLICY_NO_EVICT => Policy::no_evict(),
+            INFLIGHT_POLICY_MAX_UTILIZATION => Policy::max_utilization(),
+            INFLIGHT_POLICY_ORCA => Policy::orca(),
+            other => return Err(Failure::argument("policy", format!("there is none of {other}"))),
+        };
+        let head_of_line = match (self.bypass_bound, self.bypass_lookahead) {
+            (0, _) => HeadOfLine::Strict,
+            (bound, lookahead) => HeadOfLine::Bypass { bound, lookahead },
+        };
+        Ok(Policy { head_of_line, ..policy })
+    }
+
+    fn buckets(&self) -> RowBuckets {
+        match self.max_padded_rows {
+            0 => RowBuckets::none(),
+            most => RowBuckets::ladder(most),
+        }
+    }
+}
+
+/// Decides, step by step, which requests run: `inflight_scheduler_schedule`, run the step on a
+/// device, `inflight_scheduler_commit`.
+///
+/// One thread at a time: a call that finds another inside returns IN_USE. Other threads submit and
+/// cancel through an `inflight_submitter`.
+pub struct inflight_scheduler {
+    pub(super) state: Exclusive<State>,
+}
+
+/// A step in flight, and what its view points to.
+#[derive(Debug, Default)]
+struct InFlight {
+    id: StepId,
+    rows: Vec<inflight_row>,
+    /// Where several steps may be in flight: the builder has the newest alone.
+    batch: Option<RaggedBatch>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) scheduler: Scheduler,
+    builder: BatchBuilder,
+    in_flight: VecDeque<InFlight>,
+    spare: Vec<InFlight>,
+    outputs: Vec<inflight_output>,
+    events: Option<VecDeque<inflight_event>>,
+}
+
+impl State {
+    fn tell(events: &mut Option<VecDeque<inflight_event>>, event: inflight_event) {
+        if let Some(events) = events {
+            events.push_back(event);
+        }
+    }
+
+    fn receive(&mut self) -> Result<()> {
+        let Self { scheduler, events, .. } = self;
+        scheduler.receive(|received| match received {
+            Received::Submitted(_) | Received::NothingToCancel(_) => {}
+            Received::Refused(id, error) => {
+                Self::tell(events, inflight_event::refused(id, Failure::from(error).status));
+            }
+            Received::Cancelled(id) => {
+                Self::tell(events, inflight_event::new(id, EventKind::Cancelled));
+            }
+        })?;
+        Ok(())
+    }
+
+    fn schedule(&mut self, now: Time) -> Result<inflight_step_view> {
+        self.receive()?;
+        let id = self.scheduler.schedule(now)?.id();
+        let built = self.build(id);
+        if built.is_err() {
+            self.scheduler.abandon(id)?;
+        }
+        built
+    }
+
+    fn build(&mut self, id: StepId) -> Result<inflight_step_view> {
+        let Self { scheduler, builder, in_flight, spare, events, .. } = self;
+        let step = scheduler.step(id).ok_or(Error::UnknownStep(id))?;
+        let built = builder.build(scheduler, step)?;
+        let mut kept = spare.pop().unwrap_or_default();
+        kept.id = id;
+        kept.rows.clear();
+        kept.rows.extend(step.rows().iter().map(inflight_row::from));
+        if scheduler.config().max_steps_in_flight > 1 {
+            kept.batch.get_or_insert_default().clone_from(built);
+        }
+        for &request in step.preempted() {
+            let mut event = inflight_event::new(request, EventKind::Preempted);
+            event.step_id = id.0;
+            Self::tell(events, event);
+        }
+        let view = view_of(step, kept.batch.as_ref().unwrap_or(built), &kept.rows);
+        in_flight.push_back(kept);
+        Ok(view)
+    }
+
+    /// Forgets what the view of a step points to.
+    fn retire(&mut self, id: StepId) {
+        let at = self.in_flight.iter().position(|step| step.id == id);
+        let retired = at.and_then(|at| self.in_flight.remove(at));
+        self.spare.extend(retired);
+    }
+
+    fn commit(&mut self, id: StepId, sampled: Sampled<'_>) -> Result<inflight_outputs_view> {
+        let outputs = self.scheduler.commit(id, sampled)?;
+        let view = outputs_of(&outputs, &mut self.outputs);
+        let events = &mut self.events;
+        for output in outputs.as_slice().iter().filter(|output| output.finish.is_some()) {
+            Self::tell(events, inflight_event::finished(output, id));
+        }
+        self.retire(id);
+        Ok(view)
+    }
+}
+
+/// Enters a scheduler.
+///
+/// # Safety
+/// `scheduler` is NULL or one that lives during 'a.
+pub(super) unsafe fn enter<'a>(scheduler: *const inflight_scheduler) -> Result<Entered<'a, State>> {
+    // SAFETY: as the caller promises.
+    unsafe { shared("scheduler", scheduler) }?.state.enter()
+}
+
+/// A scheduler without requests.
+///
+/// Outputs: `*out`, to be freed with `inflight_scheduler_free`; NULL on failure.
+/// Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_create(
+    config: *const inflight_scheduler_config,
+    out: *mut *mut inflight_scheduler,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let make = || {
+        // SAFETY: NULL or a config.
+        let config = unsafe { read("config", config) }?;
+        let state = State {
+            scheduler: Scheduler::new(config.config()?, config.policy()?)?,
+            builder: BatchBuilder::new(config.buckets(), None),
+            in_flight: VecDeque::new(),
+            spare: Vec::new(),
+            outputs: Vec::new(),
+            events: flag("events", config.events)?.then(VecDeque::new),
+        };
+        if config.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
+        Ok(inflight_scheduler { state: Exclusive::new(state) })
+    };
+    // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
+    unsafe { create("out", out, error, make) }
+}
+
+/// Frees a scheduler, whatever it holds. NULL does nothing. Views of its steps are gone; submitters
+/// may live on, and refuse everything.
+///
+/// Threads: any; nobody may be using it. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_free(scheduler: *mut inflight_scheduler) {
+    // SAFETY: NULL, or from `inflight_scheduler_create` and not used any more.
+    unsafe { free(scheduler) }
+}
+
+/// Queues a request. Everything it points to is copied.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, DUPLICATE_REQUEST,
+/// PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), IN_USE, POISONED.
+/// Threads: one at a time; `inflight_submitter_submit` is for any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_submit(
+    scheduler: *mut inflight_scheduler,
+    request: *const inflight_request,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        // SAFETY: NULL or a request.
+        let request = unsafe { request_of(request) }?;
+        Ok(state.scheduler.submit(request)?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Ends a request wherever it is, and frees its slot and blocks. Samples of it that are still in
+/// flight are dropped. There is no event: the call says it all.
+///
+/// Fails, and nothing has changed: UNKNOWN_REQUEST when it has finished, or never was;
+/// INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time; `inflight_submitter_cancel` is for any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_cancel(
+    scheduler: *mut inflight_scheduler,
+    request_id: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        Ok(state.scheduler.cancel(RequestId(request_id))?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Draft tokens to be verified in the step in which the request samples next; they replace earlier
+/// ones, and none (NULL, 0) takes them back.
+///
+/// Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT while tokens of it are in
+/// flight, with `overlap`, and under static batching; IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_set_draft(
+    scheduler: *mut inflight_scheduler,
+    request_id: u64,
+    draft: *const u32,
+    draft_len: usize,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        // SAFETY: NULL or of so many tokens.
+        let draft = unsafe { array("draft", draft, draft_len) }?;
+        Ok(state.scheduler.set_draft(RequestId(request_id), draft)?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Schedules the next step at time `now`, in nanoseconds from any origin; earlier than the last
+/// reads as the last. What submitters handed over is received first.
+///
+/// Outputs: `*view`, prepared with `inflight_step_view_init`: the step, whose arrays are valid until
+/// its commit or abandon. `num_rows` is 0 where there is nothing to run; such a step is committed,
+/// with no tokens, or abandoned as any other.
+/// Fails, and there is no step: TOO_MANY_STEPS_IN_FLIGHT; STALLED when the policy lets nobody run,
+/// which is for the caller to mend (cancel a request, or wait for what else holds blocks);
+/// INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED. Requests may have been received and preempted.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_schedule(
+    scheduler: *mut inflight_scheduler,
+    now: u64,
+    view: *mut inflight_step_view,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        // First, so that no step is lost for want of a place for its view.
+        // SAFETY: NULL or a view.
+        unsafe { check("view", view) }?;
+        let scheduled = state.schedule(Time(now))?;
+        // SAFETY: as above.
+        unsafe { write("view", view, scheduled) }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Takes the samples of the oldest step in flight and says what became of its requests. Each token
+/// is delivered once and in order; what was sampled past a request's end, or for one that was
+/// cancelled meanwhile, is dropped.
+///
+/// `samples` is NULL for a step in which no row samples.
+///
+/// Outputs: `*view`, prepared with `inflight_outputs_view_init`, whose arrays are valid until the
+/// next call with the scheduler; NULL if the caller does not care (events tell what finished).
+/// Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when an older step is in flight;
+/// OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets;
+/// STRUCT_SIZE, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_commit(
+    scheduler: *mut inflight_scheduler,
+    step_id: u64,
+    samples: *const inflight_samples,
+    view: *mut inflight_outputs_view,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        let given = match samples.is_null() {
+            true => inflight_samples::initial(),
+            // SAFETY: samples of the caller's.
+            false => unsafe { read("samples", samples) }?,
+        };
+        // SAFETY: NULL or of so many tokens.
+        let tokens = unsafe { array("samples.tokens", given.tokens, given.num_tokens) }?;
+        // SAFETY: NULL or of so many offsets.
+        let indptr = unsafe { array("samples.indptr", given.indptr, given.indptr_len) }?;
+        let sampled = match given.indptr.is_null() {
+            true => Sampled::One(tokens),
+            false => Sampled::Ragged { tokens, indptr },
+        };
+        if !view.is_null() {
+            // SAFETY: a view of the caller's.
+            unsafe { check("view", view) }?;
+        }
+        let committed = state.commit(StepId(step_id), sampled)?;
+        match view.is_null() {
+            true => Ok(()),
+            // SAFETY: as above.
+            false => unsafe { write("view", view, committed) },
+        }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Undoes the newest step in flight, as if it had not been scheduled: for a step that was not run,
+/// or failed on the way. Its tokens are computed again; requests it preempted stay preempted.
+///
+/// Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when a newer step, which builds
+/// on it, is in flight; INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_abandon(
+    scheduler: *mut inflight_scheduler,
+    step_id: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        state.scheduler.abandon(StepId(step_id))?;
+        state.retire(StepId(step_id));
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Takes the oldest events, at most `capacity` of them.
+///
+/// Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
+/// NULL if `capacity` is 0.
+/// Fails, and no event is taken: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_events(
+    scheduler: *mut inflight_scheduler,
+    events: *mut inflight_event,
+    capacity: usize,
+    num_events: *mut usize,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        // SAFETY: NULL or of so many events; only written here.
+        unsafe { array("events", events.cast_const(), capacity) }?;
+        // SAFETY: NULL or the caller's to be written.
+        let num_events = unsafe { output("num_events", num_events, 0) }?;
+        let Some(all) = &mut state.events else { return Ok(()) };
+        let taken = all.len().min(capacity);
+        for (i, event) in all.drain(..taken).enumerate() {
+            // SAFETY: below `capacity`.
+            let to = unsafe { events.add(i) };
+            // SAFETY: the caller's to be written.
+            unsafe { ptr::write(to, event) };
+        }
+        *num_events = taken;
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

@@ -1,0 +1,431 @@
+//! What an iteration runs, and what came of it: views of flat arrays.
+
+use std::ptr;
+
+use super::guard::Versioned;
+use crate::batch::{Pending, RaggedBatch};
+use crate::cache::BlockOp;
+use crate::request::FinishReason;
+use crate::scheduler::{Outputs, Row, Step};
+use crate::types::BlockId;
+
+/// The row reaches its request's newest token and so samples: a chunk of a prompt does not.
+pub const INFLIGHT_ROW_SAMPLES: u32 = 1;
+/// The row computes just its request's newest token (and drafts), having output before.
+pub const INFLIGHT_ROW_DECODES: u32 = 2;
+/// The row's request was admitted in this step.
+pub const INFLIGHT_ROW_ADMITTED: u32 = 4;
+
+/// One request's share of a step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_row {
+    /// The request.
+    pub request_id: u64,
+    /// Tokens it computes, drafts included; at least 1.
+    pub num_tokens: u32,
+    /// Tokens whose KV is there before the step: the position of its first token.
+    pub num_computed: u32,
+    /// Draft tokens at the end of its tokens.
+    pub num_draft: u32,
+    /// Tokens it will have output once everything in flight has returned, this step excluded.
+    pub num_output: u32,
+    /// `INFLIGHT_ROW_*`, or-ed.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+impl From<&Row> for inflight_row {
+    fn from(row: &Row) -> Self {
+        let flags = [
+            (row.samples, INFLIGHT_ROW_SAMPLES),
+            (row.is_decode, INFLIGHT_ROW_DECODES),
+            (row.admitted, INFLIGHT_ROW_ADMITTED),
+        ];
+        Self {
+            request_id: row.id.0,
+            num_tokens: row.num_tokens,
+            num_computed: row.num_computed,
+            num_draft: row.num_draft,
+            num_output: row.num_output,
+            flags: flags.into_iter().map(|(set, flag)| if set { flag } else { 0 }).sum(),
+            reserved: 0,
+        }
+    }
+}
+
+/// Device to device: a sequence is about to write to a block that it shares.
+pub const INFLIGHT_BLOCK_COPY: u32 = 0;
+/// Device to host.
+pub const INFLIGHT_BLOCK_SWAP_OUT: u32 = 1;
+/// Host to device.
+pub const INFLIGHT_BLOCK_SWAP_IN: u32 = 2;
+
+/// A copy of a block, in every layer's K and V, that the device makes before the step's kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_block_op {
+    /// `INFLIGHT_BLOCK_*`.
+    pub kind: u32,
+    /// Block read: of the host pool for a swap in, else of the device pool.
+    pub src: u32,
+    /// Block written: of the host pool for a swap out, else of the device pool.
+    pub dst: u32,
+}
+
+/// An input token that is not known yet, with `overlap`: the device takes it from an earlier step.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_pending_token {
+    /// Index into `tokens`.
+    pub token: u32,
+    /// How many steps ago it is sampled; at least 1.
+    pub steps_back: u32,
+    /// Index among that step's logits.
+    pub logits: u32,
+}
+
+// Seen as the library's own.
+const _: () = assert!(size_of::<inflight_block_op>() == size_of::<BlockOp>());
+const _: () = assert!(size_of::<inflight_pending_token>() == size_of::<Pending>());
+
+/// One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
+/// library's, and valid until the step's commit or abandon.
+///
+/// Rows are requests, in order: those that were running, then those admitted. With row padding the
+/// arrays by row have `num_padded_rows` entries, the last of them empty rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_step_view {
+    /// `sizeof(inflight_step_view)`.
+    pub struct_size: usize,
+    /// Names the step to `inflight_scheduler_commit` and `inflight_scheduler_abandon`.
+    pub step_id: u64,
+    /// Rows, `[num_rows]`.
+    pub rows: *const inflight_row,
+    /// Input tokens, row by row, `[num_tokens]`.
+    pub tokens: *const u32,
+    /// Position of each token in its sequence, `[num_tokens]`.
+    pub positions: *const u32,
+    /// Where each token's KV is written, `block * block_size + offset`, `[num_tokens]`.
+    pub slot_mapping: *const i64,
+    /// Row r owns tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_padded_rows + 1]`.
+    pub qo_indptr: *const u32,
+    /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_padded_rows + 1]`.
+    pub kv_indptr: *const u32,
+    /// Block tables of the rows, one after the other, `[num_kv_blocks]`.
+    pub kv_indices: *const u32,
+    /// Tokens in each row's last block, this step's included, `[num_padded_rows]`.
+    pub kv_last_page_len: *const u32,
+    /// Tokens whose logits are needed: one for each row that samples, and one for each of its
+    /// drafts before it, `[num_logits]`.
+    pub logits_indices: *const u32,
+    /// Input tokens that a step in flight samples, `[num_pending]`; `tokens` has
+    /// `INFLIGHT_NO_TOKEN` there.
+    pub pending: *const inflight_pending_token,
+    /// Copies to make first, in order, `[num_block_ops]`.
+    pub block_ops: *const inflight_block_op,
+    /// Requests that had to give way and wait again, `[num_preempted]`.
+    pub preempted: *const u64,
+    /// All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+    pub packed: *const u8,
+    /// Bytes of `packed`.
+    pub packed_size: usize,
+    /// Rows.
+    pub num_rows: u32,
+    /// Rows, empty ones included.
+    pub num_padded_rows: u32,
+    /// Tokens.
+    pub num_tokens: u32,
+    /// Rows that sample.
+    pub num_sampling: u32,
+    /// Positions whose logits are needed.
+    pub num_logits: u32,
+    /// Elements of `kv_indices`.
+    pub num_kv_blocks: u32,
+    /// Elements of `pending`.
+    pub num_pending: u32,
+    /// Elements of `block_ops`.
+    pub num_block_ops: u32,
+    /// Elements of `preempted`.
+    pub num_preempted: u32,
+    /// Tokens a block.
+    pub block_size: u32,
+    /// Most tokens of a row.
+    pub max_q_len: u32,
+    /// Most keys of a row, this step's included.
+    pub max_kv_len: u32,
+    /// Requests that hold a slot, after scheduling.
+    pub num_running: u32,
+    /// Requests that wait, after scheduling.
+    pub num_waiting: u32,
+    /// Blocks free, after scheduling.
+    pub num_free_blocks: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_step_view {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            step_id: 0,
+            rows: ptr::null(),
+            tokens: ptr::null(),
+            positions: ptr::null(),
+            slot_mapping: ptr::null(),
+            qo_indptr: ptr::null(),
+            kv_indptr: ptr::null(),
+            kv_indices: ptr::null(),
+            kv_last_page_len: ptr::null(),
+            logits_indices: ptr::null(),
+            pending: ptr::null(),
+            block_ops: ptr::null(),
+            preempted: ptr::null(),
+            packed: ptr::null(),
+            packed_size: 0,
+            num_rows: 0,
+            num_padded_rows: 0,
+            num_tokens: 0,
+            num_sampling: 0,
+            num_logits: 0,
+            num_kv_blocks: 0,
+            num_pending: 0,
+            num_block_ops: 0,
+            num_preempted: 0,
+            block_size: 0,
+            max_q_len: 0,
+            max_kv_len: 0,
+            num_running: 0,
+            num_waiting: 0,
+            num_free_blocks: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_step_view`: size set, empty.
+///
+/// `size` is `sizeof(inflight_step_view)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_step_view_init(view: *mut inflight_step_view, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(view, size) }
+}
+
+/// The view of a step, its batch and its rows.
+pub(super) fn view_of(
+    step: &Step,
+    batch: &RaggedBatch,
+    rows: &[inflight_row],
+) -> inflight_step_view {
+    let h = batch.header();
+    inflight_step_view {
+        struct_size: 0,
+        step_id: step.id().0,
+        rows: rows.as_ptr(),
+        tokens: batch.tokens().as_ptr(),
+        positions: batch.positions().as_ptr(),
+        slot_mapping: batch.slot_mapping().as_ptr(),
+        qo_indptr: batch.qo_indptr().as_ptr(),
+        kv_indptr: batch.kv_indptr().as_ptr(),
+        kv_indices: batch.kv_indices().as_ptr().cast(),
+        kv_last_page_len: batch.kv_last_page_len().as_ptr(),
+        logits_indices: batch.logits_indices().as_ptr(),
+        pending: batch.pending().as_ptr().cast(),
+        block_ops: batch.ops().as_ptr().cast(),
+        preempted: step.preempted().as_ptr().cast(),
+        packed: batch.bytes().as_ptr(),
+        packed_size: batch.bytes().len(),
+        num_rows: rows.len() as u32,
+        num_padded_rows: h.padded_rows,
+        num_tokens: h.num_tokens,
+        num_sampling: step.num_sampling() as u32,
+        num_logits: h.num_logits,
+        num_kv_blocks: h.num_kv_blocks,
+        num_pending: h.num_pending,
+        num_block_ops: h.num_ops,
+        num_preempted: step.preempted().len() as u32,
+        block_size: h.block_size,
+        max_q_len: h.max_q_len,
+        max_kv_len: h.max_kv_len,
+        num_running: step.running() as u32,
+        num_waiting: step.waiting() as u32,
+        num_free_blocks: step.free_blocks() as u32,
+        reserved: 0,
+    }
+}
+
+const _: () = assert!(size_of::<BlockId>() == 4);
+
+/// The tokens that a step sampled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_samples {
+    /// `sizeof(inflight_samples)`.
+    pub struct_size: usize,
+    /// Token ids of the rows that sample, in the order of the rows.
+    pub tokens: *const u32,
+    /// Elements of `tokens`.
+    pub num_tokens: usize,
+    /// NULL for one token a row. With drafts: the i-th row that samples has
+    /// `tokens[indptr[i]..indptr[i + 1]]`, the accepted drafts and the token after them, between
+    /// one and `num_draft + 1`.
+    pub indptr: *const u32,
+    /// Elements of `indptr`: one more than rows that sample.
+    pub indptr_len: usize,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_samples {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        let none = ptr::null();
+        let struct_size = size_of::<Self>();
+        Self { struct_size, tokens: none, num_tokens: 0, indptr: none, indptr_len: 0 }
+    }
+}
+
+/// Prepares an `inflight_samples`: size set, empty.
+///
+/// `size` is `sizeof(inflight_samples)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_samples_init(samples: *mut inflight_samples, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(samples, size) }
+}
+
+/// The request goes on.
+pub const INFLIGHT_FINISH_NONE: u32 = 0;
+/// It sampled its end-of-sequence token.
+pub const INFLIGHT_FINISH_EOS: u32 = 1;
+/// It sampled one of its stop tokens.
+pub const INFLIGHT_FINISH_STOP_TOKEN: u32 = 2;
+/// It reached `max_tokens` or `max_model_len`.
+pub const INFLIGHT_FINISH_LENGTH: u32 = 3;
+/// Its output repeats itself.
+pub const INFLIGHT_FINISH_REPETITION: u32 = 4;
+
+/// The number of a reason, and the stop token where it is one.
+pub(super) fn finish_of(reason: Option<FinishReason>) -> (u32, u32) {
+    let none = super::request::INFLIGHT_NO_TOKEN;
+    match reason {
+        None => (INFLIGHT_FINISH_NONE, none),
+        Some(FinishReason::Eos) => (INFLIGHT_FINISH_EOS, none),
+        Some(FinishReason::StopToken(token)) => (INFLIGHT_FINISH_STOP_TOKEN, token),
+        Some(FinishReason::Length) => (INFLIGHT_FINISH_LENGTH, none),
+        Some(FinishReason::Repetition) => (INFLIGHT_FINISH_REPETITION, none),
+    }
+}
+
+/// What a commit delivers of one request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_output {
+    /// The request.
+    pub request_id: u64,
+    /// Its tokens are `tokens[first_token..first_token + num_tokens]` of the view.
+    pub first_token: u32,
+    /// Its tokens in this commit.
+    pub num_tokens: u32,
+    /// `INFLIGHT_FINISH_*`: set with its last token.
+    pub finish: u32,
+    /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
+    pub stop_token: u32,
+}
+
+/// What a commit delivers. All arrays are the library's, and valid until the next call with the
+/// scheduler.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_outputs_view {
+    /// `sizeof(inflight_outputs_view)`.
+    pub struct_size: usize,
+    /// The step that was committed.
+    pub step_id: u64,
+    /// The requests that got tokens, in the order of the step's rows, `[num_outputs]`.
+    pub outputs: *const inflight_output,
+    /// Their tokens, `[num_tokens]`.
+    pub tokens: *const u32,
+    /// Requests that gave back their slot and blocks: those that finished, or under static batching
+    /// the whole batch with its last, `[num_released]`.
+    pub released: *const u64,
+    /// Elements of `outputs`.
+    pub num_outputs: u32,
+    /// Elements of `tokens`.
+    pub num_tokens: u32,
+    /// Elements of `released`.
+    pub num_released: u32,
+    /// Blocks free after the commit.
+    pub num_free_blocks: u32,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_outputs_view {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            step_id: 0,
+            outputs: ptr::null(),
+            tokens: ptr::null(),
+            released: ptr::null(),
+            num_outputs: 0,
+            num_tokens: 0,
+            num_released: 0,
+            num_free_blocks: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_outputs_view`: size set, empty.
+///
+/// `size` is `sizeof(inflight_outputs_view)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_outputs_view_init(view: *mut inflight_outputs_view, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(view, size) }
+}
+
+/// The view of what a commit delivered; `list` holds its outputs.
+pub(super) fn outputs_of(
+    outputs: &Outputs<'_>,
+    list: &mut Vec<inflight_output>,
+) -> inflight_outputs_view {
+    let all = outputs.all_tokens();
+    list.clear();
+    list.extend(outputs.as_slice().iter().map(|output| {
+        let range = output.range();
+        let (finish, stop_token) = finish_of(output.finish);
+        inflight_output {
+            request_id: output.id.0,
+            first_token: range.start,
+            num_tokens: range.end - range.start,
+            finish,
+            stop_token,
+        }
+    }));
+    inflight_outputs_view {
+        struct_size: 0,
+        step_id: outputs.step().id().0,
+        outputs: list.as_ptr(),
+        tokens: all.as_ptr(),
+        released: outputs.released().as_ptr().cast(),
+        num_outputs: list.len() as u32,
+        num_tokens: all.len() as u32,
+        num_released: outputs.released().len() as u32,
+        num_free_blocks: outputs.free_blocks() as u32,
+    }
+}

@@ -1,0 +1,92 @@
+//! Submitting and cancelling from any thread.
+
+use super::guard::{call, create, free, shared};
+use super::request::{inflight_request, request_of};
+use super::scheduler::{enter, inflight_scheduler};
+use super::status::{inflight_error, inflight_status};
+use crate::scheduler::Submitter;
+use crate::types::RequestId;
+
+/// Hands requests to a scheduler that another thread steps. Any number of threads may use one at
+/// the same time, and each may have its own.
+///
+/// What it is given takes effect with the next `inflight_scheduler_schedule`, in order; what became
+/// of it is told by `inflight_scheduler_events`. It may outlive its scheduler, and refuses
+/// everything then.
+pub struct inflight_submitter {
+    submitter: Submitter,
+}
+
+/// A submitter for a scheduler.
+///
+/// Outputs: `*out`, to be freed with `inflight_submitter_free`; NULL on failure.
+/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: the scheduler's (one at a time). Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_submitter_create(
+    scheduler: *mut inflight_scheduler,
+    out: *mut *mut inflight_submitter,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let make = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let state = unsafe { enter(scheduler) }?;
+        Ok(inflight_submitter { submitter: state.scheduler.submitter() })
+    };
+    // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
+    unsafe { create("out", out, error, make) }
+}
+
+/// Frees a submitter. NULL does nothing. What it handed over stays handed over.
+///
+/// Threads: any; nobody may be using it. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_submitter_free(submitter: *mut inflight_submitter) {
+    // SAFETY: NULL, or from `inflight_submitter_create` and not used any more.
+    unsafe { free(submitter) }
+}
+
+/// Hands over a request. Everything it points to is copied.
+///
+/// Whether its id is free shows when the scheduler receives it: a request that is refused then gives
+/// an event `INFLIGHT_EVENT_REFUSED`.
+///
+/// Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
+/// QUEUE_FULL (try again later).
+/// Threads: any, several at once. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_submitter_submit(
+    submitter: *const inflight_submitter,
+    request: *const inflight_request,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a submitter that lives.
+        let submitter = unsafe { shared("submitter", submitter) }?;
+        // SAFETY: NULL or a request.
+        let request = unsafe { request_of(request) }?;
+        Ok(submitter.submitter.submit(request)?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Asks for the end of a request, wherever it is. One that has ended already is no error: the event
+/// is `INFLIGHT_EVENT_CANCELLED` where there was something to cancel.
+///
+/// Fails: INVALID_ARGUMENT.
+/// Threads: any, several at once. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_submitter_cancel(
+    submitter: *const inflight_submitter,
+    request_id: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a submitter that lives.
+        let submitter = unsafe { shared("submitter", submitter) }?;
+        Ok(submitter.submitter.cancel(RequestId(request_id))?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

@@ -1,0 +1,205 @@
+//! Submitting and cancelling from any thread while another steps.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::Scheduler;
+use super::config::Config;
+use crate::error::{Error, Result};
+use crate::request::Request;
+use crate::types::RequestId;
+
+/// What every request must fit, whatever else runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    max_model_len: usize,
+    max_waiting: usize,
+    block_size: usize,
+    usable: usize,
+}
+
+impl Limits {
+    pub(super) fn new(config: &Config, usable: usize) -> Self {
+        let Config { max_model_len, max_waiting, cache, .. } = *config;
+        Self { max_model_len, max_waiting, block_size: cache.block_size, usable }
+    }
+
+    /// The part of [`Scheduler::check`] that looks at the request alone.
+    pub(super) fn check(&self, request: &Request) -> Result<()> {
+        let id = request.id;
+        if request.prompt.is_empty() {
+            return Err(Error::argument("prompt", format!("request {id} has no tokens")));
+        }
+        if request.max_tokens == 0 {
+            return Err(Error::argument("max_tokens", format!("request {id} asks for 0 tokens")));
+        }
+        if request.repetition.is_some_and(|rule| !rule.is_valid()) {
+            let reason = "needs 2 <= min_count and max(1, min_pattern) <= max_pattern";
+            return Err(Error::argument("repetition", format!("request {id}: {reason}")));
+        }
+        let (prompt_len, max_model_len) = (request.prompt.len(), self.max_model_len);
+        if prompt_len >= max_model_len {
+            return Err(Error::PromptTooLong { id, prompt_len, max_model_len });
+        }
+        // The KV of the last token is never computed.
+        let most = (prompt_len + request.max_tokens as usize).min(max_model_len) - 1;
+        let (needed, usable) = (most.div_ceil(self.block_size), self.usable);
+        if needed > usable {
+            return Err(Error::NeverFits { id, needed, usable });
+        }
+        Ok(())
+    }
+}
+
+/// What a [`Submitter`] asked for.
+#[derive(Debug)]
+enum Message {
+    Submit(Request),
+    Cancel(RequestId),
+}
+
+#[derive(Debug)]
+struct Shared {
+    messages: Mutex<Vec<Message>>,
+    /// Submissions among the messages.
+    submitted: AtomicUsize,
+    /// Requests that wait, as the scheduler said last.
+    waiting: AtomicUsize,
+    limits: Limits,
+}
+
+/// The scheduler's end.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    shared: Arc<Shared>,
+    /// Emptied messages, whose room serves again.
+    spare: Vec<Message>,
+}
+
+/// Hands requests to a [`Scheduler`] that another thread steps: cheap to clone, for any thread.
+///
+/// What it is given takes effect with the scheduler's next [`receive`](Scheduler::receive), in
+/// order. It outlives its scheduler, and is of no use then.
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    shared: Weak<Shared>,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// The request waits.
+    Submitted(RequestId),
+    /// The request cannot run: [`Error::DuplicateRequest`] or [`Error::QueueFull`].
+    Refused(RequestId, Error),
+    /// The request has been cancelled.
+    Cancelled(RequestId),
+    /// There was nothing to cancel: it had finished, or was refused.
+    NothingToCancel(RequestId),
+}
+
+impl Inbox {
+    pub(super) fn new(limits: Limits) -> Self {
+        let shared = Shared {
+            messages: Mutex::default(),
+            submitted: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            limits,
+        };
+        Self { shared: Arc::new(shared), spare: Vec::new() }
+    }
+}
+
+impl Submitter {
+    /// Hands over a request. Whether its id is free is known when it is received.
+    ///
+    /// # Errors
+    /// Nothing has happened on any of them: those of [`Scheduler::submit`] but
+    /// [`Error::DuplicateRequest`], where [`Error::QueueFull`] counts what has not been received
+    /// too; [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    pub fn submit(&self, request: Request) -> Result<()> {
+        let shared = self.shared()?;
+        shared.limits.check(&request)?;
+        let max_waiting = shared.limits.max_waiting;
+        let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = shared.submitted.load(Ordering::Relaxed);
+        if shared.waiting.load(Ordering::Relaxed).saturating_add(before) >= max_waiting {
+            return Err(Error::QueueFull { max_waiting });
+        }
+        shared.submitted.store(before + 1, Ordering::Relaxed);
+        messages.push(Message::Submit(request));
+        Ok(())
+    }
+
+    /// Asks for the end of a request. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    pub fn cancel(&self, id: RequestId) -> Result<()> {
+        let shared = self.shared()?;
+        let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.push(Message::Cancel(id));
+        Ok(())
+    }
+
+    fn shared(&self) -> Result<Arc<Shared>> {
+        let gone = || Error::argument("submitter", "its scheduler is gone");
+        self.shared.upgrade().ok_or_else(gone)
+    }
+}
+
+impl Scheduler {
+    /// A handle for other threads.
+    #[must_use]
+    pub fn submitter(&self) -> Submitter {
+        Submitter { shared: Arc::downgrade(&self.inbox.shared) }
+    }
+
+    /// Does what submitters asked for since the last call, in the order they asked, and says what
+    /// came of each. To be called before [`schedule`](Self::schedule).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    pub fn receive(&mut self, mut then: impl FnMut(Received)) -> Result<()> {
+        let shared = Arc::clone(&self.inbox.shared);
+        let mut messages = std::mem::take(&mut self.inbox.spare);
+        {
+            let mut all = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut *all, &mut messages);
+            shared.submitted.store(0, Ordering::Relaxed);
+            // Those just taken wait, until the next call says better.
+            let taken = messages.iter().filter(|m| matches!(m, Message::Submit(_))).count();
+            shared.waiting.store(self.num_waiting() + taken, Ordering::Relaxed);
+        }
+        let mut failed = Ok(());
+        for message in messages.drain(..) {
+            let received = match message {
+                Message::Submit(request) => {
+                    let id = request.id;
+                    match self.submit(request) {
+                        Ok(()) => Received::Submitted(id),
+                        Err(error) => Received::Refused(id, error),
+                    }
+                }
+                Message::Cancel(id) => match self.cancel(id) {
+                    Ok(()) => Received::Cancelled(id),
+                    Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
+                    Err(error) => {
+                        // The others are still to be heard.
+                        failed = Err(error);
+                        continue;
+                    }
+                },
+            };
+            then(received);
+        }
+        self.inbox.spare = messages;
+        self.publish_waiting();
+        failed
+    }
+
+    /// Lets submitters know how many wait.
+    pub(super) fn publish_waiting(&self) {
+        self.inbox.shared.waiting.store(self.num_waiting(), Ordering::Relaxed);
+    }
+}

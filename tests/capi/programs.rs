@@ -1,0 +1,44 @@
+//! Programs in C that call the library, rightly and wrongly, plain and with sanitizers.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::build::{SANITIZED, program, run};
+use super::parse::header;
+
+fn both(name: &str, args: &[&str]) {
+    let source = format!("{name}.c");
+    for (kind, flags) in [("plain", &[][..]), ("sanitized", &SANITIZED)] {
+        let program = program(&format!("{name}_{kind}"), Path::new(&source), flags);
+        let output = run(Command::new(program).args(args));
+        print!("{kind}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn wrong_calls_are_refused_and_change_nothing() {
+    both("faults", &[]);
+}
+
+#[test]
+fn eight_threads_submit_and_cancel_while_one_steps() {
+    both("threads", &["4000"]);
+}
+
+#[test]
+fn a_step_allocates_nothing() {
+    let program = program("steps", Path::new("steps.c"), &["-DCOUNT_ALLOCATIONS"]);
+    let output = run(&mut Command::new(program));
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Not a failure: [`super::generic`] calls every function. But here is what has no table of its own.
+#[test]
+fn functions_without_a_table_of_faults_are_listed() {
+    let tables = include_str!("faults.c");
+    for function in header().functions.iter().filter(|f| f.returns == "inflight_status") {
+        if !tables.contains(&format!("{}(", function.name)) {
+            println!("{} has no table of faults", function.name);
+        }
+    }
+}
