@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,6 +122,8 @@ func (h *handler) completions(w http.ResponseWriter, r *http.Request) {
 		h.completed.Add(1)
 	case r.Context().Err() != nil:
 		h.cancelled.Add(1)
+	case errors.Is(err, inflight.Capacity):
+		// Counted as refused.
 	default:
 		h.failed.Add(1)
 	}
@@ -172,28 +173,27 @@ type answer struct {
 	usage   usage
 }
 
-// events streams tokens as they come, those that came together in one event.
+// events streams tokens as they come, those that came together in one event. The status waits for
+// the first: a request that preempted ones leave no room for in the queue is refused only when the
+// scheduler receives it, and the client should know by the status.
 func (a *answer) events() error {
+	token, more := <-a.stream.Tokens()
+	if _, err := a.result(more); err != nil {
+		a.handler.fail(a.writer, codeOf(err), err)
+		return err
+	}
 	header := a.writer.Header()
 	header.Set("Content-Type", "text/event-stream")
 	header.Set("Cache-Control", "no-cache")
 	a.writer.WriteHeader(http.StatusOK)
-	// At once: a client whose request waits knows that it was taken.
-	if err := a.write(nil); err != nil {
-		return err
-	}
-	for token := range a.stream.Tokens() {
-		text := a.gather(token)
-		if err := a.event(a.part(text, nil)); err != nil {
+	for ; more; token, more = <-a.stream.Tokens() {
+		if err := a.event(a.part(a.gather(token), nil)); err != nil {
 			return err
 		}
 	}
 	finish, err := a.stream.Result()
 	if err != nil {
-		if errors.Is(err, context.Canceled) {
-			return err
-		}
-		// Too late for a status.
+		// Too late for a status; a client who has left does not hear it.
 		return errors.Join(err, a.event(problemOf(err)))
 	}
 	reason := finish.String()
@@ -203,6 +203,14 @@ func (a *answer) events() error {
 		return err
 	}
 	return a.write([]byte("data: [DONE]\n\n"))
+}
+
+// result is the stream's, where it has no more tokens.
+func (a *answer) result(more bool) (inflight.Finish, error) {
+	if more {
+		return inflight.FinishNone, nil
+	}
+	return a.stream.Result()
 }
 
 // gather takes what else there is by now.

@@ -319,23 +319,36 @@ func TestBackPressure(t *testing.T) {
 	s, engine := server(t, config, 2*time.Millisecond)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	for refused := false; !refused; {
-		r, err := post(ctx, s.Client(), s.URL,
-			completionRequest{Prompt: "p", MaxTokens: 500, Stream: true})
-		if err != nil {
-			t.Fatal(err)
+	ask := completionRequest{Prompt: "p", MaxTokens: 500, Stream: true}
+	var group sync.WaitGroup
+	defer group.Wait()
+	state := func(running, waiting int) func() bool {
+		return func() bool {
+			stats := engine.Stats()
+			return stats.NumRunning == running && stats.NumWaiting == waiting
 		}
-		defer r.Body.Close()
-		refused = r.StatusCode == http.StatusTooManyRequests
 	}
-	if engine.Stats().NumWaiting != 2 {
-		t.Errorf("%+v", engine.Stats())
+	for i, holds := range []func() bool{state(1, 0), state(1, 1), state(1, 2)} {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			if r, err := post(ctx, s.Client(), s.URL, ask); err == nil {
+				_, _ = io.Copy(io.Discard, r.Body)
+				_ = r.Body.Close()
+			}
+		}()
+		eventually(t, fmt.Sprintf("request %d is not there", i), holds)
+	}
+	r, err := post(ctx, s.Client(), s.URL, ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Body.Close()
+	if r.StatusCode != http.StatusTooManyRequests || r.Header.Get("Retry-After") == "" {
+		t.Error(r.Status)
 	}
 	cancel()
-	eventually(t, "requests are left", func() bool {
-		stats := engine.Stats()
-		return stats.NumRunning+stats.NumWaiting == 0
-	})
+	eventually(t, "requests are left", state(0, 0))
 }
 
 // SIGTERM: what runs is answered to its end, and the program ends well.
