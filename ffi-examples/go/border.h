@@ -1,0 +1,101 @@
+/* The calls of a scheduler as Go makes them: one crossing each, scalars and flat arrays in, results
+ * into memory of C's, so that no pointer of Go's stands in memory that is passed. */
+#ifndef INFLIGHT_GO_BORDER_H
+#define INFLIGHT_GO_BORDER_H
+
+#include <inflight.h>
+#include <stdlib.h>
+
+/* Where the calls of one scheduler write. */
+typedef struct border {
+    inflight_scheduler *scheduler;
+    inflight_step_view step;
+    inflight_outputs_view outputs;
+    inflight_scheduler_stats stats;
+    inflight_request_snapshot snapshot;
+    inflight_error error;
+    size_t num_events;
+} border;
+
+static inline border *border_create(const inflight_scheduler_config *config,
+                                    inflight_error *error, inflight_status *status) {
+    border *b = calloc(1, sizeof *b);
+    if (b == NULL) {
+        abort(); /* as Go itself does where memory is out */
+    }
+    inflight_step_view_init(&b->step, sizeof b->step);
+    inflight_outputs_view_init(&b->outputs, sizeof b->outputs);
+    inflight_scheduler_stats_init(&b->stats, sizeof b->stats);
+    inflight_request_snapshot_init(&b->snapshot, sizeof b->snapshot);
+    inflight_error_init(&b->error, sizeof b->error);
+    *status = inflight_scheduler_create(config, &b->scheduler, error);
+    if (*status != INFLIGHT_STATUS_OK) {
+        free(b);
+        return NULL;
+    }
+    return b;
+}
+
+static inline void border_free(border *b) {
+    inflight_scheduler_free(b->scheduler);
+    free(b);
+}
+
+static inline inflight_status border_schedule(border *b, uint64_t now) {
+    return inflight_scheduler_schedule(b->scheduler, now, &b->step, &b->error);
+}
+
+static inline inflight_status border_commit(border *b, uint64_t step_id, const uint32_t *tokens,
+                                            size_t num_tokens, const uint32_t *indptr,
+                                            size_t indptr_len) {
+    inflight_samples samples;
+    inflight_samples_init(&samples, sizeof samples);
+    samples.tokens = tokens;
+    samples.num_tokens = num_tokens;
+    samples.indptr = indptr;
+    samples.indptr_len = indptr_len;
+    return inflight_scheduler_commit(b->scheduler, step_id, &samples, &b->outputs, &b->error);
+}
+
+static inline inflight_status border_abandon(border *b, uint64_t step_id) {
+    return inflight_scheduler_abandon(b->scheduler, step_id, &b->error);
+}
+
+static inline inflight_status border_events(border *b, inflight_event *events, size_t capacity) {
+    return inflight_scheduler_events(b->scheduler, events, capacity, &b->num_events, &b->error);
+}
+
+static inline inflight_status border_submit(border *b, const inflight_request *request) {
+    return inflight_scheduler_submit(b->scheduler, request, &b->error);
+}
+
+static inline inflight_status border_cancel(border *b, uint64_t id) {
+    return inflight_scheduler_cancel(b->scheduler, id, &b->error);
+}
+
+static inline inflight_status border_set_draft(border *b, uint64_t id, const uint32_t *draft,
+                                               size_t draft_len) {
+    return inflight_scheduler_set_draft(b->scheduler, id, draft, draft_len, &b->error);
+}
+
+static inline inflight_status border_get_stats(border *b) {
+    return inflight_scheduler_get_stats(b->scheduler, &b->stats, &b->error);
+}
+
+static inline inflight_status border_get_request(border *b, uint64_t id) {
+    return inflight_scheduler_get_request(b->scheduler, id, &b->snapshot, &b->error);
+}
+
+static inline inflight_status border_verify(border *b) {
+    return inflight_scheduler_verify(b->scheduler, &b->error);
+}
+
+static inline inflight_status border_reset_prefix_cache(border *b) {
+    return inflight_scheduler_reset_prefix_cache(b->scheduler, &b->error);
+}
+
+static inline inflight_status border_submitter_create(border *b, inflight_submitter **out) {
+    return inflight_submitter_create(b->scheduler, out, &b->error);
+}
+
+#endif

@@ -1,0 +1,3 @@
+module inflight.dev/inflight
+
+go 1.21

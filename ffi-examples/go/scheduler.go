@@ -1,0 +1,313 @@
+package inflight
+
+// #include "border.h"
+import "C"
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// handles counts what has been made and not been closed.
+var handles atomic.Int64
+
+// Scheduler decides, step by step, which requests run: [Scheduler.Schedule], run the step, then
+// [Step.Commit].
+//
+// Its methods may be called from any goroutine, and wait for each other; the views that they return
+// are for those who know that no such call is under way. Other goroutines submit and cancel through
+// a [Submitter], which does not wait for a step.
+type Scheduler struct {
+	mu     sync.Mutex
+	border *C.border
+	closed atomic.Bool
+	// calls counts what ends the validity of outputs.
+	calls atomic.Uint64
+}
+
+// NewScheduler makes a scheduler without requests, to be closed.
+func NewScheduler(config Config) (*Scheduler, error) {
+	if abi := uint32(C.inflight_abi_version()); abi != C.INFLIGHT_ABI_VERSION {
+		return nil, &Error{
+			Op:      "create",
+			Status:  StatusUnsupported,
+			Message: "the library that was loaded has another ABI than the header",
+		}
+	}
+	c, err := config.toC()
+	if err != nil {
+		return nil, err
+	}
+	var (
+		detail C.inflight_error
+		status C.inflight_status
+	)
+	C.inflight_error_init(&detail, C.sizeof_inflight_error)
+	border := C.border_create(&c, &detail, &status)
+	if border == nil {
+		return nil, failure("create", status, &detail)
+	}
+	handles.Add(1)
+	s := &Scheduler{border: border}
+	runtime.SetFinalizer(s, func(s *Scheduler) { _ = s.Close() })
+	return s, nil
+}
+
+// Close frees the scheduler, whatever it holds. Steps are over, and views of them must not be in
+// use any more; submitters refuse everything. It returns nil, also where it was closed before.
+func (s *Scheduler) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.border == nil {
+		return nil
+	}
+	runtime.SetFinalizer(s, nil)
+	s.calls.Add(1)
+	s.closed.Store(true)
+	C.border_free(s.border)
+	s.border = nil
+	handles.Add(-1)
+	return nil
+}
+
+// enter begins a call, which leave ends; step is the one that the call would end, if any.
+func (s *Scheduler) enter(op string, step *Step) (*C.border, error) {
+	if s == nil {
+		return nil, &Error{Op: op, Status: StatusUnknownStep, Message: "the step is a copy"}
+	}
+	s.mu.Lock()
+	if s.border == nil {
+		s.mu.Unlock()
+		return nil, ErrClosed
+	}
+	if step != nil && step.ended.Load() {
+		s.mu.Unlock()
+		return nil, &Error{Op: op, Status: StatusUnknownStep}
+	}
+	s.calls.Add(1)
+	return s.border, nil
+}
+
+func (s *Scheduler) leave() {
+	s.mu.Unlock()
+}
+
+// Schedule schedules the next step at time now, from any origin; earlier than the last reads as the
+// last. What submitters handed over is received first.
+//
+// A step has no rows where there is nothing to run; it is committed, without tokens, or abandoned
+// as any other. There is no step where the error is [StatusTooManyStepsInFlight], or
+// [StatusStalled] because the policy lets nobody run.
+func (s *Scheduler) Schedule(now time.Duration) (*Step, error) {
+	step := &Step{scheduler: s}
+	border, err := s.enter("schedule", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	status := C.border_schedule(border, C.uint64_t(max(now, 0)))
+	if status != C.INFLIGHT_STATUS_OK {
+		return nil, failure("schedule", status, &border.error)
+	}
+	step.view = border.step
+	return step, nil
+}
+
+// Submit queues a request.
+func (s *Scheduler) Submit(request *Request) error {
+	p := pass(request)
+	defer p.release()
+	return s.call("submit", func(b *C.border) C.inflight_status {
+		return C.border_submit(b, &p.request)
+	})
+}
+
+// Cancel ends a request wherever it is, and frees its slot and blocks. Samples of it that are still
+// in flight are dropped. There is no event.
+func (s *Scheduler) Cancel(id uint64) error {
+	return s.call("cancel", func(b *C.border) C.inflight_status {
+		return C.border_cancel(b, C.uint64_t(id))
+	})
+}
+
+// SetDraft gives tokens to be verified in the step in which the request samples next; they replace
+// earlier ones, and none takes them back.
+func (s *Scheduler) SetDraft(id uint64, draft []Token) error {
+	return s.call("set draft", func(b *C.border) C.inflight_status {
+		data := (*C.uint32_t)(unsafe.SliceData(draft))
+		return C.border_set_draft(b, C.uint64_t(id), data, C.size_t(len(draft)))
+	})
+}
+
+// Verify checks every invariant: for tests and debugging, since it looks at all there is.
+func (s *Scheduler) Verify() error {
+	return s.call("verify", func(b *C.border) C.inflight_status {
+		return C.border_verify(b)
+	})
+}
+
+// ResetPrefixCache forgets cached prefixes: for a model whose weights have changed. It fails with
+// [StatusOutOfBlocks] while any block is held.
+func (s *Scheduler) ResetPrefixCache() error {
+	return s.call("reset prefix cache", func(b *C.border) C.inflight_status {
+		return C.border_reset_prefix_cache(b)
+	})
+}
+
+// call makes one call whose only result is its status.
+func (s *Scheduler) call(op string, body func(*C.border) C.inflight_status) error {
+	border, err := s.enter(op, nil)
+	if err != nil {
+		return err
+	}
+	defer s.leave()
+	return failure(op, body(border), &border.error)
+}
+
+// EventKind is what happened to a request.
+type EventKind uint32
+
+// Kinds of events.
+const (
+	// EventRefused: a request that a submitter handed over cannot run; [Event.Status] says why.
+	EventRefused EventKind = C.INFLIGHT_EVENT_REFUSED
+	// EventFinished: a request sampled its last token; [Event.Finish] says why it was the last.
+	EventFinished EventKind = C.INFLIGHT_EVENT_FINISHED
+	// EventCancelled: a request was cancelled through a submitter.
+	EventCancelled EventKind = C.INFLIGHT_EVENT_CANCELLED
+	// EventPreempted: a request had to give way in a step, and waits again. It goes on later.
+	EventPreempted EventKind = C.INFLIGHT_EVENT_PREEMPTED
+)
+
+// Event is something that happened to a request.
+type Event struct {
+	// RequestID is the request.
+	RequestID uint64
+	// StepID is the step with which it happened, or 2^64 - 1.
+	StepID uint64
+	// Kind is what happened.
+	Kind EventKind
+	// Status is why it was refused; else 0.
+	Status Status
+	// Finish is why it finished; else [FinishNone].
+	Finish Finish
+	// StopToken is the stop token that ended it, or [NoToken].
+	StopToken Token
+}
+
+// Events takes the oldest events, as many as events has room for, and returns their number. The
+// others stay for the next call.
+func (s *Scheduler) Events(events []Event) (int, error) {
+	border, err := s.enter("events", nil)
+	if err != nil {
+		return 0, err
+	}
+	defer s.leave()
+	data := (*C.inflight_event)(unsafe.Pointer(unsafe.SliceData(events)))
+	status := C.border_events(border, data, C.size_t(len(events)))
+	if status != C.INFLIGHT_STATUS_OK {
+		return 0, failure("events", status, &border.error)
+	}
+	return int(border.num_events), nil
+}
+
+// Stats is counters since a scheduler was made, and its state now.
+type Stats struct {
+	// Steps is the steps scheduled, empty ones included.
+	Steps uint64
+	// Admissions includes those after a preemption.
+	Admissions uint64
+	// Preemptions is how often a request had to give way.
+	Preemptions uint64
+	// Finished is the requests that ended by themselves.
+	Finished uint64
+	// Cancelled is the requests that were cancelled.
+	Cancelled uint64
+	// OutputTokens is the tokens delivered.
+	OutputTokens uint64
+	// PrefixQueriedTokens is the tokens of requests that looked for a cached prefix.
+	PrefixQueriedTokens uint64
+	// PrefixHitTokens is the tokens among them that were found.
+	PrefixHitTokens uint64
+	// EvictedBlocks is the blocks whose known content was given up for a new one.
+	EvictedBlocks uint64
+	// NumRunning is the requests that hold a slot now.
+	NumRunning int
+	// NumWaiting is the requests that wait now.
+	NumWaiting int
+	// NumFreeBlocks is the blocks of the device pool that are free now, cached ones included.
+	NumFreeBlocks int
+	// NumFreeHostBlocks is the blocks of the host pool that are free now.
+	NumFreeHostBlocks int
+}
+
+// Stats returns counters and state.
+func (s *Scheduler) Stats() (Stats, error) {
+	border, err := s.enter("stats", nil)
+	if err != nil {
+		return Stats{}, err
+	}
+	defer s.leave()
+	status := C.border_get_stats(border)
+	if status != C.INFLIGHT_STATUS_OK {
+		return Stats{}, failure("stats", status, &border.error)
+	}
+	c := &border.stats
+	return Stats{
+		Steps:               uint64(c.steps),
+		Admissions:          uint64(c.admissions),
+		Preemptions:         uint64(c.preemptions),
+		Finished:            uint64(c.finished),
+		Cancelled:           uint64(c.cancelled),
+		OutputTokens:        uint64(c.output_tokens),
+		PrefixQueriedTokens: uint64(c.prefix_queried_tokens),
+		PrefixHitTokens:     uint64(c.prefix_hit_tokens),
+		EvictedBlocks:       uint64(c.evicted_blocks),
+		NumRunning:          int(c.num_running),
+		NumWaiting:          int(c.num_waiting),
+		NumFreeBlocks:       int(c.num_free_blocks),
+		NumFreeHostBlocks:   int(c.num_free_host_blocks),
+	}, nil
+}
+
+// Snapshot is a request at a moment.
+type Snapshot struct {
+	// Client is whom it belongs to.
+	Client uint64
+	// Running says that it is among the running requests; else it waits.
+	Running bool
+	// NumPrompt is the tokens of its prompt.
+	NumPrompt int
+	// NumOutput is the tokens output so far.
+	NumOutput int
+	// NumComputed is the tokens whose KV is computed or in flight.
+	NumComputed int
+	// NumPreemptions is how often it was preempted.
+	NumPreemptions int
+}
+
+// Request returns a request as it is now; [StatusUnknownRequest] when it has finished, or never
+// was.
+func (s *Scheduler) Request(id uint64) (Snapshot, error) {
+	border, err := s.enter("request", nil)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	defer s.leave()
+	status := C.border_get_request(border, C.uint64_t(id))
+	if status != C.INFLIGHT_STATUS_OK {
+		return Snapshot{}, failure("request", status, &border.error)
+	}
+	c := &border.snapshot
+	return Snapshot{
+		Client:         uint64(c.client),
+		Running:        c.running != 0,
+		NumPrompt:      int(c.num_prompt),
+		NumOutput:      int(c.num_output),
+		NumComputed:    int(c.num_computed),
+		NumPreemptions: int(c.num_preemptions),
+	}, nil
+}

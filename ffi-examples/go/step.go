@@ -1,0 +1,398 @@
+package inflight
+
+// #include "border.h"
+import "C"
+
+import (
+	"slices"
+	"sync/atomic"
+	"unsafe"
+)
+
+// RowFlags say what a row does.
+type RowFlags uint32
+
+// Flags of a row.
+const (
+	// RowSamples: the row reaches its request's newest token and so samples.
+	RowSamples RowFlags = C.INFLIGHT_ROW_SAMPLES
+	// RowDecodes: the row computes just its request's newest token (and drafts).
+	RowDecodes RowFlags = C.INFLIGHT_ROW_DECODES
+	// RowAdmitted: the row's request was admitted in this step.
+	RowAdmitted RowFlags = C.INFLIGHT_ROW_ADMITTED
+)
+
+// Row is one request's share of a step.
+type Row struct {
+	// RequestID is the request.
+	RequestID uint64
+	// NumTokens is the tokens it computes, drafts included; at least 1.
+	NumTokens uint32
+	// NumComputed is the tokens whose KV is there before the step.
+	NumComputed uint32
+	// NumDraft is the draft tokens at the end of its tokens.
+	NumDraft uint32
+	// NumOutput is the tokens that it will have output once everything in flight has returned, this
+	// step excluded.
+	NumOutput uint32
+	// Flags say what it does.
+	Flags RowFlags
+	_     uint32
+}
+
+// Samples says whether the row samples: a chunk of a prompt does not, unless it is the last.
+func (r *Row) Samples() bool { return r.Flags&RowSamples != 0 }
+
+// PendingToken is an input token that is not known yet, with [Config.Overlap].
+type PendingToken struct {
+	// Token is an index into [Step.Tokens].
+	Token uint32
+	// StepsBack is how many steps ago it is sampled; at least 1.
+	StepsBack uint32
+	// Logits is an index among that step's logits.
+	Logits uint32
+}
+
+// BlockOpKind says between which pools a block is copied.
+type BlockOpKind uint32
+
+// Kinds of copies.
+const (
+	// BlockCopy is device to device: a sequence is about to write to a block that it shares.
+	BlockCopy BlockOpKind = C.INFLIGHT_BLOCK_COPY
+	// BlockSwapOut is device to host.
+	BlockSwapOut BlockOpKind = C.INFLIGHT_BLOCK_SWAP_OUT
+	// BlockSwapIn is host to device.
+	BlockSwapIn BlockOpKind = C.INFLIGHT_BLOCK_SWAP_IN
+)
+
+// BlockOp is a copy of a block, in every layer's K and V, that is made before anything else of its
+// step.
+type BlockOp struct {
+	// Kind says between which pools.
+	Kind BlockOpKind
+	// Src is the block read.
+	Src uint32
+	// Dst is the block written.
+	Dst uint32
+}
+
+// The Go types lie over C's.
+var (
+	_ = [1]struct{}{}[unsafe.Sizeof(Row{})-C.sizeof_inflight_row]
+	_ = [1]struct{}{}[unsafe.Offsetof(Row{}.Flags)-unsafe.Offsetof(C.inflight_row{}.flags)]
+	_ = [1]struct{}{}[unsafe.Sizeof(PendingToken{})-C.sizeof_inflight_pending_token]
+	_ = [1]struct{}{}[unsafe.Sizeof(BlockOp{})-C.sizeof_inflight_block_op]
+	_ = [1]struct{}{}[unsafe.Sizeof(Output{})-C.sizeof_inflight_output]
+	_ = [1]struct{}{}[unsafe.Offsetof(Output{}.StopToken)-
+		unsafe.Offsetof(C.inflight_output{}.stop_token)]
+	_ = [1]struct{}{}[unsafe.Sizeof(Event{})-C.sizeof_inflight_event]
+	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.StopToken)-
+		unsafe.Offsetof(C.inflight_event{}.stop_token)]
+)
+
+// Step is one iteration: which requests compute how many tokens, as a ragged batch. Rows are
+// requests, in order: those that were running, then those admitted. With [Config.MaxPaddedRows] the
+// arrays by row have [Step.NumPaddedRows] entries, the last of them empty rows.
+//
+// The slices that its methods return are views of the library's memory, valid until Commit, Abandon
+// or the scheduler's Close; nobody may write to them. After that the methods return nil.
+// [Step.Copy] makes a step that lasts.
+//
+// Several goroutines may read a step, and one of them then ends it.
+type Step struct {
+	scheduler *Scheduler
+	view      C.inflight_step_view
+	ended     atomic.Bool
+}
+
+// over says that the arrays are no longer the step's.
+func (s *Step) over() bool {
+	return s.ended.Load() || s.scheduler != nil && s.scheduler.closed.Load()
+}
+
+// viewOf is an array of a step, or nil where the step is over.
+func viewOf[T any](s *Step, from unsafe.Pointer, count C.uint32_t) []T {
+	if s.over() {
+		return nil
+	}
+	return unsafe.Slice((*T)(from), int(count))
+}
+
+// ID names the step.
+func (s *Step) ID() uint64 { return uint64(s.view.step_id) }
+
+// NumRows returns the number of rows; 0 where there was nothing to run.
+func (s *Step) NumRows() int { return int(s.view.num_rows) }
+
+// NumPaddedRows returns the number of rows, empty ones included.
+func (s *Step) NumPaddedRows() int { return int(s.view.num_padded_rows) }
+
+// NumTokens returns the number of tokens.
+func (s *Step) NumTokens() int { return int(s.view.num_tokens) }
+
+// NumSampling returns the number of rows that sample: of tokens that Commit takes.
+func (s *Step) NumSampling() int { return int(s.view.num_sampling) }
+
+// BlockSize returns the tokens of a block.
+func (s *Step) BlockSize() int { return int(s.view.block_size) }
+
+// MaxQueryLen returns the most tokens of a row.
+func (s *Step) MaxQueryLen() int { return int(s.view.max_q_len) }
+
+// MaxKVLen returns the most keys of a row, this step's included.
+func (s *Step) MaxKVLen() int { return int(s.view.max_kv_len) }
+
+// NumRunning returns the requests that hold a slot, after scheduling.
+func (s *Step) NumRunning() int { return int(s.view.num_running) }
+
+// NumWaiting returns the requests that wait, after scheduling.
+func (s *Step) NumWaiting() int { return int(s.view.num_waiting) }
+
+// NumFreeBlocks returns the blocks that are free, after scheduling.
+func (s *Step) NumFreeBlocks() int { return int(s.view.num_free_blocks) }
+
+// Rows returns the rows, [NumRows].
+func (s *Step) Rows() []Row {
+	return viewOf[Row](s, unsafe.Pointer(s.view.rows), s.view.num_rows)
+}
+
+// Tokens returns the input tokens, row by row, [NumTokens].
+func (s *Step) Tokens() []Token {
+	return viewOf[Token](s, unsafe.Pointer(s.view.tokens), s.view.num_tokens)
+}
+
+// Positions returns the position of each token in its sequence, [NumTokens].
+func (s *Step) Positions() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.positions), s.view.num_tokens)
+}
+
+// SlotMapping returns where each token's KV is written, block * block size + offset, [NumTokens].
+func (s *Step) SlotMapping() []int64 {
+	return viewOf[int64](s, unsafe.Pointer(s.view.slot_mapping), s.view.num_tokens)
+}
+
+// QueryIndptr returns the offsets of rows: row r owns tokens [r] to [r+1], [NumPaddedRows + 1].
+func (s *Step) QueryIndptr() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.qo_indptr), s.view.num_padded_rows+1)
+}
+
+// KVIndptr returns the offsets of block tables: row r reads the blocks of KVIndices from [r] to
+// [r+1], [NumPaddedRows + 1].
+func (s *Step) KVIndptr() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indptr), s.view.num_padded_rows+1)
+}
+
+// KVIndices returns the block tables of the rows, one after the other.
+func (s *Step) KVIndices() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indices), s.view.num_kv_blocks)
+}
+
+// KVLastPageLen returns the tokens in each row's last block, this step's included, [NumPaddedRows].
+func (s *Step) KVLastPageLen() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_last_page_len), s.view.num_padded_rows)
+}
+
+// LogitsIndices returns the tokens whose logits are needed: one for each row that samples, and one
+// for each of its drafts before it.
+func (s *Step) LogitsIndices() []uint32 {
+	return viewOf[uint32](s, unsafe.Pointer(s.view.logits_indices), s.view.num_logits)
+}
+
+// Pending returns the input tokens that a step in flight samples; Tokens has [NoToken] there.
+func (s *Step) Pending() []PendingToken {
+	return viewOf[PendingToken](s, unsafe.Pointer(s.view.pending), s.view.num_pending)
+}
+
+// BlockOps returns the copies to make first, in order.
+func (s *Step) BlockOps() []BlockOp {
+	return viewOf[BlockOp](s, unsafe.Pointer(s.view.block_ops), s.view.num_block_ops)
+}
+
+// Preempted returns the requests that had to give way and wait again.
+func (s *Step) Preempted() []uint64 {
+	return viewOf[uint64](s, unsafe.Pointer(s.view.preempted), s.view.num_preempted)
+}
+
+// Packed returns all arrays in one buffer, header first, as kernels read it.
+func (s *Step) Packed() []byte {
+	if s.over() {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(s.view.packed)), int(s.view.packed_size))
+}
+
+// Copy returns the step with arrays of its own, which last. It cannot be committed: the step that
+// it was made from is. A copy of a step that is over is over.
+func (s *Step) Copy() *Step {
+	c := &Step{view: s.view}
+	if s.over() {
+		c.ended.Store(true)
+		return c
+	}
+	c.view.rows = (*C.inflight_row)(cloned(s.Rows()))
+	c.view.tokens = (*C.uint32_t)(cloned(s.Tokens()))
+	c.view.positions = (*C.uint32_t)(cloned(s.Positions()))
+	c.view.slot_mapping = (*C.int64_t)(cloned(s.SlotMapping()))
+	c.view.qo_indptr = (*C.uint32_t)(cloned(s.QueryIndptr()))
+	c.view.kv_indptr = (*C.uint32_t)(cloned(s.KVIndptr()))
+	c.view.kv_indices = (*C.uint32_t)(cloned(s.KVIndices()))
+	c.view.kv_last_page_len = (*C.uint32_t)(cloned(s.KVLastPageLen()))
+	c.view.logits_indices = (*C.uint32_t)(cloned(s.LogitsIndices()))
+	c.view.pending = (*C.inflight_pending_token)(cloned(s.Pending()))
+	c.view.block_ops = (*C.inflight_block_op)(cloned(s.BlockOps()))
+	c.view.preempted = (*C.uint64_t)(cloned(s.Preempted()))
+	c.view.packed = (*C.uint8_t)(cloned(s.Packed()))
+	return c
+}
+
+func cloned[T any](slice []T) unsafe.Pointer {
+	return unsafe.Pointer(unsafe.SliceData(slices.Clone(slice)))
+}
+
+// Commit takes the tokens that the rows of the step sampled, one for each that samples, in their
+// order, and says what became of the requests. Steps are committed oldest first. Each token is
+// delivered once and in order; what was sampled past a request's end, or for one that was cancelled
+// meanwhile, is dropped.
+//
+// After an error the step is still in flight, unless it was not before.
+func (s *Step) Commit(tokens []Token) (Outputs, error) {
+	return s.commit(tokens, nil)
+}
+
+// CommitRagged is Commit for steps with drafts: the i-th row that samples has tokens[indptr[i]] to
+// tokens[indptr[i+1]], the accepted drafts and the token after them.
+func (s *Step) CommitRagged(tokens []Token, indptr []uint32) (Outputs, error) {
+	if len(indptr) == 0 {
+		return Outputs{}, &Error{
+			Op:      "commit",
+			Status:  StatusInvalidArgument,
+			Field:   "samples.indptr",
+			Message: "has no offsets",
+		}
+	}
+	return s.commit(tokens, indptr)
+}
+
+func (s *Step) commit(tokens []Token, indptr []uint32) (Outputs, error) {
+	owner := s.scheduler
+	border, err := owner.enter("commit", s)
+	if err != nil {
+		return Outputs{}, err
+	}
+	defer owner.leave()
+	status := C.border_commit(border, s.view.step_id,
+		(*C.uint32_t)(unsafe.SliceData(tokens)), C.size_t(len(tokens)),
+		(*C.uint32_t)(unsafe.SliceData(indptr)), C.size_t(len(indptr)))
+	if status != C.INFLIGHT_STATUS_OK {
+		return Outputs{}, failure("commit", status, &border.error)
+	}
+	s.ended.Store(true)
+	return Outputs{scheduler: owner, call: owner.calls.Load(), view: border.outputs}, nil
+}
+
+// Abandon undoes the step, as if it had not been scheduled: for one that was not run, or failed on
+// the way. Steps are abandoned newest first. Its tokens are computed again; requests that it
+// preempted stay preempted.
+func (s *Step) Abandon() error {
+	owner := s.scheduler
+	border, err := owner.enter("abandon", s)
+	if err != nil {
+		return err
+	}
+	defer owner.leave()
+	status := C.border_abandon(border, s.view.step_id)
+	if status != C.INFLIGHT_STATUS_OK {
+		return failure("abandon", status, &border.error)
+	}
+	s.ended.Store(true)
+	return nil
+}
+
+// Finish is why a request ended.
+type Finish uint32
+
+// Reasons to end.
+const (
+	// FinishNone: the request goes on, or did not end by itself.
+	FinishNone Finish = C.INFLIGHT_FINISH_NONE
+	// FinishEOS: it sampled [Request.EOS].
+	FinishEOS Finish = C.INFLIGHT_FINISH_EOS
+	// FinishStopToken: it sampled one of [Request.StopTokens].
+	FinishStopToken Finish = C.INFLIGHT_FINISH_STOP_TOKEN
+	// FinishLength: it reached [Request.MaxTokens] or [Config.MaxModelLen].
+	FinishLength Finish = C.INFLIGHT_FINISH_LENGTH
+	// FinishRepetition: its output repeats itself.
+	FinishRepetition Finish = C.INFLIGHT_FINISH_REPETITION
+)
+
+// String names the reason: "eos", "stop", "length", "repetition", or "".
+func (f Finish) String() string {
+	switch f {
+	case FinishEOS:
+		return "eos"
+	case FinishStopToken:
+		return "stop"
+	case FinishLength:
+		return "length"
+	case FinishRepetition:
+		return "repetition"
+	}
+	return ""
+}
+
+// Output is what a commit delivers of one request; [Outputs.Tokens] has the tokens.
+type Output struct {
+	// RequestID is the request.
+	RequestID uint64
+	first     uint32
+	num       uint32
+	// Finish is set with its last token.
+	Finish Finish
+	// StopToken is the stop token that ended it, or [NoToken].
+	StopToken Token
+}
+
+// Outputs is what a commit delivers: a view of the library's memory, valid until the next call with
+// the scheduler, from when on it is empty.
+type Outputs struct {
+	scheduler *Scheduler
+	call      uint64
+	view      C.inflight_outputs_view
+}
+
+func (o *Outputs) valid() bool {
+	return o.scheduler != nil && o.scheduler.calls.Load() == o.call
+}
+
+// Len returns the number of requests that got tokens.
+func (o *Outputs) Len() int {
+	if !o.valid() {
+		return 0
+	}
+	return int(o.view.num_outputs)
+}
+
+// At returns the i-th output, in the order of the step's rows.
+func (o *Outputs) At(i int) Output {
+	return unsafe.Slice((*Output)(unsafe.Pointer(o.view.outputs)), o.Len())[i]
+}
+
+// Tokens returns the tokens of the i-th output.
+func (o *Outputs) Tokens(i int) []Token {
+	of := o.At(i)
+	all := unsafe.Slice((*Token)(unsafe.Pointer(o.view.tokens)), int(o.view.num_tokens))
+	return all[of.first : of.first+of.num : of.first+of.num]
+}
+
+// Released returns the requests that gave back their slot and blocks: those that finished, or under
+// static batching the whole batch with its last.
+func (o *Outputs) Released() []uint64 {
+	if !o.valid() {
+		return nil
+	}
+	return unsafe.Slice((*uint64)(unsafe.Pointer(o.view.released)), int(o.view.num_released))
+}
+
+// NumFreeBlocks returns the blocks that are free after the commit.
+func (o *Outputs) NumFreeBlocks() int { return int(o.view.num_free_blocks) }
