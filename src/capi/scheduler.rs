@@ -440,7 +440,7 @@ pub unsafe extern "C" fn inflight_scheduler_schedule(
 /// `samples` is NULL for a step in which no row samples.
 ///
 /// Outputs: `*view`, prepared with `inflight_outputs_view_init`, whose arrays are valid until the
-/// next call with the scheduler; NULL if the caller does not care (events tell what finished).
+/// next schedule, commit or abandon; NULL if the caller does not care (events tell what finished).
 /// Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when an older step is in flight;
 /// OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets;
 /// STRUCT_SIZE, IN_USE, POISONED.

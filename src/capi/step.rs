@@ -343,8 +343,8 @@ pub struct inflight_output {
     pub stop_token: u32,
 }
 
-/// What a commit delivers. All arrays are the library's, and valid until the next call with the
-/// scheduler.
+/// What a commit delivers. All arrays are the library's, and valid until the scheduler's next
+/// schedule, commit or abandon.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_outputs_view {

@@ -48,8 +48,9 @@ pub unsafe extern "C" fn inflight_submitter_free(submitter: *mut inflight_submit
 
 /// Hands over a request. Everything it points to is copied.
 ///
-/// Whether its id is free shows when the scheduler receives it: a request that is refused then gives
-/// an event `INFLIGHT_EVENT_REFUSED`.
+/// Whether its id is free shows when the scheduler receives it, and whether the queue still has
+/// room, since preempted requests join it meanwhile: a request that is refused then
+/// (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
 ///
 /// Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
 /// QUEUE_FULL (try again later).
