@@ -87,7 +87,7 @@ pub(super) unsafe fn init<T: Versioned>(to: *mut T, size: usize) {
     // SAFETY: both have `known` bytes.
     unsafe { ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), to.cast(), known) };
     // SAFETY: the rest of the caller's bytes.
-    unsafe { to.cast::<u8>().add(known).write_bytes(0, size - known) };
+    unsafe { to.cast::<u8>().wrapping_add(known).write_bytes(0, size - known) };
     // SAFETY: a struct starts with its size; the caller's may be newer than this library's.
     unsafe { to.cast::<usize>().write_unaligned(size) };
 }
@@ -106,8 +106,9 @@ pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> 
     let known = size.min(size_of::<T>());
     // SAFETY: both have `known` bytes, and any bytes are a value.
     unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut value).cast(), known) };
+    let rest = from.cast::<u8>().wrapping_add(known);
     // SAFETY: the caller's struct has `size` bytes.
-    let unknown = unsafe { slice::from_raw_parts(from.cast::<u8>().add(known), size - known) };
+    let unknown = unsafe { slice::from_raw_parts(rest, size - known) };
     if unknown.iter().any(|&byte| byte != 0) {
         let reason = "sets fields that this version of the library does not have";
         return Err(Failure::new(inflight_status::StructSize, field, reason));
@@ -125,9 +126,10 @@ pub(super) unsafe fn write<T: Versioned>(field: &'static str, to: *mut T, value:
     let size = unsafe { to.cast::<usize>().read() };
     check_size::<T>(field, size)?;
     let (first, known) = (size_of::<usize>(), size.min(size_of::<T>()));
-    let from = (&raw const value).cast::<u8>();
+    let from = (&raw const value).cast::<u8>().wrapping_add(first);
+    let to = to.cast::<u8>().wrapping_add(first);
     // SAFETY: both have `known` bytes, the first of which are the size.
-    unsafe { ptr::copy_nonoverlapping(from.add(first), to.cast::<u8>().add(first), known - first) };
+    unsafe { ptr::copy_nonoverlapping(from, to, known - first) };
     Ok(())
 }
 
@@ -160,6 +162,23 @@ pub(super) unsafe fn array<'a, T>(
     }
     // SAFETY: not NULL, aligned and of a size that memory can have; the rest the caller promises.
     Ok(unsafe { slice::from_raw_parts(from, len) })
+}
+
+/// An array of the caller's to be written; NULL is an empty one.
+///
+/// # Safety
+/// `to` is NULL, or points to `len` elements that nobody else uses during 'a.
+pub(super) unsafe fn array_mut<'a, T>(
+    field: &'static str,
+    to: *mut T,
+    len: usize,
+) -> Result<&'a mut [T]> {
+    // SAFETY: as the caller promises; this view is gone before the one below is made.
+    if unsafe { array(field, to.cast_const(), len) }?.is_empty() {
+        return Ok(&mut []);
+    }
+    // SAFETY: `array` found pointer and size right; the rest the caller promises.
+    Ok(unsafe { slice::from_raw_parts_mut(to, len) })
 }
 
 /// A place for a result, which is written at once with `fallback`.
