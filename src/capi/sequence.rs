@@ -244,12 +244,13 @@ pub unsafe extern "C" fn inflight_cache_allocate(
         let num_tokens = find(&mut state, seq, num_cached, num_tokens)?;
         let from = count("write_from", write_from)?;
         let State { cache, hit, sequences, .. } = &mut *state;
-        if !hit.is_empty() && !cache.table(SeqId::from_bits(seq)).is_empty() {
+        let fresh = cache.table(SeqId::from_bits(seq)).is_empty();
+        if !hit.is_empty() && !fresh {
             return Err(Failure::argument("num_cached", "the sequence has blocks already"));
         }
         let taken = cache.allocate(SeqId::from_bits(seq), hit, from, num_tokens)?;
         let queried = sequences.get_mut(&seq).and_then(|sequence| sequence.queried.take());
-        if let Some(queried) = queried {
+        if let (true, Some(queried)) = (fresh, queried) {
             cache.record_lookup(queried, hit.len() * cache.block_size());
         }
         if let Some(num_blocks) = num_blocks {

@@ -290,6 +290,7 @@ fn what_cannot_be_is_refused() {
     let cache = Cache::new(4, 0);
     let c = cache.0;
     let (seq, none) = (cache.open(ptr::null()), ptr::null_mut());
+    let mut taken = 0;
     // SAFETY: the cache lives; other pointers are NULL.
     unsafe {
         assert_eq!(field(|e| inflight_cache_close(ptr::null_mut(), seq, e)), "cache");
@@ -313,7 +314,7 @@ fn what_cannot_be_is_refused() {
         done(|e| inflight_cache_register(c, seq, huge, e));
         done(|e| inflight_cache_unregister(c, seq, huge, e));
         assert_eq!(
-            field(|e| inflight_cache_take_ops(c, ptr::null_mut(), 1, &raw mut { 0 }, e)),
+            field(|e| inflight_cache_take_ops(c, ptr::null_mut(), 1, &raw mut taken, e)),
             "ops"
         );
         let mut reset = 7;

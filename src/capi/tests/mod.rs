@@ -1,5 +1,6 @@
 //! The functions of the ABI, called as C calls them, against the library below them.
 
+mod attention;
 mod cache;
 
 use std::ffi::c_char;
