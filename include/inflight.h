@@ -364,6 +364,16 @@
 #define INFLIGHT_MAX_STATES 16
 
 /**
+ * A `DLManagedTensor`: what a capsule named "dltensor" holds.
+ */
+#define INFLIGHT_DLPACK_UNVERSIONED 0
+
+/**
+ * A `DLManagedTensorVersioned` of version 1: what a capsule named "dltensor_versioned" holds.
+ */
+#define INFLIGHT_DLPACK_VERSIONED 1
+
+/**
  * What a call came to.
  *
  * 0 is success. Numbers are in groups: 1xx the caller's arguments, 2xx capacity (nothing is wrong;
@@ -1985,6 +1995,11 @@ typedef struct inflight_merge_args {
     float *lse;
 } inflight_merge_args;
 
+/**
+ * Called once, on any thread, when nobody uses an exported array any more.
+ */
+typedef void (*inflight_release_callback)(void *user_data);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -3017,6 +3032,68 @@ inflight_status inflight_block_mover_run(struct inflight_block_mover *mover,
                                          size_t num_ops,
                                          void *stream,
                                          struct inflight_error *error);
+
+/**
+ * Sees an array of `[tokens, heads, head_dim]` as a tensor of the device.
+ *
+ * `managed` is a `DLManagedTensorVersioned *` or `DLManagedTensor *`, as `kind`
+ * (`INFLIGHT_DLPACK_*`) says, of dlpack.h, which this header does not need. It stays the caller's: it
+ * is read, not kept, and must live as long as the tensor is used; its deleter is not called. Types
+ * are float32, float16, bfloat16, and as FP8_E4M3 float8_e4m3fn and uint8; strides may be NULL; the
+ * last dimension is contiguous. Pass the stream to the producer as DLPack's protocol has it: this
+ * call waits for nothing.
+ *
+ * `write` is 1 for outputs, which may not be read-only.
+ *
+ * Outputs: `*tensor`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming `managed` for another device, type, number
+ * of dimensions or major version.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_tensor_from_dlpack(const struct inflight_device *device,
+                                            const void *managed,
+                                            uint32_t kind,
+                                            uint32_t write,
+                                            struct inflight_tensor *tensor,
+                                            struct inflight_error *error);
+
+/**
+ * Sees two arrays as a layer's K and V, to be read and written. Their dimensions are in the order
+ * that `layout` (`INFLIGHT_LAYOUT_*`) names, with any strides: slices of one array do as well. `kind`
+ * is that of both; all else is as with `inflight_tensor_from_dlpack`. Scales of an fp8 cache are the
+ * caller's to set: they are NULL.
+ *
+ * Outputs: `*cache`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming `k`, `v`, `layout`, or the field of the
+ * cache that would result.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_kv_cache_from_dlpack(const struct inflight_device *device,
+                                              const void *k,
+                                              const void *v,
+                                              uint32_t kind,
+                                              uint32_t layout,
+                                              struct inflight_kv_cache *cache,
+                                              struct inflight_error *error);
+
+/**
+ * Exports a tensor of the device as a `DLManagedTensorVersioned` of DLPack 1.1, for a capsule named
+ * "dltensor_versioned". The memory stays the caller's: `release` (may be NULL) is called with
+ * `user_data` when the consumer's deleter says that nobody uses it any more. The work that writes the
+ * tensor is the caller's to order before the consumer's.
+ *
+ * Outputs: `*managed`, which whoever holds it last frees by its own deleter; NULL on failure, and
+ * `release` is not called then.
+ * Fails: INVALID_ARGUMENT naming `tensor` or `read_only`.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_tensor_to_dlpack(const struct inflight_device *device,
+                                          const struct inflight_tensor *tensor,
+                                          uint32_t read_only,
+                                          inflight_release_callback release,
+                                          void *user_data,
+                                          void **managed,
+                                          struct inflight_error *error);
 
 #ifdef __cplusplus
 }  // extern "C"

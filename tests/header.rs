@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files of the ABI, in the order in which the header presents them: simple to special.
-const FILES: [&str; 21] = [
+const FILES: [&str; 22] = [
     "library",
     "status",
     "request",
@@ -27,6 +27,7 @@ const FILES: [&str; 21] = [
     "append",
     "merge",
     "blocks",
+    "dlpack",
 ];
 
 fn generate() -> String {

@@ -6,6 +6,7 @@ use super::guard::{Result, array, call, count, output, shared};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{dtype_of, stride};
 use crate::error::Error;
+use crate::kernels::kv::KV_ALIGN;
 use crate::kernels::{KvCache, KvLayout, KvScales, KvStrides};
 
 /// `[num_blocks, block_size, num_heads, head_dim]`: a token's heads are together.
@@ -145,6 +146,9 @@ impl inflight_kv_cache {
         layout.check().map_err(failure)?;
         let ends = [("cache.k", self.k, layout.k_extent()), ("cache.v", self.v, layout.v_extent())];
         for (field, data, extent) in ends {
+            if data.is_null() || !data.addr().is_multiple_of(KV_ALIGN) {
+                return Err(Failure::argument(field, "is NULL or not at a multiple of 16 bytes"));
+            }
             let bytes = extent.map_err(failure)? * layout.dtype.size();
             let end = data.addr().checked_add(bytes);
             if end.is_none_or(|end| end > isize::MAX as usize) {

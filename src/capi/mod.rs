@@ -18,6 +18,7 @@ mod cache;
 #[cfg(feature = "cuda-driver")]
 mod cuda;
 mod device;
+mod dlpack;
 mod event;
 mod guard;
 mod kv;

@@ -286,6 +286,10 @@ fn keys_keep_sequences_apart() {
 }
 
 #[test]
+#[allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "calls of one kind, of which none follows a pointer that is not NULL or this function's"
+)]
 fn what_cannot_be_is_refused() {
     let cache = Cache::new(4, 0);
     let c = cache.0;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cache;
+mod dlpack;
 
 use std::ffi::c_char;
 
