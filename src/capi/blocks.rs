@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::device::{Backend, backend, inflight_device};
 use super::guard::{Exclusive, Result, array, call, free, give, shared};
-use super::kv::{failure, inflight_kv_cache};
+use super::kv::inflight_kv_cache;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::BlockOp;
@@ -104,7 +104,7 @@ pub unsafe extern "C" fn inflight_block_mover_create(
                 let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
                 let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
                 let mover = crate::kernels::cuda::BlockMover::new(&backend.cuda, &device, &host)
-                    .map_err(|error| Failure::for_layers(failure(error)))?;
+                    .map_err(|error| Failure::for_layers(super::kv::failure(error)))?;
                 Kind::Cuda(Box::new(mover))
             }
         };
