@@ -2,6 +2,8 @@
 
 mod attention;
 mod cache;
+#[cfg(feature = "cuda-driver")]
+mod cuda;
 mod dlpack;
 
 use std::ffi::c_char;
