@@ -225,6 +225,155 @@
 #define INFLIGHT_EVENT_PREEMPTED 4
 
 /**
+ * The processor. Pointers given with it are to memory of the process, streams are NULL, and calls
+ * return when their work is done.
+ */
+#define INFLIGHT_DEVICE_CPU 1
+
+/**
+ * A GPU, through the CUDA driver. Pointers given with it are to memory that it can reach, streams
+ * are `CUstream` or `cudaStream_t` (NULL is the default one), and calls queue their work.
+ */
+#define INFLIGHT_DEVICE_CUDA 2
+
+/**
+ * The best instructions that this processor has.
+ */
+#define INFLIGHT_ISA_BEST 0
+
+/**
+ * AVX-512 F, BW, DQ, VL and BF16.
+ */
+#define INFLIGHT_ISA_AVX512_BF16 1
+
+/**
+ * AVX-512 F, BW, DQ and VL.
+ */
+#define INFLIGHT_ISA_AVX512 2
+
+/**
+ * AVX2, FMA and F16C.
+ */
+#define INFLIGHT_ISA_AVX2 3
+
+/**
+ * NEON.
+ */
+#define INFLIGHT_ISA_NEON 4
+
+/**
+ * No instructions but those that every processor has.
+ */
+#define INFLIGHT_ISA_PORTABLE 5
+
+/**
+ * The same with the algorithm of `INFLIGHT_ISA_AVX512_BF16`, for tests.
+ */
+#define INFLIGHT_ISA_PORTABLE_BF16 6
+
+/**
+ * Bytes of `inflight_device_info.name`, terminator included.
+ */
+#define INFLIGHT_DEVICE_NAME_SIZE 256
+
+/**
+ * IEEE binary32.
+ */
+#define INFLIGHT_DTYPE_F32 1
+
+/**
+ * IEEE binary16.
+ */
+#define INFLIGHT_DTYPE_F16 2
+
+/**
+ * bfloat16: the upper half of a binary32.
+ */
+#define INFLIGHT_DTYPE_BF16 3
+
+/**
+ * OCP 8-bit float e4m3 without infinities, largest 448: `float8_e4m3fn`.
+ */
+#define INFLIGHT_DTYPE_FP8_E4M3 4
+
+/**
+ * `[num_blocks, block_size, num_heads, head_dim]`: a token's heads are together.
+ */
+#define INFLIGHT_LAYOUT_NHD 1
+
+/**
+ * `[num_blocks, num_heads, block_size, head_dim]`: a head's tokens are together.
+ */
+#define INFLIGHT_LAYOUT_HND 2
+
+/**
+ * No window: queries see keys however far back.
+ */
+#define INFLIGHT_NO_WINDOW UINT32_MAX
+
+/**
+ * Attentions of one step buffer at most.
+ */
+#define INFLIGHT_MAX_ATTENTIONS 4
+
+/**
+ * Pairs are elements `i` and `i + rotary_dim / 2` of a head: GPT-NeoX, Llama as Hugging Face stores
+ * it.
+ */
+#define INFLIGHT_ROPE_PAIRS_HALF 1
+
+/**
+ * Pairs are elements `2 i` and `2 i + 1`: GPT-J, Llama as its authors stored it.
+ */
+#define INFLIGHT_ROPE_PAIRS_INTERLEAVED 2
+
+/**
+ * Frequencies as they are. The default.
+ */
+#define INFLIGHT_ROPE_SCALING_NONE 0
+
+/**
+ * All are divided by `factor`: position interpolation.
+ */
+#define INFLIGHT_ROPE_SCALING_LINEAR 1
+
+/**
+ * `theta` is multiplied by `factor^(d / (d - 2))`, d the rotary dimension.
+ */
+#define INFLIGHT_ROPE_SCALING_NTK 2
+
+/**
+ * The same with the factor that the table's length asks for, beyond `original_max_position`.
+ */
+#define INFLIGHT_ROPE_SCALING_DYNAMIC_NTK 3
+
+/**
+ * YaRN: takes `factor`, `original_max_position`, `beta_fast`, `beta_slow`, `attention_factor`,
+ * `mscale`, `mscale_all_dim` and `truncate`.
+ */
+#define INFLIGHT_ROPE_SCALING_YARN 4
+
+/**
+ * Llama 3.1: takes `factor`, `low_freq_factor`, `high_freq_factor` and `original_max_position`.
+ */
+#define INFLIGHT_ROPE_SCALING_LLAMA3 5
+
+/**
+ * States of one merge at most.
+ */
+#define INFLIGHT_MAX_STATES 16
+
+/**
+ * A `DLManagedTensor`: what a capsule named "dltensor" holds.
+ */
+#define INFLIGHT_DLPACK_UNVERSIONED 0
+
+/**
+ * A `DLManagedTensorVersioned` of version 1: what a capsule named "dltensor_versioned" holds.
+ */
+#define INFLIGHT_DLPACK_VERSIONED 1
+
+/**
  * What a call came to.
  *
  * 0 is success. Numbers are in groups: 1xx the caller's arguments, 2xx capacity (nothing is wrong;
@@ -346,6 +495,50 @@ typedef int32_t inflight_status;
 #endif // __cplusplus
 
 /**
+ * Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
+ * any mixture of them.
+ *
+ * Once a step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once a layer
+ * `inflight_append` and `inflight_attention_run`. Needs no scheduler: an `inflight_batch` says what
+ * the rows are.
+ *
+ * Results: the softmax over a query's keys, summed in f32; a query without keys gives 0 and an LSE
+ * of minus infinity. The same plan gives the same bits.
+ *
+ * One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
+ * time need one each.
+ */
+typedef struct inflight_attention inflight_attention;
+
+/**
+ * Carries out block operations on every layer's K and V: those of a step, or of
+ * `inflight_cache_take_ops`.
+ *
+ * One thread at a time: a call that finds another inside returns IN_USE.
+ */
+typedef struct inflight_block_mover inflight_block_mover;
+
+/**
+ * Decides which block of a paged KV cache holds which tokens of which sequence: block tables,
+ * prefix cache, copy-on-write, swap. It moves no data and knows no scheduler: those that have an
+ * `inflight_scheduler` do not need it.
+ *
+ * The life of a sequence: `inflight_cache_open`; `inflight_cache_extend` with its tokens;
+ * `inflight_cache_lookup` what is cached; `inflight_cache_allocate` with what was found;
+ * `inflight_cache_register` what this step fills; `inflight_cache_take_ops` and make the copies, run
+ * the step on `inflight_cache_table`; `inflight_cache_close`.
+ *
+ * One thread at a time: a call that finds another inside returns IN_USE.
+ */
+typedef struct inflight_cache inflight_cache;
+
+/**
+ * A device that kernels run on. What is made for it keeps what it needs of it: it may be freed
+ * first.
+ */
+typedef struct inflight_device inflight_device;
+
+/**
  * Decides, step by step, which requests run: `inflight_scheduler_schedule`, run the step on a
  * device, `inflight_scheduler_commit`.
  *
@@ -353,6 +546,14 @@ typedef int32_t inflight_status;
  * cancel through an `inflight_submitter`.
  */
 typedef struct inflight_scheduler inflight_scheduler;
+
+/**
+ * A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
+ * stays, so that a captured graph serves every step; on a processor a copy.
+ *
+ * One thread at a time: a call that finds another inside returns IN_USE.
+ */
+typedef struct inflight_step_buffer inflight_step_buffer;
 
 /**
  * Hands requests to a scheduler that another thread steps. Any number of threads may use one at
@@ -1085,6 +1286,720 @@ typedef struct inflight_request_snapshot {
     uint32_t reserved;
 } inflight_request_snapshot;
 
+/**
+ * What a cache manager is made for.
+ *
+ * Initialise it with `inflight_cache_config_init`, then set at least `num_blocks`.
+ */
+typedef struct inflight_cache_config {
+    /**
+     * `sizeof(inflight_cache_config)`.
+     */
+    size_t struct_size;
+    /**
+     * Blocks of the device pool, the null block 0 included: at least 2.
+     */
+    uint64_t num_blocks;
+    /**
+     * Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+     */
+    uint64_t num_host_blocks;
+    /**
+     * Tokens a block; at least 1. 16 by default.
+     */
+    uint32_t block_size;
+    /**
+     * 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
+     */
+    uint32_t prefix_cache;
+} inflight_cache_config;
+
+/**
+ * Counters since a cache manager was made, and its state now.
+ */
+typedef struct inflight_cache_stats {
+    /**
+     * `sizeof(inflight_cache_stats)`.
+     */
+    size_t struct_size;
+    /**
+     * Tokens of sequences that looked for a cached prefix and then allocated.
+     */
+    uint64_t queried_tokens;
+    /**
+     * Tokens among them that were found and adopted.
+     */
+    uint64_t hit_tokens;
+    /**
+     * Blocks whose known content was given up for a new one.
+     */
+    uint64_t evicted_blocks;
+    /**
+     * Blocks of the device pool that can be handed out at all: all but the null block.
+     */
+    uint64_t num_usable_blocks;
+    /**
+     * Blocks of the device pool that are free now, cached ones included.
+     */
+    uint64_t num_free_blocks;
+    /**
+     * Blocks of the device pool with a known content, held or free.
+     */
+    uint64_t num_cached_blocks;
+    /**
+     * Blocks of the host pool that are free now.
+     */
+    uint64_t num_free_host_blocks;
+    /**
+     * Sequences that are open now.
+     */
+    uint64_t num_sequences;
+} inflight_cache_stats;
+
+/**
+ * What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+ * only where all of it is the same.
+ */
+typedef struct inflight_cache_keys {
+    /**
+     * `sizeof(inflight_cache_keys)`.
+     */
+    size_t struct_size;
+    /**
+     * A salt, one a tenant for example; may be NULL.
+     */
+    const uint8_t *salt;
+    /**
+     * Bytes of `salt`.
+     */
+    size_t salt_len;
+    /**
+     * Name of the adapter (LoRA) that the sequence runs with; may be NULL.
+     */
+    const uint8_t *adapter;
+    /**
+     * Bytes of `adapter`.
+     */
+    size_t adapter_len;
+    /**
+     * Contents behind placeholder tokens; may be NULL.
+     */
+    const struct inflight_content *contents;
+    /**
+     * Elements of `contents`.
+     */
+    size_t num_contents;
+} inflight_cache_keys;
+
+/**
+ * How many threads kernels have, where, and with which instructions.
+ */
+typedef struct inflight_cpu_config {
+    /**
+     * `sizeof(inflight_cpu_config)`.
+     */
+    size_t struct_size;
+    /**
+     * Cores to pin the threads to, one each, in order; NULL leaves them to the system. Linux only.
+     */
+    const uint32_t *cores;
+    /**
+     * Elements of `cores`.
+     */
+    size_t num_cores;
+    /**
+     * Threads, at most 1024; 0 (the default) for one a core in `cores`, or a core that this process
+     * may use.
+     */
+    uint32_t threads;
+    /**
+     * `INFLIGHT_ISA_*`.
+     */
+    uint32_t isa;
+} inflight_cpu_config;
+
+/**
+ * What a device is.
+ */
+typedef struct inflight_device_info {
+    /**
+     * `sizeof(inflight_device_info)`.
+     */
+    size_t struct_size;
+    /**
+     * Bytes of its memory; 0 of a processor.
+     */
+    uint64_t memory;
+    /**
+     * Its name, UTF-8; of a processor the instructions that are used, "avx512-bf16".
+     */
+    char name[INFLIGHT_DEVICE_NAME_SIZE];
+    /**
+     * The number that a GPU keeps in whatever order; zeros of a processor.
+     */
+    uint8_t uuid[16];
+    /**
+     * `INFLIGHT_DEVICE_*`.
+     */
+    uint32_t kind;
+    /**
+     * Number of a GPU, as the driver counts; 0 of a processor.
+     */
+    uint32_t ordinal;
+    /**
+     * Compute capability of a GPU, "8" of 8.6; 0 of a processor.
+     */
+    uint32_t compute_capability_major;
+    /**
+     * "6" of 8.6.
+     */
+    uint32_t compute_capability_minor;
+    /**
+     * Streaming multiprocessors of a GPU; 0 of a processor.
+     */
+    uint32_t multiprocessors;
+    /**
+     * Threads of a processor; 0 of a GPU.
+     */
+    uint32_t threads;
+    /**
+     * `INFLIGHT_ISA_*` of a processor; 0 of a GPU.
+     */
+    uint32_t isa;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_device_info;
+
+/**
+ * Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
+ *
+ * `inflight_tensor_set_strides` fills in the strides of one without gaps.
+ */
+typedef struct inflight_tensor {
+    /**
+     * The first element; NULL only where there are no tokens. On a processor at a multiple of the
+     * element's size, on a GPU of 16 bytes.
+     */
+    void *data;
+    /**
+     * Tokens.
+     */
+    uint64_t tokens;
+    /**
+     * Elements from one token to the next, not negative; any number where there is one token. On a
+     * GPU a multiple of 16 bytes.
+     */
+    int64_t token_stride;
+    /**
+     * Elements from one head to the next, alike.
+     */
+    int64_t head_stride;
+    /**
+     * Heads.
+     */
+    uint32_t heads;
+    /**
+     * Elements a head.
+     */
+    uint32_t head_dim;
+    /**
+     * `INFLIGHT_DTYPE_*`.
+     */
+    uint32_t dtype;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_tensor;
+
+/**
+ * A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
+ * elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
+ * interleaved.
+ *
+ * Bases, and strides of dimensions above 1, are multiples of 16 bytes.
+ * `inflight_kv_cache_set_strides` fills in the usual ones.
+ */
+typedef struct inflight_kv_cache {
+    /**
+     * First element of K.
+     */
+    void *k;
+    /**
+     * First element of V.
+     */
+    void *v;
+    /**
+     * What K's numbers of an fp8 cache are multiplied with when read, f32 above 0, `num_scales` of
+     * them; in the device's memory. NULL for other types.
+     */
+    const float *k_scales;
+    /**
+     * V's.
+     */
+    const float *v_scales;
+    /**
+     * Elements of K from one block to the next.
+     */
+    int64_t k_block_stride;
+    /**
+     * From a token of a block to the next.
+     */
+    int64_t k_token_stride;
+    /**
+     * From a head of a token to the next.
+     */
+    int64_t k_head_stride;
+    /**
+     * Elements of V from one block to the next.
+     */
+    int64_t v_block_stride;
+    /**
+     * From a token of a block to the next.
+     */
+    int64_t v_token_stride;
+    /**
+     * From a head of a token to the next.
+     */
+    int64_t v_head_stride;
+    /**
+     * Blocks.
+     */
+    uint64_t num_blocks;
+    /**
+     * Tokens a block.
+     */
+    uint32_t block_size;
+    /**
+     * KV heads.
+     */
+    uint32_t num_heads;
+    /**
+     * Elements a head: a multiple of 8 up to 256.
+     */
+    uint32_t head_dim;
+    /**
+     * `INFLIGHT_DTYPE_*`.
+     */
+    uint32_t dtype;
+    /**
+     * Elements of `k_scales` and `v_scales`: 1 for all heads, or `num_heads`; 0 where the cache is
+     * not fp8.
+     */
+    uint32_t num_scales;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_kv_cache;
+
+/**
+ * The rows of a step: how many queries each has, and where its keys are. All arrays are in this
+ * process's memory, and copied by the calls that take them. `inflight_batch_from_step` makes one of
+ * a scheduler's step.
+ *
+ * A row's keys are those in its blocks: the full ones, and `kv_last_page_len` in the last. They
+ * include its own new tokens.
+ */
+typedef struct inflight_batch {
+    /**
+     * `sizeof(inflight_batch)`.
+     */
+    size_t struct_size;
+    /**
+     * Row r owns query tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_rows + 1]`.
+     */
+    const uint32_t *qo_indptr;
+    /**
+     * Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_rows + 1]`.
+     */
+    const uint32_t *kv_indptr;
+    /**
+     * Block tables, one after the other, `[num_kv_blocks]`.
+     */
+    const uint32_t *kv_indices;
+    /**
+     * Tokens in the last block of each row, this step's included; 0 for a row without blocks,
+     * `[num_rows]`.
+     */
+    const uint32_t *kv_last_page_len;
+    /**
+     * Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
+     * `[num_tokens]`, or NULL where nothing is appended.
+     */
+    const int64_t *slot_mapping;
+    /**
+     * Position of each token, for rotary embeddings; `[num_tokens]`, or NULL.
+     */
+    const uint32_t *positions;
+    /**
+     * Input tokens, for kernels of the caller's on a GPU; `[num_tokens]`, or NULL.
+     */
+    const uint32_t *tokens;
+    /**
+     * Rows, empty ones included.
+     */
+    uint32_t num_rows;
+    /**
+     * Query tokens: the last of `qo_indptr`.
+     */
+    uint32_t num_tokens;
+    /**
+     * Elements of `kv_indices`.
+     */
+    uint32_t num_kv_blocks;
+    /**
+     * Tokens a block.
+     */
+    uint32_t block_size;
+} inflight_batch;
+
+/**
+ * Which of the last keys each query sees: a tree of drafts, or any pattern at all.
+ *
+ * Row r's mask is over its last `widths[r]` keys; earlier keys are seen, and with width 0 all are.
+ * Query i has `ceil(widths[r] / 8)` bytes from byte `indptr[r] + i * ceil(widths[r] / 8)` of `bits`;
+ * bit b % 8 (the least significant is 0) of byte b / 8 says whether it sees key
+ * `kv_len - widths[r] + b`. Causality and window hold as well: a pattern that looks ahead needs
+ * `causal` 0. All arrays are in this process's memory, and copied.
+ */
+typedef struct inflight_mask {
+    /**
+     * `sizeof(inflight_mask)`.
+     */
+    size_t struct_size;
+    /**
+     * The bits.
+     */
+    const uint8_t *bits;
+    /**
+     * Bytes of `bits`.
+     */
+    size_t num_bytes;
+    /**
+     * Where each row's bytes begin, and where the last's end, `[num_rows + 1]`.
+     */
+    const uint32_t *indptr;
+    /**
+     * Keys that a row's mask covers, at most those it has, `[num_rows]`.
+     */
+    const uint32_t *widths;
+} inflight_mask;
+
+/**
+ * The attention of a group of layers: same heads, types, window and mask.
+ *
+ * Initialise it with `inflight_attention_config_init`, then set at least `num_q_heads`,
+ * `num_kv_heads`, `head_dim` and `q_dtype`.
+ */
+typedef struct inflight_attention_config {
+    /**
+     * `sizeof(inflight_attention_config)`.
+     */
+    size_t struct_size;
+    /**
+     * Query heads: a multiple of `num_kv_heads`; at most 65536, and on a GPU 128 a KV head.
+     */
+    uint32_t num_q_heads;
+    /**
+     * KV heads; at least 1.
+     */
+    uint32_t num_kv_heads;
+    /**
+     * Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
+     */
+    uint32_t head_dim;
+    /**
+     * Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+     */
+    uint32_t q_dtype;
+    /**
+     * Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+     */
+    uint32_t kv_dtype;
+    /**
+     * Factor of the dot products, within 1e30 of 0; 0 (the default) for `1 / sqrt(head_dim)`.
+     */
+    float scale;
+    /**
+     * 1 (the default) if a query sees no key after its own position.
+     */
+    uint32_t causal;
+    /**
+     * Keys a query sees before its own position; `INFLIGHT_NO_WINDOW` (the default) for all.
+     */
+    uint32_t window_left;
+    /**
+     * Logits are bent to stay below this; 0 (the default) for no bend.
+     */
+    float soft_cap;
+    /**
+     * Batch-invariant mode: a row's result depends on nothing but the row, bit by bit. The keys of
+     * a row are then split at multiples of this many, itself a multiple of 128 (2048 is usual); 0
+     * (the default) for the fastest division.
+     */
+    uint32_t fixed_split;
+} inflight_attention_config;
+
+/**
+ * The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
+ * allocated for them once; a captured graph may be replayed with any step within them.
+ *
+ * Initialise it with `inflight_step_limits_init`, then set at least the four above
+ * `max_mask_bytes`.
+ */
+typedef struct inflight_step_limits {
+    /**
+     * `sizeof(inflight_step_limits)`.
+     */
+    size_t struct_size;
+    /**
+     * Rows, empty ones included: 1 to 2^30, as the next three.
+     */
+    uint32_t max_rows;
+    /**
+     * Query tokens.
+     */
+    uint32_t max_tokens;
+    /**
+     * Entries of all block tables together.
+     */
+    uint32_t max_blocks;
+    /**
+     * Keys of a row.
+     */
+    uint32_t max_kv_len;
+    /**
+     * Bytes of masks, up to 2^30; 0 (the default) for steps without.
+     */
+    uint32_t max_mask_bytes;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_step_limits;
+
+/**
+ * What one layer's attention reads and writes, in the device's memory.
+ */
+typedef struct inflight_attention_args {
+    /**
+     * `sizeof(inflight_attention_args)`.
+     */
+    size_t struct_size;
+    /**
+     * Queries, `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
+     */
+    struct inflight_tensor q;
+    /**
+     * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else.
+     */
+    struct inflight_tensor o;
+    /**
+     * The layer's K and V, this step's already appended.
+     */
+    const struct inflight_kv_cache *cache;
+    /**
+     * Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
+     * graph's capture for as many as the limits have.
+     */
+    float *lse;
+    /**
+     * ALiBi slopes, one a query head; NULL for none.
+     */
+    const float *alibi_slopes;
+    /**
+     * Sink logits, one a query head: a key without value that takes part in the softmax; NULL for
+     * none.
+     */
+    const float *sinks;
+} inflight_attention_args;
+
+/**
+ * Rotation of new keys before they are stored, and of queries in place; by the positions of the
+ * step. Computed in f32 and rounded once.
+ */
+typedef struct inflight_rope {
+    /**
+     * `sizeof(inflight_rope)`.
+     */
+    size_t struct_size;
+    /**
+     * f32 `[max_position, rotary_dim]` in the device's memory: the cosines of a position's
+     * `rotary_dim / 2` angles, then their sines, as `inflight_rope_table` makes them. On a GPU at a
+     * multiple of 16 bytes.
+     */
+    const float *cos_sin;
+    /**
+     * Queries to rotate as well, `[tokens, num_q_heads, head_dim]`, of the type of the keys on a GPU;
+     * NULL for none. Those of tokens without a slot are rotated too.
+     */
+    const struct inflight_tensor *q;
+    /**
+     * Positions that the table has. A token at a later one is refused on a processor; a GPU leaves
+     * it out.
+     */
+    uint32_t max_position;
+    /**
+     * Elements of a head that are rotated, its first; even, at most `head_dim`.
+     */
+    uint32_t rotary_dim;
+    /**
+     * `INFLIGHT_ROPE_PAIRS_*`; HALF by default.
+     */
+    uint32_t pairs;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_rope;
+
+/**
+ * The rotary position embedding of a model, by the names that Hugging Face configurations have.
+ *
+ * Initialise it with `inflight_rope_config_init`, then set at least `rotary_dim`.
+ */
+typedef struct inflight_rope_config {
+    /**
+     * `sizeof(inflight_rope_config)`.
+     */
+    size_t struct_size;
+    /**
+     * Elements of a head that are rotated, its first; even, from 2 to 256.
+     */
+    uint32_t rotary_dim;
+    /**
+     * Base of the frequencies, above 1; 10000 by default.
+     */
+    float theta;
+    /**
+     * `INFLIGHT_ROPE_SCALING_*`: how frequencies are stretched for long contexts.
+     */
+    uint32_t scaling;
+    /**
+     * New length over old; 1 (the default) or more.
+     */
+    float factor;
+    /**
+     * Positions that the model was trained on.
+     */
+    uint32_t original_max_position;
+    /**
+     * From this many turns within the training's positions on a frequency stays; 32 by default.
+     */
+    float beta_fast;
+    /**
+     * Up to this many turns it is divided by the factor; 1 by default.
+     */
+    float beta_slow;
+    /**
+     * What cosines and sines are multiplied by; 0 (the default) for `0.1 ln(factor) + 1`, or what
+     * the next two say.
+     */
+    float attention_factor;
+    /**
+     * With `mscale_all_dim`, `a(mscale) / a(mscale_all_dim)` is the attention factor, where a(m) is
+     * `0.1 m ln(factor) + 1`; 0 (the default) counts for nothing.
+     */
+    float mscale;
+    /**
+     * See `mscale`.
+     */
+    float mscale_all_dim;
+    /**
+     * Turns below which a frequency is divided by the factor; 1 by default.
+     */
+    float low_freq_factor;
+    /**
+     * Turns above which it stays; 4 by default.
+     */
+    float high_freq_factor;
+    /**
+     * 1 (the default) if the pairs between which YaRN blends are rounded outwards to whole ones.
+     */
+    uint32_t truncate;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} inflight_rope_config;
+
+/**
+ * New keys and values of a layer, in the device's memory.
+ */
+typedef struct inflight_append_args {
+    /**
+     * `sizeof(inflight_append_args)`.
+     */
+    size_t struct_size;
+    /**
+     * New keys, `[tokens, num_kv_heads, head_dim]`: of the cache's type, or for an fp8 cache F32 (on
+     * a processor only), F16 or BF16. Tokens beyond the step's are not looked at.
+     */
+    struct inflight_tensor k;
+    /**
+     * New values, alike.
+     */
+    struct inflight_tensor v;
+    /**
+     * Where they go, to the slots of the step. Numbers of an fp8 cache are divided by the scales and
+     * rounded to nearest even; what is beyond 448 becomes 448, NaN stays NaN.
+     */
+    const struct inflight_kv_cache *cache;
+    /**
+     * Rotation of keys before they are stored, and of queries; NULL for none.
+     */
+    const struct inflight_rope *rope;
+} inflight_append_args;
+
+/**
+ * The attention of the same queries over some of the keys, in the device's memory.
+ */
+typedef struct inflight_merge_state {
+    /**
+     * Outputs, `[tokens, heads, head_dim]`: F32, F16 or BF16 on a processor, on a GPU of the result's
+     * type and all with the same strides.
+     */
+    struct inflight_tensor o;
+    /**
+     * LSE, f32 `[tokens, heads]`. A row of minus infinity is neutral, its outputs not read.
+     */
+    const float *lse;
+} inflight_merge_state;
+
+/**
+ * What a merge reads and writes.
+ */
+typedef struct inflight_merge_args {
+    /**
+     * `sizeof(inflight_merge_args)`.
+     */
+    size_t struct_size;
+    /**
+     * The states, over disjoint keys.
+     */
+    const struct inflight_merge_state *states;
+    /**
+     * Elements of `states`, 1 to `INFLIGHT_MAX_STATES`.
+     */
+    size_t num_states;
+    /**
+     * Takes the outputs, of the states' shape. On a GPU it may be that of a state.
+     */
+    struct inflight_tensor o;
+    /**
+     * Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
+     */
+    float *lse;
+} inflight_merge_args;
+
+/**
+ * Called once, on any thread, when nobody uses an exported array any more.
+ */
+typedef void (*inflight_release_callback)(void *user_data);
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1427,6 +2342,757 @@ inflight_status inflight_submitter_submit(const struct inflight_submitter *submi
  */
 inflight_status inflight_submitter_cancel(const struct inflight_submitter *submitter,
                                           uint64_t request_id,
+                                          struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_cache_config`: size set, defaults in all other fields.
+ *
+ * `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_cache_config_init(struct inflight_cache_config *config, size_t size);
+
+/**
+ * A cache manager without sequences.
+ *
+ * Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
+ * Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_cache_create(const struct inflight_cache_config *config,
+                                      struct inflight_cache **out,
+                                      struct inflight_error *error);
+
+/**
+ * Frees a cache manager and all its sequences. NULL does nothing.
+ *
+ * Threads: any; nobody may be using it. Since 0.1.
+ */
+void inflight_cache_free(struct inflight_cache *cache);
+
+/**
+ * Takes the oldest copies that the device has to make before the kernels of the next step, in
+ * order, at most `capacity` of them: `inflight_block_mover_run` makes them.
+ *
+ * Outputs: `ops[0..*num_ops]`; what does not fit stays for the next call: call until fewer than
+ * `capacity` come. `ops` may be NULL if `capacity` is 0.
+ * Fails, and nothing is taken: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
+                                        struct inflight_block_op *ops,
+                                        size_t capacity,
+                                        size_t *num_ops,
+                                        struct inflight_error *error);
+
+/**
+ * Forgets all cached prefixes: after a change of the model's weights, for example.
+ *
+ * Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
+ * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_reset(struct inflight_cache *cache,
+                                     uint32_t *done,
+                                     struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_cache_stats`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_cache_stats_init(struct inflight_cache_stats *stats, size_t size);
+
+/**
+ * Counters and state.
+ *
+ * Outputs: `*stats`, prepared with `inflight_cache_stats_init`.
+ * Fails: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_get_stats(struct inflight_cache *cache,
+                                         struct inflight_cache_stats *stats,
+                                         struct inflight_error *error);
+
+/**
+ * Checks every invariant: each block is free or held, and as often as tables name it; the prefix
+ * cache and the blocks agree. For tests: it looks at all blocks.
+ *
+ * Fails: CORRUPT saying what does not hold, a bug in the library; INVALID_ARGUMENT, IN_USE,
+ * POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_verify(struct inflight_cache *cache, struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_cache_keys`: size set, empty.
+ *
+ * `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_cache_keys_init(struct inflight_cache_keys *keys, size_t size);
+
+/**
+ * Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
+ *
+ * Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_open(struct inflight_cache *cache,
+                                    const struct inflight_cache_keys *keys,
+                                    uint64_t *seq,
+                                    struct inflight_error *error);
+
+/**
+ * Says which tokens a sequence has next, after those that were said before. They name the contents
+ * of its blocks for the prefix cache; without one this may be left out.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than 2^31 - 1 tokens in all;
+ * IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_extend(struct inflight_cache *cache,
+                                      uint64_t seq,
+                                      const uint32_t *tokens,
+                                      size_t num_tokens,
+                                      struct inflight_error *error);
+
+/**
+ * Looks up the longest cached prefix of a sequence's tokens, of at most `max_tokens`: one less than
+ * it has, since somebody must compute the logits of the last. Nothing is held before
+ * `inflight_cache_allocate`.
+ *
+ * Outputs: `*num_cached`, its tokens, a multiple of the block size.
+ * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_lookup(struct inflight_cache *cache,
+                                      uint64_t seq,
+                                      uint64_t max_tokens,
+                                      uint64_t *num_cached,
+                                      struct inflight_error *error);
+
+/**
+ * How many blocks `inflight_cache_allocate` with the same arguments would take from the free ones.
+ *
+ * Outputs: `*num_blocks`.
+ * Fails: as `inflight_cache_allocate`, but never OUT_OF_BLOCKS.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_blocks_needed(struct inflight_cache *cache,
+                                             uint64_t seq,
+                                             uint64_t num_cached,
+                                             uint64_t write_from,
+                                             uint64_t num_tokens,
+                                             uint64_t *num_blocks,
+                                             struct inflight_error *error);
+
+/**
+ * Gives a sequence the blocks for its first `num_tokens` tokens, of which those from `write_from`
+ * are about to be written. The first `num_cached` tokens, as `inflight_cache_lookup` found them,
+ * come from the prefix cache, which is for sequences without blocks; 0 for all others. Blocks that
+ * others share and this sequence will write are replaced by copies, see
+ * `inflight_cache_take_ops`.
+ *
+ * Outputs: `*num_blocks`, the blocks it took from the free ones; NULL if the caller does not care.
+ * Fails, and nothing has changed: OUT_OF_BLOCKS (preempt somebody, or try again later);
+ * INVALID_ARGUMENT when the sequence is unknown or swapped out, when the prefix is not cached any
+ * more or the sequence has blocks, and when the whole pool would not hold the tokens; IN_USE,
+ * POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_allocate(struct inflight_cache *cache,
+                                        uint64_t seq,
+                                        uint64_t num_cached,
+                                        uint64_t write_from,
+                                        uint64_t num_tokens,
+                                        uint64_t *num_blocks,
+                                        struct inflight_error *error);
+
+/**
+ * Makes the sequence's full blocks among its first `num_tokens` tokens findable for others. Also
+ * ahead of the step that computes them, if whoever finds them runs after it or in it.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_register(struct inflight_cache *cache,
+                                        uint64_t seq,
+                                        uint64_t num_tokens,
+                                        struct inflight_error *error);
+
+/**
+ * Takes back `inflight_cache_register` for blocks past the first `num_tokens` tokens: the step that
+ * would have computed them did not take place.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_unregister(struct inflight_cache *cache,
+                                          uint64_t seq,
+                                          uint64_t num_tokens,
+                                          struct inflight_error *error);
+
+/**
+ * The block table of a sequence, in the order of its tokens; empty while it is swapped out.
+ *
+ * Outputs: `*blocks`, valid until the next call that changes this sequence, NULL where there are
+ * none; `*num_blocks`.
+ * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_table(struct inflight_cache *cache,
+                                     uint64_t seq,
+                                     const uint32_t **blocks,
+                                     size_t *num_blocks,
+                                     struct inflight_error *error);
+
+/**
+ * Shortens a sequence to its first `num_tokens` tokens: blocks and tokens past them are forgotten.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
+ * POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_truncate(struct inflight_cache *cache,
+                                        uint64_t seq,
+                                        uint64_t num_tokens,
+                                        struct inflight_error *error);
+
+/**
+ * Starts a sequence with the tokens and keys of `seq` that shares all its blocks. Whoever first
+ * writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
+ *
+ * Outputs: `*child`.
+ * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
+ * POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_fork(struct inflight_cache *cache,
+                                    uint64_t seq,
+                                    uint64_t *child,
+                                    struct inflight_error *error);
+
+/**
+ * Frees the blocks of a sequence, which stays open and keeps its tokens: it gives way, and is
+ * computed again later.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_release(struct inflight_cache *cache,
+                                       uint64_t seq,
+                                       struct inflight_error *error);
+
+/**
+ * Ends a sequence and frees its blocks, which the prefix cache may still serve to others.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_close(struct inflight_cache *cache,
+                                     uint64_t seq,
+                                     struct inflight_error *error);
+
+/**
+ * Moves a sequence to the host pool and frees its device blocks. The copies are among
+ * `inflight_cache_take_ops`, to be made before anybody writes to those blocks.
+ *
+ * Fails, and nothing has changed: OUT_OF_BLOCKS of the host pool; INVALID_ARGUMENT when the
+ * sequence has no blocks on the device; IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_swap_out(struct inflight_cache *cache,
+                                        uint64_t seq,
+                                        struct inflight_error *error);
+
+/**
+ * Moves a sequence back to the device pool. Its full blocks are findable again once they have been
+ * registered again.
+ *
+ * Fails, and nothing has changed: OUT_OF_BLOCKS; INVALID_ARGUMENT when the sequence is not swapped
+ * out; IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_cache_swap_in(struct inflight_cache *cache,
+                                       uint64_t seq,
+                                       struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_cpu_config`: size set, defaults in all other fields.
+ *
+ * `size` is `sizeof(inflight_cpu_config)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_cpu_config_init(struct inflight_cpu_config *config, size_t size);
+
+/**
+ * The processor, with threads of its own that sleep between calls. `config` may be NULL.
+ *
+ * Outputs: `*out`, to be freed with `inflight_device_free`; NULL on failure.
+ * Fails: INVALID_ARGUMENT naming `threads`, `cores` or `isa`; STRUCT_SIZE; DEVICE when threads cannot
+ * be started.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_device_create_cpu(const struct inflight_cpu_config *config,
+                                           struct inflight_device **out,
+                                           struct inflight_error *error);
+
+/**
+ * How many GPUs the CUDA driver finds.
+ *
+ * Outputs: `*count`, at least 1.
+ * Fails: NO_CUDA saying why there is none; INVALID_ARGUMENT.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_cuda_device_count(uint32_t *count, struct inflight_error *error);
+
+/**
+ * GPU `ordinal`, as the driver counts them, with its primary context: the one that the CUDA runtime
+ * of the same process uses. No call changes the caller's current context.
+ *
+ * Outputs: `*out`, to be freed with `inflight_device_free`; NULL on failure.
+ * Fails: NO_CUDA where CUDA cannot be used, or this build has no support for it; INVALID_ARGUMENT
+ * naming `device` where there are fewer; CUDA.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_device_create_cuda(uint32_t ordinal,
+                                            struct inflight_device **out,
+                                            struct inflight_error *error);
+
+/**
+ * Frees a device. NULL does nothing. What was made for it stays usable.
+ *
+ * Threads: any; nobody may be using it. Since 0.1.
+ */
+void inflight_device_free(struct inflight_device *device);
+
+/**
+ * Prepares an `inflight_device_info`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_device_info)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_device_info_init(struct inflight_device_info *info, size_t size);
+
+/**
+ * Says what a device is.
+ *
+ * Outputs: `*info`, prepared with `inflight_device_info_init`.
+ * Fails: INVALID_ARGUMENT, STRUCT_SIZE.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_device_get_info(const struct inflight_device *device,
+                                         struct inflight_device_info *info,
+                                         struct inflight_error *error);
+
+/**
+ * Checks that kernels of the device can use an address, as far as that can be said: on a GPU that
+ * the driver knows it, and that it is not another's. It takes microseconds: for looking for
+ * mistakes, not for every call.
+ *
+ * Fails: INVALID_ARGUMENT naming `pointer`; CUDA.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_device_check_pointer(const struct inflight_device *device,
+                                              const void *pointer,
+                                              struct inflight_error *error);
+
+/**
+ * Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
+ *
+ * Fails: INVALID_ARGUMENT.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_tensor_set_strides(struct inflight_tensor *tensor,
+                                            struct inflight_error *error);
+
+/**
+ * Sets the strides of a cache whose other fields are set: K and V apart, each without gaps, in the
+ * order that `layout` (`INFLIGHT_LAYOUT_*`) says.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_kv_cache_set_strides(struct inflight_kv_cache *cache,
+                                              uint32_t layout,
+                                              struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_batch`: size set, empty.
+ *
+ * `size` is `sizeof(inflight_batch)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_batch_init(struct inflight_batch *batch, size_t size);
+
+/**
+ * The rows of a scheduler's step. Nothing is copied: the arrays are the step's, and valid as long.
+ *
+ * Outputs: `*batch`, prepared with `inflight_batch_init`.
+ * Fails: INVALID_ARGUMENT, STRUCT_SIZE.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_batch_from_step(const struct inflight_step_view *view,
+                                         struct inflight_batch *batch,
+                                         struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_mask`: size set, empty.
+ *
+ * `size` is `sizeof(inflight_mask)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_mask_init(struct inflight_mask *mask, size_t size);
+
+/**
+ * Prepares an `inflight_attention_config`: size set, defaults in all other fields.
+ *
+ * `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_attention_config_init(struct inflight_attention_config *config, size_t size);
+
+/**
+ * Prepares an `inflight_step_limits`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_step_limits_init(struct inflight_step_limits *limits, size_t size);
+
+/**
+ * Attention on a device, for steps within `limits`.
+ *
+ * On a GPU it loads kernels and allocates the memory that split rows take, which
+ * `inflight_attention_workspace_size` tells: nothing is allocated later. On a processor memory grows
+ * with the steps, and steps of like size allocate nothing.
+ *
+ * Outputs: `*out`, to be freed with `inflight_attention_free`; NULL on failure.
+ * Fails: INVALID_ARGUMENT naming the field of `config` or `limits`, STRUCT_SIZE, NO_KERNEL_IMAGE,
+ * OUT_OF_DEVICE_MEMORY, CUDA.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_attention_create(const struct inflight_device *device,
+                                          const struct inflight_attention_config *config,
+                                          const struct inflight_step_limits *limits,
+                                          struct inflight_attention **out,
+                                          struct inflight_error *error);
+
+/**
+ * Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
+ * GPU this waits for the device's work.
+ *
+ * Threads: any; nobody may be using it. Since 0.1.
+ */
+void inflight_attention_free(struct inflight_attention *attention);
+
+/**
+ * Memory of a GPU that an attention holds, from its creation on: for splitting rows. It depends on
+ * the configuration, the limits and the device. This version allocates it itself.
+ *
+ * Outputs: `*bytes`; 0 on a processor.
+ * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_attention_workspace_size(struct inflight_attention *attention,
+                                                  uint64_t *bytes,
+                                                  struct inflight_error *error);
+
+/**
+ * Room for steps within `limits` and the plans of `attentions`, at most
+ * `INFLIGHT_MAX_ATTENTIONS` that were made for the same device and limits; none (NULL, 0) for
+ * appending alone. What the buffer needs of them it keeps: they may be freed first.
+ *
+ * Outputs: `*out`, to be freed with `inflight_step_buffer_free`; NULL on failure.
+ * Fails: INVALID_ARGUMENT naming `attentions` or the field of `limits`, STRUCT_SIZE, IN_USE,
+ * NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
+ * Threads: any; nobody may be using the attentions. Since 0.1.
+ */
+inflight_status inflight_step_buffer_create(const struct inflight_device *device,
+                                            const struct inflight_step_limits *limits,
+                                            struct inflight_attention *const *attentions,
+                                            size_t num_attentions,
+                                            struct inflight_step_buffer **out,
+                                            struct inflight_error *error);
+
+/**
+ * Frees a step buffer. NULL does nothing. On a GPU this waits for the device's work; graphs that
+ * were captured with it must not be launched any more.
+ *
+ * Threads: any; nobody may be using it. Since 0.1.
+ */
+void inflight_step_buffer_free(struct inflight_step_buffer *step);
+
+/**
+ * Takes a step: the arrays of `batch`, and the plans that the buffer's attentions made of it last.
+ * All are copied: `batch` may go when the call returns.
+ *
+ * On a GPU it queues one copy on `stream`, which may not be in capture: the copy belongs before a
+ * graph's launch. It is ordered behind all work that reads the step before, by the stream or by the
+ * caller's events. It waits where four uploads before it are not done yet.
+ *
+ * Fails, and the step before is still there: INVALID_ARGUMENT naming the array of `batch`, `limits`
+ * where it is larger, `attentions` where one has no plan of it, or `stream`; STRUCT_SIZE, IN_USE,
+ * POISONED. CUDA: there is no step then.
+ * Threads: one at a time, also with the attentions. Since 0.1.
+ */
+inflight_status inflight_step_buffer_upload(struct inflight_step_buffer *step,
+                                            const struct inflight_batch *batch,
+                                            void *stream,
+                                            struct inflight_error *error);
+
+/**
+ * Divides a step's work among the device's cores or multiprocessors, for caches of at least
+ * `num_blocks` blocks. On the host, for either device; it depends on nothing but its arguments.
+ * `mask` may be NULL.
+ *
+ * Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`, or
+ * `limits` where the step is larger; STRUCT_SIZE. IN_USE, POISONED: nothing has changed.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_attention_plan(struct inflight_attention *attention,
+                                        const struct inflight_batch *batch,
+                                        uint64_t num_blocks,
+                                        const struct inflight_mask *mask,
+                                        struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_attention_args`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_attention_args)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_attention_args_init(struct inflight_attention_args *args, size_t size);
+
+/**
+ * Computes a layer's attention for the step in `step`, whose upload was of the plan made last.
+ *
+ * On a GPU it queues the work on `stream`, neither allocating nor waiting: the stream may be in
+ * capture, and a graph replayed with any later step within the limits that was uploaded to the same
+ * buffer, with caches of the same block size and all blocks within those captured. It is ordered
+ * behind the upload, and before any later upload, by the stream or by the caller's events; all runs
+ * of one attention are in one such order. On a processor `stream` is NULL, and `o` is written when
+ * the call returns.
+ *
+ * Outputs: `args->o`, and `args->lse` where it is not NULL.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `args`, `plan` where there is
+ * none, `step` where its upload was not of the plan made last; STRUCT_SIZE, IN_USE, POISONED. CUDA:
+ * outputs may be anything.
+ * Threads: one at a time, also with the step buffer. Since 0.1.
+ */
+inflight_status inflight_attention_run(struct inflight_attention *attention,
+                                       struct inflight_step_buffer *step,
+                                       const struct inflight_attention_args *args,
+                                       void *stream,
+                                       struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_rope`: size set, defaults in all other fields.
+ *
+ * `size` is `sizeof(inflight_rope)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_rope_init(struct inflight_rope *rope, size_t size);
+
+/**
+ * Prepares an `inflight_rope_config`: size set, defaults in all other fields.
+ *
+ * `size` is `sizeof(inflight_rope_config)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_rope_config_init(struct inflight_rope_config *config, size_t size);
+
+/**
+ * Makes the table that rotations read, in this process's memory: for each position the cosines of
+ * its `rotary_dim / 2` angles, then their sines, both times the attention factor. Computed in
+ * binary64, rounded once. For a GPU the caller copies it there.
+ *
+ * Outputs: `table[0..max_position * rotary_dim]`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `table_len` where
+ * the table has fewer elements; STRUCT_SIZE.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_rope_table(const struct inflight_rope_config *config,
+                                    uint32_t max_position,
+                                    float *table,
+                                    size_t table_len,
+                                    struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_append_args`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_append_args)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_append_args_init(struct inflight_append_args *args, size_t size);
+
+/**
+ * Writes the new keys and values of a layer to the slots that the step uploaded last has, rotated
+ * and quantised on the way where asked. The bytes stored are the same on every device.
+ *
+ * On a GPU it queues the work on `stream`, as `inflight_attention_run`; in capture too, but the
+ * first call for a pair of types that no attention of the buffer has loads a kernel, which is not
+ * for a capture. On a processor `stream` is NULL.
+ *
+ * Outputs: the slots of `args->cache`; `args->rope->q` where there is one.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `args`, `slot_mapping` or
+ * `positions` where the step's are missing or out of range, `step` likewise on a GPU; STRUCT_SIZE,
+ * IN_USE, POISONED, NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_append(struct inflight_step_buffer *step,
+                                const struct inflight_append_args *args,
+                                void *stream,
+                                struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_merge_args`: size set, zeros.
+ *
+ * `size` is `sizeof(inflight_merge_args)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_merge_args_init(struct inflight_merge_args *args, size_t size);
+
+/**
+ * Merges states over disjoint keys, in the order given, into the attention over all of them: for
+ * shared prefixes, cascades, and keys on several devices. A sink belongs to exactly one of them.
+ *
+ * On a GPU it queues the work on `stream`, in capture too; the first call for a type loads a kernel,
+ * unless a step buffer has an attention of it, and is not for a capture then. On a processor `stream`
+ * is NULL.
+ *
+ * Outputs: `args->o`, and `args->lse` where it is not NULL.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming `states`, `o`, `lse` or `stream`;
+ * STRUCT_SIZE, NO_KERNEL_IMAGE. CUDA: outputs may be anything.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_merge(const struct inflight_device *device,
+                               const struct inflight_merge_args *args,
+                               void *stream,
+                               struct inflight_error *error);
+
+/**
+ * A mover for the caches of `num_layers` layers: `device_caches`, and where operations swap
+ * `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another number
+ * of blocks and distance between them. The structs are copied; the memory that they name stays
+ * until the mover is freed.
+ *
+ * On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
+ * addresses that it has for the device.
+ *
+ * Outputs: `*out`, to be freed with `inflight_block_mover_free`; NULL on failure.
+ * Fails: INVALID_ARGUMENT naming `device_caches`, `host_caches`, or the field of one;
+ * NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_block_mover_create(const struct inflight_device *device,
+                                            const struct inflight_kv_cache *device_caches,
+                                            const struct inflight_kv_cache *host_caches,
+                                            size_t num_layers,
+                                            struct inflight_block_mover **out,
+                                            struct inflight_error *error);
+
+/**
+ * Frees a mover. NULL does nothing. On a GPU this waits for the device's work.
+ *
+ * Threads: any; nobody may be using it. Since 0.1.
+ */
+void inflight_block_mover_free(struct inflight_block_mover *mover);
+
+/**
+ * Carries out operations, with the result of doing so in order. A block copied to itself stays.
+ *
+ * On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
+ * before it are not done yet. On a processor `stream` is NULL.
+ *
+ * Fails, and nothing is copied: INVALID_ARGUMENT naming `ops` where one is of no kind or names a
+ * block that is not there, `host_caches` where one swaps and there are none, or `stream`; IN_USE,
+ * POISONED. CUDA: some may have been carried out.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_block_mover_run(struct inflight_block_mover *mover,
+                                         const struct inflight_block_op *ops,
+                                         size_t num_ops,
+                                         void *stream,
+                                         struct inflight_error *error);
+
+/**
+ * Sees an array of `[tokens, heads, head_dim]` as a tensor of the device.
+ *
+ * `managed` is a `DLManagedTensorVersioned *` or `DLManagedTensor *`, as `kind`
+ * (`INFLIGHT_DLPACK_*`) says, of dlpack.h, which this header does not need. It stays the caller's: it
+ * is read, not kept, and must live as long as the tensor is used; its deleter is not called. Types
+ * are float32, float16, bfloat16, and as FP8_E4M3 float8_e4m3fn and uint8; strides may be NULL; the
+ * last dimension is contiguous. Pass the stream to the producer as DLPack's protocol has it: this
+ * call waits for nothing.
+ *
+ * `write` is 1 for outputs, which may not be read-only.
+ *
+ * Outputs: `*tensor`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming `managed` for another device, type, number
+ * of dimensions or major version.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_tensor_from_dlpack(const struct inflight_device *device,
+                                            const void *managed,
+                                            uint32_t kind,
+                                            uint32_t write,
+                                            struct inflight_tensor *tensor,
+                                            struct inflight_error *error);
+
+/**
+ * Sees two arrays as a layer's K and V, to be read and written. Their dimensions are in the order
+ * that `layout` (`INFLIGHT_LAYOUT_*`) names, with any strides: slices of one array do as well. `kind`
+ * is that of both; all else is as with `inflight_tensor_from_dlpack`. Scales of an fp8 cache are the
+ * caller's to set: they are NULL.
+ *
+ * Outputs: `*cache`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming `k`, `v`, `layout`, or the field of the
+ * cache that would result.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_kv_cache_from_dlpack(const struct inflight_device *device,
+                                              const void *k,
+                                              const void *v,
+                                              uint32_t kind,
+                                              uint32_t layout,
+                                              struct inflight_kv_cache *cache,
+                                              struct inflight_error *error);
+
+/**
+ * Exports a tensor of the device as a `DLManagedTensorVersioned` of DLPack 1.1, for a capsule named
+ * "dltensor_versioned". The memory stays the caller's: `release` (may be NULL) is called with
+ * `user_data` when the consumer's deleter says that nobody uses it any more. The work that writes the
+ * tensor is the caller's to order before the consumer's.
+ *
+ * Outputs: `*managed`, which whoever holds it last frees by its own deleter; NULL on failure, and
+ * `release` is not called then.
+ * Fails: INVALID_ARGUMENT naming `tensor` or `read_only`.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_tensor_to_dlpack(const struct inflight_device *device,
+                                          const struct inflight_tensor *tensor,
+                                          uint32_t read_only,
+                                          inflight_release_callback release,
+                                          void *user_data,
+                                          void **managed,
                                           struct inflight_error *error);
 
 #ifdef __cplusplus

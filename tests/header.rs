@@ -5,8 +5,30 @@
 use std::path::Path;
 
 /// The files of the ABI, in the order in which the header presents them: simple to special.
-const FILES: [&str; 8] =
-    ["library", "status", "request", "scheduler", "step", "event", "report", "submitter"];
+const FILES: [&str; 22] = [
+    "library",
+    "status",
+    "request",
+    "scheduler",
+    "step",
+    "event",
+    "report",
+    "submitter",
+    "cache",
+    "sequence",
+    "device",
+    "tensor",
+    "kv",
+    "batch",
+    "attention",
+    "steps",
+    "plan",
+    "rope",
+    "append",
+    "merge",
+    "blocks",
+    "dlpack",
+];
 
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -97,6 +97,11 @@ impl HashChain {
         }
     }
 
+    /// Forgets the hashes of blocks that the first `num_tokens` tokens do not fill.
+    pub fn truncate(&mut self, num_tokens: usize) {
+        self.hashes.truncate(num_tokens / self.block_size);
+    }
+
     fn link(&self, parent: BlockHash, start: u32, block: &[Token]) -> BlockHash {
         let end = start.saturating_add(block.len() as u32);
         let inside =

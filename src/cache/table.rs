@@ -11,6 +11,20 @@ pub struct SeqId {
     generation: u32,
 }
 
+impl SeqId {
+    /// A number for it, for languages that have no such type.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// The handle of a number; any number is one, if only of a sequence that is unknown.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self { index: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Table {
     /// On the device, in the order of the tokens.

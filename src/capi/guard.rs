@@ -194,6 +194,23 @@ pub(super) unsafe fn array<'a, T>(
     Ok(unsafe { slice::from_raw_parts(from, len) })
 }
 
+/// An array of the caller's to be written; NULL is an empty one.
+///
+/// # Safety
+/// `to` is NULL, or points to `len` elements that nobody else uses during 'a.
+pub(super) unsafe fn array_mut<'a, T>(
+    field: &'static str,
+    to: *mut T,
+    len: usize,
+) -> Result<&'a mut [T]> {
+    // SAFETY: as the caller promises; this view is gone before the one below is made.
+    if unsafe { array(field, to.cast_const(), len) }?.is_empty() {
+        return Ok(&mut []);
+    }
+    // SAFETY: `array` found pointer and size right; the rest the caller promises.
+    Ok(unsafe { slice::from_raw_parts_mut(to, len) })
+}
+
 /// A place for a result, which is written at once with `fallback`.
 ///
 /// # Safety

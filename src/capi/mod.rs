@@ -10,12 +10,31 @@
     reason = "names are those of C, and reachable and used from there alone"
 )]
 
+mod append;
+mod attention;
+mod batch;
+mod blocks;
+mod cache;
+#[cfg(feature = "cuda-driver")]
+mod cuda;
+mod device;
+mod dlpack;
 mod event;
 mod guard;
+mod kv;
 mod library;
+mod merge;
+mod plan;
 mod report;
 mod request;
+mod rope;
 mod scheduler;
+mod sequence;
 mod status;
 mod step;
+mod steps;
 mod submitter;
+mod tensor;
+
+#[cfg(test)]
+mod tests;

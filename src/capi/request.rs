@@ -139,27 +139,13 @@ pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Requ
     let prompt: &[Token] = unsafe { array("prompt", given.prompt, given.prompt_len) }?;
     // SAFETY: as the caller promises.
     let stops = unsafe { array("stop_tokens", given.stop_tokens, given.num_stop_tokens) }?;
-    // SAFETY: as the caller promises.
-    let salt = unsafe { array("salt", given.salt, given.salt_len) }?;
-    // SAFETY: as the caller promises.
-    let adapter = unsafe { array("adapter", given.adapter, given.adapter_len) }?;
-    // SAFETY: as the caller promises.
-    let contents = unsafe { array("contents", given.contents, given.num_contents) }?;
     if prompt.len() > i32::MAX as usize {
         return Err(Failure::argument("prompt_len", format!("{} is too large", prompt.len())));
     }
-    let mut extra_keys = Vec::new();
-    if !salt.is_empty() {
-        extra_keys.push(ExtraKey::Salt(salt.to_vec()));
-    }
-    if !adapter.is_empty() {
-        extra_keys.push(ExtraKey::Adapter(adapter.to_vec()));
-    }
-    for content in contents {
-        // SAFETY: as the caller promises.
-        let id = unsafe { array("contents.id", content.id, content.id_len) }?.to_vec();
-        extra_keys.push(ExtraKey::Content { start: content.start, len: content.len, id });
-    }
+    let salt = (given.salt, given.salt_len);
+    let adapter = (given.adapter, given.adapter_len);
+    // SAFETY: as the caller promises.
+    let extra_keys = unsafe { extra_keys_of(salt, adapter, (given.contents, given.num_contents)) }?;
     let repetition = (given.repetition_count != 0).then_some(Repetition {
         min_pattern: given.repetition_min_pattern,
         max_pattern: given.repetition_max_pattern,
@@ -179,4 +165,34 @@ pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Requ
         extra_keys,
         read_prefix_cache: !flag("skip_prefix_cache", given.skip_prefix_cache)?,
     })
+}
+
+/// Copies of what beside the tokens decides a block's content.
+///
+/// # Safety
+/// Pointers are NULL or of as many elements as stand beside them.
+pub(super) unsafe fn extra_keys_of(
+    salt: (*const u8, usize),
+    adapter: (*const u8, usize),
+    contents: (*const inflight_content, usize),
+) -> Result<Vec<ExtraKey>> {
+    // SAFETY: as the caller promises.
+    let salt = unsafe { array("salt", salt.0, salt.1) }?;
+    // SAFETY: as the caller promises.
+    let adapter = unsafe { array("adapter", adapter.0, adapter.1) }?;
+    // SAFETY: as the caller promises.
+    let contents = unsafe { array("contents", contents.0, contents.1) }?;
+    let mut extra_keys = Vec::new();
+    if !salt.is_empty() {
+        extra_keys.push(ExtraKey::Salt(salt.to_vec()));
+    }
+    if !adapter.is_empty() {
+        extra_keys.push(ExtraKey::Adapter(adapter.to_vec()));
+    }
+    for content in contents {
+        // SAFETY: as the caller promises.
+        let id = unsafe { array("contents.id", content.id, content.id_len) }?.to_vec();
+        extra_keys.push(ExtraKey::Content { start: content.start, len: content.len, id });
+    }
+    Ok(extra_keys)
 }

@@ -219,6 +219,14 @@ impl Failure {
         Self::new(inflight_status::InvalidArgument, field, message)
     }
 
+    /// The same failure, of a field that has another name here.
+    pub(super) fn renamed(mut self, names: &[(&str, &'static str)]) -> Self {
+        if let Some(&(_, name)) = names.iter().find(|&&(of, _)| of == self.field) {
+            self.field = name;
+        }
+        self
+    }
+
     pub(super) fn detail(&self) -> inflight_error {
         let mut error = inflight_error { code: self.status as i32, ..inflight_error::initial() };
         text(&mut error.field, self.field);

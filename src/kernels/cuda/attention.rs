@@ -162,6 +162,13 @@ impl Attention {
         &self.limits
     }
 
+    /// Bytes of device memory that it holds: states of split tiles, and counters.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        let counters = self.decode.arrived.len() + self.prefill.arrived.len();
+        self.state_o.len() + self.state_ml.len() + counters
+    }
+
     /// The plans made last: of rows with few queries, and of others.
     #[must_use]
     pub fn parts(&self) -> [&Plan; 2] {

@@ -1,0 +1,305 @@
+//! Attention over a paged cache: what it is made for.
+
+use std::sync::Arc;
+
+use super::device::{Backend, backend, inflight_device};
+use super::guard::{Exclusive, Result, Versioned, call, flag, free, give, output, read, shared};
+use super::plan::{CpuAttention, State};
+use super::status::{Failure, inflight_error, inflight_status};
+use super::tensor::dtype_of;
+use crate::kernels::AttentionConfig;
+
+/// No window: queries see keys however far back.
+pub const INFLIGHT_NO_WINDOW: u32 = u32::MAX;
+
+/// The attention of a group of layers: same heads, types, window and mask.
+///
+/// Initialise it with `inflight_attention_config_init`, then set at least `num_q_heads`,
+/// `num_kv_heads`, `head_dim` and `q_dtype`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_attention_config {
+    /// `sizeof(inflight_attention_config)`.
+    pub struct_size: usize,
+    /// Query heads: a multiple of `num_kv_heads`; at most 65536, and on a GPU 128 a KV head.
+    pub num_q_heads: u32,
+    /// KV heads; at least 1.
+    pub num_kv_heads: u32,
+    /// Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
+    pub head_dim: u32,
+    /// Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+    pub q_dtype: u32,
+    /// Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+    pub kv_dtype: u32,
+    /// Factor of the dot products, within 1e30 of 0; 0 (the default) for `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// 1 (the default) if a query sees no key after its own position.
+    pub causal: u32,
+    /// Keys a query sees before its own position; `INFLIGHT_NO_WINDOW` (the default) for all.
+    pub window_left: u32,
+    /// Logits are bent to stay below this; 0 (the default) for no bend.
+    pub soft_cap: f32,
+    /// Batch-invariant mode: a row's result depends on nothing but the row, bit by bit. The keys of
+    /// a row are then split at multiples of this many, itself a multiple of 128 (2048 is usual); 0
+    /// (the default) for the fastest division.
+    pub fixed_split: u32,
+}
+
+// SAFETY: integers and floats, without padding, the size first.
+unsafe impl Versioned for inflight_attention_config {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            num_q_heads: 0,
+            num_kv_heads: 0,
+            head_dim: 0,
+            q_dtype: 0,
+            kv_dtype: 0,
+            scale: 0.0,
+            causal: 1,
+            window_left: INFLIGHT_NO_WINDOW,
+            soft_cap: 0.0,
+            fixed_split: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_attention_config`: size set, defaults in all other fields.
+///
+/// `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_attention_config_init(
+    config: *mut inflight_attention_config,
+    size: usize,
+) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(config, size) }
+}
+
+impl inflight_attention_config {
+    fn config(&self) -> Result<AttentionConfig> {
+        let q_dtype = dtype_of("q_dtype", self.q_dtype)?;
+        let (heads, dim) = (self.num_q_heads as usize, self.head_dim as usize);
+        let plain = AttentionConfig::new(heads, self.num_kv_heads as usize, dim, q_dtype);
+        let config = AttentionConfig {
+            kv_dtype: match self.kv_dtype {
+                0 => q_dtype,
+                other => dtype_of("kv_dtype", other)?,
+            },
+            scale: if self.scale == 0.0 { plain.scale } else { self.scale },
+            causal: flag("causal", self.causal)?,
+            window_left: (self.window_left != INFLIGHT_NO_WINDOW).then_some(self.window_left),
+            soft_cap: (self.soft_cap != 0.0).then_some(self.soft_cap),
+            fixed_split: (self.fixed_split != 0).then_some(self.fixed_split),
+            ..plain
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
+/// allocated for them once; a captured graph may be replayed with any step within them.
+///
+/// Initialise it with `inflight_step_limits_init`, then set at least the four above
+/// `max_mask_bytes`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_step_limits {
+    /// `sizeof(inflight_step_limits)`.
+    pub struct_size: usize,
+    /// Rows, empty ones included: 1 to 2^30, as the next three.
+    pub max_rows: u32,
+    /// Query tokens.
+    pub max_tokens: u32,
+    /// Entries of all block tables together.
+    pub max_blocks: u32,
+    /// Keys of a row.
+    pub max_kv_len: u32,
+    /// Bytes of masks, up to 2^30; 0 (the default) for steps without.
+    pub max_mask_bytes: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_step_limits {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            max_rows: 0,
+            max_tokens: 0,
+            max_blocks: 0,
+            max_kv_len: 0,
+            max_mask_bytes: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_step_limits`: size set, zeros.
+///
+/// `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_step_limits_init(limits: *mut inflight_step_limits, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(limits, size) }
+}
+
+/// Limits that have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) rows: usize,
+    pub(super) tokens: usize,
+    pub(super) blocks: usize,
+    pub(super) kv_len: usize,
+    pub(super) mask_bytes: usize,
+}
+
+impl Limits {
+    /// The limits of the caller's.
+    ///
+    /// # Safety
+    /// `limits` is NULL or the caller's.
+    pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
+        // SAFETY: as the caller promises.
+        let given = unsafe { read("limits", limits) }?;
+        let within = |field, value: u32, least: u32| {
+            if (least..=u32::MAX >> 2).contains(&value) {
+                return Ok(value as usize);
+            }
+            Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
+        };
+        Ok(Self {
+            rows: within("max_rows", given.max_rows, 1)?,
+            tokens: within("max_tokens", given.max_tokens, 1)?,
+            blocks: within("max_blocks", given.max_blocks, 1)?,
+            kv_len: within("max_kv_len", given.max_kv_len, 1)?,
+            mask_bytes: within("max_mask_bytes", given.max_mask_bytes, 0)?,
+        })
+    }
+
+    /// Refuses what is larger.
+    pub(super) fn check(&self, sizes: [(&str, usize, usize); 4]) -> Result<()> {
+        match sizes.into_iter().find(|&(_, has, most)| has > most) {
+            None => Ok(()),
+            Some((what, has, most)) => {
+                Err(Failure::argument("limits", format!("{has} {what}, and {most} are the most")))
+            }
+        }
+    }
+}
+
+/// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
+/// any mixture of them.
+///
+/// Once a step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once a layer
+/// `inflight_append` and `inflight_attention_run`. Needs no scheduler: an `inflight_batch` says what
+/// the rows are.
+///
+/// Results: the softmax over a query's keys, summed in f32; a query without keys gives 0 and an LSE
+/// of minus infinity. The same plan gives the same bits.
+///
+/// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
+/// time need one each.
+pub struct inflight_attention {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// An attention, which step buffers know as well.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) backend: Backend,
+    pub(super) config: AttentionConfig,
+    pub(super) limits: Limits,
+    pub(super) state: Exclusive<State>,
+}
+
+/// Attention on a device, for steps within `limits`.
+///
+/// On a GPU it loads kernels and allocates the memory that split rows take, which
+/// `inflight_attention_workspace_size` tells: nothing is allocated later. On a processor memory grows
+/// with the steps, and steps of like size allocate nothing.
+///
+/// Outputs: `*out`, to be freed with `inflight_attention_free`; NULL on failure.
+/// Fails: INVALID_ARGUMENT naming the field of `config` or `limits`, STRUCT_SIZE, NO_KERNEL_IMAGE,
+/// OUT_OF_DEVICE_MEMORY, CUDA.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_attention_create(
+    device: *const inflight_device,
+    config: *const inflight_attention_config,
+    limits: *const inflight_step_limits,
+    out: *mut *mut inflight_attention,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let make = || {
+        // SAFETY: NULL or a device that lives.
+        let backend = unsafe { backend(device) }?;
+        // SAFETY: NULL or a config.
+        let config = unsafe { read("config", config) }?.config()?;
+        // SAFETY: NULL or limits.
+        let limits = unsafe { Limits::of(limits) }?;
+        let state = match &backend {
+            Backend::Cpu(_) => State::Cpu(Box::new(CpuAttention::new(config)?)),
+            #[cfg(feature = "cuda-driver")]
+            Backend::Cuda(backend) => {
+                let cuda = &backend.cuda;
+                let made = crate::kernels::cuda::Attention::new(cuda, config, limits.into())?;
+                State::Cuda(Box::new(made))
+            }
+        };
+        let shared = Shared { backend, config, limits, state: Exclusive::new(state) };
+        Ok(inflight_attention { shared: Arc::new(shared) })
+    };
+    // SAFETY: `out` is NULL or the caller's to be written.
+    let body = || unsafe { give("out", out, make) };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
+/// GPU this waits for the device's work.
+///
+/// Threads: any; nobody may be using it. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_attention_free(attention: *mut inflight_attention) {
+    // SAFETY: NULL, or from `inflight_attention_create` and not used any more.
+    unsafe { free(attention) }
+}
+
+/// Memory of a GPU that an attention holds, from its creation on: for splitting rows. It depends on
+/// the configuration, the limits and the device. This version allocates it itself.
+///
+/// Outputs: `*bytes`; 0 on a processor.
+/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_attention_workspace_size(
+    attention: *mut inflight_attention,
+    bytes: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let bytes = unsafe { output("bytes", bytes, 0) }?;
+        // SAFETY: NULL or an attention that lives.
+        let attention = unsafe { shared("attention", attention.cast_const()) }?;
+        *bytes = match &*attention.shared.state.enter()? {
+            State::Cpu(_) => 0,
+            #[cfg(feature = "cuda-driver")]
+            State::Cuda(attention) => attention.workspace_bytes() as u64,
+        };
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

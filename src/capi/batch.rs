@@ -1,0 +1,239 @@
+//! The rows of a step, and masks over their keys.
+
+use std::ptr;
+
+use super::guard::{Result, Versioned, array, call, read, write};
+use super::status::{Failure, inflight_error, inflight_status};
+use super::step::inflight_step_view;
+use crate::kernels::{BatchView, Mask};
+use crate::types::BlockId;
+
+/// The rows of a step: how many queries each has, and where its keys are. All arrays are in this
+/// process's memory, and copied by the calls that take them. `inflight_batch_from_step` makes one of
+/// a scheduler's step.
+///
+/// A row's keys are those in its blocks: the full ones, and `kv_last_page_len` in the last. They
+/// include its own new tokens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_batch {
+    /// `sizeof(inflight_batch)`.
+    pub struct_size: usize,
+    /// Row r owns query tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_rows + 1]`.
+    pub qo_indptr: *const u32,
+    /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_rows + 1]`.
+    pub kv_indptr: *const u32,
+    /// Block tables, one after the other, `[num_kv_blocks]`.
+    pub kv_indices: *const u32,
+    /// Tokens in the last block of each row, this step's included; 0 for a row without blocks,
+    /// `[num_rows]`.
+    pub kv_last_page_len: *const u32,
+    /// Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
+    /// `[num_tokens]`, or NULL where nothing is appended.
+    pub slot_mapping: *const i64,
+    /// Position of each token, for rotary embeddings; `[num_tokens]`, or NULL.
+    pub positions: *const u32,
+    /// Input tokens, for kernels of the caller's on a GPU; `[num_tokens]`, or NULL.
+    pub tokens: *const u32,
+    /// Rows, empty ones included.
+    pub num_rows: u32,
+    /// Query tokens: the last of `qo_indptr`.
+    pub num_tokens: u32,
+    /// Elements of `kv_indices`.
+    pub num_kv_blocks: u32,
+    /// Tokens a block.
+    pub block_size: u32,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_batch {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            qo_indptr: ptr::null(),
+            kv_indptr: ptr::null(),
+            kv_indices: ptr::null(),
+            kv_last_page_len: ptr::null(),
+            slot_mapping: ptr::null(),
+            positions: ptr::null(),
+            tokens: ptr::null(),
+            num_rows: 0,
+            num_tokens: 0,
+            num_kv_blocks: 0,
+            block_size: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_batch`: size set, empty.
+///
+/// `size` is `sizeof(inflight_batch)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_batch_init(batch: *mut inflight_batch, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(batch, size) }
+}
+
+/// The rows of a scheduler's step. Nothing is copied: the arrays are the step's, and valid as long.
+///
+/// Outputs: `*batch`, prepared with `inflight_batch_init`.
+/// Fails: INVALID_ARGUMENT, STRUCT_SIZE.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_batch_from_step(
+    view: *const inflight_step_view,
+    batch: *mut inflight_batch,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a view.
+        let step = unsafe { read("view", view) }?;
+        let made = inflight_batch {
+            struct_size: 0,
+            qo_indptr: step.qo_indptr,
+            kv_indptr: step.kv_indptr,
+            kv_indices: step.kv_indices,
+            kv_last_page_len: step.kv_last_page_len,
+            slot_mapping: step.slot_mapping,
+            positions: step.positions,
+            tokens: step.tokens,
+            num_rows: step.num_padded_rows,
+            num_tokens: step.num_tokens,
+            num_kv_blocks: step.num_kv_blocks,
+            block_size: step.block_size,
+        };
+        // SAFETY: NULL or the caller's to be written.
+        unsafe { write("batch", batch, made) }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// The arrays of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrays<'a> {
+    pub(super) rows: BatchView<'a>,
+    /// Empty where there are none; likewise the others.
+    pub(super) slot_mapping: &'a [i64],
+    pub(super) positions: &'a [u32],
+    pub(super) tokens: &'a [u32],
+}
+
+const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
+
+/// The arrays of the caller's batch; what they hold is not checked but for the number of tokens.
+///
+/// # Safety
+/// `batch` is NULL or a batch, whose arrays are NULL or as long as it says, and written by nobody
+/// during 'a.
+pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Arrays<'a>> {
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("batch", batch) }?;
+    let (rows, tokens) = (given.num_rows as usize, given.num_tokens as usize);
+    // SAFETY: as the caller promises.
+    let qo_indptr = unsafe { array("qo_indptr", given.qo_indptr, rows + 1) }?;
+    // SAFETY: as the caller promises.
+    let kv_indptr = unsafe { array("kv_indptr", given.kv_indptr, rows + 1) }?;
+    let blocks = (given.kv_indices.cast::<BlockId>(), given.num_kv_blocks as usize);
+    // SAFETY: as the caller promises; a block id is a number.
+    let kv_indices = unsafe { array("kv_indices", blocks.0, blocks.1) }?;
+    // SAFETY: as the caller promises.
+    let last = unsafe { array("kv_last_page_len", given.kv_last_page_len, rows) }?;
+    let of = |null: bool| if null { 0 } else { tokens };
+    let slots = of(given.slot_mapping.is_null());
+    // SAFETY: as the caller promises.
+    let slot_mapping = unsafe { array("slot_mapping", given.slot_mapping, slots) }?;
+    let placed = of(given.positions.is_null());
+    // SAFETY: as the caller promises.
+    let positions = unsafe { array("positions", given.positions, placed) }?;
+    let named = of(given.tokens.is_null());
+    // SAFETY: as the caller promises.
+    let names = unsafe { array("tokens", given.tokens, named) }?;
+    if qo_indptr[rows] as usize != tokens {
+        let reason = format!("is {tokens}, and qo_indptr ends at {}", qo_indptr[rows]);
+        return Err(Failure::argument("num_tokens", reason));
+    }
+    let rows = BatchView {
+        qo_indptr,
+        kv_indptr,
+        kv_indices,
+        kv_last_page_len: last,
+        block_size: given.block_size as usize,
+    };
+    Ok(Arrays { rows, slot_mapping, positions, tokens: names })
+}
+
+/// Which of the last keys each query sees: a tree of drafts, or any pattern at all.
+///
+/// Row r's mask is over its last `widths[r]` keys; earlier keys are seen, and with width 0 all are.
+/// Query i has `ceil(widths[r] / 8)` bytes from byte `indptr[r] + i * ceil(widths[r] / 8)` of `bits`;
+/// bit b % 8 (the least significant is 0) of byte b / 8 says whether it sees key
+/// `kv_len - widths[r] + b`. Causality and window hold as well: a pattern that looks ahead needs
+/// `causal` 0. All arrays are in this process's memory, and copied.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_mask {
+    /// `sizeof(inflight_mask)`.
+    pub struct_size: usize,
+    /// The bits.
+    pub bits: *const u8,
+    /// Bytes of `bits`.
+    pub num_bytes: usize,
+    /// Where each row's bytes begin, and where the last's end, `[num_rows + 1]`.
+    pub indptr: *const u32,
+    /// Keys that a row's mask covers, at most those it has, `[num_rows]`.
+    pub widths: *const u32,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_mask {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            bits: ptr::null(),
+            num_bytes: 0,
+            indptr: ptr::null(),
+            widths: ptr::null(),
+        }
+    }
+}
+
+/// Prepares an `inflight_mask`: size set, empty.
+///
+/// `size` is `sizeof(inflight_mask)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_mask_init(mask: *mut inflight_mask, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(mask, size) }
+}
+
+/// The mask of the caller's for so many rows; none for NULL.
+///
+/// # Safety
+/// `mask` is NULL or a mask, whose arrays are NULL or as long as it says, and written by nobody during
+/// 'a.
+pub(super) unsafe fn mask_of<'a>(
+    mask: *const inflight_mask,
+    rows: usize,
+) -> Result<Option<Mask<'a>>> {
+    if mask.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("mask", mask) }?;
+    // SAFETY: as the caller promises.
+    let bits = unsafe { array("mask.bits", given.bits, given.num_bytes) }?;
+    // SAFETY: as the caller promises.
+    let indptr = unsafe { array("mask.indptr", given.indptr, rows + 1) }?;
+    // SAFETY: as the caller promises.
+    let widths = unsafe { array("mask.widths", given.widths, rows) }?;
+    Ok(Some(Mask { bits, indptr, widths }))
+}

@@ -1,0 +1,177 @@
+//! Copies of whole blocks: copy-on-write, swap out, swap in.
+
+use std::ffi::c_void;
+
+use super::device::{Backend, backend, inflight_device};
+use super::guard::{Exclusive, Result, array, call, free, give, shared};
+use super::kv::inflight_kv_cache;
+use super::status::{Failure, inflight_error, inflight_status};
+use super::step::inflight_block_op;
+use crate::cache::BlockOp;
+use crate::device::cpu::Cpu;
+use crate::kernels::KvCache;
+use crate::kernels::cpu::move_blocks;
+
+/// Carries out block operations on every layer's K and V: those of a step, or of
+/// `inflight_cache_take_ops`.
+///
+/// One thread at a time: a call that finds another inside returns IN_USE.
+pub struct inflight_block_mover {
+    state: Exclusive<Mover>,
+}
+
+#[derive(Debug)]
+struct Mover {
+    backend: Backend,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Cpu(Layers),
+    #[cfg(feature = "cuda-driver")]
+    Cuda(Box<crate::kernels::cuda::BlockMover>),
+}
+
+/// The caches of all layers, in memory of the caller's.
+#[derive(Debug)]
+struct Layers {
+    device: Vec<inflight_kv_cache>,
+    host: Vec<inflight_kv_cache>,
+}
+
+// SAFETY: the pointers are the caller's, who lets any thread use them.
+unsafe impl Send for Layers {}
+
+impl Layers {
+    /// # Safety
+    /// All caches are memory that nobody else uses meanwhile.
+    unsafe fn run(&self, cpu: &Cpu, ops: &[BlockOp]) -> Result<()> {
+        let views = |caches: &[inflight_kv_cache]| {
+            // SAFETY: as the caller promises.
+            let of = |cache: &inflight_kv_cache| unsafe { cache.host() };
+            caches.iter().map(of).collect::<Result<Vec<KvCache<'_>>>>()
+        };
+        let (mut device, mut host) = (views(&self.device)?, views(&self.host)?);
+        Ok(move_blocks(cpu, ops, &mut device, &mut host)?)
+    }
+}
+
+/// A mover for the caches of `num_layers` layers: `device_caches`, and where operations swap
+/// `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another number
+/// of blocks and distance between them. The structs are copied; the memory that they name stays
+/// until the mover is freed.
+///
+/// On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
+/// addresses that it has for the device.
+///
+/// Outputs: `*out`, to be freed with `inflight_block_mover_free`; NULL on failure.
+/// Fails: INVALID_ARGUMENT naming `device_caches`, `host_caches`, or the field of one;
+/// NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_block_mover_create(
+    device: *const inflight_device,
+    device_caches: *const inflight_kv_cache,
+    host_caches: *const inflight_kv_cache,
+    num_layers: usize,
+    out: *mut *mut inflight_block_mover,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let make = || {
+        // SAFETY: NULL or a device that lives.
+        let backend = unsafe { backend(device) }?;
+        // SAFETY: NULL or of so many layers.
+        let caches = unsafe { array("device_caches", device_caches, num_layers) }?;
+        let hosts = if host_caches.is_null() { 0 } else { num_layers };
+        // SAFETY: NULL or of so many layers.
+        let hosts = unsafe { array("host_caches", host_caches, hosts) }?;
+        if caches.is_empty() {
+            return Err(Failure::argument("num_layers", "is 0"));
+        }
+        let kind = match &backend {
+            Backend::Cpu(cpu) => {
+                let layers = Layers { device: caches.to_vec(), host: hosts.to_vec() };
+                // Without operations all is checked, and nothing done.
+                // SAFETY: as the caller of this function promises.
+                unsafe { layers.run(cpu, &[]) }.map_err(Failure::for_layers)?;
+                Kind::Cpu(layers)
+            }
+            #[cfg(feature = "cuda-driver")]
+            Backend::Cuda(backend) => {
+                // SAFETY: as the caller of this function promises.
+                let of = |cache: &inflight_kv_cache| unsafe { cache.device() };
+                let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
+                let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
+                let mover = crate::kernels::cuda::BlockMover::new(&backend.cuda, &device, &host)
+                    .map_err(|error| Failure::for_layers(super::kv::failure(error)))?;
+                Kind::Cuda(Box::new(mover))
+            }
+        };
+        Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, kind }) })
+    };
+    // SAFETY: `out` is NULL or the caller's to be written.
+    let body = || unsafe { give("out", out, make) };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Frees a mover. NULL does nothing. On a GPU this waits for the device's work.
+///
+/// Threads: any; nobody may be using it. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mover) {
+    // SAFETY: NULL, or from `inflight_block_mover_create` and not used any more.
+    unsafe { free(mover) }
+}
+
+/// Carries out operations, with the result of doing so in order. A block copied to itself stays.
+///
+/// On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
+/// before it are not done yet. On a processor `stream` is NULL.
+///
+/// Fails, and nothing is copied: INVALID_ARGUMENT naming `ops` where one is of no kind or names a
+/// block that is not there, `host_caches` where one swaps and there are none, or `stream`; IN_USE,
+/// POISONED. CUDA: some may have been carried out.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_block_mover_run(
+    mover: *mut inflight_block_mover,
+    ops: *const inflight_block_op,
+    num_ops: usize,
+    stream: *mut c_void,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a mover that lives.
+        let mut state = unsafe { shared("mover", mover.cast_const()) }?.state.enter()?;
+        // The same three numbers.
+        // SAFETY: NULL or of so many operations.
+        let ops = unsafe { array("ops", ops.cast::<BlockOp>(), num_ops) }?;
+        let Mover { backend, kind } = &mut *state;
+        match (kind, &*backend) {
+            (Kind::Cpu(layers), Backend::Cpu(cpu)) => {
+                Backend::no_stream(stream)?;
+                // SAFETY: as the caller of this function promises.
+                unsafe { layers.run(cpu, ops) }.map_err(Failure::for_layers)
+            }
+            #[cfg(feature = "cuda-driver")]
+            (Kind::Cuda(mover), Backend::Cuda(backend)) => {
+                // SAFETY: NULL or a stream that lives.
+                let stream = unsafe { backend.stream(stream) }?;
+                Ok(mover.run(&stream, ops)?)
+            }
+            #[cfg(feature = "cuda-driver")]
+            _ => Err(Failure::new(inflight_status::Corrupt, "", "a mover of two devices")),
+        }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+impl Failure {
+    /// The same, with the field as this file's functions spell it.
+    fn for_layers(self) -> Self {
+        self.renamed(&[("device", "device_caches"), ("host", "host_caches")])
+    }
+}

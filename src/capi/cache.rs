@@ -1,0 +1,311 @@
+//! The KV cache manager alone, for stacks that have their own scheduler.
+
+use std::collections::HashMap;
+
+use super::guard::{
+    Entered, Exclusive, Result, Versioned, array_mut, call, count, flag, free, give, output, read,
+    shared, write,
+};
+use super::status::{Failure, inflight_error, inflight_status};
+use super::step::inflight_block_op;
+use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
+use crate::types::{BlockId, Token};
+
+/// What a cache manager is made for.
+///
+/// Initialise it with `inflight_cache_config_init`, then set at least `num_blocks`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_cache_config {
+    /// `sizeof(inflight_cache_config)`.
+    pub struct_size: usize,
+    /// Blocks of the device pool, the null block 0 included: at least 2.
+    pub num_blocks: u64,
+    /// Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+    pub num_host_blocks: u64,
+    /// Tokens a block; at least 1. 16 by default.
+    pub block_size: u32,
+    /// 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
+    pub prefix_cache: u32,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_cache_config {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            num_blocks: 0,
+            num_host_blocks: 0,
+            block_size: 16,
+            prefix_cache: 1,
+        }
+    }
+}
+
+/// Prepares an `inflight_cache_config`: size set, defaults in all other fields.
+///
+/// `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_config_init(
+    config: *mut inflight_cache_config,
+    size: usize,
+) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(config, size) }
+}
+
+/// Decides which block of a paged KV cache holds which tokens of which sequence: block tables,
+/// prefix cache, copy-on-write, swap. It moves no data and knows no scheduler: those that have an
+/// `inflight_scheduler` do not need it.
+///
+/// The life of a sequence: `inflight_cache_open`; `inflight_cache_extend` with its tokens;
+/// `inflight_cache_lookup` what is cached; `inflight_cache_allocate` with what was found;
+/// `inflight_cache_register` what this step fills; `inflight_cache_take_ops` and make the copies, run
+/// the step on `inflight_cache_table`; `inflight_cache_close`.
+///
+/// One thread at a time: a call that finds another inside returns IN_USE.
+pub struct inflight_cache {
+    state: Exclusive<State>,
+}
+
+/// What is known of a sequence beside its blocks.
+pub(super) struct Sequence {
+    pub(super) tokens: Vec<Token>,
+    pub(super) chain: HashChain,
+    /// Tokens that looked for a cached prefix and have not been counted yet.
+    pub(super) queried: Option<usize>,
+}
+
+pub(super) struct State {
+    pub(super) cache: KvCache,
+    pub(super) sequences: HashMap<u64, Sequence>,
+    pub(super) hit: Vec<BlockId>,
+    ops: Vec<BlockOp>,
+}
+
+impl State {
+    /// A sequence, its handle in the library and all the rest.
+    pub(super) fn sequence(&mut self, seq: u64) -> Result<(&mut KvCache, SeqId, &mut Sequence)> {
+        let Self { cache, sequences, .. } = self;
+        let unknown = || Failure::argument("seq", "names no open sequence");
+        let sequence = sequences.get_mut(&seq).ok_or_else(unknown)?;
+        Ok((cache, SeqId::from_bits(seq), sequence))
+    }
+}
+
+/// Enters a cache.
+///
+/// # Safety
+/// `cache` is NULL or one that lives during 'a.
+pub(super) unsafe fn enter<'a>(cache: *const inflight_cache) -> Result<Entered<'a, State>> {
+    // SAFETY: as the caller promises.
+    unsafe { shared("cache", cache) }?.state.enter()
+}
+
+/// A cache manager without sequences.
+///
+/// Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
+/// Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_create(
+    config: *const inflight_cache_config,
+    out: *mut *mut inflight_cache,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let make = || {
+        // SAFETY: NULL or a config.
+        let config = unsafe { read("config", config) }?;
+        let cache = KvCache::new(CacheConfig {
+            num_blocks: count("num_blocks", config.num_blocks)?,
+            block_size: config.block_size as usize,
+            prefix_cache: flag("prefix_cache", config.prefix_cache)?,
+            num_host_blocks: count("num_host_blocks", config.num_host_blocks)?,
+        })?;
+        let (sequences, hit, ops) = (HashMap::new(), Vec::new(), Vec::new());
+        let state = State { cache, sequences, hit, ops };
+        Ok(inflight_cache { state: Exclusive::new(state) })
+    };
+    // SAFETY: `out` is NULL or the caller's to be written.
+    let body = || unsafe { give("out", out, make) };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Frees a cache manager and all its sequences. NULL does nothing.
+///
+/// Threads: any; nobody may be using it. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_free(cache: *mut inflight_cache) {
+    // SAFETY: NULL, or from `inflight_cache_create` and not used any more.
+    unsafe { free(cache) }
+}
+
+/// Takes the oldest copies that the device has to make before the kernels of the next step, in
+/// order, at most `capacity` of them: `inflight_block_mover_run` makes them.
+///
+/// Outputs: `ops[0..*num_ops]`; what does not fit stays for the next call: call until fewer than
+/// `capacity` come. `ops` may be NULL if `capacity` is 0.
+/// Fails, and nothing is taken: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_take_ops(
+    cache: *mut inflight_cache,
+    ops: *mut inflight_block_op,
+    capacity: usize,
+    num_ops: *mut usize,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let num_ops = unsafe { output("num_ops", num_ops, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        // SAFETY: NULL or of so many operations.
+        let to = unsafe { array_mut("ops", ops, capacity) }?;
+        let State { cache, ops, .. } = &mut *state;
+        cache.take_ops(ops);
+        let taken = ops.len().min(to.len());
+        for (to, BlockOp { kind, src, dst }) in to.iter_mut().zip(ops.drain(..taken)) {
+            *to = inflight_block_op { kind, src, dst };
+        }
+        *num_ops = taken;
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Forgets all cached prefixes: after a change of the model's weights, for example.
+///
+/// Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
+/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_reset(
+    cache: *mut inflight_cache,
+    done: *mut u32,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let done = unsafe { output("done", done, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        *done = u32::from(state.cache.reset_prefix_cache());
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Counters since a cache manager was made, and its state now.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_cache_stats {
+    /// `sizeof(inflight_cache_stats)`.
+    pub struct_size: usize,
+    /// Tokens of sequences that looked for a cached prefix and then allocated.
+    pub queried_tokens: u64,
+    /// Tokens among them that were found and adopted.
+    pub hit_tokens: u64,
+    /// Blocks whose known content was given up for a new one.
+    pub evicted_blocks: u64,
+    /// Blocks of the device pool that can be handed out at all: all but the null block.
+    pub num_usable_blocks: u64,
+    /// Blocks of the device pool that are free now, cached ones included.
+    pub num_free_blocks: u64,
+    /// Blocks of the device pool with a known content, held or free.
+    pub num_cached_blocks: u64,
+    /// Blocks of the host pool that are free now.
+    pub num_free_host_blocks: u64,
+    /// Sequences that are open now.
+    pub num_sequences: u64,
+}
+
+// SAFETY: integers, without padding, the size first.
+unsafe impl Versioned for inflight_cache_stats {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            queried_tokens: 0,
+            hit_tokens: 0,
+            evicted_blocks: 0,
+            num_usable_blocks: 0,
+            num_free_blocks: 0,
+            num_cached_blocks: 0,
+            num_free_host_blocks: 0,
+            num_sequences: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_cache_stats`: size set, zeros.
+///
+/// `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_stats_init(stats: *mut inflight_cache_stats, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(stats, size) }
+}
+
+/// Counters and state.
+///
+/// Outputs: `*stats`, prepared with `inflight_cache_stats_init`.
+/// Fails: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_get_stats(
+    cache: *mut inflight_cache,
+    stats: *mut inflight_cache_stats,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a cache that lives.
+        let state = unsafe { enter(cache) }?;
+        let (cache, counted) = (&state.cache, state.cache.stats());
+        let now = inflight_cache_stats {
+            struct_size: 0,
+            queried_tokens: counted.queried_tokens,
+            hit_tokens: counted.hit_tokens,
+            evicted_blocks: counted.evicted_blocks,
+            num_usable_blocks: cache.pool().num_usable() as u64,
+            num_free_blocks: cache.num_free() as u64,
+            num_cached_blocks: cache.num_cached() as u64,
+            num_free_host_blocks: cache.num_host_free() as u64,
+            num_sequences: state.sequences.len() as u64,
+        };
+        // SAFETY: NULL or the caller's to be written.
+        unsafe { write("stats", stats, now) }
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Checks every invariant: each block is free or held, and as often as tables name it; the prefix
+/// cache and the blocks agree. For tests: it looks at all blocks.
+///
+/// Fails: CORRUPT saying what does not hold, a bug in the library; INVALID_ARGUMENT, IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_verify(
+    cache: *mut inflight_cache,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a cache that lives.
+        let state = unsafe { enter(cache) }?;
+        Ok(state.cache.verify()?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

@@ -1,0 +1,111 @@
+//! What calls about GPUs share.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::attention::Limits;
+use super::guard::Result;
+use super::kv::{failure, inflight_kv_cache};
+use super::status::Failure;
+use super::tensor::inflight_tensor;
+use crate::device::cuda::{Cuda, CudaStream};
+use crate::kernels::DType;
+use crate::kernels::cuda::{Append, DeviceCache, DeviceScales, DeviceTensor, Merge, StepLimits};
+
+/// A GPU, and the kernels that are for no attention in particular, loaded when first asked for.
+#[derive(Debug)]
+pub(super) struct CudaBackend {
+    pub(super) cuda: Arc<Cuda>,
+    appends: Mutex<HashMap<(DType, DType), Arc<Append>>>,
+    merges: Mutex<HashMap<DType, Arc<Merge>>>,
+}
+
+impl CudaBackend {
+    pub(super) fn new(ordinal: usize) -> Result<Self> {
+        let cuda = Cuda::new(ordinal)?;
+        Ok(Self { cuda, appends: Mutex::default(), merges: Mutex::default() })
+    }
+
+    /// The kernel that appends new keys of one type to caches of another.
+    pub(super) fn append(&self, new: DType, cache: DType) -> Result<Arc<Append>> {
+        let mut loaded = self.appends.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(append) = loaded.get(&(new, cache)) {
+            return Ok(Arc::clone(append));
+        }
+        let append = Arc::new(Append::new(&self.cuda, new, cache)?);
+        loaded.insert((new, cache), Arc::clone(&append));
+        Ok(append)
+    }
+
+    /// The kernel that merges outputs of a type.
+    pub(super) fn merge(&self, dtype: DType) -> Result<Arc<Merge>> {
+        let mut loaded = self.merges.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(merge) = loaded.get(&dtype) {
+            return Ok(Arc::clone(merge));
+        }
+        let merge = Arc::new(Merge::new(&self.cuda, dtype)?);
+        loaded.insert(dtype, Arc::clone(&merge));
+        Ok(merge)
+    }
+
+    /// The caller's stream.
+    ///
+    /// # Safety
+    /// It is NULL, or a stream that lives.
+    pub(super) unsafe fn stream(&self, stream: *mut c_void) -> Result<CudaStream> {
+        // SAFETY: as the caller promises.
+        Ok(unsafe { CudaStream::borrowed(&self.cuda, stream) }?)
+    }
+}
+
+impl inflight_tensor {
+    /// The tensor in the device's memory.
+    ///
+    /// # Safety
+    /// As [`DeviceTensor::new`].
+    pub(super) unsafe fn device(&self, field: &'static str) -> Result<DeviceTensor> {
+        let (dtype, shape) = self.parts(field)?;
+        // SAFETY: as the caller promises.
+        Ok(unsafe { DeviceTensor::new(self.data.addr() as u64, dtype, shape) })
+    }
+}
+
+impl inflight_kv_cache {
+    /// The cache in the device's memory.
+    ///
+    /// # Safety
+    /// As [`DeviceCache::new`].
+    pub(super) unsafe fn device(&self) -> Result<DeviceCache> {
+        let layout = self.layout()?;
+        let scales = |per_head| DeviceScales {
+            k: self.k_scales.addr() as u64,
+            v: self.v_scales.addr() as u64,
+            per_head,
+        };
+        let scales = match self.num_scales {
+            0 => None,
+            1 => Some(scales(false)),
+            each if each == self.num_heads => Some(scales(true)),
+            other => {
+                let reason = format!("{other} for {} heads", self.num_heads);
+                return Err(Failure::argument("cache.num_scales", reason));
+            }
+        };
+        let (k, v) = (self.k.addr() as u64, self.v.addr() as u64);
+        // SAFETY: as the caller promises.
+        unsafe { DeviceCache::new(k, v, layout, scales) }.map_err(failure)
+    }
+}
+
+impl From<Limits> for StepLimits {
+    fn from(limits: Limits) -> Self {
+        Self {
+            max_rows: limits.rows,
+            max_tokens: limits.tokens,
+            max_blocks: limits.blocks,
+            max_kv_len: limits.kv_len,
+            max_mask_bytes: limits.mask_bytes,
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! The sequences of a cache manager.
+
+use std::ptr;
+
+use super::cache::{Sequence, State, enter, inflight_cache};
+use super::guard::{Result, Versioned, array, call, count, output, read};
+use super::request::{extra_keys_of, inflight_content};
+use super::status::{Failure, inflight_error, inflight_status};
+use crate::cache::{HashChain, KvCache, SeqId};
+use crate::types::Token;
+
+/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+/// only where all of it is the same.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_cache_keys {
+    /// `sizeof(inflight_cache_keys)`.
+    pub struct_size: usize,
+    /// A salt, one a tenant for example; may be NULL.
+    pub salt: *const u8,
+    /// Bytes of `salt`.
+    pub salt_len: usize,
+    /// Name of the adapter (LoRA) that the sequence runs with; may be NULL.
+    pub adapter: *const u8,
+    /// Bytes of `adapter`.
+    pub adapter_len: usize,
+    /// Contents behind placeholder tokens; may be NULL.
+    pub contents: *const inflight_content,
+    /// Elements of `contents`.
+    pub num_contents: usize,
+}
+
+// SAFETY: integers and pointers, without padding, the size first.
+unsafe impl Versioned for inflight_cache_keys {
+    const FIRST_SIZE: usize = size_of::<Self>();
+
+    fn initial() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            salt: ptr::null(),
+            salt_len: 0,
+            adapter: ptr::null(),
+            adapter_len: 0,
+            contents: ptr::null(),
+            num_contents: 0,
+        }
+    }
+}
+
+/// Prepares an `inflight_cache_keys`: size set, empty.
+///
+/// `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
+///
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys, size: usize) {
+    // SAFETY: the caller's struct has `size` bytes.
+    unsafe { super::guard::init(keys, size) }
+}
+
+/// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
+///
+/// Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+/// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_open(
+    cache: *mut inflight_cache,
+    keys: *const inflight_cache_keys,
+    seq: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let seq = unsafe { output("seq", seq, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let keys = match keys.is_null() {
+            true => inflight_cache_keys::initial(),
+            // SAFETY: keys of the caller's.
+            false => unsafe { read("keys", keys) }?,
+        };
+        let (salt, adapter) = ((keys.salt, keys.salt_len), (keys.adapter, keys.adapter_len));
+        // SAFETY: NULL or of so many elements.
+        let keys = unsafe { extra_keys_of(salt, adapter, (keys.contents, keys.num_contents)) }?;
+        let chain = HashChain::new(state.cache.block_size(), &keys);
+        *seq = state.cache.open().to_bits();
+        state.sequences.insert(*seq, Sequence { tokens: Vec::new(), chain, queried: None });
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Says which tokens a sequence has next, after those that were said before. They name the contents
+/// of its blocks for the prefix cache; without one this may be left out.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, also for more than 2^31 - 1 tokens in all;
+/// IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_extend(
+    cache: *mut inflight_cache,
+    seq: u64,
+    tokens: *const u32,
+    num_tokens: usize,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |_: &mut KvCache, _, sequence: &mut Sequence| {
+        // SAFETY: NULL or of so many tokens.
+        let tokens: &[Token] = unsafe { array("tokens", tokens, num_tokens) }?;
+        let all = sequence.tokens.len() + tokens.len();
+        if all > i32::MAX as usize {
+            return Err(Failure::argument("num_tokens", format!("{all} in all are too many")));
+        }
+        sequence.tokens.extend_from_slice(tokens);
+        sequence.chain.extend(&sequence.tokens);
+        Ok(())
+    };
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Looks up the longest cached prefix of a sequence's tokens, of at most `max_tokens`: one less than
+/// it has, since somebody must compute the logits of the last. Nothing is held before
+/// `inflight_cache_allocate`.
+///
+/// Outputs: `*num_cached`, its tokens, a multiple of the block size.
+/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_lookup(
+    cache: *mut inflight_cache,
+    seq: u64,
+    max_tokens: u64,
+    num_cached: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let num_cached = unsafe { output("num_cached", num_cached, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let most = count("max_tokens", max_tokens)?;
+        let mut hit = std::mem::take(&mut state.hit);
+        let found = state.sequence(seq).map(|(cache, _, sequence)| {
+            sequence.queried = Some(most.min(sequence.tokens.len()));
+            cache.lookup(sequence.chain.hashes(), most, &mut hit)
+        });
+        state.hit = hit;
+        *num_cached = found? as u64;
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Finds the blocks of a sequence's first `num_cached` tokens again, into the state's `hit`; checks
+/// what allocation asks for.
+fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result<usize> {
+    let mut hit = std::mem::take(&mut state.hit);
+    hit.clear();
+    let found = state.sequence(seq).and_then(|(cache, _, sequence)| {
+        let cached = count("num_cached", num_cached)?;
+        let num_tokens = count("num_tokens", num_tokens)?;
+        if cached % cache.block_size() != 0 || cached > num_tokens {
+            let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
+            return Err(Failure::argument("num_cached", reason));
+        }
+        let usable = cache.pool().num_usable();
+        if cache.blocks_for(num_tokens) > usable {
+            let reason = format!("{num_tokens} are more than the pool's {usable} blocks hold");
+            return Err(Failure::argument("num_tokens", reason));
+        }
+        if cached > 0 && cache.lookup(sequence.chain.hashes(), cached, &mut hit) != cached {
+            return Err(Failure::argument("num_cached", "are no longer cached"));
+        }
+        Ok(num_tokens)
+    });
+    state.hit = hit;
+    found
+}
+
+/// How many blocks `inflight_cache_allocate` with the same arguments would take from the free ones.
+///
+/// Outputs: `*num_blocks`.
+/// Fails: as `inflight_cache_allocate`, but never OUT_OF_BLOCKS.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_blocks_needed(
+    cache: *mut inflight_cache,
+    seq: u64,
+    num_cached: u64,
+    write_from: u64,
+    num_tokens: u64,
+    num_blocks: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let num_tokens = find(&mut state, seq, num_cached, num_tokens)?;
+        let from = count("write_from", write_from)?;
+        let State { cache, hit, .. } = &*state;
+        *num_blocks = cache.blocks_needed(SeqId::from_bits(seq), hit, from, num_tokens) as u64;
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Gives a sequence the blocks for its first `num_tokens` tokens, of which those from `write_from`
+/// are about to be written. The first `num_cached` tokens, as `inflight_cache_lookup` found them,
+/// come from the prefix cache, which is for sequences without blocks; 0 for all others. Blocks that
+/// others share and this sequence will write are replaced by copies, see
+/// `inflight_cache_take_ops`.
+///
+/// Outputs: `*num_blocks`, the blocks it took from the free ones; NULL if the caller does not care.
+/// Fails, and nothing has changed: OUT_OF_BLOCKS (preempt somebody, or try again later);
+/// INVALID_ARGUMENT when the sequence is unknown or swapped out, when the prefix is not cached any
+/// more or the sequence has blocks, and when the whole pool would not hold the tokens; IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_allocate(
+    cache: *mut inflight_cache,
+    seq: u64,
+    num_cached: u64,
+    write_from: u64,
+    num_tokens: u64,
+    num_blocks: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        let num_blocks = match num_blocks.is_null() {
+            true => None,
+            // SAFETY: the caller's to be written.
+            false => Some(unsafe { output("num_blocks", num_blocks, 0) }?),
+        };
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let num_tokens = find(&mut state, seq, num_cached, num_tokens)?;
+        let from = count("write_from", write_from)?;
+        let State { cache, hit, sequences, .. } = &mut *state;
+        let fresh = cache.table(SeqId::from_bits(seq)).is_empty();
+        if !hit.is_empty() && !fresh {
+            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
+        }
+        let taken = cache.allocate(SeqId::from_bits(seq), hit, from, num_tokens)?;
+        let queried = sequences.get_mut(&seq).and_then(|sequence| sequence.queried.take());
+        if let (true, Some(queried)) = (fresh, queried) {
+            cache.record_lookup(queried, hit.len() * cache.block_size());
+        }
+        if let Some(num_blocks) = num_blocks {
+            *num_blocks = taken as u64;
+        }
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Makes the sequence's full blocks among its first `num_tokens` tokens findable for others. Also
+/// ahead of the step that computes them, if whoever finds them runs after it or in it.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_register(
+    cache: *mut inflight_cache,
+    seq: u64,
+    num_tokens: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, sequence: &mut Sequence| {
+        let num_tokens = count("num_tokens", num_tokens)?;
+        Ok(cache.register(id, sequence.chain.hashes(), num_tokens)?)
+    };
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Takes back `inflight_cache_register` for blocks past the first `num_tokens` tokens: the step that
+/// would have computed them did not take place.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_unregister(
+    cache: *mut inflight_cache,
+    seq: u64,
+    num_tokens: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, _: &mut Sequence| {
+        Ok(cache.unregister(id, count("num_tokens", num_tokens)?)?)
+    };
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// The block table of a sequence, in the order of its tokens; empty while it is swapped out.
+///
+/// Outputs: `*blocks`, valid until the next call that changes this sequence, NULL where there are
+/// none; `*num_blocks`.
+/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_table(
+    cache: *mut inflight_cache,
+    seq: u64,
+    blocks: *mut *const u32,
+    num_blocks: *mut usize,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, _: &mut Sequence| {
+        // SAFETY: NULL or the caller's to be written.
+        let blocks = unsafe { output("blocks", blocks, ptr::null()) }?;
+        // SAFETY: NULL or the caller's to be written.
+        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        let table = cache.table(id);
+        if !table.is_empty() {
+            *blocks = table.as_ptr().cast();
+        }
+        *num_blocks = table.len();
+        Ok(())
+    };
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Shortens a sequence to its first `num_tokens` tokens: blocks and tokens past them are forgotten.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_truncate(
+    cache: *mut inflight_cache,
+    seq: u64,
+    num_tokens: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, sequence: &mut Sequence| {
+        let num_tokens = count("num_tokens", num_tokens)?;
+        cache.truncate(id, num_tokens)?;
+        sequence.tokens.truncate(num_tokens);
+        sequence.chain.truncate(num_tokens);
+        Ok(())
+    };
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Starts a sequence with the tokens and keys of `seq` that shares all its blocks. Whoever first
+/// writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
+///
+/// Outputs: `*child`.
+/// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
+/// POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_fork(
+    cache: *mut inflight_cache,
+    seq: u64,
+    child: *mut u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or the caller's to be written.
+        let child = unsafe { output("child", child, 0) }?;
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let (cache, id, sequence) = state.sequence(seq)?;
+        let (tokens, chain) = (sequence.tokens.clone(), sequence.chain.clone());
+        *child = cache.fork(id)?.to_bits();
+        state.sequences.insert(*child, Sequence { tokens, chain, queried: None });
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Frees the blocks of a sequence, which stays open and keeps its tokens: it gives way, and is
+/// computed again later.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_release(
+    cache: *mut inflight_cache,
+    seq: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, _: &mut Sequence| Ok(cache.free(id)?);
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Ends a sequence and frees its blocks, which the prefix cache may still serve to others.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_close(
+    cache: *mut inflight_cache,
+    seq: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a cache that lives.
+        let mut state = unsafe { enter(cache) }?;
+        let (cache, id, _) = state.sequence(seq)?;
+        cache.close(id)?;
+        state.sequences.remove(&seq);
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Moves a sequence to the host pool and frees its device blocks. The copies are among
+/// `inflight_cache_take_ops`, to be made before anybody writes to those blocks.
+///
+/// Fails, and nothing has changed: OUT_OF_BLOCKS of the host pool; INVALID_ARGUMENT when the
+/// sequence has no blocks on the device; IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_swap_out(
+    cache: *mut inflight_cache,
+    seq: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, _: &mut Sequence| Ok(cache.swap_out(id)?);
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// Moves a sequence back to the device pool. Its full blocks are findable again once they have been
+/// registered again.
+///
+/// Fails, and nothing has changed: OUT_OF_BLOCKS; INVALID_ARGUMENT when the sequence is not swapped
+/// out; IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_cache_swap_in(
+    cache: *mut inflight_cache,
+    seq: u64,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = |cache: &mut KvCache, id, _: &mut Sequence| Ok(cache.swap_in(id)?);
+    // SAFETY: as the caller of this function promises.
+    unsafe { with(cache, seq, error, body) }
+}
+
+/// A call about one sequence.
+///
+/// # Safety
+/// `cache` is NULL or lives; `error` is NULL or the caller's.
+unsafe fn with(
+    cache: *mut inflight_cache,
+    seq: u64,
+    error: *mut inflight_error,
+    body: impl FnOnce(&mut KvCache, SeqId, &mut Sequence) -> Result<()>,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: as the caller promises.
+        let mut state = unsafe { enter(cache) }?;
+        let (cache, id, sequence) = state.sequence(seq)?;
+        body(cache, id, sequence)
+    };
+    // SAFETY: as the caller promises.
+    unsafe { call(error, body) }
+}

@@ -1,0 +1,159 @@
+//! Element types, and tokens of heads.
+
+use std::ffi::c_void;
+
+use super::guard::{Result, call, count, output};
+use super::status::{Failure, inflight_error, inflight_status};
+use crate::kernels::tensor::Shape;
+use crate::kernels::{DType, TensorMut, TensorRef};
+
+/// IEEE binary32.
+pub const INFLIGHT_DTYPE_F32: u32 = 1;
+/// IEEE binary16.
+pub const INFLIGHT_DTYPE_F16: u32 = 2;
+/// bfloat16: the upper half of a binary32.
+pub const INFLIGHT_DTYPE_BF16: u32 = 3;
+/// OCP 8-bit float e4m3 without infinities, largest 448: `float8_e4m3fn`.
+pub const INFLIGHT_DTYPE_FP8_E4M3: u32 = 4;
+
+/// The type of a number `INFLIGHT_DTYPE_*`.
+pub(super) fn dtype_of(field: &'static str, number: u32) -> Result<DType> {
+    match number {
+        INFLIGHT_DTYPE_F32 => Ok(DType::F32),
+        INFLIGHT_DTYPE_F16 => Ok(DType::F16),
+        INFLIGHT_DTYPE_BF16 => Ok(DType::Bf16),
+        INFLIGHT_DTYPE_FP8_E4M3 => Ok(DType::Fp8E4m3),
+        other => Err(Failure::argument(field, format!("there is no type {other}"))),
+    }
+}
+
+/// The number of a type.
+pub(super) fn number_of(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => INFLIGHT_DTYPE_F32,
+        DType::F16 => INFLIGHT_DTYPE_F16,
+        DType::Bf16 => INFLIGHT_DTYPE_BF16,
+        DType::Fp8E4m3 => INFLIGHT_DTYPE_FP8_E4M3,
+    }
+}
+
+/// Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
+///
+/// `inflight_tensor_set_strides` fills in the strides of one without gaps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_tensor {
+    /// The first element; NULL only where there are no tokens. On a processor at a multiple of the
+    /// element's size, on a GPU of 16 bytes.
+    pub data: *mut c_void,
+    /// Tokens.
+    pub tokens: u64,
+    /// Elements from one token to the next, not negative; any number where there is one token. On a
+    /// GPU a multiple of 16 bytes.
+    pub token_stride: i64,
+    /// Elements from one head to the next, alike.
+    pub head_stride: i64,
+    /// Heads.
+    pub heads: u32,
+    /// Elements a head.
+    pub head_dim: u32,
+    /// `INFLIGHT_DTYPE_*`.
+    pub dtype: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
+///
+/// Fails: INVALID_ARGUMENT.
+/// Threads: any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_tensor_set_strides(
+    tensor: *mut inflight_tensor,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a tensor of the caller's.
+        let given = unsafe { super::guard::shared("tensor", tensor.cast_const()) }.copied()?;
+        let token_stride = i64::from(given.heads) * i64::from(given.head_dim);
+        let set = inflight_tensor { token_stride, head_stride: given.head_dim.into(), ..given };
+        // SAFETY: the caller's to be written; not NULL, as seen above.
+        unsafe { output("tensor", tensor, set) }.map(|_| ())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// A stride that may be used.
+pub(super) fn stride(field: &'static str, stride: i64) -> Result<usize> {
+    usize::try_from(stride).map_err(|_| Failure::argument(field, format!("a stride of {stride}")))
+}
+
+impl inflight_tensor {
+    /// No tensor: all zeros.
+    pub(super) const NONE: Self = Self {
+        data: std::ptr::null_mut(),
+        tokens: 0,
+        token_stride: 0,
+        head_stride: 0,
+        heads: 0,
+        head_dim: 0,
+        dtype: 0,
+        reserved: 0,
+    };
+
+    /// Type and shape, checked as far as that goes without its memory.
+    pub(super) fn parts(&self, field: &'static str) -> Result<(DType, Shape)> {
+        let refused = |reason: &str| Err(Failure::argument(field, reason));
+        let dtype = dtype_of(field, self.dtype)?;
+        let shape = Shape {
+            tokens: count(field, self.tokens)?,
+            heads: self.heads as usize,
+            head_dim: self.head_dim as usize,
+            token_stride: stride(field, self.token_stride)?,
+            head_stride: stride(field, self.head_stride)?,
+        };
+        if self.reserved != 0 {
+            return refused("reserved is not 0");
+        }
+        if self.data.is_null() && self.tokens > 0 {
+            return refused("data is NULL");
+        }
+        if !self.data.addr().is_multiple_of(dtype.size()) {
+            return refused("data is not aligned to an element");
+        }
+        let last = |count: usize, stride: usize| match count {
+            0 | 1 => Some(0),
+            _ => (count - 1).checked_mul(stride),
+        };
+        let tokens = last(shape.tokens, shape.token_stride);
+        let heads = last(shape.heads, shape.head_stride);
+        let extent = tokens.zip(heads).and_then(|(tokens, heads)| tokens.checked_add(heads));
+        let extent = extent.and_then(|extent| extent.checked_add(shape.head_dim));
+        let bytes = extent.and_then(|extent| extent.checked_mul(dtype.size()));
+        match bytes.and_then(|bytes| bytes.checked_add(self.data.addr())) {
+            Some(end) if end <= isize::MAX as usize => Ok((dtype, shape)),
+            _ => refused("its extent does not fit the memory"),
+        }
+    }
+
+    /// The view of a tensor in this process's memory, to read.
+    ///
+    /// # Safety
+    /// All elements are memory that nobody writes during 'a.
+    pub(super) unsafe fn host<'a>(&self, field: &'static str) -> Result<TensorRef<'a>> {
+        let (dtype, shape) = self.parts(field)?;
+        // SAFETY: as the caller promises; the extent was checked.
+        Ok(unsafe { TensorRef::from_raw(self.data.cast_const().cast(), dtype, shape) })
+    }
+
+    /// The view of a tensor in this process's memory, to write.
+    ///
+    /// # Safety
+    /// All elements are memory that nobody else uses during 'a.
+    pub(super) unsafe fn host_mut<'a>(&self, field: &'static str) -> Result<TensorMut<'a>> {
+        let (dtype, shape) = self.parts(field)?;
+        // SAFETY: as the caller promises; the extent was checked.
+        Ok(unsafe { TensorMut::from_raw(self.data.cast(), dtype, shape) })
+    }
+}
