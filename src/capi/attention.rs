@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, Versioned, call, flag, free, give, output, read, shared};
+use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read, shared};
 use super::plan::{CpuAttention, State};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
@@ -260,10 +260,8 @@ pub unsafe extern "C" fn inflight_attention_create(
         let shared = Shared { backend, config, limits, state: Exclusive::new(state) };
         Ok(inflight_attention { shared: Arc::new(shared) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 /// Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a

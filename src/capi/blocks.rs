@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, array, call, free, give, shared};
+use super::guard::{Exclusive, Result, array, call, create, free, shared};
 use super::kv::inflight_kv_cache;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -110,10 +110,8 @@ pub unsafe extern "C" fn inflight_block_mover_create(
         };
         Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, kind }) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 /// Frees a mover. NULL does nothing. On a GPU this waits for the device's work.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array_mut, call, count, flag, free, give, output, read,
-    shared, write,
+    Entered, Exclusive, Result, Versioned, array_mut, call, count, create, flag, free, output,
+    read, shared, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -130,10 +130,8 @@ pub unsafe extern "C" fn inflight_cache_create(
         let state = State { cache, sequences, hit, ops };
         Ok(inflight_cache { state: Exclusive::new(state) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 /// Frees a cache manager and all its sequences. NULL does nothing.

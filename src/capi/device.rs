@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 #[cfg(feature = "cuda-driver")]
 use super::cuda::CudaBackend;
-use super::guard::{Result, Versioned, array, call, free, give, output, read, shared, text, write};
+use super::guard::{
+    Result, Versioned, array, call, create, free, output, read, shared, text, write,
+};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::cpu::{Cpu, CpuConfig, Isa};
 use crate::error::Error;
@@ -163,10 +165,8 @@ pub unsafe extern "C" fn inflight_device_create_cpu(
         })?;
         Ok(inflight_device { backend: Backend::Cpu(Arc::new(cpu)) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 /// How many GPUs the CUDA driver finds.
@@ -213,10 +213,8 @@ pub unsafe extern "C" fn inflight_device_create_cuda(
     error: *mut inflight_error,
 ) -> inflight_status {
     let make = || Ok(inflight_device { backend: cuda(ordinal)? });
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 #[cfg(feature = "cuda-driver")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attention::{Limits, Shared, inflight_attention, inflight_step_limits};
 use super::batch::{Arrays, arrays_of, inflight_batch};
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Entered, Exclusive, Result, array, call, free, give, shared};
+use super::guard::{Entered, Exclusive, Result, array, call, create, free, shared};
 use super::plan::State;
 use super::status::{Failure, inflight_error, inflight_status};
 
@@ -128,10 +128,8 @@ pub unsafe extern "C" fn inflight_step_buffer_create(
         let state = StepState { backend, groups, limits, kind };
         Ok(inflight_step_buffer { state: Exclusive::new(state) })
     };
-    // SAFETY: `out` is NULL or the caller's to be written.
-    let body = || unsafe { give("out", out, make) };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `out` and `error` are NULL or the caller's to be written.
+    unsafe { create("out", out, error, make) }
 }
 
 #[cfg(feature = "cuda-driver")]

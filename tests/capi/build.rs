@@ -58,7 +58,7 @@ pub(crate) fn program(name: &str, source: &Path, flags: &[&str]) -> PathBuf {
     let mut compile = compiler("CC");
     compile.args(["-std=c11", "-g", "-O1", "-D_GNU_SOURCE", "-pthread"]).args(STRICT).args(flags);
     compile.arg("-I").arg(root().join("tests/capi")).arg(root().join("tests/capi").join(source));
-    compile.arg("-L").arg(&library).arg("-linflight").arg("-o").arg(&out);
+    compile.arg("-L").arg(&library).args(["-linflight", "-lm"]).arg("-o").arg(&out);
     compile.arg(format!("-Wl,-rpath,{}", library.display()));
     run(&mut compile);
     out
