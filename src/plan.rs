@@ -415,11 +415,20 @@ impl Plan {
         let mut line = Line::new(total, config.shares);
         for (row, extent) in (0..).zip(rows) {
             let split = config.split_of(extent);
-            for head in 0..config.heads_apart(extent).0 {
-                config.each_tile(extent, (row, head), |tile| match split {
-                    Some(split) => self.place_fixed(config, tile, split, &mut line),
-                    None => self.place_cut(config, tile, &mut line),
+            let heads = config.heads_apart(extent).0;
+            let mut place = |tile: Part| match split {
+                Some(split) => self.place_fixed(config, tile, split, &mut line),
+                None => self.place_cut(config, tile, &mut line),
+            };
+            if extent.q_len <= config.q_tile {
+                // One tile a head, and the same for all: decode.
+                config.each_tile(extent, (row, 0), |tile| {
+                    (0..heads).for_each(|head| place(Part { head, ..tile }));
                 });
+                continue;
+            }
+            for head in 0..heads {
+                config.each_tile(extent, (row, head), &mut place);
             }
         }
         self.share_indptr.resize(config.shares as usize + 1, self.parts.len() as u32);
@@ -451,6 +460,10 @@ impl Plan {
         let key_cost = tile.key_cost(&config.costs);
         let begin = line.done;
         line.done += u64::from(config.costs.tile) + tile.keys() * key_cost;
+        if !line.cut_is_before(line.done) {
+            self.parts.push(tile);
+            return;
+        }
         let mut start = tile.kv_start;
         while line.cut_is_before(line.done) {
             let Some(key) = config.snap(&tile, key_cost, begin, line.done, line.cut) else {
