@@ -1113,8 +1113,8 @@ typedef struct inflight_output {
 } inflight_output;
 
 /**
- * What a commit delivers. All arrays are the library's, and valid until the next call with the
- * scheduler.
+ * What a commit delivers. All arrays are the library's, and valid until the scheduler's next
+ * schedule, commit or abandon.
  */
 typedef struct inflight_outputs_view {
     /**
@@ -2175,7 +2175,7 @@ inflight_status inflight_scheduler_schedule(struct inflight_scheduler *scheduler
  * `samples` is NULL for a step in which no row samples.
  *
  * Outputs: `*view`, prepared with `inflight_outputs_view_init`, whose arrays are valid until the
- * next call with the scheduler; NULL if the caller does not care (events tell what finished).
+ * next schedule, commit or abandon; NULL if the caller does not care (events tell what finished).
  * Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when an older step is in flight;
  * OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets;
  * STRUCT_SIZE, IN_USE, POISONED.
@@ -2322,8 +2322,9 @@ void inflight_submitter_free(struct inflight_submitter *submitter);
 /**
  * Hands over a request. Everything it points to is copied.
  *
- * Whether its id is free shows when the scheduler receives it: a request that is refused then gives
- * an event `INFLIGHT_EVENT_REFUSED`.
+ * Whether its id is free shows when the scheduler receives it, and whether the queue still has
+ * room, since preempted requests join it meanwhile: a request that is refused then
+ * (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
  *
  * Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
  * QUEUE_FULL (try again later).
