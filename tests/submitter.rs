@@ -104,7 +104,7 @@ fn nothing_is_lost_between_threads() {
                             thread::yield_now();
                         }
                         taken.push(id);
-                        if id % 3 == 0 {
+                        if id.is_multiple_of(3) {
                             submitter.cancel(RequestId(id)).expect("the scheduler lives");
                         }
                     }
