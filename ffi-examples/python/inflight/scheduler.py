@@ -29,6 +29,9 @@ from .errors import ClosedError, Status, argument_error
 
 _schedule = lib.inflight_scheduler_schedule
 _commit = lib.inflight_scheduler_commit
+# Made once: a step costs two of each.
+_new_view, _VIEW = c.StepView.from_buffer_copy, bytes(prepared(c.StepView))
+_new_outputs, _OUTPUTS = c.OutputsView.from_buffer_copy, bytes(prepared(c.OutputsView))
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ if np is not None:
         struct: np.dtype(struct)
         for struct in (c.Row, c.BlockOp, c.PendingToken, c.Output, c.Event)
     }
-    _U32, _I64, _U64, _U8 = (np.dtype(t) for t in ("<u4", "<i8", "<u8", "u1"))
+    _PLAIN = {code: np.dtype(code) for code in "IqQB"}
 _TYPECODES = {"I": 4, "q": 8, "Q": 8, "B": 1}
 
 
@@ -206,8 +209,7 @@ class Step:
         if array is None:
             address = getattr(self.view, name)
             if np is not None:
-                dtype = {"I": _U32, "q": _I64, "Q": _U64, "B": _U8}[typecode]
-                array = lend(self._handle, address, count, dtype)
+                array = lend(self._handle, address, count, _PLAIN[typecode])
             else:
                 array = lend_memory(address, count, typecode, _TYPECODES[typecode])
             arrays[name] = array
@@ -223,8 +225,8 @@ class Step:
 
     def _end(self) -> None:
         self._ended = True
-        for array in (self._arrays or {}).values():
-            if isinstance(array, memoryview):
+        if np is None and self._arrays is not None:
+            for array in self._arrays.values():
                 array.release()
         self._arrays = None
 
@@ -376,7 +378,7 @@ class Outputs:
             raise ClosedError("the outputs ended with the next call of their scheduler")
         address = getattr(self.view, name)
         if np is not None:
-            return lend(self._handle, address, count, _U64 if typecode == "Q" else _U32)
+            return lend(self._handle, address, count, _PLAIN[typecode])
         return lend_memory(address, count, typecode, _TYPECODES[typecode])
 
     def __len__(self) -> int:
@@ -529,7 +531,7 @@ class Scheduler(Closable):
             now = time.monotonic_ns()
         elif not 0 <= now < 2**64:
             raise argument_error("now", f"{now} is out of range")
-        view = prepared(c.StepView)
+        view = _new_view(_VIEW)
         self._calls += 1
         status = _schedule(handle.pointer, now, addressof(view), error_address())
         if status:
@@ -551,7 +553,7 @@ class Scheduler(Closable):
                 raise argument_error("samples.indptr", "has no offsets")
             samples.indptr = offsets.address
             samples.indptr_len = offsets.len
-        view = prepared(c.OutputsView)
+        view = _new_outputs(_OUTPUTS)
         self._calls += 1
         status = _commit(
             handle.pointer, step.id, self._samples_at, addressof(view), error_address()
