@@ -60,14 +60,17 @@ def serve(model: Model, prompts: Dict[int, List[int]], lengths: Dict[int, int]):
     tokens = {request: list(prompt) for request, prompt in prompts.items()}
     timeline: List[Dict[int, Cell]] = []
     worst = 0.0
-    with Scheduler(
-        num_blocks=BLOCKS,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=MAX_ROWS,
-        max_num_batched_tokens=MAX_TOKENS,
-    ) as scheduler, inflight.Device.cpu() as device, Attention(
-        device, limits, HEADS, KV_HEADS, HEAD_DIM
-    ) as attention, StepBuffer(device, limits, [attention]) as buffer:
+    with (
+        Scheduler(
+            num_blocks=BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=MAX_ROWS,
+            max_num_batched_tokens=MAX_TOKENS,
+        ) as scheduler,
+        inflight.Device.cpu() as device,
+        Attention(device, limits, HEADS, KV_HEADS, HEAD_DIM) as attention,
+        StepBuffer(device, limits, [attention]) as buffer,
+    ):
         waiting = list(prompts)
         while True:
             if waiting and len(timeline) % 2 == 0:  # one comes every other step

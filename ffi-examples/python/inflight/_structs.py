@@ -466,4 +466,3 @@ class MergeArgs(Structure):
         ("o", Tensor),
         ("lse", c_void_p),
     ]
-

@@ -140,9 +140,7 @@ def tensor_of(
     capsule, address, kind = capsule_of(array, stream)
     struct = c.Tensor()
     assert device is not None
-    call(
-        lib.inflight_tensor_from_dlpack, device.pointer, address, kind, int(write), byref(struct)
-    )
+    call(lib.inflight_tensor_from_dlpack, device.pointer, address, kind, int(write), byref(struct))
     return struct, (array, capsule)
 
 

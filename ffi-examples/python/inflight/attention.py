@@ -226,9 +226,7 @@ class Attention(Closable):
         self._call(lib.inflight_attention_workspace_size, byref(size))
         return size.value
 
-    def plan(
-        self, batch: Union[Batch, Step], num_blocks: int, mask: Optional[Mask] = None
-    ) -> None:
+    def plan(self, batch: Union[Batch, Step], num_blocks: int, mask: Optional[Mask] = None) -> None:
         """Divides a step's work, for caches of at least `num_blocks` blocks."""
         struct = None
         if mask is not None:

@@ -121,15 +121,11 @@ class Cache(Closable):
 
     def register(self, seq: int, num_tokens: int) -> None:
         """Makes full blocks among the first `num_tokens` tokens findable for others."""
-        self._call(
-            lib.inflight_cache_register, u64(seq, "seq"), u64(num_tokens, "num_tokens")
-        )
+        self._call(lib.inflight_cache_register, u64(seq, "seq"), u64(num_tokens, "num_tokens"))
 
     def unregister(self, seq: int, num_tokens: int) -> None:
         """Takes `register` back for blocks past the first `num_tokens` tokens."""
-        self._call(
-            lib.inflight_cache_unregister, u64(seq, "seq"), u64(num_tokens, "num_tokens")
-        )
+        self._call(lib.inflight_cache_unregister, u64(seq, "seq"), u64(num_tokens, "num_tokens"))
 
     def table(self, seq: int) -> Any:
         """The blocks of the sequence, in the order of its tokens: a numpy array of uint32, or a list
@@ -145,9 +141,7 @@ class Cache(Closable):
 
     def truncate(self, seq: int, num_tokens: int) -> None:
         """Shortens the sequence to its first `num_tokens` tokens."""
-        self._call(
-            lib.inflight_cache_truncate, u64(seq, "seq"), u64(num_tokens, "num_tokens")
-        )
+        self._call(lib.inflight_cache_truncate, u64(seq, "seq"), u64(num_tokens, "num_tokens"))
 
     def fork(self, seq: int) -> int:
         """Starts a sequence that shares all blocks of this one."""
@@ -176,9 +170,7 @@ class Cache(Closable):
         buffer, count = (c.BlockOp * _OPS_AT_ONCE)(), c_size_t()
         taken: List[BlockOp] = []
         while True:
-            self._call(
-                lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count)
-            )
+            self._call(lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count))
             taken += [BlockOp(BlockOpKind(o.kind), o.src, o.dst) for o in buffer[: count.value]]
             if count.value < _OPS_AT_ONCE:
                 return taken

@@ -13,7 +13,9 @@ from inflight import Attention, KVCache, Layout, Status, StepBuffer, StepLimits,
 
 # A prompt, a chunk behind others, decodes, drafts, and one token over three blocks.
 MIXED = [(19, 19), (16, 45), (1, 33), (1, 1), (4, 70), (1, 48)]
-LIMITS = StepLimits(max_rows=16, max_tokens=256, max_blocks=256, max_kv_len=1024, max_mask_bytes=4096)
+LIMITS = StepLimits(
+    max_rows=16, max_tokens=256, max_blocks=256, max_kv_len=1024, max_mask_bytes=4096
+)
 TOLERANCE = {"f32": 2e-5, "f16": 2e-3, "bf16": 1.6e-2}
 
 
@@ -236,7 +238,9 @@ def test_a_scheduler_step_is_a_batch(device):
             known = seen[request]
             want, _ = reference.attention(table_q[known], table_k[known], table_v[known])
             np.testing.assert_allclose(out[at], want[-1], atol=1e-5)
-            sampled.append(int(np.argmax(out[at].sum(axis=1) @ np.ones((2, 100)) + table_q[:, 0, 0])))
+            sampled.append(
+                int(np.argmax(out[at].sum(axis=1) @ np.ones((2, 100)) + table_q[:, 0, 0]))
+            )
             known.append(sampled[-1])
         step.commit(sampled)
     step.abandon()
@@ -283,9 +287,10 @@ def test_exporters_of_dlpack_go_in(device, versioned):
     q, o = Foreign(case.q, versioned), Foreign(out, versioned)
     pools = [Foreign(pool, versioned) for pool in (case.k, case.v)]
     cache = KVCache(*pools, device=device)
-    with Attention(device, LIMITS, 8, 2, 64) as attention, StepBuffer(
-        device, LIMITS, [attention]
-    ) as step:
+    with (
+        Attention(device, LIMITS, 8, 2, 64) as attention,
+        StepBuffer(device, LIMITS, [attention]) as step,
+    ):
         attention.plan(case.batch, 64)
         step.upload(case.batch)
         append(step, Foreign(case.new_k, versioned), case.new_v, cache)
@@ -321,9 +326,10 @@ def test_bf16_goes_through_a_capsule(device):
     want = case.run(device)
     assert case.run(device).tobytes() == want.tobytes()
     case.q = Foreign(Tensor(case.q, "bf16"), True)
-    with Attention(device, LIMITS, 8, 2, 64, "bf16") as attention, StepBuffer(
-        device, LIMITS, [attention]
-    ) as step:
+    with (
+        Attention(device, LIMITS, 8, 2, 64, "bf16") as attention,
+        StepBuffer(device, LIMITS, [attention]) as step,
+    ):
         attention.plan(case.batch, 64)
         step.upload(case.batch)
         out = attention.run(step, case.q, case.cache, np.empty_like(want))
@@ -332,9 +338,10 @@ def test_bf16_goes_through_a_capsule(device):
 
 def test_mistakes_are_named(device):
     case = Case()
-    with Attention(device, LIMITS, 8, 2, 64) as attention, StepBuffer(
-        device, LIMITS, [attention]
-    ) as step:
+    with (
+        Attention(device, LIMITS, 8, 2, 64) as attention,
+        StepBuffer(device, LIMITS, [attention]) as step,
+    ):
 
         def refused(call, field):
             with pytest.raises(inflight.ArgumentError) as failed:
@@ -359,7 +366,9 @@ def test_mistakes_are_named(device):
         refused(lambda: run(step, q, cache, out=frozen), "o")
         refused(lambda: KVCache(case.k, case.v[:3]), "v")
         refused(lambda: inflight.Batch([0, 1], [0, 1, 2], [1, 2], [1], 16), "kv_indptr")
-        refused(lambda: attention.plan(inflight.Batch([0, 1], [0, 1], [99], [1], 16), 64), "kv_indices")
+        refused(
+            lambda: attention.plan(inflight.Batch([0, 1], [0, 1], [99], [1], 16), 64), "kv_indices"
+        )
         big = inflight.Batch([0, 999], [0, 1], [1], [1], 16)
         refused(lambda: attention.plan(big, 64), "limits")
     refused(lambda: Attention(device, LIMITS, 7, 2, 64), "num_q_heads")

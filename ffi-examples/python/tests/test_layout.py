@@ -78,7 +78,9 @@ def test_offsets_are_those_of_the_dump():
         pytest.skip("not in the source tree")
     checked = 0
     blocks = re.findall(
-        r"^struct inflight_(\w+), (\d+) bytes, aligned to (\d+)\n((?: .*\n)*)", dump.read_text(), re.M
+        r"^struct inflight_(\w+), (\d+) bytes, aligned to (\d+)\n((?: .*\n)*)",
+        dump.read_text(),
+        re.M,
     )
     for name, size, align, fields in blocks:
         struct = getattr(_structs, _python_name(name))

@@ -62,7 +62,18 @@ def test_requests_run_to_their_end():
 
 
 @pytest.mark.parametrize(
-    "prompt", [[5, 6, 7], (5, 6, 7), array("I", [5, 6, 7]), range(5, 8), np.arange(5, 8), np.uint16([5, 6, 7])]
+    "prompt",
+    [
+        [5, 6, 7],
+        (5, 6, 7),
+        array("I", [5, 6, 7]),
+        range(5, 8),
+        np.arange(5, 8),
+        np.uint16([5, 6, 7]),
+        np.arange(5, 11, dtype=np.uint32)[:3],
+        np.repeat(np.arange(5, 8, dtype=np.uint32), 2)[::2],
+    ],
+    ids=repr,
 )
 def test_prompts_are_any_integers(prompt):
     with Scheduler(num_blocks=8) as scheduler:
@@ -95,7 +106,20 @@ def test_a_step_says_what_the_header_says():
         request = scheduler.request(1)
         assert request == (7, True, 4, 0, 4, 0)
         step.abandon()
-        assert scheduler.schedule(1).tokens.tolist() == [0, 1, 2, 10, 11, 12, 13, 20, 21, 22, 23, 24]
+        assert scheduler.schedule(1).tokens.tolist() == [
+            0,
+            1,
+            2,
+            10,
+            11,
+            12,
+            13,
+            20,
+            21,
+            22,
+            23,
+            24,
+        ]
 
 
 def test_views_end_with_their_step():
@@ -236,9 +260,7 @@ def test_two_steps_in_flight():
         first = scheduler.schedule(0)
         second = scheduler.schedule(1)
         assert second.pending == [(0, 1, 0)] and second.tokens[0] == inflight.NO_TOKEN
-        refused(
-            lambda: second.commit([1]), inflight.ArgumentError, Status.STEP_OUT_OF_ORDER
-        )
+        refused(lambda: second.commit([1]), inflight.ArgumentError, Status.STEP_OUT_OF_ORDER)
         assert first.tokens.tolist() == [1, 2, 3]
         first.commit([7])
         assert second.kv_last_page_len.tolist() == [4]
