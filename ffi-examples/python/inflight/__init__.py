@@ -1,9 +1,9 @@
 """inflight: continuous batching as a library, over its C ABI.
 
 `Scheduler` decides at every iteration which requests run and with how many tokens; `Cache` which
-blocks hold their keys and values, for stacks with a scheduler of their own; `Attention` computes over
-paged KV, on numpy arrays and whatever speaks DLPack. Each is usable alone. include/inflight.h says
-all that is left out here.
+blocks hold their keys and values, for stacks with a scheduler of their own; `Attention` computes
+over paged KV, on numpy arrays and whatever speaks DLPack. Each is usable alone. include/inflight.h
+says all that is left out here.
 """
 
 from ._library import build_info, set_log, version
@@ -64,4 +64,58 @@ from .scheduler import (
     Submitter,
 )
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "ArgumentError",
+    "Attention",
+    "Batch",
+    "BlockMover",
+    "BlockOp",
+    "BlockOpKind",
+    "Cache",
+    "CacheStats",
+    "CapacityError",
+    "ClosedError",
+    "Content",
+    "DType",
+    "Device",
+    "DeviceError",
+    "DeviceInfo",
+    "DeviceKind",
+    "Event",
+    "EventKind",
+    "Finish",
+    "InflightError",
+    "InternalError",
+    "Isa",
+    "KVCache",
+    "Layout",
+    "LogLevel",
+    "Mask",
+    "NO_TOKEN",
+    "Output",
+    "Outputs",
+    "PendingToken",
+    "Policy",
+    "Request",
+    "RequestSnapshot",
+    "Rope",
+    "RopePairs",
+    "RopeScaling",
+    "Row",
+    "RowFlag",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+    "Status",
+    "Step",
+    "StepBuffer",
+    "StepLimits",
+    "Submitter",
+    "Tensor",
+    "append",
+    "build_info",
+    "merge",
+    "rope_table",
+    "set_log",
+    "version",
+]

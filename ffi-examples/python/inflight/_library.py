@@ -248,7 +248,7 @@ class Closable:
         return self._handle is None
 
     def close(self) -> None:
-        """Frees the object. Calling it afterwards raises `ClosedError`; closing it again does not."""
+        """Frees the object. Calls afterwards raise `ClosedError`; closing it again does not."""
         self._handle = None
 
     def _held(self) -> Handle:
@@ -308,7 +308,7 @@ class Numbers:
             wanted = _NUMPY_TYPES[typecode]
             if values.dtype is wanted and values.ndim == 1:
                 try:  # a third of the time that numpy's own ways to the address take
-                    self._owner = c_char.from_buffer(values)
+                    self._owner: Any = c_char.from_buffer(values)  # type: ignore[arg-type]
                     self.address = addressof(self._owner)
                     self.len = len(values)
                     return
@@ -344,7 +344,7 @@ class Octets:
 
     def __init__(self, value: Optional[bytes]) -> None:
         self._owner = ctypes.create_string_buffer(value, len(value)) if value else None
-        self.address = addressof(self._owner) if value else None
+        self.address = None if self._owner is None else addressof(self._owner)
         self.len = len(value) if value else 0
 
 
@@ -352,6 +352,8 @@ class _Lent:
     """What numpy makes an array of: it keeps the handle whose memory it is."""
 
     __slots__ = ("__array_interface__", "owner")
+    __array_interface__: Dict[str, Any]
+    owner: Handle
 
 
 def lend(owner: Handle, address: Optional[int], count: int, dtype: Any) -> Any:
@@ -383,7 +385,7 @@ _from_memory.restype = ctypes.py_object
 _READ = 0x100
 
 
-def lend_memory(address: Optional[int], count: int, typecode: str, itemsize: int) -> memoryview:
+def lend_memory(address: Optional[int], count: int, typecode: Any, itemsize: int) -> Any:
     """A read-only memoryview over the library's memory, for where there is no numpy."""
     if not count or not address:
         return memoryview(b"").cast(typecode)
@@ -392,7 +394,7 @@ def lend_memory(address: Optional[int], count: int, typecode: str, itemsize: int
 
 def version() -> str:
     """Version of the library, "0.1.0"."""
-    return lib.inflight_version_string().decode()
+    return str(lib.inflight_version_string().decode())
 
 
 def build_info() -> Dict[str, Any]:

@@ -206,11 +206,11 @@ def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:
 
 
 class KVCache:
-    """A layer's K and V in arrays of the caller's, with any strides: slices of one array do as well.
+    """A layer's K and V in arrays of the caller's, with any strides: slices of one do as well.
 
     `layout` names the order of their dimensions: NHD is `[num_blocks, block_size, num_heads,
-    head_dim]`, HND has heads before tokens. The scales are those of an fp8 cache: f32, one, or one a
-    head.
+    head_dim]`, HND has heads before tokens. The scales are those of an fp8 cache: f32, one, or
+    one a head.
     """
 
     def __init__(

@@ -175,8 +175,8 @@ class Mask:
 class Attention(Closable):
     """Varlen paged attention for one group of layers: prefill, chunks, decode and their mixture.
 
-    Once a step `plan`, then `StepBuffer.upload`; then once a layer `append` and `run`. One thread at
-    a time.
+    Once a step `plan`, then `StepBuffer.upload`; then once a layer `append` and `run`. One thread
+    at a time.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ def rope_table(
     of `inflight_rope_config`."""
     config = prepared(c.RopeConfig)
     fill(config, {"rotary_dim": rotary_dim, "theta": float(theta), "scaling": scaling})
-    kinds = dict(c.RopeConfig._fields_)
+    kinds = {field[0]: field[1] for field in c.RopeConfig._fields_}
     for name, value in more.items():
         if name not in kinds:
             raise TypeError(f"rope_table() has no argument {name!r}")
@@ -429,5 +429,7 @@ class BlockMover(Closable):
 
     def run(self, ops: Sequence[BlockOp], stream: Optional[int] = None) -> None:
         """Carries out operations, with the result of doing so in order."""
-        structs = (c.BlockOp * max(len(ops), 1))(*ops)
+        structs: Any = (c.BlockOp * max(len(ops), 1))()
+        for struct, (kind, src, dst) in zip(structs, ops):
+            fill(struct, {"kind": kind, "src": src, "dst": dst})
         self._call(lib.inflight_block_mover_run, structs, len(ops), stream)

@@ -30,8 +30,8 @@ class CacheStats(NamedTuple):
 class Cache(Closable):
     """Block tables, prefix cache, copy-on-write and swap. It moves no data.
 
-    The life of a sequence: `open`, `extend` with its tokens, `lookup` what is cached, `allocate` with
-    what was found, `register` what the step fills, `take_ops` and make the copies, run the step on
+    The life of a sequence: `open`, `extend` with its tokens, `lookup` what is cached, `allocate`
+    with what was found, `register` what the step fills, `take_ops` and make the copies, run the step on
     `table`, `close_sequence`. One thread at a time.
     """
 
@@ -61,7 +61,7 @@ class Cache(Closable):
         adapter: Optional[str] = None,
         contents: Sequence[Content] = (),
     ) -> int:
-        """Starts a sequence; it shares blocks only where salt, adapter and contents are the same."""
+        """Starts a sequence; it shares blocks where salt, adapter and contents are the same."""
         keys = prepared(c.CacheKeys)
         salted, adapted = Octets(salt), Octets(adapter.encode() if adapter else None)
         structs, _owners = contents_of(contents)
@@ -128,8 +128,8 @@ class Cache(Closable):
         self._call(lib.inflight_cache_unregister, u64(seq, "seq"), u64(num_tokens, "num_tokens"))
 
     def table(self, seq: int) -> Any:
-        """The blocks of the sequence, in the order of its tokens: a numpy array of uint32, or a list
-        without numpy. A copy, which lasts."""
+        """The blocks of the sequence, in the order of its tokens: a numpy array of uint32, or a
+        list without numpy. A copy, which lasts."""
         blocks, count = c_void_p(), c_size_t()
         self._call(lib.inflight_cache_table, u64(seq, "seq"), byref(blocks), byref(count))
         if not count.value:

@@ -177,8 +177,8 @@ _TYPECODES = {"I": 4, "q": 8, "Q": 8, "B": 1}
 class Step:
     """One iteration: which requests compute how many tokens, as a ragged batch.
 
-    Arrays are views of the library's memory, read-only, without copies: numpy arrays, or memoryviews
-    where numpy is not installed. They end with `commit` and `abandon`: asking the step for one
+    Arrays are views of the library's memory, read-only, without copies: numpy arrays, or
+    memoryviews where numpy is not installed. They end with `commit` and `abandon`: asking the step for one
     afterwards raises `ClosedError`, and a view that is kept shows what a later step has there, so
     `numpy.array(view)` makes what lasts. Without numpy a kept memoryview raises, too.
     """
@@ -283,7 +283,7 @@ class Step:
 
     @property
     def kv_indptr(self) -> Any:
-        """Row r reads blocks `kv_indices[kv_indptr[r]:kv_indptr[r + 1]]`, `[num_padded_rows + 1]`."""
+        """Row r reads `kv_indices[kv_indptr[r]:kv_indptr[r + 1]]`, `[num_padded_rows + 1]`."""
         return self._array("kv_indptr", self.view.num_padded_rows + 1, "I")
 
     @property
@@ -495,8 +495,8 @@ def _status(number: int) -> Union[Status, int, None]:
 
 
 class Scheduler(Closable):
-    """`schedule` a step, run it on a device, `commit` it. One thread at a time; other threads submit
-    and cancel through `submitter()`."""
+    """`schedule` a step, run it on a device, `commit` it. One thread at a time; other threads
+    submit and cancel through `submitter()`."""
 
     def __init__(self, config: Union[SchedulerConfig, int, None] = None, **values: Any) -> None:
         """Takes a `SchedulerConfig`, or its fields: `Scheduler(num_blocks=1024)`."""
