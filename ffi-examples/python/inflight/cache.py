@@ -31,8 +31,8 @@ class Cache(Closable):
     """Block tables, prefix cache, copy-on-write and swap. It moves no data.
 
     The life of a sequence: `open`, `extend` with its tokens, `lookup` what is cached, `allocate`
-    with what was found, `register` what the step fills, `take_ops` and make the copies, run the step on
-    `table`, `close_sequence`. One thread at a time.
+    with what was found, `register` what the step fills, `take_ops` and make the copies, run the
+    step on `table`, `close_sequence`. One thread at a time.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from ._library import (
     Handle,
     Numbers,
     Octets,
+    _error,
     check,
-    error_address,
     fill,
     lend,
     lend_memory,
@@ -178,18 +178,17 @@ class Step:
     """One iteration: which requests compute how many tokens, as a ragged batch.
 
     Arrays are views of the library's memory, read-only, without copies: numpy arrays, or
-    memoryviews where numpy is not installed. They end with `commit` and `abandon`: asking the step for one
-    afterwards raises `ClosedError`, and a view that is kept shows what a later step has there, so
+    memoryviews where numpy is not installed. They end with `commit` and `abandon`: asking the step
+    for one afterwards raises `ClosedError`, and a view that is kept shows whatever is there, so
     `numpy.array(view)` makes what lasts. Without numpy a kept memoryview raises, too.
     """
 
-    __slots__ = ("_scheduler", "_handle", "view", "id", "_ended", "_arrays")
+    __slots__ = ("_scheduler", "_handle", "view", "_ended", "_arrays")
 
     def __init__(self, scheduler: "Scheduler", handle: Handle, view: c.StepView) -> None:
         self._scheduler = scheduler
         self._handle = handle
         self.view = view
-        self.id: int = view.step_id
         self._ended = False
         self._arrays: Optional[Dict[str, Any]] = None
 
@@ -341,6 +340,7 @@ class Step:
             for o in self._structs("block_ops", count, c.BlockOp)
         ]
 
+    id = property(lambda self: self.view.step_id, doc="Names the step.")
     num_rows = property(lambda self: self.view.num_rows, doc="Rows; 0 where nothing runs.")
     num_padded_rows = property(lambda self: self.view.num_padded_rows, doc="With empty rows.")
     num_tokens = property(lambda self: self.view.num_tokens, doc="Tokens.")
@@ -549,7 +549,7 @@ class Scheduler(Closable):
             raise argument_error("now", f"{now} is out of range")
         view = _new_view(_VIEW)
         self._calls += 1
-        status = _schedule(handle.pointer, now, addressof(view), error_address())
+        status = _schedule(handle.pointer, now, addressof(view), _error.address)
         if status:
             check(status)
         return Step(self, handle, view)
@@ -560,10 +560,7 @@ class Scheduler(Closable):
         samples = self._samples
         samples.tokens = given.address
         samples.num_tokens = given.len
-        if indptr is None:
-            samples.indptr = None
-            samples.indptr_len = 0
-        else:
+        if indptr is not None:
             offsets = Numbers(indptr, "samples.indptr")
             if not offsets.len:
                 raise argument_error("samples.indptr", "has no offsets")
@@ -572,8 +569,11 @@ class Scheduler(Closable):
         view = _new_outputs(_OUTPUTS)
         self._calls += 1
         status = _commit(
-            handle.pointer, step.id, self._samples_at, addressof(view), error_address()
+            handle.pointer, step.view.step_id, self._samples_at, addressof(view), _error.address
         )
+        if indptr is not None:
+            samples.indptr = None
+            samples.indptr_len = 0
         if status:
             check(status)
         step._end()
