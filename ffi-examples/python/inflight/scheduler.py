@@ -377,8 +377,8 @@ class Output(NamedTuple):
 
 
 class Outputs:
-    """What a commit delivers: a sequence of `Output`. Its arrays are views, valid until the next
-    call with the scheduler; asking for one later raises `ClosedError`."""
+    """What a commit delivers: a sequence of `Output`. Its arrays are views, valid until the
+    scheduler's next schedule, commit or abandon; asking for one later raises `ClosedError`."""
 
     __slots__ = ("_scheduler", "_handle", "_calls", "view")
 
@@ -391,7 +391,7 @@ class Outputs:
     def _array(self, name: str, count: int, typecode: str) -> Any:
         owner = self._scheduler
         if owner._calls != self._calls or owner._handle is not self._handle:
-            raise ClosedError("the outputs ended with the next call of their scheduler")
+            raise ClosedError("the outputs ended with the next step or commit of their scheduler")
         address = getattr(self.view, name)
         if np is not None:
             return lend(self._handle, address, count, _PLAIN[typecode])
@@ -512,11 +512,7 @@ class Scheduler(Closable):
         self._samples = prepared(c.Samples)
         self._samples_at = addressof(self._samples)
         self._events: Any = None
-        self._calls = 0
-
-    def _call(self, function: Any, *arguments: Any) -> None:
-        self._calls += 1
-        super()._call(function, *arguments)
+        self._calls = 0  # that end the outputs before
 
     def submit(self, request: Request) -> None:
         """Queues a request. Everything of it is copied."""
@@ -580,6 +576,7 @@ class Scheduler(Closable):
         return Outputs(self, handle, view)
 
     def _abandon(self, step: Step) -> None:
+        self._calls += 1
         self._call(lib.inflight_scheduler_abandon, step.id)
         step._end()
 
@@ -639,7 +636,6 @@ class Submitter(Closable):
 
     def __init__(self, scheduler: Scheduler) -> None:
         owner = scheduler._held()
-        scheduler._calls += 1
         self._handle = Handle("submitter", lib.inflight_submitter_create, owner.pointer)
 
     def submit(self, request: Request) -> None:

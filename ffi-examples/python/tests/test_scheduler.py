@@ -131,6 +131,9 @@ def test_views_end_with_their_step():
     with pytest.raises(ValueError):
         tokens[0] = 4
     outputs = step.commit([5])
+    scheduler.events()
+    scheduler.submit(Request(2, [1], 1))
+    scheduler.cancel(2)
     assert step.ended and outputs.tokens.tolist() == [5]
     for name in ("rows", "tokens", "positions", "slot_mapping", "packed", "block_ops", "pending"):
         with pytest.raises(inflight.ClosedError):
