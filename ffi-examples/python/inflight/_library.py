@@ -1,0 +1,427 @@
+"""Finds and loads the library, and calls it."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import sys
+import threading
+from array import array
+from ctypes import addressof, c_char, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import lru_cache
+from operator import index
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple, Type, TypeVar
+
+from . import _structs as c
+from .enums import ABI_VERSION, LogLevel
+from .errors import ClosedError, argument_error, error_of
+
+try:
+    import numpy as np
+except ImportError:  # arrays of a step are memoryviews then, and kernels take DLPack
+    np = None  # type: ignore[assignment]
+
+_P, _Z, _U32, _U64 = c_void_p, c_size_t, c_uint32, c_uint64
+
+# Arguments of the functions that return a status, but the last, which is the error.
+_CALLS: Dict[str, Tuple[Any, ...]] = {
+    "scheduler_create": (_P, _P),
+    "scheduler_submit": (_P, _P),
+    "scheduler_cancel": (_P, _U64),
+    "scheduler_set_draft": (_P, _U64, _P, _Z),
+    "scheduler_schedule": (_P, _U64, _P),
+    "scheduler_commit": (_P, _U64, _P, _P),
+    "scheduler_abandon": (_P, _U64),
+    "scheduler_events": (_P, _P, _Z, _P),
+    "scheduler_get_stats": (_P, _P),
+    "scheduler_get_request": (_P, _U64, _P),
+    "scheduler_verify": (_P,),
+    "scheduler_reset_prefix_cache": (_P,),
+    "submitter_create": (_P, _P),
+    "submitter_submit": (_P, _P),
+    "submitter_cancel": (_P, _U64),
+    "cache_create": (_P, _P),
+    "cache_take_ops": (_P, _P, _Z, _P),
+    "cache_reset": (_P, _P),
+    "cache_get_stats": (_P, _P),
+    "cache_verify": (_P,),
+    "cache_open": (_P, _P, _P),
+    "cache_extend": (_P, _U64, _P, _Z),
+    "cache_lookup": (_P, _U64, _U64, _P),
+    "cache_blocks_needed": (_P, _U64, _U64, _U64, _U64, _P),
+    "cache_allocate": (_P, _U64, _U64, _U64, _U64, _P),
+    "cache_register": (_P, _U64, _U64),
+    "cache_unregister": (_P, _U64, _U64),
+    "cache_table": (_P, _U64, _P, _P),
+    "cache_truncate": (_P, _U64, _U64),
+    "cache_fork": (_P, _U64, _P),
+    "cache_release": (_P, _U64),
+    "cache_close": (_P, _U64),
+    "cache_swap_out": (_P, _U64),
+    "cache_swap_in": (_P, _U64),
+    "device_create_cpu": (_P, _P),
+    "cuda_device_count": (_P,),
+    "device_create_cuda": (_U32, _P),
+    "device_get_info": (_P, _P),
+    "device_check_pointer": (_P, _P),
+    "tensor_set_strides": (_P,),
+    "kv_cache_set_strides": (_P, _U32),
+    "batch_from_step": (_P, _P),
+    "attention_create": (_P, _P, _P, _P),
+    "attention_workspace_size": (_P, _P),
+    "step_buffer_create": (_P, _P, _P, _Z, _P),
+    "step_buffer_upload": (_P, _P, _P),
+    "attention_plan": (_P, _P, _U64, _P),
+    "attention_run": (_P, _P, _P, _P),
+    "rope_table": (_P, _U32, _P, _Z),
+    "append": (_P, _P, _P),
+    "merge": (_P, _P, _P),
+    "block_mover_create": (_P, _P, _P, _Z, _P),
+    "block_mover_run": (_P, _P, _Z, _P),
+    "tensor_from_dlpack": (_P, _P, _U32, _U32, _P),
+    "kv_cache_from_dlpack": (_P, _P, _P, _U32, _U32, _P),
+    "tensor_to_dlpack": (_P, _P, _U32, _P, _P, _P),
+}
+# Structs that an _init of their own prepares.
+_PREPARED: Dict[str, Type[ctypes.Structure]] = {
+    "error": c.Error,
+    "request": c.Request,
+    "scheduler_config": c.SchedulerConfig,
+    "step_view": c.StepView,
+    "samples": c.Samples,
+    "outputs_view": c.OutputsView,
+    "scheduler_stats": c.SchedulerStats,
+    "request_snapshot": c.RequestSnapshot,
+    "cache_config": c.CacheConfig,
+    "cache_stats": c.CacheStats,
+    "cache_keys": c.CacheKeys,
+    "cpu_config": c.CpuConfig,
+    "device_info": c.DeviceInfo,
+    "batch": c.Batch,
+    "mask": c.Mask,
+    "attention_config": c.AttentionConfig,
+    "step_limits": c.StepLimits,
+    "attention_args": c.AttentionArgs,
+    "rope": c.Rope,
+    "rope_config": c.RopeConfig,
+    "append_args": c.AppendArgs,
+    "merge_args": c.MergeArgs,
+}
+_FREED = ("scheduler", "submitter", "cache", "device", "attention", "step_buffer", "block_mover")
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_uint32, c_char_p, c_void_p)
+RELEASE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
+
+
+def _open() -> ctypes.CDLL:
+    named = os.environ.get("INFLIGHT_LIBRARY")
+    if named:
+        return ctypes.CDLL(named)
+    file = {"darwin": f"libinflight.{ABI_VERSION}.dylib", "win32": "inflight.dll"}.get(
+        sys.platform, f"libinflight.so.{ABI_VERSION}"
+    )
+    tried = [str(Path(sys.prefix) / "lib" / file), file]
+    found = ctypes.util.find_library("inflight")
+    if found:
+        tried.append(found)
+    for candidate in tried:
+        try:
+            return ctypes.CDLL(candidate)
+        except OSError:
+            continue
+    raise ImportError(
+        f"{file} was not found: install it (scripts/install --prefix DIR) and set "
+        "INFLIGHT_LIBRARY=DIR/lib/libinflight.so"
+    )
+
+
+def _load() -> ctypes.CDLL:
+    library = _open()
+    library.inflight_abi_version.restype = c_uint32
+    abi = library.inflight_abi_version()
+    if abi != ABI_VERSION:
+        raise ImportError(f"the library has ABI version {abi}, this package needs {ABI_VERSION}")
+    library.inflight_version_string.restype = c_char_p
+    library.inflight_status_string.argtypes = (c_int32,)
+    library.inflight_status_string.restype = c_char_p
+    library.inflight_get_build_info.argtypes = (_P, _Z)
+    library.inflight_get_build_info.restype = None
+    library.inflight_set_log_callback.argtypes = (LOG_CALLBACK, _P, _U32)
+    library.inflight_set_log_callback.restype = None
+    for name, arguments in _CALLS.items():
+        function = getattr(library, f"inflight_{name}")
+        function.argtypes = (*arguments, _P)
+        function.restype = c_int32
+    for name in _PREPARED:
+        function = getattr(library, f"inflight_{name}_init")
+        function.argtypes = (_P, _Z)
+        function.restype = None
+    for name in _FREED:
+        function = getattr(library, f"inflight_{name}_free")
+        function.argtypes = (_P,)
+        function.restype = None
+    return library
+
+
+lib = _load()
+
+S = TypeVar("S", bound=ctypes.Structure)
+
+
+def _template(name: str, struct: Type[ctypes.Structure]) -> bytes:
+    prepared = struct()
+    getattr(lib, f"inflight_{name}_init")(ctypes.byref(prepared), ctypes.sizeof(prepared))
+    return bytes(prepared)
+
+
+_TEMPLATES = {struct: _template(name, struct) for name, struct in _PREPARED.items()}
+
+
+def prepared(struct: Type[S]) -> S:
+    """A struct as its _init makes it."""
+    return struct.from_buffer_copy(_TEMPLATES[struct])
+
+
+class _ErrorOfThread(threading.local):
+    """Each thread has one, so that nothing is allocated for calls that succeed."""
+
+    def __init__(self) -> None:
+        self.struct = prepared(c.Error)
+        self.address = addressof(self.struct)
+
+
+_error = _ErrorOfThread()
+
+
+def check(status: int) -> None:
+    """Raises for the status that this thread's last call returned."""
+    if status:
+        detail = _error.struct
+        message = detail.message.decode("utf-8", "replace")
+        raise error_of(
+            status,
+            detail.field.decode("utf-8", "replace"),
+            message or lib.inflight_status_string(status).decode(),
+        )
+
+
+def error_address() -> int:
+    """Where this thread's calls say what went wrong."""
+    return _error.address
+
+
+def call(function: Callable[..., int], *arguments: Any) -> None:
+    """Calls a function whose last argument takes the error; raises what it says."""
+    check(function(*arguments, _error.address))
+
+
+class Handle:
+    """Owns a pointer to one of the library's objects.
+
+    Whoever calls, or lends an array, holds a reference to it: so it is freed when the last of them
+    is done, even where another thread closes meanwhile.
+    """
+
+    __slots__ = ("pointer", "_free", "__weakref__")
+
+    def __init__(self, kind: str, create: Callable[..., int], *arguments: Any) -> None:
+        self._free = getattr(lib, f"inflight_{kind}_free")
+        self.pointer: Optional[int] = None
+        out = c_void_p()
+        call(create, *arguments, ctypes.byref(out))
+        self.pointer = out.value
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self._free(self.pointer)
+            self.pointer = None
+
+
+class Closable:
+    """An object with a handle: a context manager whose `close` may be called twice."""
+
+    _handle: Optional[Handle] = None
+
+    @property
+    def closed(self) -> bool:
+        return self._handle is None
+
+    def close(self) -> None:
+        """Frees the object. Calls afterwards raise `ClosedError`; closing it again does not."""
+        self._handle = None
+
+    def _held(self) -> Handle:
+        handle = self._handle
+        if handle is None:
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return handle
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        handle = self._held()
+        check(function(handle.pointer, *arguments, _error.address))
+
+    def __enter__(self: Any) -> Any:
+        self._held()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def put(struct: ctypes.Structure, name: str, value: Any) -> None:
+    """Sets a field to a number that it can hold: ctypes would cut it."""
+    try:
+        setattr(struct, name, value if isinstance(value, float) else index(value))
+    except TypeError:
+        raise argument_error(name, f"is {value!r}") from None
+    if not isinstance(value, float) and getattr(struct, name) != value:
+        raise argument_error(name, f"{value} is out of range")
+
+
+def fill(struct: ctypes.Structure, values: Dict[str, Any]) -> None:
+    """Sets the fields that are not None."""
+    for name, value in values.items():
+        if value is not None:
+            put(struct, name, value)
+
+
+def u64(value: int, name: str) -> int:
+    """A number that 64 bits without a sign hold."""
+    value = index(value)
+    if not 0 <= value < 2**64:
+        raise argument_error(name, f"{value} is out of range")
+    return value
+
+
+_NUMPY_TYPES = {code: np.dtype(code) for code in "IqQ"} if np is not None else {}
+
+
+class Numbers:
+    """A sequence of integers as C sees it: `address` is valid while the object lives."""
+
+    __slots__ = ("address", "len", "_owner")
+
+    def __init__(self, values: Any, name: str, typecode: str = "I") -> None:
+        # Arrays of the right type are lent as they are; nothing runs once a number but in C.
+        if np is not None and isinstance(values, np.ndarray):
+            wanted = _NUMPY_TYPES[typecode]
+            if values.dtype is wanted and values.ndim == 1:
+                try:  # a third of the time that numpy's own ways to the address take
+                    self._owner: Any = c_char.from_buffer(values)  # type: ignore[arg-type]
+                    self.address = addressof(self._owner)
+                    self.len = len(values)
+                    return
+                except (TypeError, ValueError, BufferError):
+                    pass  # read-only, with gaps, or empty
+            if values.ndim != 1:
+                raise argument_error(name, f"has {values.ndim} dimensions, not 1")
+            if values.dtype != wanted:
+                if values.dtype.kind not in "iu" and len(values):
+                    raise argument_error(name, f"is of {values.dtype}")
+                info = np.iinfo(wanted)
+                if len(values) and (values.min() < info.min or values.max() > info.max):
+                    raise argument_error(name, "holds a number that is out of range")
+                values = values.astype(wanted)
+            values = np.ascontiguousarray(values)
+            self._owner = values
+            self.len = len(values)
+            self.address = values.__array_interface__["data"][0]
+            return
+        if not (isinstance(values, array) and values.typecode == typecode):
+            try:
+                values = array(typecode, values)
+            except (OverflowError, TypeError) as cause:
+                raise argument_error(name, str(cause)) from None
+        self._owner = values
+        self.address, self.len = values.buffer_info()
+
+
+class Octets:
+    """Bytes as C sees them; None and "" are NULL and 0."""
+
+    __slots__ = ("address", "len", "_owner")
+
+    def __init__(self, value: Optional[bytes]) -> None:
+        self._owner = ctypes.create_string_buffer(value, len(value)) if value else None
+        self.address = None if self._owner is None else addressof(self._owner)
+        self.len = len(value) if value else 0
+
+
+class _Lent:
+    """What numpy makes an array of: it keeps the handle whose memory it is."""
+
+    __slots__ = ("__array_interface__", "owner")
+    __array_interface__: Dict[str, Any]
+    owner: Handle
+
+
+def lend(owner: Handle, address: Optional[int], count: int, dtype: Any) -> Any:
+    """A read-only numpy array over the library's memory."""
+    if not count or not address:
+        return np.empty(0, dtype)
+    lent = _Lent()
+    lent.owner = owner
+    lent.__array_interface__ = {
+        "version": 3,
+        "data": (address, True),
+        "shape": (count,),
+        **_interface(dtype),
+    }
+    return np.asarray(lent)
+
+
+@lru_cache(maxsize=None)
+def _interface(dtype: Any) -> Dict[str, Any]:
+    """How numpy spells a type to itself."""
+    if dtype.fields is None:
+        return {"typestr": dtype.str}
+    return {"typestr": dtype.str, "descr": dtype.descr}
+
+
+_from_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_from_memory.argtypes = (c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_from_memory.restype = ctypes.py_object
+_READ = 0x100
+
+
+def lend_memory(address: Optional[int], count: int, typecode: Any, itemsize: int) -> Any:
+    """A read-only memoryview over the library's memory, for where there is no numpy."""
+    if not count or not address:
+        return memoryview(b"").cast(typecode)
+    return _from_memory(address, count * itemsize, _READ).cast(typecode)
+
+
+def version() -> str:
+    """Version of the library, "0.1.0"."""
+    return str(lib.inflight_version_string().decode())
+
+
+def build_info() -> Dict[str, Any]:
+    """How the library was built: whether for CUDA, its kernels' architectures, the target."""
+    info = c.BuildInfo()
+    lib.inflight_get_build_info(ctypes.byref(info), ctypes.sizeof(info))
+    return {
+        "cuda_driver": bool(info.cuda_driver),
+        "cuda_kernels": bool(info.cuda_kernels),
+        "cuda_architectures": info.cuda_architectures.decode(),
+        "target": info.target.decode(),
+    }
+
+
+_log: Any = LOG_CALLBACK()
+
+
+def set_log(
+    callback: Optional[Callable[[LogLevel, str], None]], level: LogLevel = LogLevel.WARNING
+) -> None:
+    """Has lines of the library's log given to `callback`, on any thread; None for nobody."""
+    global _log
+
+    def line(level: int, message: bytes, _: Any) -> None:
+        assert callback is not None
+        callback(LogLevel(level), message.decode("utf-8", "replace"))
+
+    entry = LOG_CALLBACK(line) if callback else LOG_CALLBACK()
+    lib.inflight_set_log_callback(entry, None, level)
+    _log = entry  # the one before is not running any more

@@ -1,0 +1,87 @@
+"""Statuses, and the exceptions that they become."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Union
+
+
+class Status(IntEnum):
+    """What a call came to. 1xx: mend the call; 2xx: later; 3xx: the device; 9xx: a bug inside."""
+
+    OK = 0
+    INVALID_ARGUMENT = 100
+    DUPLICATE_REQUEST = 101
+    UNKNOWN_REQUEST = 102
+    PROMPT_TOO_LONG = 103
+    NEVER_FITS = 104
+    UNKNOWN_STEP = 105
+    STEP_OUT_OF_ORDER = 106
+    OUTPUT_MISMATCH = 107
+    STRUCT_SIZE = 108
+    IN_USE = 109
+    QUEUE_FULL = 200
+    OUT_OF_BLOCKS = 201
+    TOO_MANY_STEPS_IN_FLIGHT = 202
+    STALLED = 203
+    DEVICE = 300
+    CUDA = 301
+    OUT_OF_DEVICE_MEMORY = 302
+    NO_CUDA = 303
+    NO_KERNEL_IMAGE = 304
+    UNSUPPORTED = 305
+    CORRUPT = 900
+    PANIC = 901
+    POISONED = 902
+
+
+class InflightError(Exception):
+    """A call failed; its objects are as they were, unless the call's description says otherwise.
+
+    `status` is a `Status`, or a plain number that this package does not know; `field` the field or
+    argument at fault, "" where there is none; `message` says what is wrong.
+    """
+
+    def __init__(self, status: Union[Status, int], field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.status = status
+        self.field = field
+        self.message = message
+
+
+class ArgumentError(InflightError, ValueError):
+    """The call is wrong, and would be wrong again."""
+
+
+class CapacityError(InflightError):
+    """Nothing is wrong: try again when requests have finished."""
+
+
+class DeviceError(InflightError):
+    """The device could not do it."""
+
+
+class InternalError(InflightError):
+    """A bug in the library."""
+
+
+class ClosedError(ValueError):
+    """The object was closed, or the step whose array was asked for has ended."""
+
+
+_GROUPS = {1: ArgumentError, 2: CapacityError, 3: DeviceError, 9: InternalError}
+
+
+def error_of(status: int, field: str = "", message: str = "") -> InflightError:
+    """The exception for a status; one that is not known goes by its group."""
+    known: Union[Status, int] = status
+    try:
+        known = Status(status)
+    except ValueError:
+        pass
+    return _GROUPS.get(status // 100, InternalError)(known, field, message)
+
+
+def argument_error(field: str, message: str) -> InflightError:
+    """What this package refuses before the library sees it, since C's types cannot hold it."""
+    return error_of(Status.INVALID_ARGUMENT, field, message)

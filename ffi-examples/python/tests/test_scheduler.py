@@ -1,0 +1,380 @@
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inflight
+from inflight import EventKind, Finish, Request, RowFlag, Scheduler, SchedulerConfig, Status
+
+
+def next_token(token, position):
+    return (token * 31 + position * 7 + 3) % 9973
+
+
+def sample(step):
+    """A model that is a function of a token and its position."""
+    at = step.logits_indices
+    return (step.tokens[at] * 31 + step.positions[at] * 7 + 3) % 9973
+
+
+def expected(prompt, count):
+    token, position, output = int(prompt[-1]), len(prompt) - 1, []
+    for _ in range(count):
+        token = next_token(token, position)
+        position += 1
+        output.append(token)
+    return output
+
+
+def drain(scheduler, outputs=None):
+    """Steps until nothing runs or waits; each request's tokens."""
+    outputs = {} if outputs is None else outputs
+    for now in range(10_000):
+        step = scheduler.schedule(now)
+        idle = step.num_rows == 0
+        for output in step.commit(sample(step)):
+            outputs.setdefault(output.request_id, []).extend(output.tokens)
+        if idle:
+            return outputs
+    raise AssertionError("it does not end")
+
+
+def test_requests_run_to_their_end():
+    prompts = {i: np.arange(100 * i, 100 * i + 20 + 7 * i, dtype=np.uint32) for i in range(5)}
+    with Scheduler(num_blocks=32, max_num_batched_tokens=32, max_num_seqs=3) as scheduler:
+        for i, prompt in prompts.items():
+            scheduler.submit(Request(i, prompt, max_tokens=4 + i))
+        outputs = drain(scheduler)
+        assert outputs == {i: expected(p, 4 + i) for i, p in prompts.items()}
+        events = scheduler.events()
+        assert {e.request_id for e in events} == set(prompts)
+        assert {(e.kind, e.finish) for e in events} == {(EventKind.FINISHED, Finish.LENGTH)}
+        stats = scheduler.stats()
+        assert stats.finished == 5 and stats.output_tokens == sum(4 + i for i in range(5))
+        assert stats.num_free_blocks == 31
+        scheduler.verify()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [5, 6, 7],
+        (5, 6, 7),
+        array("I", [5, 6, 7]),
+        range(5, 8),
+        np.arange(5, 8),
+        np.uint16([5, 6, 7]),
+        np.arange(5, 11, dtype=np.uint32)[:3],
+        np.repeat(np.arange(5, 8, dtype=np.uint32), 2)[::2],
+    ],
+    ids=repr,
+)
+def test_prompts_are_any_integers(prompt):
+    with Scheduler(num_blocks=8) as scheduler:
+        scheduler.submit(Request(1, prompt, 1, stop_tokens=[9], salt=b"s", adapter="lora"))
+        step = scheduler.schedule(0)
+        assert step.tokens.tolist() == [5, 6, 7]
+        (output,) = step.commit([9])
+        assert output == (1, [9], Finish.STOP_TOKEN, 9)
+
+
+def test_a_step_says_what_the_header_says():
+    with Scheduler(num_blocks=16, block_size=4, max_padded_rows=4) as scheduler:
+        for i in range(3):
+            scheduler.submit(Request(i, [10 * i + j for j in range(3 + i)], 8, client=7))
+        step = scheduler.schedule(0)
+        assert (step.num_rows, step.num_padded_rows, step.num_tokens) == (3, 4, 12)
+        assert step.rows["request_id"].tolist() == [0, 1, 2]
+        assert (step.rows["flags"] == RowFlag.SAMPLES | RowFlag.ADMITTED).all()
+        assert step.qo_indptr.tolist() == [0, 3, 7, 12, 12]
+        assert step.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]
+        assert step.kv_last_page_len.tolist() == [3, 4, 1, 0]
+        blocks = np.split(step.kv_indices, step.kv_indptr[1:-1])
+        for r in range(3):
+            slots = step.slot_mapping[step.qo_indptr[r] : step.qo_indptr[r + 1]]
+            tokens = np.arange(3 + r)
+            assert slots.tolist() == (blocks[r][tokens // 4].astype(int) * 4 + tokens % 4).tolist()
+        assert step.logits_indices.tolist() == [2, 6, 11]
+        assert step.slot_mapping.dtype == np.int64 and len(step.packed) == step.view.packed_size
+        assert step.block_ops == [] and step.pending == [] and len(step.preempted) == 0
+        request = scheduler.request(1)
+        assert request == (7, True, 4, 0, 4, 0)
+        step.abandon()
+        assert scheduler.schedule(1).tokens.tolist() == [
+            0,
+            1,
+            2,
+            10,
+            11,
+            12,
+            13,
+            20,
+            21,
+            22,
+            23,
+            24,
+        ]
+
+
+def test_views_end_with_their_step():
+    scheduler = Scheduler(num_blocks=16)
+    scheduler.submit(Request(1, [1, 2, 3], 8))
+    step = scheduler.schedule(0)
+    tokens = step.tokens
+    assert not tokens.flags.writeable and tokens.base is not None
+    with pytest.raises(ValueError):
+        tokens[0] = 4
+    outputs = step.commit([5])
+    scheduler.events()
+    scheduler.submit(Request(2, [1], 1))
+    scheduler.cancel(2)
+    assert step.ended and outputs.tokens.tolist() == [5]
+    for name in ("rows", "tokens", "positions", "slot_mapping", "packed", "block_ops", "pending"):
+        with pytest.raises(inflight.ClosedError):
+            getattr(step, name)
+    assert step.num_tokens == 3  # numbers are the step's own
+    with pytest.raises(inflight.ArgumentError) as failed:
+        step.commit([5])
+    assert failed.value.status is Status.UNKNOWN_STEP
+    second = scheduler.schedule(1)
+    with pytest.raises(inflight.ClosedError):
+        list(outputs)
+    kept = second.tokens
+    scheduler.close()
+    assert kept.tolist() == [5]  # the memory stays while an array of it does
+    with pytest.raises(inflight.ClosedError):
+        second.tokens
+    with pytest.raises(inflight.ClosedError):
+        second.commit([5])
+
+
+def test_close_is_idempotent_and_use_after_it_raises():
+    scheduler = Scheduler(num_blocks=16)
+    submitter = scheduler.submitter()
+    handle = weakref.ref(scheduler._handle)
+    scheduler.close()
+    scheduler.close()
+    gc.collect()
+    assert scheduler.closed and handle() is None
+    for call in (
+        lambda: scheduler.submit(Request(1, [1], 1)),
+        lambda: scheduler.schedule(0),
+        lambda: scheduler.events(),
+        lambda: scheduler.stats(),
+        lambda: scheduler.submitter(),
+        lambda: scheduler.__enter__(),
+    ):
+        with pytest.raises(inflight.ClosedError):
+            call()
+    with pytest.raises(inflight.ArgumentError):  # it outlives its scheduler, and refuses
+        submitter.submit(Request(1, [1], 1))
+    submitter.close()
+    with pytest.raises(inflight.ClosedError):
+        submitter.submit(Request(1, [1], 1))
+
+
+@pytest.mark.parametrize(
+    "values, field",
+    [
+        ({"num_blocks": 1}, "num_blocks"),
+        ({"num_blocks": 8, "block_size": 0}, "block_size"),
+        ({"num_blocks": 8, "policy": 77}, "policy"),
+        ({"num_blocks": 8, "overlap": 2}, "overlap"),
+        ({"num_blocks": 2**64}, "num_blocks"),
+        ({"num_blocks": 8, "max_num_seqs": -1}, "max_num_seqs"),
+        ({"num_blocks": 8, "max_num_seqs": "many"}, "max_num_seqs"),
+    ],
+)
+def test_bad_configurations_are_named(values, field):
+    with pytest.raises(inflight.ArgumentError) as failed:
+        Scheduler(SchedulerConfig(**values))
+    assert failed.value.status is Status.INVALID_ARGUMENT
+    assert failed.value.field.split(".")[-1] == field
+    assert failed.value.message
+
+
+def refused(call, error, status, field=None):
+    with pytest.raises(error) as failed:
+        call()
+    assert failed.value.status is status and isinstance(failed.value, inflight.InflightError)
+    assert failed.value.message
+    if field is not None:
+        assert failed.value.field.split(".")[-1] == field
+
+
+def test_errors_are_classes_by_group():
+    argument, capacity = inflight.ArgumentError, inflight.CapacityError
+    scheduler = Scheduler(num_blocks=8, max_waiting=1, max_model_len=64)
+    submit = scheduler.submit
+    submit(Request(1, [1, 2], 4))
+    refused(lambda: submit(Request(1, [1], 1)), argument, Status.DUPLICATE_REQUEST)
+    refused(lambda: submit(Request(2, [1], 1)), capacity, Status.QUEUE_FULL)
+    first = scheduler.schedule(0)
+    refused(lambda: scheduler.schedule(1), capacity, Status.TOO_MANY_STEPS_IN_FLIGHT)
+    invalid = Status.INVALID_ARGUMENT
+    refused(lambda: submit(Request(3, [], 1)), argument, invalid, "prompt")
+    refused(lambda: submit(Request(3, [1], 0)), argument, invalid, "max_tokens")
+    refused(lambda: submit(Request(3, [-1], 1)), argument, invalid, "prompt")
+    refused(lambda: submit(Request(3, np.array([2**32]), 1)), argument, invalid, "prompt")
+    refused(lambda: submit(Request(3, np.ones(2), 1)), argument, invalid, "prompt")
+    refused(lambda: submit(Request(-3, [1], 1)), argument, invalid, "id")
+    refused(lambda: submit(Request(3, [1], 1, priority=2**31)), argument, invalid, "priority")
+    refused(lambda: submit(Request(3, [1] * 64, 1)), argument, Status.PROMPT_TOO_LONG)
+    refused(lambda: scheduler.cancel(99), argument, Status.UNKNOWN_REQUEST)
+    refused(lambda: scheduler.cancel(2**64), argument, invalid, "request_id")
+    refused(lambda: scheduler.request(99), argument, Status.UNKNOWN_REQUEST)
+    refused(lambda: scheduler.schedule(-1), argument, invalid, "now")
+    refused(lambda: first.commit([]), argument, Status.OUTPUT_MISMATCH)
+    refused(lambda: first.commit([1, 2]), argument, Status.OUTPUT_MISMATCH)
+    refused(lambda: first.commit([1], []), argument, invalid, "indptr")
+    refused(scheduler.reset_prefix_cache, capacity, Status.OUT_OF_BLOCKS)
+    if not inflight.build_info()["cuda_kernels"]:
+        with pytest.raises(inflight.DeviceError):
+            inflight.Device.cuda_count()
+            inflight.Device.cuda(0)
+            pytest.skip("a GPU is here")
+    assert not first.ended and [o.tokens for o in first.commit([1])] == [[1]]
+    assert isinstance(inflight.errors.error_of(299), capacity)  # by its group, where it is new
+    assert inflight.errors.error_of(299).status == 299
+
+
+def test_drafts_commit_ragged():
+    with Scheduler(num_blocks=16) as scheduler:
+        scheduler.submit(Request(1, [1, 2, 3], 8))
+        scheduler.submit(Request(2, [1, 2, 3], 8))
+        scheduler.schedule(0).commit([4, 4])
+        scheduler.set_draft(1, [5, 6])
+        step = scheduler.schedule(1)
+        assert step.rows["num_draft"].tolist() == [2, 0] and step.num_logits == 4
+        outputs = step.commit([5, 9, 8], np.array([0, 2, 3]))
+        assert [(o.request_id, o.tokens) for o in outputs] == [(1, [5, 9]), (2, [8])]
+        assert outputs.records["num_tokens"].tolist() == [2, 1]
+
+
+def test_two_steps_in_flight():
+    with Scheduler(num_blocks=16, max_steps_in_flight=2, overlap=True) as scheduler:
+        scheduler.submit(Request(1, [1, 2, 3], 3))
+        first = scheduler.schedule(0)
+        second = scheduler.schedule(1)
+        assert second.pending == [(0, 1, 0)] and second.tokens[0] == inflight.NO_TOKEN
+        refused(lambda: second.commit([1]), inflight.ArgumentError, Status.STEP_OUT_OF_ORDER)
+        assert first.tokens.tolist() == [1, 2, 3]
+        first.commit([7])
+        assert second.kv_last_page_len.tolist() == [4]
+        second.commit([8])
+
+
+def test_preemption_is_told_and_changes_no_tokens():
+    prompts = {i: [10 * i + j for j in range(8)] for i in range(4)}
+    with Scheduler(num_blocks=9, block_size=4) as scheduler:
+        for i, prompt in prompts.items():
+            scheduler.submit(Request(i, prompt, 12))
+        assert drain(scheduler) == {i: expected(p, 12) for i, p in prompts.items()}
+        assert scheduler.stats().preemptions > 0
+        told = [e for e in scheduler.events() if e.kind is EventKind.PREEMPTED]
+        assert len(told) == scheduler.stats().preemptions
+        assert all(e.step_id is not None for e in told)
+
+
+def test_eight_threads_submit_while_one_steps():
+    threads, each = 8, 200
+    scheduler = Scheduler(num_blocks=512, max_num_seqs=64)
+    submitters = [scheduler.submitter() for _ in range(threads // 2)]
+    cancelled, raised = set(), []
+
+    def run(t):
+        try:
+            submitter = submitters[t % len(submitters)]
+            for i in range(t * each, (t + 1) * each):
+                submitter.submit(Request(i, [i % 97, 5, i], 1 + i % 9))
+                if i % 5 == 0:
+                    submitter.cancel(i)
+                    cancelled.add(i)
+        except BaseException as error:
+            raised.append(error)
+
+    running = [threading.Thread(target=run, args=(t,)) for t in range(threads)]
+    for thread in running:
+        thread.start()
+    outputs, ended = {}, {}
+    while len(ended) < threads * each:
+        assert not raised
+        step = scheduler.schedule()
+        for output in step.commit(sample(step)):
+            outputs.setdefault(output.request_id, []).extend(output.tokens)
+        for event in scheduler.events():
+            if event.kind is not EventKind.PREEMPTED:
+                assert event.request_id not in ended
+                ended[event.request_id] = event.kind
+    for thread in running:
+        thread.join()
+    assert not raised
+    for i in range(threads * each):
+        if ended[i] is EventKind.FINISHED:
+            assert outputs[i] == expected([i % 97, 5, i], 1 + i % 9)
+        else:
+            assert i in cancelled
+    submitters[0].submit(Request(1, [1], 1))
+    submitters[1].submit(Request(1, [1], 1))
+    drain(scheduler)
+    (told,) = [e for e in scheduler.events() if e.kind is EventKind.REFUSED]
+    assert told.status is Status.DUPLICATE_REQUEST
+    scheduler.verify()
+    scheduler.close()
+
+
+def test_closing_while_others_submit_is_safe():
+    for _ in range(20):
+        scheduler = Scheduler(num_blocks=64)
+        submitter = scheduler.submitter()
+        stopped = threading.Event()
+
+        def run():
+            i = threading.get_ident() << 20
+            try:
+                while not stopped.is_set():
+                    submitter.submit(Request(i % 2**64, [1, 2], 1))
+                    i += 1
+            except (inflight.ClosedError, inflight.ArgumentError):
+                pass
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        scheduler.schedule(0).abandon()
+        scheduler.close()
+        submitter.close()
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_numpy_is_not_needed():
+    """Without it arrays are memoryviews, and one that is kept past its step raises."""
+    program = """
+import sys
+sys.modules["numpy"] = None
+import inflight
+scheduler = inflight.Scheduler(num_blocks=8)
+scheduler.submit(inflight.Request(1, [1, 2, 3], 2))
+step = scheduler.schedule(0)
+tokens, rows = step.tokens, step.rows
+assert tokens.tolist() == [1, 2, 3] and tokens.readonly and step.slot_mapping.format == "q"
+assert rows[0].num_tokens == 3 and len(step.preempted) == 0
+assert [o.tokens for o in step.commit([9])] == [[9]]
+try:
+    tokens[0]
+except ValueError:
+    pass
+else:
+    raise AssertionError
+"""
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=Path(__file__).resolve().parents[1]
+    )
