@@ -40,6 +40,8 @@ pub(crate) fn compiler(variable: &str) -> Command {
 
 /// Runs a command to its end; its failure is the test's, with all that it said.
 pub(crate) fn run(command: &mut Command) -> Output {
+    // Cargo's own names directories where the library of an earlier build may lie.
+    command.env("LD_LIBRARY_PATH", library_dir());
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(
         output.status.success(),
