@@ -184,7 +184,6 @@ impl BatchView<'_> {
 
     /// The part of [`check`](Self::check) that memory safety asks for, at a fraction of the time: a
     /// row may name a block twice.
-    #[cfg(feature = "cuda-driver")]
     pub(crate) fn check_bounds(&self, num_blocks: usize) -> Result<()> {
         self.check_shape()?;
         for row in 0..self.num_rows() {
