@@ -1,8 +1,7 @@
 // inflight.hpp where exceptions are not used: compiled with -fno-exceptions, or with
 // INFLIGHT_NO_EXCEPTIONS, into the same program as the units that use them.
-#include <inflight.hpp>
-
 #include <cstdio>
+#include <inflight.hpp>
 #include <type_traits>
 #include <vector>
 

@@ -1,9 +1,8 @@
 // inflight.hpp where exceptions are used: handles, errors, and a step through each of its classes.
-#include <inflight.hpp>
-
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <inflight.hpp>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -332,8 +331,8 @@ void attention_runs() {
         inflight::tensor_from_dlpack(device, managed, inflight::dlpack::versioned, false);
     CHECK(seen.data == o && seen.tokens == 2 && seen.head_dim == dim);
     CHECK(!inflight::try_tensor_from_dlpack(device, managed, inflight::dlpack::versioned, true));
-    CHECK(!inflight::try_kv_cache_from_dlpack(device, managed, managed,
-                                              inflight::dlpack::versioned, inflight::layout::nhd));
+    CHECK(!inflight::try_kv_cache_from_dlpack(device, managed, managed, inflight::dlpack::versioned,
+                                              inflight::layout::nhd));
     // DLManagedTensorVersioned: version, manager_ctx, deleter.
     struct head {
         std::uint32_t version[2];
