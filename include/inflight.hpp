@@ -374,14 +374,18 @@ class [[nodiscard]] result {
     }
 
     /// status::ok where there is a value.
-    status code() const noexcept { return why_.code(); }
-    const failure& why() const noexcept { return why_; }
+    status code() const noexcept { return why_ ? why_->code() : status::ok; }
+    /// The failure, which must be there.
+    const failure& why() const {
+        assert(why_.has_value());
+        return *why_;
+    }
 
 #ifndef INFLIGHT_NO_EXCEPTIONS
     /// The value, or throws.
     T value() && {
         if (!ok()) {
-            throw error(why_);
+            throw error(*why_);
         }
         return *std::move(value_);
     }
@@ -389,7 +393,8 @@ class [[nodiscard]] result {
 
    private:
     std::optional<T> value_;
-    failure why_;
+    /// Not prepared where there is none: half a kilobyte.
+    std::optional<failure> why_;
 };
 
 /// Success, or why not.
@@ -399,22 +404,26 @@ class [[nodiscard]] result<void> {
     result() noexcept = default;
     result(const failure& why) noexcept : why_(why) {}
 
-    bool ok() const noexcept { return code() == status::ok; }
+    bool ok() const noexcept { return !why_.has_value(); }
     explicit operator bool() const noexcept { return ok(); }
-    status code() const noexcept { return why_.code(); }
-    const failure& why() const noexcept { return why_; }
+    status code() const noexcept { return why_ ? why_->code() : status::ok; }
+    /// The failure, which must be there.
+    const failure& why() const {
+        assert(why_.has_value());
+        return *why_;
+    }
 
 #ifndef INFLIGHT_NO_EXCEPTIONS
     /// Nothing, or throws.
     void value() const {
         if (!ok()) {
-            throw error(why_);
+            throw error(*why_);
         }
     }
 #endif
 
    private:
-    failure why_;
+    std::optional<failure> why_;
 };
 
 namespace detail {
