@@ -44,6 +44,8 @@ struct job {
 
     std::uint64_t id = 0;
     bool left = false;
+    /// The queue was full when the engine came to it.
+    bool again = false;
     bool has_ended = false;
     serve::ending end{};
     std::vector<token> tokens;
@@ -66,24 +68,33 @@ class client {
             changed_.wait(lock, [&] { return news_; });
             news_ = false;
             std::vector<std::uint64_t> leaving;
+            std::vector<job*> sending;
             std::size_t ended = 0;
             for (job& each : jobs_) {
                 ended += each.has_ended;
+                if (each.again) {
+                    each.again = false;
+                    retries_++;
+                    sending.push_back(&each);
+                }
                 const bool enough = each.leave_after > 0 && each.tokens.size() >= each.leave_after;
                 if (enough && !each.left && !each.has_ended) {
                     each.left = true;
                     leaving.push_back(each.id);
                 }
             }
-            const std::size_t room = std::min(ended - done, jobs_.size() - next);
-            done = ended;
+            for (; done < ended; done++) {
+                if (next < jobs_.size()) {
+                    sending.push_back(&jobs_[next++]);
+                }
+            }
             // The engine's thread must not wait for this one.
             lock.unlock();
             for (const std::uint64_t id : leaving) {
                 engine.cancel(id);
             }
-            for (std::size_t i = 0; i < room; i++) {
-                send(engine, jobs_[next++]);
+            for (job* each : sending) {
+                send(engine, *each);
             }
             lock.lock();
         }
@@ -128,7 +139,11 @@ class client {
             [this, &of](const serve::ending& how) {
                 {
                     const std::lock_guard<std::mutex> lock(mutex_);
-                    of.has_ended = true;
+                    // A submitter takes what the scheduler may refuse a moment later, when those
+                    // that had to give way are in the queue again.
+                    of.again = how.how == serve::ending::refused &&
+                               inflight::group_of(how.code) == inflight::status_group::capacity;
+                    of.has_ended = !of.again;
                     of.end = how;
                     news_ = true;
                 }
