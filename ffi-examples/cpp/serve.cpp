@@ -232,6 +232,13 @@ bool ended_well(const job& of) {
     }
 }
 
+void complain(const job& of) {
+    static const char* const names[] = {"finished", "cancelled", "refused", "failed"};
+    std::fprintf(stderr, "request %llu: %s (%s) after %zu of %u tokens\n",
+                 static_cast<unsigned long long>(of.id), names[of.end.how],
+                 inflight::status_string(of.end.code), of.tokens.size(), of.max_tokens);
+}
+
 inflight::device open_device(const std::string& name) {
     if (name == "cpu") {
         return inflight::device::cpu();
@@ -281,7 +288,10 @@ int serve_all(const options& chosen) {
         for (const job& of : each->jobs()) {
             requests++;
             cancelled += of.end.how == serve::ending::cancelled;
-            ended_badly += !ended_well(of);
+            if (!ended_well(of)) {
+                ended_badly++;
+                complain(of);
+            }
             compare(model, of, checked);
         }
     }
