@@ -1,0 +1,1477 @@
+/* inflight for C++17: RAII over the C ABI, in one header.
+ *
+ *     inflight::scheduler_config config;              // defaults, as
+ * inflight_scheduler_config_init config.num_blocks = 1024; inflight::scheduler scheduler(config);
+ *     scheduler.submit(inflight::request(1, prompt, 64));
+ *     while (serving) {
+ *         inflight::step step = scheduler.schedule(now());
+ *         run_model(step.tokens(), step.slot_mapping(), step.kv_indices(), sampled);
+ *         for (const inflight_output& got : scheduler.commit(step, sampled).outputs()) ...
+ *     }
+ *
+ * inflight.h stays the reference: what a call does, when it fails and on which threads it may be
+ * made is said there, under the same name. What this header adds:
+ *
+ * Handles
+ *   Each is one pointer, can be moved and not copied, and frees what it has. Calls with a handle
+ *   that was moved from fail with invalid_argument, as with NULL. get() is for calls in C.
+ *
+ * Errors
+ *   Every call is there twice. try_schedule(now) returns a result<step>: the value, or a failure
+ * with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
+ * the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has exceptions
+ *   switched off; a result is then read with * and ->.
+ *
+ * Structs
+ *   Configurations and arguments are the structs of C with a constructor that prepares them: their
+ *   fields are those of inflight.h, and the pointers in them are the caller's as there. Views
+ *   give their arrays as spans, valid as long as inflight.h says.
+ *
+ * Cost
+ *   All is inline. Nothing is allocated but by what throws.
+ */
+#ifndef INFLIGHT_HPP
+#define INFLIGHT_HPP
+
+#include <inflight.h>
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#if !defined(INFLIGHT_NO_EXCEPTIONS) && !defined(__cpp_exceptions)
+#define INFLIGHT_NO_EXCEPTIONS 1
+#endif
+#ifndef INFLIGHT_NO_EXCEPTIONS
+#include <stdexcept>
+#include <string>
+#endif
+
+namespace inflight {
+
+// The modes differ in what classes have: units of both may be in one program, as different types.
+#ifdef INFLIGHT_NO_EXCEPTIONS
+inline namespace expected_v0 {
+#else
+inline namespace throwing_v0 {
+#endif
+
+// ---- Numbers of the ABI as types ----
+
+/// INFLIGHT_STATUS_*. Newer libraries may return others: see group_of.
+enum class status : std::int32_t {
+    ok = INFLIGHT_STATUS_OK,
+    invalid_argument = INFLIGHT_STATUS_INVALID_ARGUMENT,
+    duplicate_request = INFLIGHT_STATUS_DUPLICATE_REQUEST,
+    unknown_request = INFLIGHT_STATUS_UNKNOWN_REQUEST,
+    prompt_too_long = INFLIGHT_STATUS_PROMPT_TOO_LONG,
+    never_fits = INFLIGHT_STATUS_NEVER_FITS,
+    unknown_step = INFLIGHT_STATUS_UNKNOWN_STEP,
+    step_out_of_order = INFLIGHT_STATUS_STEP_OUT_OF_ORDER,
+    output_mismatch = INFLIGHT_STATUS_OUTPUT_MISMATCH,
+    struct_size = INFLIGHT_STATUS_STRUCT_SIZE,
+    in_use = INFLIGHT_STATUS_IN_USE,
+    queue_full = INFLIGHT_STATUS_QUEUE_FULL,
+    out_of_blocks = INFLIGHT_STATUS_OUT_OF_BLOCKS,
+    too_many_steps_in_flight = INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT,
+    stalled = INFLIGHT_STATUS_STALLED,
+    device = INFLIGHT_STATUS_DEVICE,
+    cuda = INFLIGHT_STATUS_CUDA,
+    out_of_device_memory = INFLIGHT_STATUS_OUT_OF_DEVICE_MEMORY,
+    no_cuda = INFLIGHT_STATUS_NO_CUDA,
+    no_kernel_image = INFLIGHT_STATUS_NO_KERNEL_IMAGE,
+    unsupported = INFLIGHT_STATUS_UNSUPPORTED,
+    corrupt = INFLIGHT_STATUS_CORRUPT,
+    panic = INFLIGHT_STATUS_PANIC,
+    poisoned = INFLIGHT_STATUS_POISONED,
+};
+
+/// What can be done about a status, known or not.
+enum class status_group {
+    ok,        ///< Nothing.
+    argument,  ///< Mend the call.
+    capacity,  ///< Try again when requests have finished.
+    device,    ///< Look at the device.
+    internal,  ///< Report a bug of the library.
+};
+
+constexpr status_group group_of(status code) noexcept {
+    const auto number = static_cast<std::int32_t>(code);
+    return number == 0    ? status_group::ok
+           : number < 200 ? status_group::argument
+           : number < 300 ? status_group::capacity
+           : number < 400 ? status_group::device
+                          : status_group::internal;
+}
+
+/// What a status means, in a few words; lives as long as the library.
+inline const char* status_string(status code) noexcept {
+    return inflight_status_string(static_cast<std::int32_t>(code));
+}
+
+/// INFLIGHT_POLICY_*.
+enum class policy : std::uint32_t {
+    continuous = INFLIGHT_POLICY_CONTINUOUS,
+    static_batches = INFLIGHT_POLICY_STATIC,
+    priority = INFLIGHT_POLICY_PRIORITY,
+    no_evict = INFLIGHT_POLICY_NO_EVICT,
+    max_utilization = INFLIGHT_POLICY_MAX_UTILIZATION,
+    orca = INFLIGHT_POLICY_ORCA,
+};
+
+/// INFLIGHT_FINISH_*.
+enum class finish : std::uint32_t {
+    none = INFLIGHT_FINISH_NONE,
+    eos = INFLIGHT_FINISH_EOS,
+    stop_token = INFLIGHT_FINISH_STOP_TOKEN,
+    length = INFLIGHT_FINISH_LENGTH,
+    repetition = INFLIGHT_FINISH_REPETITION,
+};
+
+/// INFLIGHT_EVENT_*.
+enum class event_kind : std::uint32_t {
+    refused = INFLIGHT_EVENT_REFUSED,
+    finished = INFLIGHT_EVENT_FINISHED,
+    cancelled = INFLIGHT_EVENT_CANCELLED,
+    preempted = INFLIGHT_EVENT_PREEMPTED,
+};
+
+/// INFLIGHT_BLOCK_*.
+enum class block_op_kind : std::uint32_t {
+    copy = INFLIGHT_BLOCK_COPY,
+    swap_out = INFLIGHT_BLOCK_SWAP_OUT,
+    swap_in = INFLIGHT_BLOCK_SWAP_IN,
+};
+
+/// INFLIGHT_DEVICE_CPU and INFLIGHT_DEVICE_CUDA.
+enum class device_kind : std::uint32_t {
+    cpu = INFLIGHT_DEVICE_CPU,
+    cuda = INFLIGHT_DEVICE_CUDA,
+};
+
+/// INFLIGHT_ISA_*.
+enum class isa : std::uint32_t {
+    best = INFLIGHT_ISA_BEST,
+    avx512_bf16 = INFLIGHT_ISA_AVX512_BF16,
+    avx512 = INFLIGHT_ISA_AVX512,
+    avx2 = INFLIGHT_ISA_AVX2,
+    neon = INFLIGHT_ISA_NEON,
+    portable = INFLIGHT_ISA_PORTABLE,
+    portable_bf16 = INFLIGHT_ISA_PORTABLE_BF16,
+};
+
+/// INFLIGHT_DTYPE_*.
+enum class dtype : std::uint32_t {
+    f32 = INFLIGHT_DTYPE_F32,
+    f16 = INFLIGHT_DTYPE_F16,
+    bf16 = INFLIGHT_DTYPE_BF16,
+    fp8_e4m3 = INFLIGHT_DTYPE_FP8_E4M3,
+};
+
+/// INFLIGHT_LAYOUT_*.
+enum class layout : std::uint32_t { nhd = INFLIGHT_LAYOUT_NHD, hnd = INFLIGHT_LAYOUT_HND };
+
+/// INFLIGHT_ROPE_PAIRS_*.
+enum class rope_pairs : std::uint32_t {
+    half = INFLIGHT_ROPE_PAIRS_HALF,
+    interleaved = INFLIGHT_ROPE_PAIRS_INTERLEAVED,
+};
+
+/// INFLIGHT_ROPE_SCALING_*.
+enum class rope_scaling : std::uint32_t {
+    none = INFLIGHT_ROPE_SCALING_NONE,
+    linear = INFLIGHT_ROPE_SCALING_LINEAR,
+    ntk = INFLIGHT_ROPE_SCALING_NTK,
+    dynamic_ntk = INFLIGHT_ROPE_SCALING_DYNAMIC_NTK,
+    yarn = INFLIGHT_ROPE_SCALING_YARN,
+    llama3 = INFLIGHT_ROPE_SCALING_LLAMA3,
+};
+
+/// INFLIGHT_LOG_*.
+enum class log_level : std::uint32_t {
+    error = INFLIGHT_LOG_ERROR,
+    warning = INFLIGHT_LOG_WARNING,
+    info = INFLIGHT_LOG_INFO,
+};
+
+/// INFLIGHT_DLPACK_*.
+enum class dlpack : std::uint32_t {
+    unversioned = INFLIGHT_DLPACK_UNVERSIONED,
+    versioned = INFLIGHT_DLPACK_VERSIONED,
+};
+
+inline finish finish_of(const inflight_output& output) noexcept {
+    return static_cast<finish>(output.finish);
+}
+inline finish finish_of(const inflight_event& event) noexcept {
+    return static_cast<finish>(event.finish);
+}
+inline event_kind kind_of(const inflight_event& event) noexcept {
+    return static_cast<event_kind>(event.kind);
+}
+inline status status_of(const inflight_event& event) noexcept {
+    return static_cast<status>(event.status);
+}
+inline block_op_kind kind_of(const inflight_block_op& op) noexcept {
+    return static_cast<block_op_kind>(op.kind);
+}
+inline device_kind kind_of(const inflight_device_info& info) noexcept {
+    return static_cast<device_kind>(info.kind);
+}
+inline bool samples(const inflight_row& row) noexcept {
+    return (row.flags & INFLIGHT_ROW_SAMPLES) != 0;
+}
+inline bool decodes(const inflight_row& row) noexcept {
+    return (row.flags & INFLIGHT_ROW_DECODES) != 0;
+}
+inline bool admitted(const inflight_row& row) noexcept {
+    return (row.flags & INFLIGHT_ROW_ADMITTED) != 0;
+}
+
+// ---- Arrays ----
+
+/// A pointer and a length: what std::span is, which C++17 does not have. Converts from and to it,
+/// and from arrays, std::vector, std::array and whatever else has data() and size().
+template <class T>
+class span {
+   public:
+    using element_type = T;
+    using value_type = std::remove_cv_t<T>;
+
+    constexpr span() noexcept = default;
+    constexpr span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
+    template <std::size_t N>
+    constexpr span(T (&array)[N]) noexcept : data_(array), size_(N) {}
+    /// Arrays of a derived class are no arrays of its base, so the conversion is that of arrays.
+    template <class C, class From = std::remove_pointer_t<decltype(std::declval<C&>().data())>,
+              class = decltype(std::declval<C&>().size()),
+              class = std::enable_if_t<std::is_convertible_v<From (*)[], T (*)[]> &&
+                                       !std::is_same_v<std::decay_t<C>, span>>>
+    constexpr span(C&& container) noexcept : data_(container.data()), size_(container.size()) {}
+
+    constexpr T* data() const noexcept { return data_; }
+    constexpr std::size_t size() const noexcept { return size_; }
+    constexpr bool empty() const noexcept { return size_ == 0; }
+    constexpr T* begin() const noexcept { return data_; }
+    constexpr T* end() const noexcept { return data_ + size_; }
+    constexpr T& operator[](std::size_t index) const {
+        assert(index < size_);
+        return data_[index];
+    }
+    constexpr T& front() const { return (*this)[0]; }
+    constexpr T& back() const { return (*this)[size_ - 1]; }
+    constexpr span subspan(std::size_t offset, std::size_t count) const {
+        assert(offset <= size_ && count <= size_ - offset);
+        return span(data_ + offset, count);
+    }
+    constexpr span first(std::size_t count) const { return subspan(0, count); }
+
+   private:
+    T* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+using tokens_view = span<const std::uint32_t>;
+using bytes_view = span<const std::uint8_t>;
+
+/// The bytes of a text, for salts and names of adapters.
+inline bytes_view bytes_of(std::string_view text) noexcept {
+    return bytes_view(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
+}
+
+// ---- Failures ----
+
+/// Why a call failed.
+class failure {
+   public:
+    failure() noexcept { inflight_error_init(&raw_, sizeof raw_); }
+    /// One that is not of the library.
+    failure(status code, std::string_view field, std::string_view message) noexcept : failure() {
+        raw_.code = static_cast<std::int32_t>(code);
+        field.copy(raw_.field, sizeof raw_.field - 1);
+        message.copy(raw_.message, sizeof raw_.message - 1);
+    }
+
+    status code() const noexcept { return static_cast<status>(raw_.code); }
+    status_group group() const noexcept { return group_of(code()); }
+    /// The field or argument at fault, as inflight.h spells it; empty where there is none.
+    const char* field() const noexcept { return raw_.field; }
+    const char* message() const noexcept { return raw_.message; }
+    const inflight_error& raw() const noexcept { return raw_; }
+    /// For the last argument of a call in C.
+    inflight_error* out() noexcept { return &raw_; }
+
+   private:
+    inflight_error raw_;
+};
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+
+/// What the calls without "try_" throw.
+class error : public std::runtime_error {
+   public:
+    explicit error(const failure& why)
+        : std::runtime_error(text(why)), code_(why.code()), field_(why.field()) {}
+
+    status code() const noexcept { return code_; }
+    status_group group() const noexcept { return group_of(code_); }
+    /// The field or argument at fault, as inflight.h spells it; empty where there is none.
+    const std::string& field() const noexcept { return field_; }
+
+   private:
+    static std::string text(const failure& why) {
+        std::string text = status_string(why.code());
+        if (*why.field() != '\0') {
+            text.append(": ").append(why.field());
+        }
+        if (*why.message() != '\0') {
+            text.append(": ").append(why.message());
+        }
+        return text;
+    }
+
+    status code_;
+    std::string field_;
+};
+
+#endif
+
+/// A value, or why there is none.
+template <class T>
+class [[nodiscard]] result {
+   public:
+    result(T value) noexcept(std::is_nothrow_move_constructible_v<T>) : value_(std::move(value)) {}
+    result(const failure& why) noexcept : why_(why) {}
+
+    bool ok() const noexcept { return value_.has_value(); }
+    explicit operator bool() const noexcept { return ok(); }
+
+    /// The value, which must be there.
+    T& operator*() & {
+        assert(ok());
+        return *value_;
+    }
+    const T& operator*() const& {
+        assert(ok());
+        return *value_;
+    }
+    T&& operator*() && {
+        assert(ok());
+        return *std::move(value_);
+    }
+    T* operator->() {
+        assert(ok());
+        return &*value_;
+    }
+    const T* operator->() const {
+        assert(ok());
+        return &*value_;
+    }
+
+    /// status::ok where there is a value.
+    status code() const noexcept { return why_ ? why_->code() : status::ok; }
+    /// The failure, which must be there.
+    const failure& why() const {
+        assert(why_.has_value());
+        return *why_;
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    /// The value, or throws.
+    T value() && {
+        if (!ok()) {
+            throw error(*why_);
+        }
+        return *std::move(value_);
+    }
+#endif
+
+   private:
+    std::optional<T> value_;
+    /// Not prepared where there is none: half a kilobyte.
+    std::optional<failure> why_;
+};
+
+/// Success, or why not.
+template <>
+class [[nodiscard]] result<void> {
+   public:
+    result() noexcept = default;
+    result(const failure& why) noexcept : why_(why) {}
+
+    bool ok() const noexcept { return !why_.has_value(); }
+    explicit operator bool() const noexcept { return ok(); }
+    status code() const noexcept { return why_ ? why_->code() : status::ok; }
+    /// The failure, which must be there.
+    const failure& why() const {
+        assert(why_.has_value());
+        return *why_;
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    /// Nothing, or throws.
+    void value() const {
+        if (!ok()) {
+            throw error(*why_);
+        }
+    }
+#endif
+
+   private:
+    std::optional<failure> why_;
+};
+
+namespace detail {
+
+/// Makes a call: `call(inflight_error*)` returns its status.
+template <class Call>
+result<void> run(Call&& call) noexcept {
+    failure why;
+    if (call(why.out()) == INFLIGHT_STATUS_OK) {
+        return result<void>();
+    }
+    return why;
+}
+
+/// Makes a call that fills in a value: `call(T&, inflight_error*)` returns its status.
+template <class T, class Call>
+result<T> fill(T value, Call&& call) noexcept {
+    failure why;
+    if (call(value, why.out()) == INFLIGHT_STATUS_OK) {
+        return result<T>(std::move(value));
+    }
+    return why;
+}
+
+template <class Raw, void (*Free)(Raw*)>
+struct freed {
+    void operator()(Raw* raw) const noexcept { Free(raw); }
+};
+
+/// What all handles have. `Raw` is never complete: a unique_ptr needs no more.
+template <class Raw, void (*Free)(Raw*)>
+class handle {
+   public:
+    handle() noexcept = default;
+    /// Takes over what a call in C made.
+    explicit handle(Raw* raw) noexcept : raw_(raw) {}
+
+    Raw* get() const noexcept { return raw_.get(); }
+    explicit operator bool() const noexcept { return raw_ != nullptr; }
+    /// Frees it now.
+    void reset() noexcept { raw_.reset(); }
+    /// Gives it up: the caller frees it.
+    [[nodiscard]] Raw* release() noexcept { return raw_.release(); }
+
+   private:
+    std::unique_ptr<Raw, freed<Raw, Free>> raw_;
+};
+
+/// Makes a handle: `call(Raw**, inflight_error*)` returns its status.
+template <class Handle, class Raw, class Call>
+result<Handle> create(Call&& call) noexcept {
+    failure why;
+    Raw* raw = nullptr;
+    if (call(&raw, why.out()) == INFLIGHT_STATUS_OK) {
+        return result<Handle>(Handle(raw));
+    }
+    return why;
+}
+
+}  // namespace detail
+
+// ---- The library ----
+
+/// Version of the library that is loaded, as INFLIGHT_VERSION_NUMBER.
+inline std::uint32_t version_number() noexcept { return inflight_version_number(); }
+/// "0.1.0".
+inline const char* version_string() noexcept { return inflight_version_string(); }
+/// To be compared with INFLIGHT_ABI_VERSION where the library is loaded by path.
+inline std::uint32_t abi_version() noexcept { return inflight_abi_version(); }
+
+/// How the library was built.
+struct build_info : inflight_build_info {
+    build_info() noexcept { inflight_get_build_info(this, sizeof(inflight_build_info)); }
+};
+
+/// Has lines of the log given to `callback`, from any thread; nullptr for nobody.
+inline void set_log_callback(inflight_log_callback callback, void* user_data,
+                             log_level level) noexcept {
+    inflight_set_log_callback(callback, user_data, static_cast<std::uint32_t>(level));
+}
+
+// ---- Scheduler ----
+
+/// A request. Arrays are the caller's, and copied by the call that takes it: they must live until
+/// then.
+struct request : inflight_request {
+    request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
+    request(std::uint64_t request_id, tokens_view prompt_tokens,
+            std::uint32_t max_output_tokens) noexcept
+        : request() {
+        id = request_id;
+        prompt = prompt_tokens.data();
+        prompt_len = prompt_tokens.size();
+        max_tokens = max_output_tokens;
+    }
+    request& set_stop_tokens(tokens_view tokens) noexcept {
+        stop_tokens = tokens.data();
+        num_stop_tokens = tokens.size();
+        return *this;
+    }
+    request& set_salt(bytes_view bytes) noexcept {
+        salt = bytes.data();
+        salt_len = bytes.size();
+        return *this;
+    }
+    request& set_adapter(bytes_view name) noexcept {
+        adapter = name.data();
+        adapter_len = name.size();
+        return *this;
+    }
+    request& set_contents(span<const inflight_content> behind) noexcept {
+        contents = behind.data();
+        num_contents = behind.size();
+        return *this;
+    }
+};
+
+/// Set at least `num_blocks`.
+struct scheduler_config : inflight_scheduler_config {
+    scheduler_config() noexcept {
+        inflight_scheduler_config_init(this, sizeof(inflight_scheduler_config));
+    }
+    scheduler_config& set_policy(inflight::policy chosen) noexcept {
+        policy = static_cast<std::uint32_t>(chosen);
+        return *this;
+    }
+};
+
+/// One iteration. Its arrays are the scheduler's, valid until the step's commit or abandon; the
+/// fields without an array are in `raw()`.
+class step {
+   public:
+    step() noexcept { inflight_step_view_init(&raw_, sizeof raw_); }
+
+    std::uint64_t id() const noexcept { return raw_.step_id; }
+    /// Nothing to run. It is committed or abandoned all the same.
+    bool empty() const noexcept { return raw_.num_rows == 0; }
+    span<const inflight_row> rows() const noexcept { return {raw_.rows, raw_.num_rows}; }
+    tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
+    span<const std::uint32_t> positions() const noexcept {
+        return {raw_.positions, raw_.num_tokens};
+    }
+    span<const std::int64_t> slot_mapping() const noexcept {
+        return {raw_.slot_mapping, raw_.num_tokens};
+    }
+    /// Empty rows included, as the next two.
+    span<const std::uint32_t> qo_indptr() const noexcept {
+        return {raw_.qo_indptr, indptr_len(raw_.qo_indptr)};
+    }
+    span<const std::uint32_t> kv_indptr() const noexcept {
+        return {raw_.kv_indptr, indptr_len(raw_.kv_indptr)};
+    }
+    span<const std::uint32_t> kv_last_page_len() const noexcept {
+        return {raw_.kv_last_page_len, raw_.num_padded_rows};
+    }
+    span<const std::uint32_t> kv_indices() const noexcept {
+        return {raw_.kv_indices, raw_.num_kv_blocks};
+    }
+    span<const std::uint32_t> logits_indices() const noexcept {
+        return {raw_.logits_indices, raw_.num_logits};
+    }
+    span<const inflight_pending_token> pending() const noexcept {
+        return {raw_.pending, raw_.num_pending};
+    }
+    span<const inflight_block_op> block_ops() const noexcept {
+        return {raw_.block_ops, raw_.num_block_ops};
+    }
+    span<const std::uint64_t> preempted() const noexcept {
+        return {raw_.preempted, raw_.num_preempted};
+    }
+    bytes_view packed() const noexcept { return {raw_.packed, raw_.packed_size}; }
+
+    /// The tokens that a row computes.
+    tokens_view tokens_of(std::size_t row) const {
+        assert(row < raw_.num_rows);
+        const std::uint32_t from = raw_.qo_indptr[row], to = raw_.qo_indptr[row + 1];
+        return tokens().subspan(from, to - from);
+    }
+    /// The block table of a row.
+    span<const std::uint32_t> blocks_of(std::size_t row) const {
+        assert(row < raw_.num_rows);
+        const std::uint32_t from = raw_.kv_indptr[row], to = raw_.kv_indptr[row + 1];
+        return kv_indices().subspan(from, to - from);
+    }
+
+    const inflight_step_view& raw() const noexcept { return raw_; }
+    inflight_step_view* out() noexcept { return &raw_; }
+
+   private:
+    std::size_t indptr_len(const std::uint32_t* indptr) const noexcept {
+        return indptr == nullptr ? 0 : std::size_t{raw_.num_padded_rows} + 1;
+    }
+
+    inflight_step_view raw_;
+};
+
+/// What a commit delivers. Its arrays are the scheduler's, valid until the next call with it.
+class outputs_view {
+   public:
+    outputs_view() noexcept { inflight_outputs_view_init(&raw_, sizeof raw_); }
+
+    std::uint64_t step_id() const noexcept { return raw_.step_id; }
+    span<const inflight_output> outputs() const noexcept {
+        return {raw_.outputs, raw_.num_outputs};
+    }
+    /// Of all requests, one after the other.
+    tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
+    /// Of one of `outputs()`.
+    tokens_view tokens_of(const inflight_output& output) const {
+        return tokens().subspan(output.first_token, output.num_tokens);
+    }
+    span<const std::uint64_t> released() const noexcept {
+        return {raw_.released, raw_.num_released};
+    }
+
+    const inflight_outputs_view& raw() const noexcept { return raw_; }
+    inflight_outputs_view* out() noexcept { return &raw_; }
+
+   private:
+    inflight_outputs_view raw_;
+};
+
+struct scheduler_stats : inflight_scheduler_stats {
+    scheduler_stats() noexcept {
+        inflight_scheduler_stats_init(this, sizeof(inflight_scheduler_stats));
+    }
+};
+
+struct request_snapshot : inflight_request_snapshot {
+    request_snapshot() noexcept {
+        inflight_request_snapshot_init(this, sizeof(inflight_request_snapshot));
+    }
+};
+
+/// Hands requests to a scheduler that another thread steps: any number of threads may use one. Its
+/// fate is told by the scheduler's events.
+class submitter : public detail::handle<inflight_submitter, inflight_submitter_free> {
+   public:
+    using handle::handle;
+
+    result<void> try_submit(const inflight_request& request) const noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_submitter_submit(get(), &request, error);
+        });
+    }
+    result<void> try_cancel(std::uint64_t request_id) const noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_submitter_cancel(get(), request_id, error);
+        });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    void submit(const inflight_request& request) const { try_submit(request).value(); }
+    void cancel(std::uint64_t request_id) const { try_cancel(request_id).value(); }
+#endif
+};
+
+/// Decides, step by step, which requests run. One thread at a time.
+class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_free> {
+   public:
+    using handle::handle;
+
+    static result<scheduler> try_create(const inflight_scheduler_config& config) noexcept {
+        return detail::create<scheduler, inflight_scheduler>(
+            [&](inflight_scheduler** out, inflight_error* error) {
+                return inflight_scheduler_create(&config, out, error);
+            });
+    }
+    result<submitter> try_make_submitter() noexcept {
+        return detail::create<submitter, inflight_submitter>(
+            [&](inflight_submitter** out, inflight_error* error) {
+                return inflight_submitter_create(get(), out, error);
+            });
+    }
+    result<void> try_submit(const inflight_request& request) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_submit(get(), &request, error);
+        });
+    }
+    result<void> try_cancel(std::uint64_t request_id) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_cancel(get(), request_id, error);
+        });
+    }
+    result<void> try_set_draft(std::uint64_t request_id, tokens_view draft) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_set_draft(get(), request_id, draft.data(), draft.size(),
+                                                error);
+        });
+    }
+    /// `now` in nanoseconds from any origin.
+    result<step> try_schedule(std::uint64_t now) noexcept {
+        return detail::fill(step(), [&](step& view, inflight_error* error) {
+            return inflight_scheduler_schedule(get(), now, view.out(), error);
+        });
+    }
+    /// `sampled` has a token for each row that samples; with drafts `indptr` says which tokens are
+    /// whose.
+    result<outputs_view> try_commit(std::uint64_t step_id, tokens_view sampled,
+                                    span<const std::uint32_t> indptr = {}) noexcept {
+        inflight_samples given;
+        inflight_samples_init(&given, sizeof given);
+        given.tokens = sampled.data();
+        given.num_tokens = sampled.size();
+        given.indptr = indptr.data();
+        given.indptr_len = indptr.size();
+        return detail::fill(outputs_view(), [&](outputs_view& view, inflight_error* error) {
+            return inflight_scheduler_commit(get(), step_id, &given, view.out(), error);
+        });
+    }
+    result<outputs_view> try_commit(const step& run, tokens_view sampled,
+                                    span<const std::uint32_t> indptr = {}) noexcept {
+        return try_commit(run.id(), sampled, indptr);
+    }
+    result<void> try_abandon(std::uint64_t step_id) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_abandon(get(), step_id, error);
+        });
+    }
+    /// Takes the oldest events into `room`: those that were there, its first ones.
+    result<span<const inflight_event>> try_events(span<inflight_event> room) noexcept {
+        return detail::fill(span<const inflight_event>(),
+                            [&](span<const inflight_event>& taken, inflight_error* error) {
+                                std::size_t count = 0;
+                                const inflight_status code = inflight_scheduler_events(
+                                    get(), room.data(), room.size(), &count, error);
+                                taken = {room.data(), count};
+                                return code;
+                            });
+    }
+    result<scheduler_stats> try_stats() noexcept {
+        return detail::fill(scheduler_stats(), [&](scheduler_stats& stats, inflight_error* error) {
+            return inflight_scheduler_get_stats(get(), &stats, error);
+        });
+    }
+    result<request_snapshot> try_request(std::uint64_t request_id) noexcept {
+        return detail::fill(request_snapshot(), [&](request_snapshot& now, inflight_error* error) {
+            return inflight_scheduler_get_request(get(), request_id, &now, error);
+        });
+    }
+    result<void> try_verify() noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_scheduler_verify(get(), error); });
+    }
+    result<void> try_reset_prefix_cache() noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_reset_prefix_cache(get(), error);
+        });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    explicit scheduler(const inflight_scheduler_config& config)
+        : scheduler(try_create(config).value()) {}
+    submitter make_submitter() { return try_make_submitter().value(); }
+    void submit(const inflight_request& request) { try_submit(request).value(); }
+    void cancel(std::uint64_t request_id) { try_cancel(request_id).value(); }
+    void set_draft(std::uint64_t request_id, tokens_view draft) {
+        try_set_draft(request_id, draft).value();
+    }
+    step schedule(std::uint64_t now) { return try_schedule(now).value(); }
+    outputs_view commit(std::uint64_t step_id, tokens_view sampled,
+                        span<const std::uint32_t> indptr = {}) {
+        return try_commit(step_id, sampled, indptr).value();
+    }
+    outputs_view commit(const step& run, tokens_view sampled,
+                        span<const std::uint32_t> indptr = {}) {
+        return try_commit(run, sampled, indptr).value();
+    }
+    void abandon(std::uint64_t step_id) { try_abandon(step_id).value(); }
+    span<const inflight_event> events(span<inflight_event> room) {
+        return try_events(room).value();
+    }
+    scheduler_stats stats() { return try_stats().value(); }
+    request_snapshot request_now(std::uint64_t request_id) {
+        return try_request(request_id).value();
+    }
+    void verify() { try_verify().value(); }
+    void reset_prefix_cache() { try_reset_prefix_cache().value(); }
+#endif
+};
+
+/// Abandons a step when its scope is left by an exception or an early return: what failed on the
+/// way is computed again. Say `done()` once it is committed. The scheduler must stay where it is.
+class step_guard {
+   public:
+    step_guard(scheduler& of, const step& run) noexcept : of_(&of), id_(run.id()) {}
+    step_guard(const step_guard&) = delete;
+    step_guard& operator=(const step_guard&) = delete;
+    ~step_guard() {
+        if (of_ != nullptr) {
+            (void)of_->try_abandon(id_);
+        }
+    }
+    void done() noexcept { of_ = nullptr; }
+
+   private:
+    scheduler* of_;
+    std::uint64_t id_;
+};
+
+// ---- Cache, for stacks that have a scheduler of their own ----
+
+/// Set at least `num_blocks`.
+struct cache_config : inflight_cache_config {
+    cache_config() noexcept { inflight_cache_config_init(this, sizeof(inflight_cache_config)); }
+};
+
+struct cache_stats : inflight_cache_stats {
+    cache_stats() noexcept { inflight_cache_stats_init(this, sizeof(inflight_cache_stats)); }
+};
+
+/// What beside its tokens decides the content of a sequence's blocks. Arrays are copied by `open`.
+struct cache_keys : inflight_cache_keys {
+    cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
+    cache_keys& set_salt(bytes_view bytes) noexcept {
+        salt = bytes.data();
+        salt_len = bytes.size();
+        return *this;
+    }
+    cache_keys& set_adapter(bytes_view name) noexcept {
+        adapter = name.data();
+        adapter_len = name.size();
+        return *this;
+    }
+    cache_keys& set_contents(span<const inflight_content> behind) noexcept {
+        contents = behind.data();
+        num_contents = behind.size();
+        return *this;
+    }
+};
+
+/// Number of a sequence in a cache.
+enum class sequence : std::uint64_t {};
+
+/// Decides which block of a paged KV cache holds which tokens. One thread at a time.
+class cache : public detail::handle<inflight_cache, inflight_cache_free> {
+   public:
+    using handle::handle;
+
+    static result<cache> try_create(const inflight_cache_config& config) noexcept {
+        return detail::create<cache, inflight_cache>(
+            [&](inflight_cache** out, inflight_error* error) {
+                return inflight_cache_create(&config, out, error);
+            });
+    }
+    result<sequence> try_open() noexcept { return open_with(nullptr); }
+    result<sequence> try_open(const inflight_cache_keys& keys) noexcept { return open_with(&keys); }
+    result<void> try_extend(sequence seq, tokens_view tokens) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_cache_extend(get(), raw(seq), tokens.data(), tokens.size(), error);
+        });
+    }
+    result<std::uint64_t> try_lookup(sequence seq, std::uint64_t max_tokens) noexcept {
+        return detail::fill(std::uint64_t{0}, [&](std::uint64_t& found, inflight_error* error) {
+            return inflight_cache_lookup(get(), raw(seq), max_tokens, &found, error);
+        });
+    }
+    result<std::uint64_t> try_blocks_needed(sequence seq, std::uint64_t num_cached,
+                                            std::uint64_t write_from,
+                                            std::uint64_t num_tokens) noexcept {
+        return detail::fill(std::uint64_t{0}, [&](std::uint64_t& blocks, inflight_error* error) {
+            return inflight_cache_blocks_needed(get(), raw(seq), num_cached, write_from, num_tokens,
+                                                &blocks, error);
+        });
+    }
+    /// The number of blocks it took from the free ones.
+    result<std::uint64_t> try_allocate(sequence seq, std::uint64_t num_cached,
+                                       std::uint64_t write_from,
+                                       std::uint64_t num_tokens) noexcept {
+        return detail::fill(std::uint64_t{0}, [&](std::uint64_t& blocks, inflight_error* error) {
+            return inflight_cache_allocate(get(), raw(seq), num_cached, write_from, num_tokens,
+                                           &blocks, error);
+        });
+    }
+    result<void> try_register_blocks(sequence seq, std::uint64_t num_tokens) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_cache_register(get(), raw(seq), num_tokens, error);
+        });
+    }
+    result<void> try_unregister_blocks(sequence seq, std::uint64_t num_tokens) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_cache_unregister(get(), raw(seq), num_tokens, error);
+        });
+    }
+    /// Takes the oldest copies to be made into `room`; call until fewer come than it holds.
+    result<span<const inflight_block_op>> try_take_ops(span<inflight_block_op> room) noexcept {
+        return detail::fill(span<const inflight_block_op>(),
+                            [&](span<const inflight_block_op>& taken, inflight_error* error) {
+                                std::size_t count = 0;
+                                const inflight_status code = inflight_cache_take_ops(
+                                    get(), room.data(), room.size(), &count, error);
+                                taken = {room.data(), count};
+                                return code;
+                            });
+    }
+    /// The block table, valid until the next call that changes the sequence.
+    result<span<const std::uint32_t>> try_table(sequence seq) noexcept {
+        return detail::fill(span<const std::uint32_t>(),
+                            [&](span<const std::uint32_t>& table, inflight_error* error) {
+                                const std::uint32_t* blocks = nullptr;
+                                std::size_t count = 0;
+                                const inflight_status code =
+                                    inflight_cache_table(get(), raw(seq), &blocks, &count, error);
+                                table = {blocks, count};
+                                return code;
+                            });
+    }
+    result<void> try_truncate(sequence seq, std::uint64_t num_tokens) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_cache_truncate(get(), raw(seq), num_tokens, error);
+        });
+    }
+    result<sequence> try_fork(sequence seq) noexcept {
+        return detail::fill(sequence{}, [&](sequence& child, inflight_error* error) {
+            std::uint64_t number = 0;
+            const inflight_status code = inflight_cache_fork(get(), raw(seq), &number, error);
+            child = sequence{number};
+            return code;
+        });
+    }
+    result<void> try_release_blocks(sequence seq) noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_cache_release(get(), raw(seq), error); });
+    }
+    result<void> try_close(sequence seq) noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_cache_close(get(), raw(seq), error); });
+    }
+    result<void> try_swap_out(sequence seq) noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_cache_swap_out(get(), raw(seq), error); });
+    }
+    result<void> try_swap_in(sequence seq) noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_cache_swap_in(get(), raw(seq), error); });
+    }
+    /// Forgets cached prefixes; false, and nothing is forgotten, while any sequence holds blocks.
+    result<bool> try_forget_prefixes() noexcept {
+        return detail::fill(false, [&](bool& done, inflight_error* error) {
+            std::uint32_t flag = 0;
+            const inflight_status code = inflight_cache_reset(get(), &flag, error);
+            done = flag != 0;
+            return code;
+        });
+    }
+    result<cache_stats> try_stats() noexcept {
+        return detail::fill(cache_stats(), [&](cache_stats& stats, inflight_error* error) {
+            return inflight_cache_get_stats(get(), &stats, error);
+        });
+    }
+    result<void> try_verify() noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_cache_verify(get(), error); });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    explicit cache(const inflight_cache_config& config) : cache(try_create(config).value()) {}
+    sequence open() { return try_open().value(); }
+    sequence open(const inflight_cache_keys& keys) { return try_open(keys).value(); }
+    void extend(sequence seq, tokens_view tokens) { try_extend(seq, tokens).value(); }
+    std::uint64_t lookup(sequence seq, std::uint64_t max_tokens) {
+        return try_lookup(seq, max_tokens).value();
+    }
+    std::uint64_t blocks_needed(sequence seq, std::uint64_t num_cached, std::uint64_t write_from,
+                                std::uint64_t num_tokens) {
+        return try_blocks_needed(seq, num_cached, write_from, num_tokens).value();
+    }
+    std::uint64_t allocate(sequence seq, std::uint64_t num_cached, std::uint64_t write_from,
+                           std::uint64_t num_tokens) {
+        return try_allocate(seq, num_cached, write_from, num_tokens).value();
+    }
+    void register_blocks(sequence seq, std::uint64_t num_tokens) {
+        try_register_blocks(seq, num_tokens).value();
+    }
+    void unregister_blocks(sequence seq, std::uint64_t num_tokens) {
+        try_unregister_blocks(seq, num_tokens).value();
+    }
+    span<const inflight_block_op> take_ops(span<inflight_block_op> room) {
+        return try_take_ops(room).value();
+    }
+    span<const std::uint32_t> table(sequence seq) { return try_table(seq).value(); }
+    void truncate(sequence seq, std::uint64_t num_tokens) { try_truncate(seq, num_tokens).value(); }
+    sequence fork(sequence seq) { return try_fork(seq).value(); }
+    void release_blocks(sequence seq) { try_release_blocks(seq).value(); }
+    void close(sequence seq) { try_close(seq).value(); }
+    void swap_out(sequence seq) { try_swap_out(seq).value(); }
+    void swap_in(sequence seq) { try_swap_in(seq).value(); }
+    bool forget_prefixes() { return try_forget_prefixes().value(); }
+    cache_stats stats() { return try_stats().value(); }
+    void verify() { try_verify().value(); }
+#endif
+
+   private:
+    static std::uint64_t raw(sequence seq) noexcept { return static_cast<std::uint64_t>(seq); }
+
+    result<sequence> open_with(const inflight_cache_keys* keys) noexcept {
+        return detail::fill(sequence{}, [&](sequence& seq, inflight_error* error) {
+            std::uint64_t number = 0;
+            const inflight_status code = inflight_cache_open(get(), keys, &number, error);
+            seq = sequence{number};
+            return code;
+        });
+    }
+};
+
+// ---- Devices and their arrays ----
+
+struct cpu_config : inflight_cpu_config {
+    cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
+    cpu_config& set_cores(span<const std::uint32_t> pinned) noexcept {
+        cores = pinned.data();
+        num_cores = pinned.size();
+        return *this;
+    }
+    cpu_config& set_isa(inflight::isa chosen) noexcept {
+        isa = static_cast<std::uint32_t>(chosen);
+        return *this;
+    }
+};
+
+struct device_info : inflight_device_info {
+    device_info() noexcept { inflight_device_info_init(this, sizeof(inflight_device_info)); }
+};
+
+/// A device that kernels run on. What is made for it keeps what it needs of it.
+class device : public detail::handle<inflight_device, inflight_device_free> {
+   public:
+    using handle::handle;
+
+    static result<device> try_cpu(const inflight_cpu_config& config = cpu_config()) noexcept {
+        return detail::create<device, inflight_device>(
+            [&](inflight_device** out, inflight_error* error) {
+                return inflight_device_create_cpu(&config, out, error);
+            });
+    }
+    static result<device> try_cuda(std::uint32_t ordinal = 0) noexcept {
+        return detail::create<device, inflight_device>(
+            [&](inflight_device** out, inflight_error* error) {
+                return inflight_device_create_cuda(ordinal, out, error);
+            });
+    }
+    /// How many GPUs the CUDA driver finds.
+    static result<std::uint32_t> try_cuda_count() noexcept {
+        return detail::fill(std::uint32_t{0}, [](std::uint32_t& count, inflight_error* error) {
+            return inflight_cuda_device_count(&count, error);
+        });
+    }
+    result<device_info> try_info() const noexcept {
+        return detail::fill(device_info(), [&](device_info& info, inflight_error* error) {
+            return inflight_device_get_info(get(), &info, error);
+        });
+    }
+    result<void> try_check_pointer(const void* pointer) const noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_device_check_pointer(get(), pointer, error);
+        });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    static device cpu(const inflight_cpu_config& config = cpu_config()) {
+        return try_cpu(config).value();
+    }
+    static device cuda(std::uint32_t ordinal = 0) { return try_cuda(ordinal).value(); }
+    static std::uint32_t cuda_count() { return try_cuda_count().value(); }
+    device_info info() const { return try_info().value(); }
+    void check_pointer(const void* pointer) const { try_check_pointer(pointer).value(); }
+#endif
+};
+
+/// Tokens of heads in the device's memory. Fields are those of C; `make_tensor` sets all of them.
+using tensor = inflight_tensor;
+/// A layer's K and V in the device's memory. `make_kv_cache` sets all fields but the scales.
+using kv_cache = inflight_kv_cache;
+
+/// `[tokens, heads, head_dim]` without gaps.
+inline result<tensor> try_make_tensor(void* data, std::uint64_t tokens, std::uint32_t heads,
+                                      std::uint32_t head_dim, dtype type) noexcept {
+    tensor made{};
+    made.data = data;
+    made.tokens = tokens;
+    made.heads = heads;
+    made.head_dim = head_dim;
+    made.dtype = static_cast<std::uint32_t>(type);
+    return detail::fill(made, [](tensor& of, inflight_error* error) {
+        return inflight_tensor_set_strides(&of, error);
+    });
+}
+
+/// K and V apart, each without gaps.
+inline result<kv_cache> try_make_kv_cache(void* k, void* v, std::uint64_t num_blocks,
+                                          std::uint32_t block_size, std::uint32_t num_heads,
+                                          std::uint32_t head_dim, dtype type,
+                                          layout order = layout::nhd) noexcept {
+    kv_cache made{};
+    made.k = k;
+    made.v = v;
+    made.num_blocks = num_blocks;
+    made.block_size = block_size;
+    made.num_heads = num_heads;
+    made.head_dim = head_dim;
+    made.dtype = static_cast<std::uint32_t>(type);
+    return detail::fill(made, [order](kv_cache& of, inflight_error* error) {
+        return inflight_kv_cache_set_strides(&of, static_cast<std::uint32_t>(order), error);
+    });
+}
+
+/// Sees an array of DLPack as a tensor; it stays the caller's. `write` is for outputs.
+inline result<tensor> try_tensor_from_dlpack(const device& on, const void* managed, dlpack kind,
+                                             bool write) noexcept {
+    return detail::fill(tensor{}, [&](tensor& seen, inflight_error* error) {
+        return inflight_tensor_from_dlpack(on.get(), managed, static_cast<std::uint32_t>(kind),
+                                           write ? 1 : 0, &seen, error);
+    });
+}
+
+/// Sees two arrays of DLPack as K and V; they stay the caller's.
+inline result<kv_cache> try_kv_cache_from_dlpack(const device& on, const void* k, const void* v,
+                                                 dlpack kind, layout order) noexcept {
+    return detail::fill(kv_cache{}, [&](kv_cache& seen, inflight_error* error) {
+        return inflight_kv_cache_from_dlpack(on.get(), k, v, static_cast<std::uint32_t>(kind),
+                                             static_cast<std::uint32_t>(order), &seen, error);
+    });
+}
+
+/// A `DLManagedTensorVersioned *` over a tensor, freed by its own deleter, which calls `release`.
+inline result<void*> try_tensor_to_dlpack(const device& on, const tensor& exported, bool read_only,
+                                          inflight_release_callback release = nullptr,
+                                          void* user_data = nullptr) noexcept {
+    return detail::fill(static_cast<void*>(nullptr), [&](void*& managed, inflight_error* error) {
+        return inflight_tensor_to_dlpack(on.get(), &exported, read_only ? 1 : 0, release, user_data,
+                                         &managed, error);
+    });
+}
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+inline tensor make_tensor(void* data, std::uint64_t tokens, std::uint32_t heads,
+                          std::uint32_t head_dim, dtype type) {
+    return try_make_tensor(data, tokens, heads, head_dim, type).value();
+}
+inline kv_cache make_kv_cache(void* k, void* v, std::uint64_t num_blocks, std::uint32_t block_size,
+                              std::uint32_t num_heads, std::uint32_t head_dim, dtype type,
+                              layout order = layout::nhd) {
+    return try_make_kv_cache(k, v, num_blocks, block_size, num_heads, head_dim, type, order)
+        .value();
+}
+inline tensor tensor_from_dlpack(const device& on, const void* managed, dlpack kind, bool write) {
+    return try_tensor_from_dlpack(on, managed, kind, write).value();
+}
+inline kv_cache kv_cache_from_dlpack(const device& on, const void* k, const void* v, dlpack kind,
+                                     layout order) {
+    return try_kv_cache_from_dlpack(on, k, v, kind, order).value();
+}
+inline void* tensor_to_dlpack(const device& on, const tensor& exported, bool read_only,
+                              inflight_release_callback release = nullptr,
+                              void* user_data = nullptr) {
+    return try_tensor_to_dlpack(on, exported, read_only, release, user_data).value();
+}
+#endif
+
+// ---- Attention ----
+
+/// The rows of a step. Arrays are copied by the calls that take it.
+struct batch : inflight_batch {
+    batch() noexcept { inflight_batch_init(this, sizeof(inflight_batch)); }
+
+    /// Those of a scheduler's step: nothing is copied, and valid as long as the step.
+    static result<batch> try_from(const step& of) noexcept {
+        return detail::fill(batch(), [&](batch& rows, inflight_error* error) {
+            return inflight_batch_from_step(&of.raw(), &rows, error);
+        });
+    }
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    static batch from(const step& of) { return try_from(of).value(); }
+#endif
+};
+
+/// Which of the last keys each query sees.
+struct mask : inflight_mask {
+    mask() noexcept { inflight_mask_init(this, sizeof(inflight_mask)); }
+};
+
+/// The attention of a group of layers; all but these four has defaults.
+struct attention_config : inflight_attention_config {
+    attention_config() noexcept {
+        inflight_attention_config_init(this, sizeof(inflight_attention_config));
+    }
+    attention_config(std::uint32_t q_heads, std::uint32_t kv_heads, std::uint32_t elements,
+                     dtype type) noexcept
+        : attention_config() {
+        num_q_heads = q_heads;
+        num_kv_heads = kv_heads;
+        head_dim = elements;
+        q_dtype = static_cast<std::uint32_t>(type);
+    }
+    /// Type of the cache, where it is not that of the queries.
+    attention_config& set_kv_dtype(dtype type) noexcept {
+        kv_dtype = static_cast<std::uint32_t>(type);
+        return *this;
+    }
+};
+
+/// The largest steps that something is made for.
+struct step_limits : inflight_step_limits {
+    step_limits() noexcept { inflight_step_limits_init(this, sizeof(inflight_step_limits)); }
+    step_limits(std::uint32_t rows, std::uint32_t tokens, std::uint32_t blocks,
+                std::uint32_t kv_len) noexcept
+        : step_limits() {
+        max_rows = rows;
+        max_tokens = tokens;
+        max_blocks = blocks;
+        max_kv_len = kv_len;
+    }
+};
+
+/// What one layer's attention reads and writes. The cache must live until the call.
+struct attention_args : inflight_attention_args {
+    attention_args() noexcept {
+        inflight_attention_args_init(this, sizeof(inflight_attention_args));
+    }
+    attention_args(const tensor& queries, const tensor& outputs, const kv_cache& of) noexcept
+        : attention_args() {
+        q = queries;
+        o = outputs;
+        cache = &of;
+    }
+};
+
+class step_buffer;
+
+/// Varlen paged attention for one attention group. One thread at a time.
+class attention : public detail::handle<inflight_attention, inflight_attention_free> {
+   public:
+    using handle::handle;
+
+    static result<attention> try_create(const device& on, const inflight_attention_config& config,
+                                        const inflight_step_limits& limits) noexcept {
+        return detail::create<attention, inflight_attention>(
+            [&](inflight_attention** out, inflight_error* error) {
+                return inflight_attention_create(on.get(), &config, &limits, out, error);
+            });
+    }
+    /// Bytes of a GPU's memory that it holds.
+    result<std::uint64_t> try_workspace_size() noexcept {
+        return detail::fill(std::uint64_t{0}, [&](std::uint64_t& bytes, inflight_error* error) {
+            return inflight_attention_workspace_size(get(), &bytes, error);
+        });
+    }
+    /// Once a step, before the upload to its buffer.
+    result<void> try_plan(const inflight_batch& rows, std::uint64_t num_blocks,
+                          const inflight_mask* masked = nullptr) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_attention_plan(get(), &rows, num_blocks, masked, error);
+        });
+    }
+    /// Once a layer, behind its append. `stream` is nullptr on a processor.
+    inline result<void> try_run(step_buffer& uploaded, const inflight_attention_args& args,
+                                void* stream = nullptr) noexcept;
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    attention(const device& on, const inflight_attention_config& config,
+              const inflight_step_limits& limits)
+        : attention(try_create(on, config, limits).value()) {}
+    std::uint64_t workspace_size() { return try_workspace_size().value(); }
+    void plan(const inflight_batch& rows, std::uint64_t num_blocks,
+              const inflight_mask* masked = nullptr) {
+        try_plan(rows, num_blocks, masked).value();
+    }
+    inline void run(step_buffer& uploaded, const inflight_attention_args& args,
+                    void* stream = nullptr);
+#endif
+};
+
+/// The rotary position embedding of a model.
+struct rope_config : inflight_rope_config {
+    rope_config() noexcept { inflight_rope_config_init(this, sizeof(inflight_rope_config)); }
+    explicit rope_config(std::uint32_t rotated, float base = 10000.0f) noexcept : rope_config() {
+        rotary_dim = rotated;
+        theta = base;
+    }
+    rope_config& set_scaling(rope_scaling chosen) noexcept {
+        scaling = static_cast<std::uint32_t>(chosen);
+        return *this;
+    }
+};
+
+/// Fills in the table of rotations: `table` has `max_position * rotary_dim` elements or more.
+inline result<void> try_rope_table(const inflight_rope_config& config, std::uint32_t max_position,
+                                   span<float> table) noexcept {
+    return detail::run([&](inflight_error* error) {
+        return inflight_rope_table(&config, max_position, table.data(), table.size(), error);
+    });
+}
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+inline void rope_table(const inflight_rope_config& config, std::uint32_t max_position,
+                       span<float> table) {
+    try_rope_table(config, max_position, table).value();
+}
+#endif
+
+/// Rotation of new keys, and of queries in place. Table and queries must live until the call.
+struct rope : inflight_rope {
+    rope() noexcept { inflight_rope_init(this, sizeof(inflight_rope)); }
+    rope(const float* table, std::uint32_t positions, std::uint32_t rotated,
+         const tensor* queries = nullptr) noexcept
+        : rope() {
+        cos_sin = table;
+        max_position = positions;
+        rotary_dim = rotated;
+        q = queries;
+    }
+    rope& set_pairs(rope_pairs which) noexcept {
+        pairs = static_cast<std::uint32_t>(which);
+        return *this;
+    }
+};
+
+/// New keys and values of a layer. Cache and rope must live until the call.
+struct append_args : inflight_append_args {
+    append_args() noexcept { inflight_append_args_init(this, sizeof(inflight_append_args)); }
+    append_args(const tensor& keys, const tensor& values, const kv_cache& to,
+                const inflight_rope* rotation = nullptr) noexcept
+        : append_args() {
+        k = keys;
+        v = values;
+        cache = &to;
+        rope = rotation;
+    }
+};
+
+/// A step's arrays and plans where kernels find them. One thread at a time.
+class step_buffer : public detail::handle<inflight_step_buffer, inflight_step_buffer_free> {
+   public:
+    using handle::handle;
+
+    /// Room for the plans of `attentions`, `get()` of each; none for appending alone.
+    static result<step_buffer> try_create(const device& on, const inflight_step_limits& limits,
+                                          span<inflight_attention* const> attentions) noexcept {
+        return detail::create<step_buffer, inflight_step_buffer>(
+            [&](inflight_step_buffer** out, inflight_error* error) {
+                return inflight_step_buffer_create(on.get(), &limits, attentions.data(),
+                                                   attentions.size(), out, error);
+            });
+    }
+    static result<step_buffer> try_create(const device& on, const inflight_step_limits& limits,
+                                          const attention& one) noexcept {
+        inflight_attention* const raw[] = {one.get()};
+        return try_create(on, limits, span<inflight_attention* const>(raw));
+    }
+    result<void> try_upload(const inflight_batch& rows, void* stream = nullptr) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_step_buffer_upload(get(), &rows, stream, error);
+        });
+    }
+    result<void> try_append(const inflight_append_args& args, void* stream = nullptr) noexcept {
+        return detail::run(
+            [&](inflight_error* error) { return inflight_append(get(), &args, stream, error); });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    step_buffer(const device& on, const inflight_step_limits& limits,
+                span<inflight_attention* const> attentions)
+        : step_buffer(try_create(on, limits, attentions).value()) {}
+    step_buffer(const device& on, const inflight_step_limits& limits, const attention& one)
+        : step_buffer(try_create(on, limits, one).value()) {}
+    void upload(const inflight_batch& rows, void* stream = nullptr) {
+        try_upload(rows, stream).value();
+    }
+    void append(const inflight_append_args& args, void* stream = nullptr) {
+        try_append(args, stream).value();
+    }
+#endif
+};
+
+inline result<void> attention::try_run(step_buffer& uploaded, const inflight_attention_args& args,
+                                       void* stream) noexcept {
+    return detail::run([&](inflight_error* error) {
+        return inflight_attention_run(get(), uploaded.get(), &args, stream, error);
+    });
+}
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+inline void attention::run(step_buffer& uploaded, const inflight_attention_args& args,
+                           void* stream) {
+    try_run(uploaded, args, stream).value();
+}
+#endif
+
+/// What a merge reads and writes. The states must live until the call.
+struct merge_args : inflight_merge_args {
+    merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
+    merge_args(span<const inflight_merge_state> parts, const tensor& outputs) noexcept
+        : merge_args() {
+        states = parts.data();
+        num_states = parts.size();
+        o = outputs;
+    }
+};
+
+/// Merges attention over disjoint keys into the attention over all of them.
+inline result<void> try_merge(const device& on, const inflight_merge_args& args,
+                              void* stream = nullptr) noexcept {
+    return detail::run(
+        [&](inflight_error* error) { return inflight_merge(on.get(), &args, stream, error); });
+}
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+inline void merge(const device& on, const inflight_merge_args& args, void* stream = nullptr) {
+    try_merge(on, args, stream).value();
+}
+#endif
+
+/// Carries out block operations on every layer's K and V. One thread at a time.
+class block_mover : public detail::handle<inflight_block_mover, inflight_block_mover_free> {
+   public:
+    using handle::handle;
+
+    /// The caches of all layers, and their counterparts in the host pool where operations swap: as
+    /// many, or none. The structs are copied; their memory stays until the mover is freed.
+    static result<block_mover> try_create(const device& on, span<const kv_cache> device_caches,
+                                          span<const kv_cache> host_caches = {}) noexcept {
+        if (!host_caches.empty() && host_caches.size() != device_caches.size()) {
+            return failure(status::invalid_argument, "host_caches", "not one a layer");
+        }
+        return detail::create<block_mover, inflight_block_mover>([&](inflight_block_mover** out,
+                                                                     inflight_error* error) {
+            return inflight_block_mover_create(on.get(), device_caches.data(),
+                                               host_caches.empty() ? nullptr : host_caches.data(),
+                                               device_caches.size(), out, error);
+        });
+    }
+    result<void> try_run(span<const inflight_block_op> ops, void* stream = nullptr) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_block_mover_run(get(), ops.data(), ops.size(), stream, error);
+        });
+    }
+
+#ifndef INFLIGHT_NO_EXCEPTIONS
+    block_mover(const device& on, span<const kv_cache> device_caches,
+                span<const kv_cache> host_caches = {})
+        : block_mover(try_create(on, device_caches, host_caches).value()) {}
+    void run(span<const inflight_block_op> ops, void* stream = nullptr) {
+        try_run(ops, stream).value();
+    }
+#endif
+};
+
+}  // namespace throwing_v0 or expected_v0
+}  // namespace inflight
+
+#endif  // INFLIGHT_HPP
