@@ -188,7 +188,7 @@ impl Limits {
     }
 
     /// Refuses what is larger.
-    pub(super) fn check(&self, sizes: [(&str, usize, usize); 4]) -> Result<()> {
+    pub(super) fn check<const N: usize>(&self, sizes: [(&str, usize, usize); N]) -> Result<()> {
         match sizes.into_iter().find(|&(_, has, most)| has > most) {
             None => Ok(()),
             Some((what, has, most)) => {

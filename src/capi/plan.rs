@@ -98,19 +98,20 @@ impl CpuAttention {
     ) -> Result<()> {
         self.planned = None;
         rows.check_bounds(num_blocks)?;
+        let used = rows.kv_indptr.last().map_or(0, |&end| end as usize);
         let extent = |row: usize| (rows.qo_indptr[row + 1] - rows.qo_indptr[row], rows.kv_len(row));
         let extents = (0..rows.num_rows()).map(extent);
         let longest = extents.clone().map(|(_, kv_len)| kv_len).max().unwrap_or(0);
         limits.check([
             ("rows", rows.num_rows(), limits.rows),
             ("tokens", rows.num_tokens(), limits.tokens),
+            ("blocks", used, limits.blocks),
             ("keys in a row", longest as usize, limits.kv_len),
             ("bytes of mask", mask.map_or(0, |mask| mask.bits.len()), limits.mask_bytes),
         ])?;
         if let Some(mask) = mask {
             mask.check(extents)?;
         }
-        let used = rows.kv_indptr.last().map_or(0, |&end| end as usize);
         // Blocks that no table names need no mark, however many there are.
         let named = rows.kv_indices[..used].iter().map(|block| block.index() + 1).max();
         self.attention.plan(cpu, rows, named.unwrap_or(0))?;

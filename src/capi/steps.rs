@@ -61,7 +61,6 @@ impl CpuStep {
             ("rows", rows.num_rows(), limits.rows),
             ("tokens", rows.num_tokens(), limits.tokens),
             ("blocks", used, limits.blocks),
-            ("bytes of mask", 0, limits.mask_bytes),
         ])?;
         let generation = |group: &Entered<'_, State>| match &**group {
             State::Cpu(attention) => attention.generation_of(rows),

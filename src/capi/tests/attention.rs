@@ -451,6 +451,19 @@ fn every_array_of_a_batch_is_checked() {
         assert_eq!(field(plan(bad, 8)), name, "{bad:?}");
     }
     assert_eq!(field(plan(good, 6)), "kv_indices");
+    // One entry more than the limits have, in rows that are short.
+    let (tables, starts, one) = ([1_u32; 33], [[0_u32, 17, 33], [0, 16, 32]], [1_u32, 1]);
+    let short = |starts: &[u32; 3]| inflight_batch {
+        kv_indptr: starts.as_ptr(),
+        kv_indices: tables.as_ptr(),
+        num_kv_blocks: starts[2],
+        kv_last_page_len: one.as_ptr(),
+        block_size: 1,
+        ..good
+    };
+    assert_eq!(field(plan(short(&starts[0]), 8)), "limits");
+    // As many as there may be, though no row may name a block twice.
+    assert_eq!(field(plan(short(&starts[1]), 8)), "kv_indices");
     done(plan(good, u64::MAX));
     let old = inflight_batch { struct_size: 8, ..good };
     assert_eq!(refused(plan(old, 8)).0, inflight_status::StructSize);
