@@ -1,0 +1,3 @@
+//! The parts of the `llm` program.
+
+pub mod matmul;

@@ -1,0 +1,268 @@
+//! Kernels for AVX2, FMA and F16C.
+
+use std::arch::x86_64::*;
+
+use super::input::Block;
+use super::kernels::Kernels;
+use super::pack::{BLOCK, Bytes, LANES, Nibbles, Panel, Q4, Q8};
+use super::portable;
+
+/// Proof that the processor has these instructions: only `detect` makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+impl Avx2 {
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+impl Kernels for Avx2 {
+    fn round(self, x: &[f32], out: &mut [Block]) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { round(x, out) }
+    }
+
+    fn q4<const T: usize>(self, w: Q4<'_>, x: &[Block], out: &mut [[f32; LANES]; T]) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { q4(w, x, out) }
+    }
+
+    fn q8<const T: usize>(self, w: Q8<'_>, x: &[Block], out: &mut [[f32; LANES]; T]) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { q8(w, x, out) }
+    }
+
+    fn expand(self, w: Panel<'_>, out: &mut [[f32; LANES]]) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { expand(w, out) }
+    }
+
+    fn f32<const T: usize, const J: usize>(
+        self,
+        w: &[[f32; LANES]],
+        x: &[f32],
+        out: &mut [[f32; LANES]; T],
+    ) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { f32::<T, J>(w, x, out) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round(x: &[f32], out: &mut [Block]) {
+    portable::round(x, out);
+}
+
+/// Codes are 0 to 15, activations at most 127: the eight sums of two products that a 16-bit lane
+/// gathers in a block stay below 8 * 2 * 15 * 127 = 30480.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4<const T: usize>(w: Q4<'_>, x: &[Block], out: &mut [[f32; LANES]; T]) {
+    let blocks = w.codes.len();
+    assert!(w.scales.len() == blocks && w.minima.len() == blocks && x.len() == T * blocks);
+    let low = _mm256_set1_epi8(15);
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_ps(); T];
+    for block in 0..blocks {
+        let mut products = [_mm256_setzero_si256(); T];
+        for line in 0..4 {
+            let codes = nibbles(&w.codes[block], line);
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+            let codes = _mm256_and_si256(codes, low);
+            for t in 0..T {
+                // SAFETY: `x` has `T * blocks` blocks.
+                let x = unsafe { x.get_unchecked(t * blocks + block) };
+                let first = _mm256_maddubs_epi16(codes, four(x, line));
+                let second = _mm256_maddubs_epi16(high, four(x, line + 4));
+                products[t] = _mm256_add_epi16(products[t], _mm256_add_epi16(first, second));
+            }
+        }
+        let (scales, minima) = (halves(&w.scales[block]), halves(&w.minima[block]));
+        for t in 0..T {
+            // SAFETY: `x` has `T * blocks` blocks.
+            let x = unsafe { x.get_unchecked(t * blocks + block) };
+            let product = _mm256_cvtepi32_ps(_mm256_madd_epi16(products[t], ones));
+            let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x.scale));
+            sums[t] = _mm256_fmadd_ps(scale, product, sums[t]);
+            sums[t] = _mm256_fmadd_ps(minima, _mm256_set1_ps(x.sum), sums[t]);
+        }
+    }
+    for t in 0..T {
+        write(&mut out[t], sums[t]);
+    }
+}
+
+/// `vpmaddubsw` wants one side unsigned: the weight's sign goes to the activation. Two products of
+/// 128 and 127 fit 16 bits, four do not, so each line is widened.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8<const T: usize>(w: Q8<'_>, x: &[Block], out: &mut [[f32; LANES]; T]) {
+    let blocks = w.codes.len();
+    assert!(w.scales.len() == blocks && x.len() == T * blocks);
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_ps(); T];
+    for block in 0..blocks {
+        let mut products = [_mm256_setzero_si256(); T];
+        for line in 0..8 {
+            let codes = bytes(&w.codes[block], line);
+            let size = _mm256_abs_epi8(codes);
+            for t in 0..T {
+                // SAFETY: `x` has `T * blocks` blocks.
+                let x = unsafe { x.get_unchecked(t * blocks + block) };
+                let signed = _mm256_sign_epi8(four(x, line), codes);
+                let pairs = _mm256_maddubs_epi16(size, signed);
+                products[t] = _mm256_add_epi32(products[t], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        let scales = halves(&w.scales[block]);
+        for t in 0..T {
+            // SAFETY: `x` has `T * blocks` blocks.
+            let x = unsafe { x.get_unchecked(t * blocks + block) };
+            let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x.scale));
+            sums[t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(products[t]), sums[t]);
+        }
+    }
+    for t in 0..T {
+        write(&mut out[t], sums[t]);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn expand(w: Panel<'_>, out: &mut [[f32; LANES]]) {
+    let byte = _mm256_set1_epi32(255);
+    match w {
+        Panel::Q4(w) => {
+            let low = _mm256_set1_epi8(15);
+            for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                let (scales, minima) = (halves(&w.scales[block]), halves(&w.minima[block]));
+                for line in 0..4 {
+                    let codes = nibbles(&w.codes[block], line);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
+                    for (codes, first) in [(_mm256_and_si256(codes, low), 0), (high, 16)] {
+                        let columns = [
+                            _mm256_and_si256(codes, byte),
+                            _mm256_and_si256(_mm256_srli_epi32::<8>(codes), byte),
+                            _mm256_and_si256(_mm256_srli_epi32::<16>(codes), byte),
+                            _mm256_srli_epi32::<24>(codes),
+                        ];
+                        for (j, column) in columns.into_iter().enumerate() {
+                            let value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(column), scales, minima);
+                            write(&mut out[first + 4 * line + j], value);
+                        }
+                    }
+                }
+            }
+        }
+        Panel::Q8(w) => {
+            for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                let scales = halves(&w.scales[block]);
+                for line in 0..8 {
+                    let codes = bytes(&w.codes[block], line);
+                    let columns = [
+                        _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(codes)),
+                        _mm256_srai_epi32::<24>(_mm256_slli_epi32::<16>(codes)),
+                        _mm256_srai_epi32::<24>(_mm256_slli_epi32::<8>(codes)),
+                        _mm256_srai_epi32::<24>(codes),
+                    ];
+                    for (j, column) in columns.into_iter().enumerate() {
+                        write(
+                            &mut out[4 * line + j],
+                            _mm256_mul_ps(_mm256_cvtepi32_ps(column), scales),
+                        );
+                    }
+                }
+            }
+        }
+        Panel::F32(w) => out.copy_from_slice(w),
+        Panel::F16(w) => {
+            for (out, w) in out.iter_mut().zip(w) {
+                write(out, halves(w));
+            }
+        }
+        Panel::BF16(w) => {
+            for (out, w) in out.iter_mut().zip(w) {
+                *out = w.map(|value| f32::from_bits(u32::from(value.to_bits()) << 16));
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f32<const T: usize, const J: usize>(w: &[[f32; LANES]], x: &[f32], out: &mut [[f32; LANES]; T]) {
+    let cols = w.len();
+    assert!(4 % J == 0 && x.len() == T * cols);
+    let mut totals = [_mm256_setzero_ps(); T];
+    for first in (0..4).step_by(J) {
+        let mut sums = [[_mm256_setzero_ps(); T]; J];
+        let mut step = |col: usize, strand: usize| {
+            // SAFETY: `col` is below `cols` in both loops; `x` has `T` rows of `cols`.
+            unsafe {
+                let weights = _mm256_loadu_ps(w.get_unchecked(col).as_ptr());
+                for t in 0..T {
+                    let x = _mm256_broadcast_ss(x.get_unchecked(t * cols + col));
+                    sums[strand][t] = _mm256_fmadd_ps(weights, x, sums[strand][t]);
+                }
+            }
+        };
+        for col in (0..cols / 4 * 4).step_by(4) {
+            for strand in 0..J {
+                step(col + first + strand, strand);
+            }
+        }
+        for strand in 0..J {
+            let col = cols / 4 * 4 + first + strand;
+            if col < cols {
+                step(col, strand);
+            }
+        }
+        for sums in sums {
+            for t in 0..T {
+                totals[t] = _mm256_add_ps(totals[t], sums[t]);
+            }
+        }
+    }
+    for t in 0..T {
+        write(&mut out[t], totals[t]);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn nibbles(block: &Nibbles, line: usize) -> __m256i {
+    let line = &block.0[32 * line..][..32];
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_loadu_si256(line.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bytes(block: &Bytes, line: usize) -> __m256i {
+    let line = &block.0[32 * line..][..32];
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_loadu_si256(line.as_ptr().cast()) }
+}
+
+/// Four activations, in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn four(x: &Block, group: usize) -> __m256i {
+    let codes = &x.codes[4 * group..][..4];
+    // SAFETY: four bytes, read unaligned.
+    _mm256_set1_epi32(unsafe { codes.as_ptr().cast::<i32>().read_unaligned() })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(values: &[half::f16; LANES]) -> __m256 {
+    // SAFETY: sixteen bytes; `f16` is its bits.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(values.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn write(out: &mut [f32; LANES], values: __m256) {
+    // SAFETY: eight floats.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) }
+}
