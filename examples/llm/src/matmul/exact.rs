@@ -35,24 +35,51 @@ pub(super) fn multiply(
             for panel in panels.clone() {
                 let rows = panel * LANES..part.rows.min((panel + 1) * LANES);
                 let rows = first_row + rows.start..first_row + rows.end;
-                let w = match part.panel(panel) {
-                    Panel::F32(w) => w,
-                    w => {
+                let (w, token) = (part.panel(panel), chunk * resident);
+                match (x.len() / cols, w) {
+                    (1, w) => few::<1>(kernels, w, scratch, x, token, rows, columns),
+                    (2, w) => few::<2>(kernels, w, scratch, x, token, rows, columns),
+                    (_, Panel::F32(w)) => tiles(kernels, w, x, token, rows, columns),
+                    (_, w) => {
                         kernels.expand(w, scratch);
-                        &*scratch
+                        tiles(kernels, scratch, x, token, rows, columns);
                     }
-                };
-                for (tile, x) in x.chunks(TILE * cols).enumerate() {
-                    let token = chunk * resident + tile * TILE;
-                    tokens(kernels, w, x, token, rows.clone(), columns);
                 }
             }
         }
     });
 }
 
-/// One tile. Few tokens run several strands at once, so that no sum waits for the one before.
-fn tokens(
+/// A panel times so few tokens that dequantised weights need no memory.
+fn few<const T: usize>(
+    kernels: impl Kernels,
+    w: Panel<'_>,
+    scratch: &mut [[f32; LANES]],
+    x: &[f32],
+    token: usize,
+    rows: Range<usize>,
+    columns: &mut Columns<'_>,
+) {
+    let mut out = [[0.0; LANES]; T];
+    kernels.few(w, scratch, x, &mut out);
+    store(columns, token, rows, &out);
+}
+
+fn tiles(
+    kernels: impl Kernels,
+    w: &[[f32; LANES]],
+    x: &[f32],
+    token: usize,
+    rows: Range<usize>,
+    columns: &mut Columns<'_>,
+) {
+    for (at, x) in x.chunks(TILE * w.len()).enumerate() {
+        tile(kernels, w, x, token + at * TILE, rows.clone(), columns);
+    }
+}
+
+/// Small tiles run several strands at once, so that no sum waits for the one before.
+fn tile(
     kernels: impl Kernels,
     w: &[[f32; LANES]],
     x: &[f32],

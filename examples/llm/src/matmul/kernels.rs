@@ -26,6 +26,19 @@ pub(super) trait Kernels: Copy + Sync {
         x: &[f32],
         out: &mut [[f32; LANES]; T],
     );
+
+    /// `expand` and `f32` for a few tokens, which a kernel may join; `scratch` has the panel's
+    /// columns.
+    fn few<const T: usize>(
+        self,
+        w: Panel<'_>,
+        scratch: &mut [[f32; LANES]],
+        x: &[f32],
+        out: &mut [[f32; LANES]; T],
+    ) {
+        self.expand(w, scratch);
+        self.f32::<T, 4>(scratch, x, out);
+    }
 }
 
 #[derive(Clone, Copy)]

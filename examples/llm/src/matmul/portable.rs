@@ -125,9 +125,7 @@ fn widen(values: [f16; LANES]) -> [f32; LANES] {
     values.map(f16::to_f32)
 }
 
-/// Rounds to the nearest integer of 8 bits, ties to even. Every instruction set runs this code:
-/// activations round to the same bits everywhere.
-#[inline(always)]
+/// Rounds to the nearest integer of 8 bits, ties to even.
 pub(super) fn round(x: &[f32], out: &mut [Block]) {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;

@@ -289,13 +289,13 @@ mod tests {
         for count in 1..=4 {
             let team = Threads::new(count);
             let runs: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-            for round in 1..=3000 {
+            for round in 1..=400 {
                 team.run(|thread, threads| {
                     assert_eq!(threads, count);
                     runs[thread].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(runs.iter().all(|run| run.load(Ordering::Relaxed) == round));
-                if round % 500 == 0 {
+                if round % 100 == 0 {
                     // Long enough for workers to sleep.
                     thread::sleep(std::time::Duration::from_millis(5));
                 }
