@@ -47,7 +47,9 @@ impl Input {
         self.int8 = precision == Precision::Int8;
         if !self.int8 {
             self.floats.clear();
-            self.floats.extend_from_slice(x);
+            // In pieces: some C libraries copy more than a few KB with `rep movsb`, which is slow
+            // for some alignments.
+            x.chunks(256).for_each(|piece| self.floats.extend_from_slice(piece));
             return;
         }
         let width = cols.div_ceil(BLOCK);

@@ -11,10 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Turns of the waiting loop before a worker sleeps: some tens of microseconds.
+/// Turns of a waiting loop, some tens of microseconds in all, before a worker sleeps and a caller
+/// offers its core to others: there may be more threads than cores.
 const SPINS: u32 = 1000;
-/// Turns between two offers of the core to whoever else wants it.
-const YIELD: u32 = 50;
 
 /// A team of threads. The caller is one of them, thread 0.
 pub struct Threads {
@@ -124,9 +123,15 @@ impl Threads {
     }
 
     fn wait(&self) {
-        let mut turn = 0;
+        let mut turns = 0;
         while self.shared.running.load(Ordering::Acquire) != 0 {
-            pause(&mut turn);
+            turns += 1;
+            if turns < SPINS {
+                std::hint::spin_loop();
+            } else {
+                turns = 0;
+                thread::yield_now();
+            }
         }
     }
 
@@ -210,24 +215,17 @@ fn work(shared: &Shared, sleeps: &AtomicBool, index: usize, count: usize) {
 
 /// Returns when the epoch is no longer `seen`.
 fn await_job(shared: &Shared, sleeps: &AtomicBool, seen: u32) {
-    let mut turn = 0;
-    while turn < SPINS {
+    for _ in 0..SPINS {
         if shared.epoch.load(Ordering::Acquire) != seen {
             return;
         }
-        pause(&mut turn);
+        std::hint::spin_loop();
     }
     sleeps.store(true, Ordering::SeqCst);
     while shared.epoch.load(Ordering::SeqCst) == seen {
         thread::park();
     }
     sleeps.store(false, Ordering::SeqCst);
-}
-
-/// One turn of a waiting loop. Now and then it gives way: there may be more threads than cores.
-fn pause(turn: &mut u32) {
-    *turn = turn.wrapping_add(1);
-    if turn.is_multiple_of(YIELD) { thread::yield_now() } else { std::hint::spin_loop() }
 }
 
 /// The share of a thread: `0..n` in `threads` ranges whose lengths differ by one at most.
