@@ -250,11 +250,7 @@ fn few<const T: usize>(
             return f32::<T, 4>(scratch, x, out);
         }
     }
-    let [a, b, c, d] = strands;
-    for t in 0..T {
-        let total = _mm256_add_ps(_mm256_add_ps(_mm256_setzero_ps(), a[t]), b[t]);
-        write(&mut out[t], _mm256_add_ps(_mm256_add_ps(total, c[t]), d[t]));
-    }
+    join(strands, out);
 }
 
 /// Adds four columns, from `col` on, to their strands.
@@ -304,42 +300,54 @@ fn q8_weights(block: &Bytes, group: usize, scales: __m256) -> [__m256; 4] {
     .map(|codes| _mm256_mul_ps(_mm256_cvtepi32_ps(codes), scales))
 }
 
+/// Columns that all strands pass before the next: their activations and weights stay in the
+/// first-level cache. A multiple of four.
+const CHUNK: usize = 256;
+
 #[target_feature(enable = "avx2,fma,f16c")]
 fn f32<const T: usize, const J: usize>(w: &[[f32; LANES]], x: &[f32], out: &mut [[f32; LANES]; T]) {
     let cols = w.len();
     assert!(4 % J == 0 && x.len() == T * cols);
-    let mut totals = [_mm256_setzero_ps(); T];
-    for first in (0..4).step_by(J) {
-        let mut sums = [[_mm256_setzero_ps(); T]; J];
-        let mut step = |col: usize, strand: usize| {
-            // SAFETY: `col` is below `cols` in both loops; `x` has `T` rows of `cols`.
-            unsafe {
-                let weights = _mm256_loadu_ps(w.get_unchecked(col).as_ptr());
-                for (t, sum) in sums[strand].iter_mut().enumerate() {
-                    let x = _mm256_broadcast_ss(x.get_unchecked(t * cols + col));
-                    *sum = _mm256_fmadd_ps(weights, x, *sum);
+    let mut strands = [[_mm256_setzero_ps(); T]; 4];
+    for start in (0..cols).step_by(CHUNK) {
+        let end = cols.min(start + CHUNK);
+        for (pass, strands) in strands.as_chunks_mut::<J>().0.iter_mut().enumerate() {
+            let first = J * pass;
+            let mut sums = *strands;
+            let mut step = |col: usize, strand: usize| {
+                // SAFETY: `col` is below `cols` in both loops; `x` has `T` rows of `cols`.
+                unsafe {
+                    let weights = _mm256_loadu_ps(w.get_unchecked(col).as_ptr());
+                    for (t, sum) in sums[strand].iter_mut().enumerate() {
+                        let x = _mm256_broadcast_ss(x.get_unchecked(t * cols + col));
+                        *sum = _mm256_fmadd_ps(weights, x, *sum);
+                    }
+                }
+            };
+            for col in (start..end / 4 * 4).step_by(4) {
+                for strand in 0..J {
+                    step(col + first + strand, strand);
                 }
             }
-        };
-        for col in (0..cols / 4 * 4).step_by(4) {
             for strand in 0..J {
-                step(col + first + strand, strand);
+                let col = end / 4 * 4 + first + strand;
+                if col < end {
+                    step(col, strand);
+                }
             }
-        }
-        for strand in 0..J {
-            let col = cols / 4 * 4 + first + strand;
-            if col < cols {
-                step(col, strand);
-            }
-        }
-        for sums in sums {
-            for t in 0..T {
-                totals[t] = _mm256_add_ps(totals[t], sums[t]);
-            }
+            *strands = sums;
         }
     }
+    join(strands, out);
+}
+
+/// The strands of each token, added in their order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn join<const T: usize>([a, b, c, d]: [[__m256; T]; 4], out: &mut [[f32; LANES]; T]) {
     for t in 0..T {
-        write(&mut out[t], totals[t]);
+        let half = _mm256_add_ps(a[t], b[t]);
+        write(&mut out[t], _mm256_add_ps(_mm256_add_ps(half, c[t]), d[t]));
     }
 }
 

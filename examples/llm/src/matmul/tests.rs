@@ -75,7 +75,7 @@ fn dequantised(tensor: &QTensor) -> Vec<f32> {
 
 /// Widths that end within a block or a group of four, where the type allows it.
 fn widths(dtype: GgmlDType) -> &'static [usize] {
-    if dtype.block_size() == 1 { &[1, 3, 30, 64, 97] } else { &[32, 96, 288] }
+    if dtype.block_size() == 1 { &[1, 3, 30, 64, 301] } else { &[32, 96, 288] }
 }
 
 fn product(matrix: &Matrix, threads: &Threads, x: &[f32], precision: Precision) -> Vec<f32> {
