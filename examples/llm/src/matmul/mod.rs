@@ -1,7 +1,7 @@
 //! Matrix products of a step: the rows of all its tokens times the weights of a layer.
 //!
 //! A product reads each weight once for the whole batch. Weights are laid out anew when they are
-//! loaded ([`pack`]): eight output rows side by side, one to a SIMD lane, so that a sum over
+//! loaded (`pack`): eight output rows side by side, one to a SIMD lane, so that a sum over
 //! columns stays in its lane and a loaded weight serves every token of a tile.
 //!
 //! Each (token, row) is summed in one fixed order, whatever the number of threads and whoever
@@ -21,6 +21,8 @@ mod threads;
 
 pub use input::Input;
 pub use threads::{Columns, Threads, parts};
+
+use std::ops::Range;
 
 use candle_core::quantized::QTensor;
 use candle_core::{Result, bail};
@@ -135,11 +137,7 @@ impl Matrix {
     }
 
     /// Each part's share of a range of panels, with the output row at which the part starts.
-    fn walk(
-        &self,
-        range: std::ops::Range<usize>,
-        mut visit: impl FnMut(&Part, std::ops::Range<usize>, usize),
-    ) {
+    fn walk(&self, range: Range<usize>, mut visit: impl FnMut(&Part, Range<usize>, usize)) {
         let (mut panel, mut row) = (0, 0);
         for part in &self.parts {
             let clip = |at: usize| at.clamp(panel, panel + part.panels()) - panel;
@@ -157,7 +155,7 @@ impl Matrix {
 fn store<const T: usize>(
     columns: &mut Columns<'_>,
     first_token: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     out: &[[f32; LANES]; T],
 ) {
     for (token, lanes) in out.iter().enumerate() {
