@@ -1,0 +1,122 @@
+//! `llm compare`: how far the faster ways of computing are from the exact one.
+//!
+//! The exact path (f32 throughout) continues each prompt greedily. The other paths are then given the
+//! same tokens one by one, and their logits are compared: what one says of a token does not depend on
+//! what it would have said before.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use inflight::{Request, RequestId, Time, Token};
+
+use crate::engine::Engine;
+use crate::gguf::Gguf;
+use crate::model::Model;
+use crate::options::{CacheType, Options, Precise};
+use crate::prompts;
+use crate::sampling::argmax;
+
+/// Compares logits of all types of activations and caches.
+#[derive(Args, Debug)]
+pub struct Compare {
+    /// One JSON object a line, with `prompt`, `prompt_ids`, `question` or `turns`; may be gzipped
+    file: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    /// Tokens compared of each prompt
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    max_tokens: u32,
+    /// Prompts taken from the file at most: their logits are kept in memory
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    limit: usize,
+}
+
+/// Differences of logits.
+#[derive(Clone, Copy, Debug, Default)]
+struct Difference {
+    steps: usize,
+    agree: usize,
+    sum: f64,
+    count: usize,
+    largest: f32,
+}
+
+impl Difference {
+    fn add(&mut self, exact: &[f32], other: &[f32]) {
+        self.steps += 1;
+        self.agree += usize::from(argmax(exact) == argmax(other));
+        for (exact, other) in exact.iter().zip(other) {
+            let difference = (exact - other).abs();
+            self.sum += f64::from(difference);
+            self.largest = self.largest.max(difference);
+        }
+        self.count += exact.len();
+    }
+}
+
+impl Compare {
+    /// Prints a table.
+    pub fn run(self) -> Result<()> {
+        let exact = Options { dtype: Precise::F32, kv_dtype: None, ..self.options.clone() };
+        let loaded = exact.load()?;
+        let vocab = loaded.engine.runner().model().shape.vocab;
+        let with = (&loaded.tokenizer, &loaded.template);
+        let mut prompts = prompts::read(&self.file, with, vocab)?;
+        prompts.truncate(self.limit);
+        let mut engine = loaded.engine;
+        let mut exact: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
+        let mut tokens: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
+        continue_all(&mut engine, &prompts, self.max_tokens, |prompt, _, logits| {
+            let token = argmax(logits);
+            exact[prompt].push(logits.to_vec());
+            tokens[prompt].push(token);
+            token
+        })?;
+        println!(
+            "{} prompts, {} tokens each, against f32 throughout:",
+            prompts.len(),
+            self.max_tokens
+        );
+        println!("activations  cache  mean |Δlogit|  max |Δlogit|  same likeliest token");
+        for dtype in [Precise::F32, Precise::Int8] {
+            for kv_dtype in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Fp8] {
+                let options = Options { dtype, kv_dtype: Some(kv_dtype), ..self.options.clone() };
+                let model = Model::load(&mut Gguf::open(&options.model)?)?;
+                let mut engine = options.engine(model)?;
+                let mut difference = Difference::default();
+                continue_all(&mut engine, &prompts, self.max_tokens, |prompt, at, logits| {
+                    difference.add(&exact[prompt][at], logits);
+                    tokens[prompt][at]
+                })?;
+                let Difference { steps, agree, sum, count, largest } = difference;
+                println!(
+                    "{:11}  {:5}  {:13.2e}  {largest:12.2e}  {agree} of {steps}",
+                    format!("{dtype:?}").to_lowercase(),
+                    format!("{kv_dtype:?}").to_lowercase(),
+                    sum / count as f64,
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Continues all prompts at once; `choose` gets prompt, place among its outputs, and logits.
+fn continue_all(
+    engine: &mut Engine,
+    prompts: &[Vec<Token>],
+    max_tokens: u32,
+    mut choose: impl FnMut(usize, usize, &[f32]) -> Token,
+) -> Result<()> {
+    for (number, prompt) in prompts.iter().enumerate() {
+        let request = Request::new(RequestId(number as u64), prompt.clone(), max_tokens);
+        engine.scheduler_mut().submit(request).with_context(|| format!("prompt {}", number + 1))?;
+    }
+    while engine.scheduler().num_unfinished() > 0 {
+        engine.step(Time(0), |row, logits| {
+            choose(row.id.0 as usize, row.num_output as usize, logits)
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! `llm generate`: one prompt, its text as it comes.
+
+use std::io::{Write, stdout};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::chat::Message;
+use crate::options::Options;
+use crate::sampling::Sampling;
+use crate::worker::{Event, Generation, start};
+
+/// Continues one prompt.
+#[derive(Args, Debug)]
+pub struct Generate {
+    /// What the user says
+    prompt: String,
+    #[command(flatten)]
+    options: Options,
+    /// Continues the text instead of answering it
+    #[arg(long)]
+    raw: bool,
+    /// Output tokens at most
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: u32,
+    /// 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// The likeliest tokens that together have this probability are drawn from
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// The same seed draws the same tokens
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Generate {
+    /// Prints the text to standard output, and how fast it came to standard error.
+    pub fn run(self) -> Result<()> {
+        let loaded = self.options.load()?;
+        let tokenizer = &loaded.tokenizer;
+        let text = match self.raw {
+            true => self.prompt,
+            false => loaded.template.render(&[Message::user(self.prompt)])?,
+        };
+        let prompt = tokenizer.encode(&text)?;
+        let Self { temperature, top_p, seed, .. } = self;
+        let sampling = Sampling { temperature, top_p, seed, ..Sampling::greedy() };
+        let num_prompt = prompt.len();
+        let generation = Generation {
+            sampling,
+            ..Generation::greedy(prompt, self.max_tokens, tokenizer.ends())
+        };
+        let (engine, thread) = start(loaded.engine)?;
+        let started = Instant::now();
+        let mut events = engine.submit(generation);
+        engine.drain();
+        let mut text = tokenizer.stream();
+        let (mut first, mut count) = (None, 0);
+        while let Some(event) = events.blocking_recv() {
+            match event {
+                Event::Accepted => {}
+                Event::Token { token, .. } => {
+                    first.get_or_insert_with(|| started.elapsed());
+                    count += 1;
+                    if !tokenizer.ends().contains(&token) {
+                        print!("{}", text.push(token)?);
+                        stdout().flush()?;
+                    }
+                }
+                Event::Finished(_) => break,
+                Event::Refused(error) => bail!(error),
+                Event::Failed(why) => bail!(why),
+            }
+        }
+        println!("{}", text.finish()?);
+        let (first, all) = (first.unwrap_or_default(), started.elapsed());
+        let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
+        eprintln!(
+            "{num_prompt} tokens of prompt at {:.0} tokens/s, {count} of output at {:.0} tokens/s",
+            rate(num_prompt, first.as_secs_f64()),
+            rate(count.max(1) - 1, (all - first).as_secs_f64()),
+        );
+        thread.join().unwrap_or_else(|_| bail!("the engine panicked"))
+    }
+}

@@ -1,0 +1,125 @@
+//! The weights of a Llama model.
+
+use anyhow::{Result, bail};
+use candle_core::quantized::QTensor;
+use inflight::kernels::rope::RopeConfig;
+
+use crate::gguf::{Gguf, Shape};
+use crate::matmul::Matrix;
+
+/// A Llama model's weights.
+pub struct Model {
+    /// Its numbers.
+    pub shape: Shape,
+    /// `[vocab, hidden]`.
+    pub embedding: Matrix,
+    /// `[vocab, hidden]`; `None` where it is the embedding.
+    pub head: Option<Matrix>,
+    /// `[hidden]`.
+    pub norm: Vec<f32>,
+    /// The layers in order.
+    pub layers: Vec<Layer>,
+    /// What the frequencies of the rotation are divided by, one a pair; empty for 1.
+    rope_factors: Vec<f32>,
+}
+
+/// A layer's weights; products over the same input are one matrix.
+pub struct Layer {
+    /// `[hidden]`.
+    pub attention_norm: Vec<f32>,
+    /// Queries, keys, values: `[q_dim + 2 kv_dim, hidden]`.
+    pub qkv: Matrix,
+    /// `[hidden, q_dim]`.
+    pub out: Matrix,
+    /// `[hidden]`.
+    pub feed_forward_norm: Vec<f32>,
+    /// Gates, then ups: `[2 feed_forward, hidden]`.
+    pub gate_up: Matrix,
+    /// `[hidden, feed_forward]`.
+    pub down: Matrix,
+}
+
+impl Model {
+    /// Reads the weights.
+    pub fn load(gguf: &mut Gguf) -> Result<Self> {
+        let shape = gguf.shape()?;
+        let (hidden, ffn) = (shape.hidden, shape.feed_forward);
+        let layer = |gguf: &mut Gguf, at: usize| -> Result<Layer> {
+            let name = |part: &str| format!("blk.{at}.{part}.weight");
+            let mut matrix = |parts: &[&str], rows, cols| {
+                matrix(gguf, &parts.iter().map(|part| name(part)).collect::<Vec<_>>(), rows, cols)
+            };
+            let qkv_rows = shape.q_dim() + 2 * shape.kv_dim();
+            let qkv = matrix(&["attn_q", "attn_k", "attn_v"], qkv_rows, hidden)?;
+            let out = matrix(&["attn_output"], hidden, shape.q_dim())?;
+            let gate_up = matrix(&["ffn_gate", "ffn_up"], 2 * ffn, hidden)?;
+            let down = matrix(&["ffn_down"], hidden, ffn)?;
+            Ok(Layer {
+                attention_norm: vector(gguf, &name("attn_norm"), hidden)?,
+                qkv,
+                out,
+                feed_forward_norm: vector(gguf, &name("ffn_norm"), hidden)?,
+                gate_up,
+                down,
+            })
+        };
+        let layers = (0..shape.layers).map(|at| layer(gguf, at)).collect::<Result<_>>()?;
+        let embedding = matrix(gguf, &["token_embd.weight".to_owned()], shape.vocab, hidden)?;
+        let head = match gguf.has_tensor("output.weight") {
+            true => Some(matrix(gguf, &["output.weight".to_owned()], shape.vocab, hidden)?),
+            false => None,
+        };
+        let norm = vector(gguf, "output_norm.weight", hidden)?;
+        let rope_factors = match gguf.has_tensor("rope_freqs.weight") {
+            true => vector(gguf, "rope_freqs.weight", shape.rotary_dim / 2)?,
+            false => Vec::new(),
+        };
+        Ok(Self { shape, embedding, head, norm, layers, rope_factors })
+    }
+
+    /// The rotation of positions below `positions`: `[positions, rotary_dim]`, the cosines of a
+    /// position's angles and then their sines.
+    pub fn rope_table(&self, positions: usize) -> Result<Vec<f32>> {
+        let rope = RopeConfig::new(self.shape.rotary_dim, self.shape.rope_theta);
+        if self.rope_factors.is_empty() {
+            return Ok(rope.table(positions)?);
+        }
+        let (dim, theta) = (self.shape.rotary_dim as f64, f64::from(self.shape.rope_theta));
+        let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / dim);
+        let factors = self.rope_factors.iter().enumerate();
+        let frequencies: Vec<f64> =
+            factors.map(|(pair, &by)| frequency(pair) / f64::from(by)).collect();
+        let mut table = Vec::with_capacity(positions * self.shape.rotary_dim);
+        for position in 0..positions {
+            let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
+            table.extend(angles.clone().map(|angle| angle.cos() as f32));
+            table.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        Ok(table)
+    }
+
+    /// Bytes of all weights as they are kept.
+    pub fn bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.out, &l.gate_up, &l.down]);
+        layers.chain(self.head.as_ref()).chain([&self.embedding]).map(Matrix::bytes).sum()
+    }
+}
+
+/// Tensors, one below the other.
+fn matrix(gguf: &mut Gguf, names: &[String], rows: usize, cols: usize) -> Result<Matrix> {
+    let parts = names.iter().map(|name| gguf.tensor(name)).collect::<Result<Vec<_>>>()?;
+    let matrix = Matrix::new(&parts.iter().collect::<Vec<&QTensor>>())?;
+    if (matrix.rows(), matrix.cols()) != (rows, cols) {
+        let (is, what) = ((matrix.rows(), matrix.cols()), names.join(", "));
+        bail!("{what}: {is:?} rows and columns, and ({rows}, {cols}) were told");
+    }
+    Ok(matrix)
+}
+
+fn vector(gguf: &mut Gguf, name: &str, len: usize) -> Result<Vec<f32>> {
+    let vector = gguf.floats(name)?;
+    if vector.len() != len {
+        bail!("{name}: {} numbers, and {len} were told", vector.len());
+    }
+    Ok(vector)
+}

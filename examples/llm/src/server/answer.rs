@@ -1,0 +1,179 @@
+//! An answer: the completions of one HTTP request, whole or as a stream of server-sent events.
+//!
+//! It owns the engine's ends of all its requests. A client that hangs up drops it, and with it the
+//! requests.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::{StreamExt, StreamMap};
+
+use super::choice::{Choice, Piece};
+use super::error::ApiError;
+use super::metrics::{Metrics, Watch};
+use crate::tokenizer::Tokenizer;
+use crate::worker::{Event, Generation, Handle};
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    prompt: usize,
+    output: usize,
+}
+
+impl Usage {
+    /// As OpenAI writes it.
+    pub fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.output,
+            "total_tokens": self.prompt + self.output,
+        })
+    }
+}
+
+/// How a kind of answer is written.
+pub trait Format: Send + 'static {
+    /// What a stream begins with, for a choice.
+    fn first(&self, index: usize) -> Option<Value>;
+    /// A piece of a stream.
+    fn piece(&mut self, index: usize, piece: Piece) -> Value;
+    /// The last chunk of a stream, where usage is wanted.
+    fn usage(&self, usage: Usage) -> Value;
+    /// The whole answer.
+    fn whole(&mut self, choices: Vec<Piece>, usage: Usage) -> Value;
+}
+
+/// The completions of one HTTP request.
+pub struct Answer {
+    events: StreamMap<usize, UnboundedReceiverStream<Event>>,
+    choices: Vec<Choice>,
+    prompt_tokens: usize,
+    watch: Watch,
+}
+
+impl Answer {
+    /// Submits all generations, or none: those before one that is refused are cancelled.
+    pub async fn submit(
+        engine: &Handle,
+        tokenizer: &'static Tokenizer,
+        generations: Vec<Generation>,
+        (stops, prompt_tokens): (Vec<String>, usize),
+        metrics: &Metrics,
+    ) -> Result<Self, ApiError> {
+        let watch = metrics.watch();
+        let (mut events, mut choices) = (StreamMap::new(), Vec::with_capacity(generations.len()));
+        let submitted: Vec<_> =
+            generations.into_iter().map(|generation| engine.submit(generation)).collect();
+        for (index, mut receiver) in submitted.into_iter().enumerate() {
+            let mut choice = Choice::new(tokenizer, stops.clone());
+            let first = receiver.recv().await;
+            choice.take(first.unwrap_or_else(stopped))?;
+            choices.push(choice);
+            events.insert(index, UnboundedReceiverStream::new(receiver));
+        }
+        Ok(Self { events, choices, prompt_tokens, watch })
+    }
+
+    /// The next piece of any completion; `None` after the last piece of the last one.
+    async fn next(&mut self) -> Option<Result<(usize, Piece), ApiError>> {
+        loop {
+            let (index, event) = self.events.next().await?;
+            if matches!(event, Event::Token { .. }) {
+                self.watch.token();
+            }
+            match self.choices[index].take(event) {
+                Ok(None) => {}
+                Ok(Some(piece)) => {
+                    if piece.finish.is_some() {
+                        // Where a stop text was found, this cancels the rest.
+                        self.events.remove(&index);
+                    }
+                    return Some(Ok((index, piece)));
+                }
+                Err(error) => {
+                    self.events.clear();
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let output = self.choices.iter().map(Choice::num_output).sum();
+        Usage { prompt: self.prompt_tokens, output }
+    }
+
+    /// Waits for all of it.
+    pub async fn whole(mut self, mut format: impl Format) -> Result<Response, ApiError> {
+        let mut wholes = vec![Piece::default(); self.choices.len()];
+        while let Some(next) = self.next().await {
+            let (index, piece) = next?;
+            wholes[index].extend(piece);
+        }
+        if wholes.iter().any(|whole| whole.finish.is_none()) {
+            return Err(ApiError::engine("the engine has stopped"));
+        }
+        self.watch.finish();
+        let usage = self.usage();
+        Ok(Json(format.whole(wholes, usage)).into_response())
+    }
+
+    /// Sends it as it comes.
+    pub fn stream(self, format: impl Format, with_usage: bool) -> Response {
+        let queue = (0..self.choices.len()).filter_map(|index| format.first(index)).collect();
+        let state = Streamed { answer: self, format, with_usage, queue, ended: false };
+        let events = stream::unfold(state, |mut state| async move {
+            let event = state.next().await?;
+            Some((Ok::<_, Infallible>(event), state))
+        });
+        Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    }
+}
+
+/// What an engine says that is not there any more.
+fn stopped() -> Event {
+    Event::Failed("the engine has stopped".to_owned())
+}
+
+struct Streamed<F> {
+    answer: Answer,
+    format: F,
+    with_usage: bool,
+    queue: VecDeque<Value>,
+    ended: bool,
+}
+
+impl<F: Format> Streamed<F> {
+    async fn next(&mut self) -> Option<SseEvent> {
+        if let Some(value) = self.queue.pop_front() {
+            return Some(SseEvent::default().data(value.to_string()));
+        }
+        if self.ended {
+            return None;
+        }
+        let data = match self.answer.next().await {
+            Some(Ok((index, piece))) => self.format.piece(index, piece).to_string(),
+            Some(Err(error)) => {
+                self.ended = true;
+                error.body_json().to_string()
+            }
+            None if self.with_usage => {
+                self.with_usage = false;
+                self.format.usage(self.answer.usage()).to_string()
+            }
+            None => {
+                self.ended = true;
+                self.answer.watch.finish();
+                "[DONE]".to_owned()
+            }
+        };
+        Some(SseEvent::default().data(data))
+    }
+}

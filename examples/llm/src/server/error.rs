@@ -1,0 +1,105 @@
+//! Errors as OpenAI's clients read them.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// Why a request was not served.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+}
+
+impl ApiError {
+    /// A field outside its range.
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+        }
+    }
+
+    /// A body that is not what was asked for.
+    pub fn body(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    /// More tokens than the model takes.
+    pub fn too_long(message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::field("max_tokens", message) }
+    }
+
+    /// No such model.
+    pub fn no_model(name: &str) -> Self {
+        Self {
+            code: Some("model_not_found"),
+            param: Some("model".to_owned()),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                format!("the model `{name}` is not here"),
+            )
+        }
+    }
+
+    /// Too many wait already.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self {
+            code: Some("queue_full"),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+        }
+    }
+
+    /// The server is about to stop.
+    pub fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is shutting down")
+    }
+
+    /// The engine failed.
+    pub fn engine(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, code: None, param: None, message: message.into() }
+    }
+
+    /// What clients read of it, also within a stream.
+    pub fn body_json(&self) -> serde_json::Value {
+        json!({ "error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        } })
+    }
+}
+
+impl From<inflight::Error> for ApiError {
+    fn from(error: inflight::Error) -> Self {
+        match error {
+            inflight::Error::QueueFull { .. } => Self::busy(error.to_string()),
+            inflight::Error::PromptTooLong { .. } | inflight::Error::NeverFits { .. } => {
+                Self::too_long(error.to_string())
+            }
+            other => Self::body(other.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body_json())).into_response();
+        let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if later.contains(&self.status) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

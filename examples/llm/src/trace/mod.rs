@@ -1,0 +1,144 @@
+//! `llm trace`: requests that come as they did in a trace, under several policies, on the real clock.
+
+mod figures;
+mod picture;
+mod workload;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use inflight::{Request, RequestId, Time};
+
+use crate::engine::Engine;
+use crate::options::Options;
+use crate::prompts;
+use crate::sampling::argmax;
+use figures::{Life, Run, table};
+use workload::{Arrival, Scale};
+
+/// Replays a trace's arrivals with a real model.
+#[derive(Args, Debug)]
+pub struct Trace {
+    /// A trace with columns TIMESTAMP, ContextTokens, GeneratedTokens, as Azure publishes them
+    file: PathBuf,
+    /// Where the prompts' text is taken from, a file as `llm batch` takes it
+    #[arg(long, value_name = "FILE")]
+    prompts: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    /// Policies to compare
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "static,continuous")]
+    policies: Vec<String>,
+    /// Requests taken from the trace at most
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Divides the trace's lengths
+    #[arg(long, value_name = "FACTOR", default_value_t = 8.0)]
+    shorten: f64,
+    /// Requests a second on average; the trace's own by default
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Writes all runs, each request's times included
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draws slots over time
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl Trace {
+    /// Prints a table.
+    pub fn run(self) -> Result<()> {
+        if !(self.shorten >= 1.0 && self.rate.is_none_or(|rate| rate > 0.0)) {
+            bail!("--shorten is at least 1, --rate above 0");
+        }
+        let mut runs = Vec::new();
+        for policy in &self.policies {
+            let options = Options { policy: policy.clone(), ..self.options.clone() };
+            let loaded = options.load()?;
+            let mut engine = loaded.engine;
+            let shape = engine.runner().model().shape;
+            let with = (&loaded.tokenizer, &loaded.template);
+            let text = prompts::read(&self.prompts, with, shape.vocab)?.concat();
+            let scale = Scale {
+                limit: self.limit,
+                shorten: self.shorten,
+                rate: self.rate,
+                max_model_len: engine.scheduler().config().max_model_len,
+            };
+            let arrivals = workload::read(&self.file, &text, scale)?;
+            runs.push(replay(&mut engine, &arrivals, policy)?);
+        }
+        print!("{}", table(&runs));
+        if let Some(path) = &self.json {
+            let json = serde_json::to_vec_pretty(&runs)?;
+            std::fs::write(path, json).with_context(|| path.display().to_string())?;
+        }
+        if let Some(path) = &self.svg {
+            std::fs::write(path, picture::draw(&runs))
+                .with_context(|| path.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs all requests, each from when it comes.
+fn replay(engine: &mut Engine, arrivals: &[Arrival], policy: &str) -> Result<Run> {
+    let mut run = Run {
+        policy: policy.to_owned(),
+        slots: engine.scheduler().config().max_num_seqs,
+        seconds: 0.0,
+        busy: 0.0,
+        computed: 0,
+        padding: 0,
+        lives: vec![Life::default(); arrivals.len()],
+    };
+    let started = Instant::now();
+    let now = || started.elapsed().as_secs_f64();
+    let (mut next, mut held) = (0, HashMap::new());
+    while next < arrivals.len() || engine.scheduler().num_unfinished() > 0 {
+        while let Some(arrival) = arrivals.get(next).filter(|arrival| arrival.at <= now()) {
+            let id = RequestId(next as u64);
+            let request = Request::new(id, arrival.prompt.clone(), arrival.output);
+            engine.scheduler_mut().submit(request)?;
+            run.lives[next].arrived = arrival.at;
+            next += 1;
+        }
+        if engine.scheduler().num_unfinished() == 0 {
+            let wait = arrivals.get(next).map_or(0.0, |arrival| arrival.at - now());
+            sleep(Duration::from_secs_f64(wait.max(0.0)));
+            continue;
+        }
+        let start = now();
+        let outputs = engine.step(Time::from_secs_f64(start), |_, logits| argmax(logits))?;
+        let (end, step) = (now(), outputs.step());
+        run.busy += end - start;
+        run.computed += step.num_tokens() as u64;
+        run.padding += (step.num_padded_tokens() - step.num_tokens()) as u64;
+        for row in step.rows().iter().filter(|row| row.admitted) {
+            held.entry(row.id).or_insert(start);
+        }
+        for output in outputs.as_slice() {
+            let life = &mut run.lives[output.id.0 as usize];
+            let tokens = outputs.tokens(output).len() as u32;
+            if life.output == 0 && tokens > 0 {
+                life.first = end;
+            }
+            life.output += tokens;
+            if output.finish.is_some() {
+                life.finished = end;
+            }
+        }
+        for id in outputs.released() {
+            let life = &mut run.lives[id.0 as usize];
+            life.released = end;
+            life.admitted = held.remove(id).unwrap_or(start);
+        }
+        run.seconds = end;
+    }
+    Ok(run)
+}

@@ -1,0 +1,79 @@
+"""What the tests share: the program, the model, and a server.
+
+`LLM_PROGRAM` names the program, `LLM_MODEL` the model; `../check` sets both.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ORACLE = ROOT.parent / "shared" / "oracle" / "smollm2_greedy.json"
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    return os.environ.get("LLM_PROGRAM", str(ROOT / "target" / "release" / "llm"))
+
+
+@pytest.fixture(scope="session")
+def model() -> str:
+    path = os.environ.get("LLM_MODEL")
+    if not path:
+        pytest.skip("LLM_MODEL names no model")
+    return path
+
+
+class Server:
+    """A running `llm serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """Asks it to stop; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=seconds)
+
+
+@contextmanager
+def serving(program: str, model: str, *options: str) -> Iterator[Server]:
+    command = [program, "serve", "--model", model, "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://[\d.]+:\d+", line)
+        assert found, f"the server said {line!r}"
+        yield Server(process, found.group())
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(program: str, model: str) -> Iterator[Server]:
+    with serving(program, model, "--max-num-seqs", "16", "--served-model-name", "smol") as it:
+        yield it
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    """Waits for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.05)
