@@ -172,7 +172,7 @@ impl Runner {
             to.copy_from_slice(&work.x[at..at + shape.hidden]);
         }
         work.normed.resize(work.product.len(), 0.0);
-        rms_norm(&work.product, &self.model.norm, shape.rms_eps, &mut work.normed);
+        rms_norm(&self.threads, &work.product, &self.model.norm, shape.rms_eps, &mut work.normed);
         self.logits.resize(wanted.len() * shape.vocab, 0.0);
         let head = self.model.head.as_ref().unwrap_or(&self.model.embedding);
         multiply(
@@ -258,7 +258,7 @@ impl Work {
         attend: Attend<'_, '_>,
     ) -> Result<()> {
         let Self { input, x, normed, qkv, attended, gate_up, gated, product, .. } = self;
-        rms_norm(x, &layer.attention_norm, shape.rms_eps, normed);
+        rms_norm(threads, x, &layer.attention_norm, shape.rms_eps, normed);
         multiply(input, &layer.qkv, precision, threads, normed, qkv);
         let (q_dim, kv_dim) = (shape.q_dim(), shape.kv_dim());
         for (token, qkv) in qkv.chunks_exact(q_dim + 2 * kv_dim).enumerate() {
@@ -270,9 +270,9 @@ impl Work {
         self.o.get(attended);
         multiply(input, &layer.out, precision, threads, attended, product);
         add(x, product);
-        rms_norm(x, &layer.feed_forward_norm, shape.rms_eps, normed);
+        rms_norm(threads, x, &layer.feed_forward_norm, shape.rms_eps, normed);
         multiply(input, &layer.gate_up, precision, threads, normed, gate_up);
-        silu_product(gate_up, shape.feed_forward, gated);
+        silu_product(threads, gate_up, shape.feed_forward, gated);
         multiply(input, &layer.down, precision, threads, gated, product);
         add(x, product);
         Ok(())
