@@ -4,6 +4,7 @@
 //! the library's paged cache, [`worker`] the thread that requests come to and tokens come from.
 
 pub mod batch;
+pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod engine;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use inflight_llm::{batch, compare, generate, server, trace};
+use inflight_llm::{batch, bench, compare, generate, server, trace};
 
 /// Generates text by continuous batching, on this machine's processor.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Compare(compare::Compare),
     /// Replays a trace's arrivals under several policies
     Trace(trace::Trace),
+    /// Measures tokens a second
+    Bench(bench::Bench),
     /// Serves OpenAI's API over HTTP
     Serve(server::Serve),
     /// Runs a file of prompts, all at once
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Batch(command) => command.run(),
         Command::Compare(command) => command.run(),
         Command::Trace(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Serve(command) => command.run(),
     };
     match outcome {

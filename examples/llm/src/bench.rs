@@ -1,0 +1,86 @@
+//! `llm bench`: tokens a second, prompts and outputs apart, as `llama-batched-bench` counts them.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use inflight::{Request, RequestId, Time, Token};
+
+use crate::engine::Engine;
+use crate::options::Options;
+use crate::sampling::argmax;
+
+/// Measures tokens a second.
+#[derive(Args, Debug)]
+pub struct Bench {
+    #[command(flatten)]
+    options: Options,
+    /// Tokens of each prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    prompt: usize,
+    /// Tokens of each output
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    output: u32,
+    /// Requests at once
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32")]
+    streams: Vec<usize>,
+    /// Each is measured so often; the median is told
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+}
+
+impl Bench {
+    /// Prints a table.
+    pub fn run(self) -> Result<()> {
+        if self.prompt == 0 || self.output < 2 || self.runs == 0 {
+            bail!("--prompt and --runs are at least 1, --output at least 2");
+        }
+        let most = self.streams.iter().copied().max().unwrap_or(1);
+        let options = Options { max_num_seqs: most, no_prefix_cache: true, ..self.options.clone() };
+        let mut engine = options.load()?.engine;
+        println!("prompts of {}, outputs of {} tokens; tokens/s", self.prompt, self.output);
+        println!("streams    prompts    outputs");
+        for &streams in &self.streams {
+            let mut runs = Vec::new();
+            for run in 0..self.runs {
+                runs.push(self.measure(&mut engine, streams, run)?);
+            }
+            let median = |of: fn(&(f64, f64)) -> f64| {
+                let mut values: Vec<f64> = runs.iter().map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            let (prompts, outputs) = (median(|run| run.0), median(|run| run.1));
+            println!("{streams:7} {prompts:10.1} {outputs:10.1}");
+        }
+        Ok(())
+    }
+
+    /// Tokens a second of prompts, until all have given their first output, and of the outputs
+    /// that follow.
+    fn measure(&self, engine: &mut Engine, streams: usize, run: usize) -> Result<(f64, f64)> {
+        let vocab = engine.runner().model().shape.vocab as u64;
+        for stream in 0..streams {
+            let id = (run * streams + stream) as u64;
+            let token = |at: usize| ((id * 7919 + at as u64 * 104_729 + 13) % vocab) as Token;
+            let prompt = (0..self.prompt).map(token).collect();
+            engine.scheduler_mut().submit(Request::new(RequestId(id), prompt, self.output))?;
+        }
+        let started = Instant::now();
+        let (mut begun, mut prompts_took, mut early) = (0, None, 0);
+        while engine.scheduler().num_unfinished() > 0 {
+            let outputs = engine.step(Time(0), |row, logits| {
+                begun += usize::from(row.num_output == 0);
+                argmax(logits)
+            })?;
+            if prompts_took.is_none() {
+                early += outputs.num_tokens();
+                prompts_took = (begun == streams).then(|| started.elapsed().as_secs_f64());
+            }
+        }
+        let prompts_took = prompts_took.unwrap_or_default();
+        let rest = started.elapsed().as_secs_f64() - prompts_took;
+        let outputs = streams * self.output as usize - early;
+        Ok(((streams * self.prompt) as f64 / prompts_took, outputs as f64 / rest))
+    }
+}
