@@ -44,7 +44,9 @@ impl CudaBackend {
         if let Some(merge) = loaded.get(&dtype) {
             return Ok(Arc::clone(merge));
         }
-        let merge = Arc::new(Merge::new(&self.cuda, dtype)?);
+        let merge = Merge::new(&self.cuda, dtype)
+            .map_err(|error| Failure::from(error).renamed(&[("dtype", "o")]))?;
+        let merge = Arc::new(merge);
         loaded.insert(dtype, Arc::clone(&merge));
         Ok(merge)
     }
