@@ -2,7 +2,11 @@
 //! processor, and what they give.
 
 mod data;
+mod devices;
+mod graphs;
 mod model;
+mod ops;
+mod refused;
 mod workspace;
 
 use std::cell::UnsafeCell;
