@@ -1741,6 +1741,17 @@ typedef struct inflight_attention_config {
      * (the default) for the fastest division.
      */
     uint32_t fixed_split;
+    /**
+     * Memory of a GPU for splitting rows, at a multiple of 16 bytes; NULL (the default) for the
+     * library's own, and on a processor. It may hold anything, and attentions that run one after
+     * another may share it: see `inflight_attention_workspace_size`.
+     */
+    void *workspace;
+    /**
+     * Bytes of `workspace`: at least what `inflight_attention_workspace_size` tells; 0 where it is
+     * NULL.
+     */
+    uint64_t workspace_size;
 } inflight_attention_config;
 
 /**
@@ -2776,13 +2787,15 @@ void inflight_step_limits_init(struct inflight_step_limits *limits, size_t size)
 /**
  * Attention on a device, for steps within `limits`.
  *
- * On a GPU it loads kernels and allocates the memory that split rows take, which
- * `inflight_attention_workspace_size` tells: nothing is allocated later. On a processor memory grows
- * with the steps, and steps of like size allocate nothing.
+ * On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
+ * that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+ * Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
+ * allocate nothing.
  *
  * Outputs: `*out`, to be freed with `inflight_attention_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config` or `limits`, STRUCT_SIZE, NO_KERNEL_IMAGE,
- * OUT_OF_DEVICE_MEMORY, CUDA.
+ * Fails: INVALID_ARGUMENT naming the field of `config` or `limits`: `workspace_size` where that is
+ * too little, `workspace` where that is not at a multiple of 16 bytes, is not memory that the driver
+ * knows, or is given on a processor; STRUCT_SIZE, NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_attention_create(const struct inflight_device *device,
@@ -2793,21 +2806,32 @@ inflight_status inflight_attention_create(const struct inflight_device *device,
 
 /**
  * Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
- * GPU this waits for the device's work.
+ * GPU this waits for the device's work, unless such a step buffer is left.
  *
  * Threads: any; nobody may be using it. Since 0.1.
  */
 void inflight_attention_free(struct inflight_attention *attention);
 
 /**
- * Memory of a GPU that an attention holds, from its creation on: for splitting rows. It depends on
- * the configuration, the limits and the device. This version allocates it itself.
+ * Memory of a GPU that an attention of this configuration and these limits takes for splitting rows:
+ * asked before it is created, to pass that much in `config->workspace`, which is not looked at here.
+ * It loads the attention's kernels, whose occupancy of the device decides, and they stay loaded.
+ *
+ * A workspace stays the caller's. It may hold anything before a run, and does after it, so it needs
+ * no initialisation, and between runs may serve for something else. Attentions whose runs are in one
+ * order, on one stream or by the caller's events, may share one of the largest size among them, and
+ * should: those of a model's layers run one after another. Those that run at the same time need one
+ * each. It must live until all runs with it are done, and no graph that captured one is launched any
+ * more; freeing the attention does not free it.
  *
  * Outputs: `*bytes`; 0 on a processor.
- * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
- * Threads: one at a time. Since 0.1.
+ * Fails: INVALID_ARGUMENT naming `bytes` or the field of `config` or `limits`, STRUCT_SIZE,
+ * NO_KERNEL_IMAGE, CUDA.
+ * Threads: any. Since 0.1.
  */
-inflight_status inflight_attention_workspace_size(struct inflight_attention *attention,
+inflight_status inflight_attention_workspace_size(const struct inflight_device *device,
+                                                  const struct inflight_attention_config *config,
+                                                  const struct inflight_step_limits *limits,
                                                   uint64_t *bytes,
                                                   struct inflight_error *error);
 

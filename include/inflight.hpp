@@ -1223,6 +1223,13 @@ struct attention_config : inflight_attention_config {
         kv_dtype = static_cast<std::uint32_t>(type);
         return *this;
     }
+    /// Memory of a GPU for splitting rows, of `attention::workspace_size` bytes. It stays the
+    /// caller's, and lives as long as runs use it.
+    attention_config& set_workspace(void* memory, std::uint64_t bytes) noexcept {
+        workspace = memory;
+        workspace_size = bytes;
+        return *this;
+    }
 };
 
 /// The largest steps that something is made for.
@@ -1265,10 +1272,12 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
                 return inflight_attention_create(on.get(), &config, &limits, out, error);
             });
     }
-    /// Bytes of a GPU's memory that it holds.
-    result<std::uint64_t> try_workspace_size() noexcept {
+    /// Bytes of a GPU's memory that one takes for splitting rows; 0 on a processor.
+    static result<std::uint64_t> try_workspace_size(const device& on,
+                                                    const inflight_attention_config& config,
+                                                    const inflight_step_limits& limits) noexcept {
         return detail::fill(std::uint64_t{0}, [&](std::uint64_t& bytes, inflight_error* error) {
-            return inflight_attention_workspace_size(get(), &bytes, error);
+            return inflight_attention_workspace_size(on.get(), &config, &limits, &bytes, error);
         });
     }
     /// Once a step, before the upload to its buffer.
@@ -1286,7 +1295,10 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
     attention(const device& on, const inflight_attention_config& config,
               const inflight_step_limits& limits)
         : attention(try_create(on, config, limits).value()) {}
-    std::uint64_t workspace_size() { return try_workspace_size().value(); }
+    static std::uint64_t workspace_size(const device& on, const inflight_attention_config& config,
+                                        const inflight_step_limits& limits) {
+        return try_workspace_size(on, config, limits).value();
+    }
     void plan(const inflight_batch& rows, std::uint64_t num_blocks,
               const inflight_mask* masked = nullptr) {
         try_plan(rows, num_blocks, masked).value();

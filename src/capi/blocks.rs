@@ -157,7 +157,7 @@ pub unsafe extern "C" fn inflight_block_mover_run(
             (Kind::Cuda(mover), Backend::Cuda(backend)) => {
                 // SAFETY: NULL or a stream that lives.
                 let stream = unsafe { backend.stream(stream) }?;
-                Ok(mover.run(&stream, ops)?)
+                mover.run(&stream, ops).map_err(|error| Failure::from(error).for_layers())
             }
             #[cfg(feature = "cuda-driver")]
             _ => Err(Failure::new(inflight_status::Corrupt, "", "a mover of two devices")),

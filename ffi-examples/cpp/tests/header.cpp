@@ -259,9 +259,11 @@ void attention_runs() {
     alignas(64) static float memory[4][blocks * size * dim];
     device.check_pointer(memory);
     const inflight::step_limits limits(4, 8, 8, 16);
-    inflight::attention attention(
-        device, inflight::attention_config(1, 1, dim, inflight::dtype::f32), limits);
-    CHECK(attention.workspace_size() == 0);
+    inflight::attention_config config(1, 1, dim, inflight::dtype::f32);
+    CHECK(inflight::attention::workspace_size(device, config, limits) == 0);
+    config.set_workspace(memory, sizeof memory);
+    CHECK(caught([&] { inflight::attention(device, config, limits); }).field() == "workspace");
+    inflight::attention attention(device, config.set_workspace(nullptr, 0), limits);
     inflight::step_buffer buffer(device, limits, attention);
     inflight_attention* const raw[] = {attention.get()};
     inflight::step_buffer spare(device, limits, raw);

@@ -70,7 +70,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "kv_cache_set_strides": (_P, _U32),
     "batch_from_step": (_P, _P),
     "attention_create": (_P, _P, _P, _P),
-    "attention_workspace_size": (_P, _P),
+    "attention_workspace_size": (_P, _P, _P, _P),
     "step_buffer_create": (_P, _P, _P, _Z, _P),
     "step_buffer_upload": (_P, _P, _P),
     "attention_plan": (_P, _P, _U64, _P),

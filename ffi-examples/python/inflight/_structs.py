@@ -382,6 +382,8 @@ class AttentionConfig(Structure):
         ("window_left", c_uint32),
         ("soft_cap", c_float),
         ("fixed_split", c_uint32),
+        ("workspace", c_void_p),
+        ("workspace_size", c_uint64),
     ]
 
 

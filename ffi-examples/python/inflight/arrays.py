@@ -8,7 +8,7 @@ from ctypes import byref, c_char_p, c_int, c_void_p
 from typing import Any, Dict, Optional, Tuple, Union
 
 from . import _structs as c
-from ._library import RELEASE_CALLBACK, Handle, call, fill, lib, np
+from ._library import RELEASE_CALLBACK, Handle, call, fill, lib, np, u64
 from .enums import DType, Layout
 from .errors import argument_error
 
@@ -163,6 +163,25 @@ def floats(
     if shape is not None and array.shape != shape:
         raise argument_error(name, f"has shape {array.shape}, not {shape}")
     return array.__array_interface__["data"][0], array
+
+
+def device_memory(array: Any, name: str) -> Tuple[Optional[int], int, Any]:
+    """Address and bytes of a GPU's memory, and what has to live as long as it is used: of a
+    contiguous array with `__cuda_array_interface__`, or as a pair."""
+    if array is None:
+        return None, 0, None
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
+        if interface.get("strides") is not None:
+            raise argument_error(name, "is not contiguous")
+        size = int(interface["typestr"][2:])
+        for dimension in interface["shape"]:
+            size *= dimension
+        return interface["data"][0], size, array
+    if isinstance(array, tuple) and len(array) == 2:
+        address, size = (u64(number, name) for number in array)
+        return address, size, None
+    raise argument_error(name, f"{type(array).__name__} is no memory of a GPU")
 
 
 def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:

@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _structs as c
 from ._library import Closable, Handle, Numbers, call, fill, lib, np, prepared, put, u64
-from .arrays import KVCache, dtype_of, floats, tensor_of
+from .arrays import KVCache, device_memory, dtype_of, floats, tensor_of
 from .enums import DeviceKind, DType, Isa, RopePairs, RopeScaling
 from .errors import argument_error
 from .scheduler import BlockOp, Step
@@ -172,11 +172,46 @@ class Mask:
     widths: Sequence[int]
 
 
+def _config(
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_dtype: Union[DType, str] = DType.F32,
+    kv_dtype: Union[DType, str, None] = None,
+    scale: Optional[float] = None,
+    causal: bool = True,
+    window_left: Optional[int] = None,
+    soft_cap: Optional[float] = None,
+    fixed_split: int = 0,
+) -> c.AttentionConfig:
+    config = prepared(c.AttentionConfig)
+    fill(
+        config,
+        {
+            "num_q_heads": num_q_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "q_dtype": dtype_of(q_dtype),
+            "kv_dtype": None if kv_dtype is None else dtype_of(kv_dtype),
+            "scale": None if scale is None else float(scale),
+            "causal": causal,
+            "window_left": window_left,
+            "soft_cap": None if soft_cap is None else float(soft_cap),
+            "fixed_split": fixed_split,
+        },
+    )
+    return config
+
+
 class Attention(Closable):
     """Varlen paged attention for one group of layers: prefill, chunks, decode and their mixture.
 
     Once a step `plan`, then `StepBuffer.upload`; then once a layer `append` and `run`. One thread
     at a time.
+
+    `workspace` is memory of a GPU for splitting rows, of `workspace_size` bytes: an array with
+    `__cuda_array_interface__`, which is kept, or an address and its bytes. Attentions that run one
+    after another may share it. None is the library's own.
     """
 
     def __init__(
@@ -193,22 +228,22 @@ class Attention(Closable):
         window_left: Optional[int] = None,
         soft_cap: Optional[float] = None,
         fixed_split: int = 0,
+        workspace: Any = None,
     ) -> None:
-        config = prepared(c.AttentionConfig)
-        fill(
-            config,
-            {
-                "num_q_heads": num_q_heads,
-                "num_kv_heads": num_kv_heads,
-                "head_dim": head_dim,
-                "q_dtype": dtype_of(q_dtype),
-                "kv_dtype": None if kv_dtype is None else dtype_of(kv_dtype),
-                "scale": None if scale is None else float(scale),
-                "causal": causal,
-                "window_left": window_left,
-                "soft_cap": None if soft_cap is None else float(soft_cap),
-                "fixed_split": fixed_split,
-            },
+        config = _config(
+            num_q_heads=num_q_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            q_dtype=q_dtype,
+            kv_dtype=kv_dtype,
+            scale=scale,
+            causal=causal,
+            window_left=window_left,
+            soft_cap=soft_cap,
+            fixed_split=fixed_split,
+        )
+        config.workspace, config.workspace_size, self._workspace = device_memory(
+            workspace, "workspace"
         )
         self.num_q_heads = num_q_heads
         self._device = device._held()
@@ -220,10 +255,17 @@ class Attention(Closable):
             byref(limits.struct()),
         )
 
-    def workspace_size(self) -> int:
-        """Bytes of a GPU's memory that it holds."""
+    @staticmethod
+    def workspace_size(device: Device, limits: StepLimits, **config: Any) -> int:
+        """Bytes of the workspace that an `Attention` of these arguments takes; 0 on a processor."""
         size = c_uint64()
-        self._call(lib.inflight_attention_workspace_size, byref(size))
+        call(
+            lib.inflight_attention_workspace_size,
+            device._held().pointer,
+            byref(_config(**config)),
+            byref(limits.struct()),
+            byref(size),
+        )
         return size.value
 
     def plan(self, batch: Union[Batch, Step], num_blocks: int, mask: Optional[Mask] = None) -> None:

@@ -374,6 +374,19 @@ def test_mistakes_are_named(device):
     refused(lambda: Attention(device, LIMITS, 7, 2, 64), "num_q_heads")
     refused(lambda: Attention(device, LIMITS, 8, 2, 64, "f32", scale=float("nan")), "scale")
     refused(lambda: Attention(device, StepLimits(0, 1, 1, 1), 8, 2, 64), "max_rows")
+    heads = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+    assert Attention.workspace_size(device, LIMITS, **heads) == 0
+    refused(lambda: Attention.workspace_size(device, StepLimits(0, 1, 1, 1), **heads), "max_rows")
+
+    class OnGpu:
+        __cuda_array_interface__ = {"data": (256, False), "shape": (4, 2), "typestr": "<f4"}
+
+    class Apart(OnGpu):
+        __cuda_array_interface__ = {**OnGpu.__cuda_array_interface__, "strides": (32, 4)}
+
+    assert inflight.arrays.device_memory(OnGpu(), "workspace")[:2] == (256, 32)
+    for workspace in (OnGpu(), Apart(), (256, 32), (-1, 32), q):
+        refused(lambda: Attention(device, LIMITS, **heads, workspace=workspace), "workspace")
     for closed in (lambda: run(step, q, cache), lambda: step.upload(case.batch)):
         with pytest.raises(inflight.ClosedError):
             closed()
