@@ -1,12 +1,16 @@
 /* inflight for C++17: RAII over the C ABI, in one header.
  *
- *     inflight::scheduler_config config;              // defaults, as
- * inflight_scheduler_config_init config.num_blocks = 1024; inflight::scheduler scheduler(config);
+ *     inflight::scheduler_config config;  // with the library's defaults
+ *     config.num_blocks = 1024;
+ *     inflight::scheduler scheduler(config);
  *     scheduler.submit(inflight::request(1, prompt, 64));
- *     while (serving) {
- *         inflight::step step = scheduler.schedule(now());
+ *     while (serving()) {
+ *         const inflight::step step = scheduler.schedule(now());
  *         run_model(step.tokens(), step.slot_mapping(), step.kv_indices(), sampled);
- *         for (const inflight_output& got : scheduler.commit(step, sampled).outputs()) ...
+ *         const inflight::outputs_view got = scheduler.commit(step, sampled);
+ *         for (const inflight_output& output : got.outputs()) {
+ *             deliver(output.request_id, got.tokens_of(output), inflight::finish_of(output));
+ *         }
  *     }
  *
  * inflight.h stays the reference: what a call does, when it fails and on which threads it may be
@@ -18,9 +22,9 @@
  *
  * Errors
  *   Every call is there twice. try_schedule(now) returns a result<step>: the value, or a failure
- * with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
- * the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has exceptions
- *   switched off; a result is then read with * and ->.
+ *   with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
+ *   the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has
+ *   exceptions switched off; a result is then read with * and ->.
  *
  * Structs
  *   Configurations and arguments are the structs of C with a constructor that prepares them: their
