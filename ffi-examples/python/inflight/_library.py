@@ -121,7 +121,6 @@ _PREPARED: Dict[str, Type[ctypes.Structure]] = {
 }
 _FREED = ("scheduler", "submitter", "cache", "device", "attention", "step_buffer", "block_mover")
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_uint32, c_char_p, c_void_p)
-RELEASE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 def _open() -> ctypes.CDLL:
