@@ -109,8 +109,8 @@ class Tensor:
     ) -> Any:
         if dl_device not in (None, (1, 0)) or copy:
             raise BufferError("the tensor is neither moved nor copied")
-        # The capsule is numpy's: it may be freed on any thread and while an exception is on its way,
-        # where nothing written in Python may run. numpy knows no bfloat16: its type is put right.
+        # The capsule is numpy's: it may be freed while an exception is on its way, where nothing
+        # written in Python may run. numpy knows no bfloat16: its type is put right.
         code = _CODES.get(self.dtype)
         array = self.array.view(f"{'f' if code is None else 'u'}{self.dtype.itemsize}")
         capsule, address, kind = capsule_of(array, None, max_version)

@@ -424,8 +424,9 @@ class Outputs:
     def records(self) -> Any:
         """The outputs as a structured array (with numpy): `request_id`, `first_token`,
         `num_tokens`, `finish`, `stop_token`."""
+        dtype = _DTYPES[c.Output]
         octets = self._copied("outputs", len(self), sizeof(c.Output))
-        return np.frombuffer(octets, _DTYPES[c.Output]) if octets else np.empty(0, _DTYPES[c.Output])
+        return np.frombuffer(octets, dtype) if octets else np.empty(0, dtype)
 
     def __iter__(self) -> Iterator[Output]:
         with self._scheduler._lock:  # both of the same commit

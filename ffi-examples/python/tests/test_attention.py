@@ -345,7 +345,8 @@ def test_a_processor_is_not_given_memory_of_a_gpu(device):
     misplaced(lambda: run(step, case.q, case.cache, sinks=OnGpu((8,))), "sinks")
     rope = inflight.Rope(OnGpu((128, 32)))
     misplaced(lambda: append(step, case.new_k, case.new_v, case.cache, rope), "cos_sin")
-    misplaced(lambda: KVCache(case.k, case.v, k_scales=OnGpu((1,)), v_scales=OnGpu((1,))), "k_scales")
+    scales = {"k_scales": OnGpu((1,)), "v_scales": OnGpu((1,))}
+    misplaced(lambda: KVCache(case.k, case.v, **scales), "k_scales")
     states = [(case.q, OnGpu(case.q.shape[:2]))]
     misplaced(lambda: inflight.merge(device, states), "states")
 
