@@ -1,12 +1,16 @@
 /* inflight for C++17: RAII over the C ABI, in one header.
  *
- *     inflight::scheduler_config config;              // defaults, as
- * inflight_scheduler_config_init config.num_blocks = 1024; inflight::scheduler scheduler(config);
+ *     inflight::scheduler_config config;  // with the library's defaults
+ *     config.num_blocks = 1024;
+ *     inflight::scheduler scheduler(config);
  *     scheduler.submit(inflight::request(1, prompt, 64));
- *     while (serving) {
- *         inflight::step step = scheduler.schedule(now());
+ *     while (serving()) {
+ *         const inflight::step step = scheduler.schedule(now());
  *         run_model(step.tokens(), step.slot_mapping(), step.kv_indices(), sampled);
- *         for (const inflight_output& got : scheduler.commit(step, sampled).outputs()) ...
+ *         const inflight::outputs_view got = scheduler.commit(step, sampled);
+ *         for (const inflight_output& output : got.outputs()) {
+ *             deliver(output.request_id, got.tokens_of(output), inflight::finish_of(output));
+ *         }
  *     }
  *
  * inflight.h stays the reference: what a call does, when it fails and on which threads it may be
@@ -18,14 +22,15 @@
  *
  * Errors
  *   Every call is there twice. try_schedule(now) returns a result<step>: the value, or a failure
- * with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
- * the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has exceptions
- *   switched off; a result is then read with * and ->.
+ *   with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
+ *   the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has
+ *   exceptions switched off; a result is then read with * and ->.
  *
  * Structs
  *   Configurations and arguments are the structs of C with a constructor that prepares them: their
- *   fields are those of inflight.h, and the pointers in them are the caller's as there. Views
- *   give their arrays as spans, valid as long as inflight.h says.
+ *   fields are those of inflight.h, and the pointers in them are the caller's as there. What keeps
+ *   a pointer takes no temporary: it would be gone by the call. Views give their arrays as spans,
+ *   valid as long as inflight.h says.
  *
  * Cost
  *   All is inline. Nothing is allocated but by what throws.
@@ -235,8 +240,26 @@ inline bool admitted(const inflight_row& row) noexcept {
 
 // ---- Arrays ----
 
+namespace detail {
+
+template <class C, class = void>
+struct is_view : std::bool_constant<!std::is_array_v<C>> {};
+template <class C>
+struct is_view<C, std::void_t<decltype(std::declval<C&>().data())>>
+    : std::bool_constant<
+          std::is_trivially_copyable_v<C> &&
+          std::is_constructible_v<C, decltype(std::declval<C&>().data()), std::size_t>> {};
+
+/// Whether an argument `C&&` takes its elements with it at the end of the expression: a vector that
+/// a call returned does, a span of one that has a name does not.
+template <class C>
+constexpr bool is_dying = !std::is_lvalue_reference_v<C> && !is_view<C>::value;
+
+}  // namespace detail
+
 /// A pointer and a length: what std::span is, which C++17 does not have. Converts from and to it,
-/// and from arrays, std::vector, std::array and whatever else has data() and size().
+/// and from arrays, std::vector, std::array and whatever else has data() and size(). As there, one
+/// that can be written through is not made of a temporary.
 template <class T>
 class span {
    public:
@@ -251,7 +274,8 @@ class span {
     template <class C, class From = std::remove_pointer_t<decltype(std::declval<C&>().data())>,
               class = decltype(std::declval<C&>().size()),
               class = std::enable_if_t<std::is_convertible_v<From (*)[], T (*)[]> &&
-                                       !std::is_same_v<std::decay_t<C>, span>>>
+                                       !std::is_same_v<std::decay_t<C>, span> &&
+                                       (std::is_const_v<T> || !detail::is_dying<C>)>>
     constexpr span(C&& container) noexcept : data_(container.data()), size_(container.size()) {}
 
     constexpr T* data() const noexcept { return data_; }
@@ -276,6 +300,19 @@ class span {
     std::size_t size_ = 0;
 };
 
+/// A span whose elements are read by a later call: not made of a temporary, as in
+/// `request(1, tokenize(text), 64)`, whose tokens are gone by then. Give it a name.
+template <class T>
+class kept_span : public span<T> {
+   public:
+    constexpr kept_span() noexcept = default;
+    constexpr kept_span(T* data, std::size_t size) noexcept : span<T>(data, size) {}
+    template <class C,
+              class = std::enable_if_t<!std::is_same_v<std::decay_t<C>, kept_span> &&
+                                       std::is_convertible_v<C, span<T>> && !detail::is_dying<C>>>
+    constexpr kept_span(C&& container) noexcept : span<T>(std::forward<C>(container)) {}
+};
+
 using tokens_view = span<const std::uint32_t>;
 using bytes_view = span<const std::uint8_t>;
 
@@ -283,6 +320,8 @@ using bytes_view = span<const std::uint8_t>;
 inline bytes_view bytes_of(std::string_view text) noexcept {
     return bytes_view(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
 }
+template <class Text, class = std::enable_if_t<detail::is_dying<Text>>>
+bytes_view bytes_of(Text&& text) = delete;
 
 // ---- Failures ----
 
@@ -511,7 +550,7 @@ inline void set_log_callback(inflight_log_callback callback, void* user_data,
 /// then.
 struct request : inflight_request {
     request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
-    request(std::uint64_t request_id, tokens_view prompt_tokens,
+    request(std::uint64_t request_id, kept_span<const std::uint32_t> prompt_tokens,
             std::uint32_t max_output_tokens) noexcept
         : request() {
         id = request_id;
@@ -519,22 +558,22 @@ struct request : inflight_request {
         prompt_len = prompt_tokens.size();
         max_tokens = max_output_tokens;
     }
-    request& set_stop_tokens(tokens_view tokens) noexcept {
+    request& set_stop_tokens(kept_span<const std::uint32_t> tokens) noexcept {
         stop_tokens = tokens.data();
         num_stop_tokens = tokens.size();
         return *this;
     }
-    request& set_salt(bytes_view bytes) noexcept {
+    request& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
         salt = bytes.data();
         salt_len = bytes.size();
         return *this;
     }
-    request& set_adapter(bytes_view name) noexcept {
+    request& set_adapter(kept_span<const std::uint8_t> name) noexcept {
         adapter = name.data();
         adapter_len = name.size();
         return *this;
     }
-    request& set_contents(span<const inflight_content> behind) noexcept {
+    request& set_contents(kept_span<const inflight_content> behind) noexcept {
         contents = behind.data();
         num_contents = behind.size();
         return *this;
@@ -838,17 +877,17 @@ struct cache_stats : inflight_cache_stats {
 /// What beside its tokens decides the content of a sequence's blocks. Arrays are copied by `open`.
 struct cache_keys : inflight_cache_keys {
     cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
-    cache_keys& set_salt(bytes_view bytes) noexcept {
+    cache_keys& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
         salt = bytes.data();
         salt_len = bytes.size();
         return *this;
     }
-    cache_keys& set_adapter(bytes_view name) noexcept {
+    cache_keys& set_adapter(kept_span<const std::uint8_t> name) noexcept {
         adapter = name.data();
         adapter_len = name.size();
         return *this;
     }
-    cache_keys& set_contents(span<const inflight_content> behind) noexcept {
+    cache_keys& set_contents(kept_span<const inflight_content> behind) noexcept {
         contents = behind.data();
         num_contents = behind.size();
         return *this;
@@ -1033,7 +1072,7 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
 
 struct cpu_config : inflight_cpu_config {
     cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
-    cpu_config& set_cores(span<const std::uint32_t> pinned) noexcept {
+    cpu_config& set_cores(kept_span<const std::uint32_t> pinned) noexcept {
         cores = pinned.data();
         num_cores = pinned.size();
         return *this;
@@ -1256,6 +1295,7 @@ struct attention_args : inflight_attention_args {
         o = outputs;
         cache = &of;
     }
+    attention_args(const tensor& queries, const tensor& outputs, const kv_cache&& of) = delete;
 };
 
 class step_buffer;
@@ -1364,6 +1404,8 @@ struct append_args : inflight_append_args {
         cache = &to;
         rope = rotation;
     }
+    append_args(const tensor& keys, const tensor& values, const kv_cache&& to,
+                const inflight_rope* rotation = nullptr) = delete;
 };
 
 /// A step's arrays and plans where kernels find them. One thread at a time.
@@ -1427,7 +1469,7 @@ inline void attention::run(step_buffer& uploaded, const inflight_attention_args&
 /// What a merge reads and writes. The states must live until the call.
 struct merge_args : inflight_merge_args {
     merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
-    merge_args(span<const inflight_merge_state> parts, const tensor& outputs) noexcept
+    merge_args(kept_span<const inflight_merge_state> parts, const tensor& outputs) noexcept
         : merge_args() {
         states = parts.data();
         num_states = parts.size();

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Union
 
+from .enums import known
+
 
 class Status(IntEnum):
     """What a call came to. 1xx: mend the call; 2xx: later; 3xx: the device; 9xx: a bug inside."""
@@ -74,12 +76,7 @@ _GROUPS = {1: ArgumentError, 2: CapacityError, 3: DeviceError, 9: InternalError}
 
 def error_of(status: int, field: str = "", message: str = "") -> InflightError:
     """The exception for a status; one that is not known goes by its group."""
-    known: Union[Status, int] = status
-    try:
-        known = Status(status)
-    except ValueError:
-        pass
-    return _GROUPS.get(status // 100, InternalError)(known, field, message)
+    return _GROUPS.get(status // 100, InternalError)(known(Status, status), field, message)
 
 
 def argument_error(field: str, message: str) -> InflightError:
