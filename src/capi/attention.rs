@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::batch::MOST;
 use super::device::{Backend, backend, inflight_device};
 use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read, shared};
 use super::plan::{CpuAttention, State};
@@ -172,8 +173,11 @@ impl Limits {
     pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
         // SAFETY: as the caller promises.
         let given = unsafe { read("limits", limits) }?;
+        if given.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         let within = |field, value: u32, least: u32| {
-            if (least..=u32::MAX >> 2).contains(&value) {
+            if (u64::from(least)..=MOST).contains(&value.into()) {
                 return Ok(value as usize);
             }
             Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
@@ -288,14 +292,14 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let bytes = unsafe { output("bytes", bytes, 0) }?;
+        let bytes = unsafe { output("bytes", bytes) }?;
         // SAFETY: NULL or an attention that lives.
         let attention = unsafe { shared("attention", attention.cast_const()) }?;
-        *bytes = match &*attention.shared.state.enter()? {
+        bytes.write(match &*attention.shared.state.enter()? {
             State::Cpu(_) => 0,
             #[cfg(feature = "cuda-driver")]
             State::Cuda(attention) => attention.workspace_bytes() as u64,
-        };
+        });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
