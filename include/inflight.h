@@ -41,7 +41,8 @@
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
  *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
  *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused.
+ *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
+ *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
  *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only
@@ -84,6 +85,12 @@
 #define INFLIGHT_ABI_VERSION 0
 
 /**
+ * Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
+ * bits.
+ */
+#define INFLIGHT_MAX_COUNT 2147483647
+
+/**
  * Something went wrong inside the library.
  */
 #define INFLIGHT_LOG_ERROR 1
@@ -106,7 +113,7 @@
 /**
  * Bytes of `inflight_error.message`, terminator included.
  */
-#define INFLIGHT_ERROR_MESSAGE_SIZE 432
+#define INFLIGHT_ERROR_MESSAGE_SIZE 424
 
 /**
  * No token: a request without `eos`.
@@ -450,6 +457,10 @@ enum inflight_status
      */
     INFLIGHT_STATUS_STALLED = 203,
     /**
+     * The process has too little memory left for what was asked.
+     */
+    INFLIGHT_STATUS_OUT_OF_MEMORY = 204,
+    /**
      * The device could not run the step.
      */
     INFLIGHT_STATUS_DEVICE = 300,
@@ -612,13 +623,18 @@ typedef struct inflight_error {
      */
     size_t struct_size;
     /**
+     * The request that the failure is about, where `has_request` is 1; else 0.
+     */
+    uint64_t request_id;
+    /**
      * The status that the call returned.
      */
     int32_t code;
     /**
-     * 0.
+     * 1 if the failure is about one request: the one that was submitted or named, or with STALLED
+     * the one at the head of the queue.
      */
-    uint32_t reserved;
+    uint32_t has_request;
     /**
      * The field or argument at fault, as it is spelt in this header; empty where there is none.
      */
@@ -639,7 +655,7 @@ typedef struct inflight_content {
      */
     const uint8_t *id;
     /**
-     * Bytes of `id`.
+     * Bytes of `id`, at most 65536.
      */
     size_t id_len;
     /**
@@ -672,7 +688,7 @@ typedef struct inflight_request {
      */
     const uint32_t *prompt;
     /**
-     * Tokens of `prompt`.
+     * Tokens of `prompt`, at most `INFLIGHT_MAX_COUNT`.
      */
     size_t prompt_len;
     /**
@@ -680,7 +696,7 @@ typedef struct inflight_request {
      */
     const uint32_t *stop_tokens;
     /**
-     * Tokens of `stop_tokens`.
+     * Tokens of `stop_tokens`, at most 65536.
      */
     size_t num_stop_tokens;
     /**
@@ -688,7 +704,7 @@ typedef struct inflight_request {
      */
     const uint8_t *salt;
     /**
-     * Bytes of `salt`.
+     * Bytes of `salt`, at most 65536.
      */
     size_t salt_len;
     /**
@@ -696,7 +712,7 @@ typedef struct inflight_request {
      */
     const uint8_t *adapter;
     /**
-     * Bytes of `adapter`.
+     * Bytes of `adapter`, at most 65536.
      */
     size_t adapter_len;
     /**
@@ -704,7 +720,7 @@ typedef struct inflight_request {
      */
     const struct inflight_content *contents;
     /**
-     * Elements of `contents`.
+     * Elements of `contents`, at most 65536.
      */
     size_t num_contents;
     /**
@@ -764,11 +780,13 @@ typedef struct inflight_scheduler_config {
      */
     size_t struct_size;
     /**
-     * Blocks of the device pool, the null block 0 included: at least 2.
+     * Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+     * bytes of this process's memory, with `prefix_cache` at most 64.
      */
     uint64_t num_blocks;
     /**
-     * Blocks of the host pool, for `swap`; 0 (the default) for none.
+     * Blocks of the host pool, for `swap`, at most `INFLIGHT_MAX_COUNT`; 0 (the default) for none.
+     * Each takes 4 bytes.
      */
     uint64_t num_host_blocks;
     /**
@@ -776,29 +794,29 @@ typedef struct inflight_scheduler_config {
      */
     uint64_t max_waiting;
     /**
-     * Tokens a block; at least 1. 16 by default.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
      */
     uint32_t block_size;
     /**
-     * Requests that run at once; at least 1. 256 by default.
+     * Requests that run at once. 256 by default.
      */
     uint32_t max_num_seqs;
     /**
-     * Tokens computed in a step; at least 1. 8192 by default.
+     * Tokens computed in a step. 8192 by default.
      */
     uint32_t max_num_batched_tokens;
     /**
-     * Tokens of prompt and output together; at least 2, or 0 (the default) for all that the blocks
-     * hold.
+     * Tokens of prompt and output together, not 1; 0 (the default) for all that the blocks hold.
      */
     uint32_t max_model_len;
     /**
-     * Tokens that one request may compute in a step while others run or wait; 0 (the default) for
-     * no such cap.
+     * Tokens that one request may compute in a step while others run or wait, at most
+     * `INFLIGHT_MAX_COUNT`; 0 (the default) for no such cap.
      */
     uint32_t long_prefill_token_threshold;
     /**
-     * Steps that may be scheduled before the first is committed; at least 1, the default.
+     * Steps that may be scheduled before the first is committed; 1 (the default) to
+     * `INFLIGHT_MAX_COUNT`.
      */
     uint32_t max_steps_in_flight;
     /**
@@ -834,7 +852,7 @@ typedef struct inflight_scheduler_config {
     uint32_t bypass_lookahead;
     /**
      * The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
-     * to 256, by 16 beyond. 0 (the default) for no padding.
+     * to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
      */
     uint32_t max_padded_rows;
     /**
@@ -1297,15 +1315,17 @@ typedef struct inflight_cache_config {
      */
     size_t struct_size;
     /**
-     * Blocks of the device pool, the null block 0 included: at least 2.
+     * Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+     * bytes of this process's memory, with `prefix_cache` at most 64.
      */
     uint64_t num_blocks;
     /**
-     * Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+     * Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
+     * default) for none. Each takes 4 bytes.
      */
     uint64_t num_host_blocks;
     /**
-     * Tokens a block; at least 1. 16 by default.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
      */
     uint32_t block_size;
     /**
@@ -1370,7 +1390,7 @@ typedef struct inflight_cache_keys {
      */
     const uint8_t *salt;
     /**
-     * Bytes of `salt`.
+     * Bytes of `salt`, at most 65536; likewise the next two lengths.
      */
     size_t salt_len;
     /**
@@ -1404,7 +1424,7 @@ typedef struct inflight_cpu_config {
      */
     const uint32_t *cores;
     /**
-     * Elements of `cores`.
+     * Elements of `cores`, at most 1024.
      */
     size_t num_cores;
     /**
@@ -1484,7 +1504,7 @@ typedef struct inflight_tensor {
      */
     void *data;
     /**
-     * Tokens.
+     * Tokens, at most `INFLIGHT_MAX_COUNT`.
      */
     uint64_t tokens;
     /**
@@ -1497,11 +1517,11 @@ typedef struct inflight_tensor {
      */
     int64_t head_stride;
     /**
-     * Heads.
+     * Heads; at least 1.
      */
     uint32_t heads;
     /**
-     * Elements a head.
+     * Elements a head; at least 1.
      */
     uint32_t head_dim;
     /**
@@ -1565,15 +1585,15 @@ typedef struct inflight_kv_cache {
      */
     int64_t v_head_stride;
     /**
-     * Blocks.
+     * Blocks; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint64_t num_blocks;
     /**
-     * Tokens a block.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
     /**
-     * KV heads.
+     * KV heads; 1 to 65536.
      */
     uint32_t num_heads;
     /**
@@ -1639,7 +1659,7 @@ typedef struct inflight_batch {
      */
     const uint32_t *tokens;
     /**
-     * Rows, empty ones included.
+     * Rows, empty ones included: at most 2^30, as the next two.
      */
     uint32_t num_rows;
     /**
@@ -1651,7 +1671,7 @@ typedef struct inflight_batch {
      */
     uint32_t num_kv_blocks;
     /**
-     * Tokens a block.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
 } inflight_batch;
@@ -1675,7 +1695,7 @@ typedef struct inflight_mask {
      */
     const uint8_t *bits;
     /**
-     * Bytes of `bits`.
+     * Bytes of `bits`, at most 2^30.
      */
     size_t num_bytes;
     /**
@@ -1849,8 +1869,8 @@ typedef struct inflight_rope {
      */
     const struct inflight_tensor *q;
     /**
-     * Positions that the table has. A token at a later one is refused on a processor; a GPU leaves
-     * it out.
+     * Positions that the table has, at most `INFLIGHT_MAX_COUNT`. A token at a later one is refused
+     * on a processor; a GPU leaves it out.
      */
     uint32_t max_position;
     /**
@@ -2109,7 +2129,8 @@ void inflight_scheduler_config_init(struct inflight_scheduler_config *config, si
  * A scheduler without requests.
  *
  * Outputs: `*out`, to be freed with `inflight_scheduler_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+ * Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+ * records do not fit.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_scheduler_create(const struct inflight_scheduler_config *config,
@@ -2128,7 +2149,7 @@ void inflight_scheduler_free(struct inflight_scheduler *scheduler);
  * Queues a request. Everything it points to is copied.
  *
  * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, DUPLICATE_REQUEST,
- * PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), IN_USE, POISONED.
+ * PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time; `inflight_submitter_submit` is for any. Since 0.1.
  */
 inflight_status inflight_scheduler_submit(struct inflight_scheduler *scheduler,
@@ -2151,8 +2172,9 @@ inflight_status inflight_scheduler_cancel(struct inflight_scheduler *scheduler,
  * Draft tokens to be verified in the step in which the request samples next; they replace earlier
  * ones, and none (NULL, 0) takes them back.
  *
- * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT while tokens of it are in
- * flight, with `overlap`, and under static batching; IN_USE, POISONED.
+ * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
+ * `INFLIGHT_MAX_COUNT` tokens, while tokens of it are in flight, with `overlap`, and under static
+ * batching; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_scheduler_set_draft(struct inflight_scheduler *scheduler,
@@ -2338,7 +2360,7 @@ void inflight_submitter_free(struct inflight_submitter *submitter);
  * (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
  *
  * Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
- * QUEUE_FULL (try again later).
+ * QUEUE_FULL (try again later), OUT_OF_MEMORY.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_submit(const struct inflight_submitter *submitter,
@@ -2369,7 +2391,8 @@ void inflight_cache_config_init(struct inflight_cache_config *config, size_t siz
  * A cache manager without sequences.
  *
  * Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+ * Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+ * records do not fit.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_cache_create(const struct inflight_cache_config *config,
@@ -2464,8 +2487,8 @@ inflight_status inflight_cache_open(struct inflight_cache *cache,
  * Says which tokens a sequence has next, after those that were said before. They name the contents
  * of its blocks for the prefix cache; without one this may be left out.
  *
- * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than 2^31 - 1 tokens in all;
- * IN_USE, POISONED.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than INFLIGHT_MAX_COUNT tokens
+ * in all; OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_extend(struct inflight_cache *cache,
@@ -2581,8 +2604,8 @@ inflight_status inflight_cache_truncate(struct inflight_cache *cache,
  * writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
  *
  * Outputs: `*child`.
- * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
- * POISONED.
+ * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;
+ * OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_fork(struct inflight_cache *cache,
@@ -2648,8 +2671,8 @@ void inflight_cpu_config_init(struct inflight_cpu_config *config, size_t size);
  * The processor, with threads of its own that sleep between calls. `config` may be NULL.
  *
  * Outputs: `*out`, to be freed with `inflight_device_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming `threads`, `cores` or `isa`; STRUCT_SIZE; DEVICE when threads cannot
- * be started.
+ * Fails: INVALID_ARGUMENT naming `threads`, `cores`, `num_cores` or `isa`; STRUCT_SIZE; DEVICE when
+ * threads cannot be started.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_device_create_cpu(const struct inflight_cpu_config *config,
@@ -2720,7 +2743,7 @@ inflight_status inflight_device_check_pointer(const struct inflight_device *devi
 /**
  * Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
  *
- * Fails: INVALID_ARGUMENT.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_tensor_set_strides(struct inflight_tensor *tensor,
@@ -2880,11 +2903,13 @@ inflight_status inflight_step_buffer_upload(struct inflight_step_buffer *step,
 
 /**
  * Divides a step's work among the device's cores or multiprocessors, for caches of at least
- * `num_blocks` blocks. On the host, for either device; it depends on nothing but its arguments.
+ * `num_blocks` blocks, at most `INFLIGHT_MAX_COUNT`. On the host, for either device; it depends on
+ * nothing but its arguments.
  * `mask` may be NULL.
  *
- * Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`, or
- * `limits` where the step is larger; STRUCT_SIZE. IN_USE, POISONED: nothing has changed.
+ * Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`,
+ * `num_blocks`, or `limits` where the step is larger; STRUCT_SIZE, OUT_OF_MEMORY. IN_USE, POISONED:
+ * nothing has changed.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_attention_plan(struct inflight_attention *attention,
@@ -2947,9 +2972,9 @@ void inflight_rope_config_init(struct inflight_rope_config *config, size_t size)
  * its `rotary_dim / 2` angles, then their sines, both times the attention factor. Computed in
  * binary64, rounded once. For a GPU the caller copies it there.
  *
- * Outputs: `table[0..max_position * rotary_dim]`.
- * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `table_len` where
- * the table has fewer elements; STRUCT_SIZE.
+ * Outputs: `table[0..max_position * rotary_dim]`, `max_position` at most `INFLIGHT_MAX_COUNT`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `max_position`,
+ * `table`, or `table_len` where the table has fewer elements; STRUCT_SIZE.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_rope_table(const struct inflight_rope_config *config,
@@ -3014,16 +3039,16 @@ inflight_status inflight_merge(const struct inflight_device *device,
                                struct inflight_error *error);
 
 /**
- * A mover for the caches of `num_layers` layers: `device_caches`, and where operations swap
- * `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another number
- * of blocks and distance between them. The structs are copied; the memory that they name stays
- * until the mover is freed.
+ * A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
+ * swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
+ * number of blocks and distance between them. The structs are copied; the memory that they name
+ * stays until the mover is freed.
  *
  * On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
  * addresses that it has for the device.
  *
  * Outputs: `*out`, to be freed with `inflight_block_mover_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming `device_caches`, `host_caches`, or the field of one;
+ * Fails: INVALID_ARGUMENT naming `num_layers`, `device_caches`, `host_caches`, or the field of one;
  * NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
  * Threads: any. Since 0.1.
  */
@@ -3042,7 +3067,8 @@ inflight_status inflight_block_mover_create(const struct inflight_device *device
 void inflight_block_mover_free(struct inflight_block_mover *mover);
 
 /**
- * Carries out operations, with the result of doing so in order. A block copied to itself stays.
+ * Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
+ * copied to itself stays.
  *
  * On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
  * before it are not done yet. On a processor `stream` is NULL.

@@ -85,6 +85,7 @@ enum class status : std::int32_t {
     out_of_blocks = INFLIGHT_STATUS_OUT_OF_BLOCKS,
     too_many_steps_in_flight = INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT,
     stalled = INFLIGHT_STATUS_STALLED,
+    out_of_memory = INFLIGHT_STATUS_OUT_OF_MEMORY,
     device = INFLIGHT_STATUS_DEVICE,
     cuda = INFLIGHT_STATUS_CUDA,
     out_of_device_memory = INFLIGHT_STATUS_OUT_OF_DEVICE_MEMORY,
@@ -341,6 +342,10 @@ class failure {
     /// The field or argument at fault, as inflight.h spells it; empty where there is none.
     const char* field() const noexcept { return raw_.field; }
     const char* message() const noexcept { return raw_.message; }
+    /// The request that it is about, where it is about one.
+    std::optional<std::uint64_t> request_id() const noexcept {
+        return raw_.has_request != 0 ? std::optional(raw_.request_id) : std::nullopt;
+    }
     const inflight_error& raw() const noexcept { return raw_; }
     /// For the last argument of a call in C.
     inflight_error* out() noexcept { return &raw_; }
@@ -355,12 +360,17 @@ class failure {
 class error : public std::runtime_error {
    public:
     explicit error(const failure& why)
-        : std::runtime_error(text(why)), code_(why.code()), field_(why.field()) {}
+        : std::runtime_error(text(why)),
+          code_(why.code()),
+          field_(why.field()),
+          request_id_(why.request_id()) {}
 
     status code() const noexcept { return code_; }
     status_group group() const noexcept { return group_of(code_); }
     /// The field or argument at fault, as inflight.h spells it; empty where there is none.
     const std::string& field() const noexcept { return field_; }
+    /// The request that it is about, where it is about one.
+    std::optional<std::uint64_t> request_id() const noexcept { return request_id_; }
 
    private:
     static std::string text(const failure& why) {
@@ -376,6 +386,7 @@ class error : public std::runtime_error {
 
     status code_;
     std::string field_;
+    std::optional<std::uint64_t> request_id_;
 };
 
 #endif

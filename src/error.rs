@@ -49,6 +49,11 @@ pub enum Error {
         /// Blocks free.
         free: usize,
     },
+    /// The process has too little memory left for what was asked.
+    OutOfMemory {
+        /// Bytes of the allocation that failed.
+        bytes: usize,
+    },
     /// `max_steps_in_flight` steps await their commit.
     TooManyStepsInFlight {
         /// The limit.
@@ -156,6 +161,19 @@ impl Error {
         Self::InvalidArgument { field, reason: reason.into() }
     }
 
+    /// The request that it is about, where it is about one.
+    #[must_use]
+    pub fn request(&self) -> Option<RequestId> {
+        match *self {
+            Self::DuplicateRequest(id)
+            | Self::UnknownRequest(id)
+            | Self::PromptTooLong { id, .. }
+            | Self::NeverFits { id, .. }
+            | Self::Stalled { head: id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
     /// The number this error has in C: 1xx argument, 2xx capacity (retry later), 3xx device,
     /// 9xx internal. Numbers are never reused.
     #[must_use]
@@ -173,6 +191,7 @@ impl Error {
             Self::OutOfBlocks { .. } => 201,
             Self::TooManyStepsInFlight { .. } => 202,
             Self::Stalled { .. } => 203,
+            Self::OutOfMemory { .. } => 204,
             Self::Device(_) => 300,
             Self::Cuda(_) => 301,
             Self::OutOfDeviceMemory { .. } => 302,
@@ -203,6 +222,9 @@ impl fmt::Display for Error {
             }
             Self::OutOfBlocks { needed, free } => {
                 write!(f, "{needed} blocks are needed and {free} are free")
+            }
+            Self::OutOfMemory { bytes } => {
+                write!(f, "{bytes} bytes of memory are needed, and the system has too few")
             }
             Self::TooManyStepsInFlight { limit } => {
                 write!(f, "max_steps_in_flight: {limit} steps await their commit")

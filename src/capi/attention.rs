@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
+use super::batch::MOST;
 use super::device::{Backend, backend, inflight_device};
 use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read};
 use super::plan::{CpuAttention, State};
@@ -206,8 +207,11 @@ impl Limits {
     pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
         // SAFETY: as the caller promises.
         let given = unsafe { read("limits", limits) }?;
+        if given.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         let within = |field, value: u32, least: u32| {
-            if (least..=u32::MAX >> 2).contains(&value) {
+            if (u64::from(least)..=MOST).contains(&value.into()) {
                 return Ok(value as usize);
             }
             Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
@@ -338,19 +342,19 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let bytes = unsafe { output("bytes", bytes, 0) }?;
+        let bytes = unsafe { output("bytes", bytes) }?;
         // SAFETY: NULL or a device that lives.
         let backend = unsafe { backend(device) }?;
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?.config()?;
         // SAFETY: NULL or limits.
         let limits = unsafe { Limits::of(limits) }?;
-        *bytes = match &backend {
+        bytes.write(match &backend {
             // All that it would refuse later it refuses now.
             Backend::Cpu(_) => CpuAttention::new(config).map(|_| 0)?,
             #[cfg(feature = "cuda-driver")]
             Backend::Cuda(backend) => backend.workspace_bytes(&config, &limits.into())? as u64,
-        };
+        });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

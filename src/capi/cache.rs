@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array_mut, call, count, create, flag, free, output,
-    read, shared, write,
+    Entered, Exclusive, Result, Versioned, array_mut, at_most_max, call, create, flag, free,
+    output, read, shared, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -19,11 +19,13 @@ use crate::types::{BlockId, Token};
 pub struct inflight_cache_config {
     /// `sizeof(inflight_cache_config)`.
     pub struct_size: usize,
-    /// Blocks of the device pool, the null block 0 included: at least 2.
+    /// Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+    /// bytes of this process's memory, with `prefix_cache` at most 64.
     pub num_blocks: u64,
-    /// Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+    /// Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
+    /// default) for none. Each takes 4 bytes.
     pub num_host_blocks: u64,
-    /// Tokens a block; at least 1. 16 by default.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
     pub block_size: u32,
     /// 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
     pub prefix_cache: u32,
@@ -109,7 +111,8 @@ pub(super) unsafe fn enter<'a>(cache: *const inflight_cache) -> Result<Entered<'
 /// A cache manager without sequences.
 ///
 /// Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+/// Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+/// records do not fit.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_create(
@@ -121,10 +124,10 @@ pub unsafe extern "C" fn inflight_cache_create(
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?;
         let cache = KvCache::new(CacheConfig {
-            num_blocks: count("num_blocks", config.num_blocks)?,
-            block_size: config.block_size as usize,
+            num_blocks: at_most_max("num_blocks", config.num_blocks)?,
+            block_size: at_most_max("block_size", config.block_size.into())?,
             prefix_cache: flag("prefix_cache", config.prefix_cache)?,
-            num_host_blocks: count("num_host_blocks", config.num_host_blocks)?,
+            num_host_blocks: at_most_max("num_host_blocks", config.num_host_blocks)?,
         })?;
         let (sequences, hit, ops) = (HashMap::new(), Vec::new(), Vec::new());
         let state = State { cache, sequences, hit, ops };
@@ -160,7 +163,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_ops = unsafe { output("num_ops", num_ops, 0) }?;
+        let num_ops = unsafe { output("num_ops", num_ops) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         // SAFETY: NULL or of so many operations.
@@ -171,7 +174,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
         for (to, BlockOp { kind, src, dst }) in to.iter_mut().zip(ops.drain(..taken)) {
             *to = inflight_block_op { kind, src, dst };
         }
-        *num_ops = taken;
+        num_ops.write(taken);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -191,10 +194,10 @@ pub unsafe extern "C" fn inflight_cache_reset(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let done = unsafe { output("done", done, 0) }?;
+        let done = unsafe { output("done", done) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
-        *done = u32::from(state.cache.reset_prefix_cache());
+        done.write(u32::from(state.cache.reset_prefix_cache()));
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

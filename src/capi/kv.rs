@@ -44,11 +44,11 @@ pub struct inflight_kv_cache {
     pub v_token_stride: i64,
     /// From a head of a token to the next.
     pub v_head_stride: i64,
-    /// Blocks.
+    /// Blocks; 1 to `INFLIGHT_MAX_COUNT`.
     pub num_blocks: u64,
-    /// Tokens a block.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
-    /// KV heads.
+    /// KV heads; 1 to 65536.
     pub num_heads: u32,
     /// Elements a head: a multiple of 8 up to 256.
     pub head_dim: u32,
@@ -100,7 +100,8 @@ pub unsafe extern "C" fn inflight_kv_cache_set_strides(
             ..given
         };
         // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("cache", cache, set) }.map(|_| ())
+        unsafe { output("cache", cache) }?.write(set);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -175,6 +176,10 @@ impl inflight_kv_cache {
     /// They are NULL, or as many as the struct says.
     pub(super) unsafe fn host_scales<'a>(&self) -> Result<KvScales<'a>> {
         let count = self.num_scales as usize;
+        if count > 1 && self.num_scales != self.num_heads {
+            let reason = format!("{count} for {} heads", self.num_heads);
+            return Err(Failure::argument("cache.num_scales", reason));
+        }
         // SAFETY: as the caller promises.
         let k = unsafe { array("cache.k_scales", self.k_scales, count) }?;
         // SAFETY: as the caller promises.

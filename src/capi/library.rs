@@ -17,6 +17,10 @@ pub const INFLIGHT_VERSION_NUMBER: u32 = 1_000;
 /// program that was compiled before would break, and only there.
 pub const INFLIGHT_ABI_VERSION: u32 = 0;
 
+/// Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
+/// bits.
+pub const INFLIGHT_MAX_COUNT: u32 = 0x7fff_ffff;
+
 /// Version of the library that is loaded, like `INFLIGHT_VERSION_NUMBER`.
 ///
 /// A library that is newer than the header, with the same ABI version, serves it as well.

@@ -41,7 +41,8 @@
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
  *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
  *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused.
+ *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
+ *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
  *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only

@@ -3,7 +3,7 @@
 use super::guard::{call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
-use super::status::{inflight_error, inflight_status};
+use super::status::{Failure, inflight_error, inflight_status};
 use crate::scheduler::Submitter;
 use crate::types::RequestId;
 
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn inflight_submitter_free(submitter: *mut inflight_submit
 /// (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
 ///
 /// Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
-/// QUEUE_FULL (try again later).
+/// QUEUE_FULL (try again later), OUT_OF_MEMORY.
 /// Threads: any, several at once. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_submitter_submit(
@@ -66,7 +66,8 @@ pub unsafe extern "C" fn inflight_submitter_submit(
         let submitter = unsafe { shared("submitter", submitter) }?;
         // SAFETY: NULL or a request.
         let request = unsafe { request_of(request) }?;
-        Ok(submitter.submitter.submit(request)?)
+        let id = request.id.0;
+        submitter.submitter.submit(request).map_err(|error| Failure::from(error).of_request(id))
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

@@ -198,11 +198,15 @@ void errors_say_what_is_wrong() {
     CHECK(caught([&] { scheduler.submit(inflight::request(2, endless, 3)); }).group() ==
           inflight::status_group::argument);
     CHECK(caught([&] { scheduler.cancel(9); }).code() == inflight::status::unknown_request);
+    CHECK(caught([&] { scheduler.cancel(9); }).request_id() == std::uint64_t{9});
+    CHECK(!caught([&] { scheduler.commit(77, prompt); }).request_id().has_value());
+    CHECK(!config.request_id().has_value());
     CHECK(caught([&] { scheduler.commit(77, prompt); }).code() == inflight::status::unknown_step);
 
     // The same as results; a result that failed throws when its value is asked for.
     const auto failed = scheduler.try_submit(inflight::request(1, prompt, 3));
     CHECK(!failed && failed.why().code() == inflight::status::duplicate_request);
+    CHECK(failed.why().request_id() == std::uint64_t{1});
     CHECK(caught([&] { failed.value(); }).code() == inflight::status::duplicate_request);
     CHECK(inflight::group_of(inflight::status::queue_full) == inflight::status_group::capacity);
     CHECK(inflight::group_of(static_cast<inflight::status>(950)) ==

@@ -212,6 +212,7 @@ def check(status: int) -> None:
             status,
             detail.field.decode("utf-8", "replace"),
             message or lib.inflight_status_string(status).decode(),
+            detail.request_id if detail.has_request else None,
         )
 
 

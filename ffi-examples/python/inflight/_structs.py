@@ -17,7 +17,7 @@ from ctypes import (
 )
 
 ERROR_FIELD_SIZE = 64
-ERROR_MESSAGE_SIZE = 432
+ERROR_MESSAGE_SIZE = 424
 DEVICE_NAME_SIZE = 256
 
 
@@ -34,8 +34,9 @@ class BuildInfo(Structure):
 class Error(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
+        ("request_id", c_uint64),
         ("code", c_int32),
-        ("reserved", c_uint32),
+        ("has_request", c_uint32),
         ("field", c_char * ERROR_FIELD_SIZE),
         ("message", c_char * ERROR_MESSAGE_SIZE),
     ]

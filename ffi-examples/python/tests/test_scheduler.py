@@ -345,13 +345,17 @@ def test_bad_configurations_are_named(values, field):
     assert failed.value.message
 
 
-def refused(call, error, status, field=None):
+def refused(call, error, status, field=None, request_id=None):
     with pytest.raises(error) as failed:
         call()
     assert failed.value.status is status and isinstance(failed.value, inflight.InflightError)
     assert failed.value.message
     if field is not None:
         assert failed.value.field.split(".")[-1] == field
+    if request_id is not None:
+        assert failed.value.request_id == request_id
+    elif status in (Status.TOO_MANY_STEPS_IN_FLIGHT, Status.OUTPUT_MISMATCH, Status.OUT_OF_BLOCKS):
+        assert failed.value.request_id is None
 
 
 def test_errors_are_classes_by_group():
@@ -359,20 +363,20 @@ def test_errors_are_classes_by_group():
     scheduler = Scheduler(num_blocks=8, max_waiting=1, max_model_len=64)
     submit = scheduler.submit
     submit(Request(1, [1, 2], 4))
-    refused(lambda: submit(Request(1, [1], 1)), argument, Status.DUPLICATE_REQUEST)
-    refused(lambda: submit(Request(2, [1], 1)), capacity, Status.QUEUE_FULL)
+    refused(lambda: submit(Request(1, [1], 1)), argument, Status.DUPLICATE_REQUEST, "", 1)
+    refused(lambda: submit(Request(2, [1], 1)), capacity, Status.QUEUE_FULL, "", 2)
     first = scheduler.schedule(0)
     refused(lambda: scheduler.schedule(1), capacity, Status.TOO_MANY_STEPS_IN_FLIGHT)
     invalid = Status.INVALID_ARGUMENT
     refused(lambda: submit(Request(3, [], 1)), argument, invalid, "prompt")
-    refused(lambda: submit(Request(3, [1], 0)), argument, invalid, "max_tokens")
+    refused(lambda: submit(Request(3, [1], 0)), argument, invalid, "max_tokens", 3)
     refused(lambda: submit(Request(3, [-1], 1)), argument, invalid, "prompt")
     refused(lambda: submit(Request(3, np.array([2**32]), 1)), argument, invalid, "prompt")
     refused(lambda: submit(Request(3, np.ones(2), 1)), argument, invalid, "prompt")
     refused(lambda: submit(Request(-3, [1], 1)), argument, invalid, "id")
     refused(lambda: submit(Request(3, [1], 1, priority=2**31)), argument, invalid, "priority")
     refused(lambda: submit(Request(3, [1] * 64, 1)), argument, Status.PROMPT_TOO_LONG)
-    refused(lambda: scheduler.cancel(99), argument, Status.UNKNOWN_REQUEST)
+    refused(lambda: scheduler.cancel(99), argument, Status.UNKNOWN_REQUEST, "", 99)
     refused(lambda: scheduler.cancel(2**64), argument, invalid, "request_id")
     refused(lambda: scheduler.request(99), argument, Status.UNKNOWN_REQUEST)
     refused(lambda: scheduler.schedule(-1), argument, invalid, "now")

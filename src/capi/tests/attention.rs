@@ -464,7 +464,8 @@ fn every_array_of_a_batch_is_checked() {
     assert_eq!(field(plan(short(&starts[0]), 8)), "limits");
     // As many as there may be, though no row may name a block twice.
     assert_eq!(field(plan(short(&starts[1]), 8)), "kv_indices");
-    done(plan(good, u64::MAX));
+    done(plan(good, i32::MAX as u64));
+    assert_eq!(field(plan(good, 1 << 31)), "num_blocks");
     let old = inflight_batch { struct_size: 8, ..good };
     assert_eq!(refused(plan(old, 8)).0, inflight_status::StructSize);
     let (bits, indptr, widths) = ([0xff_u8; 20], [0_u32, 5, 6], [5_u32, 9]);

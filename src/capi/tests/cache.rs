@@ -224,10 +224,16 @@ fn allocate(cache: &Cache, twin: &mut KvCache, pair: &Pair, n: usize) {
     }
     let (mut needed, mut taken) = (0, u64::MAX);
     let from = found.max(n / 2);
-    // SAFETY: the cache lives.
-    done(|e| unsafe {
-        inflight_cache_blocks_needed(c, seq, cached, from as u64, n as u64, &raw mut needed, e)
-    });
+    let mut ask = |e| {
+        // SAFETY: the cache lives.
+        unsafe {
+            inflight_cache_blocks_needed(c, seq, cached, from as u64, n as u64, &raw mut needed, e)
+        }
+    };
+    match twin.is_swapped_out(other) {
+        true => assert_eq!(field(&mut ask), "seq"),
+        false => done(&mut ask),
+    }
     let result = twin.allocate(other, &hit, from, n);
     let worked = same(result.map(|taken| assert_eq!(taken as u64, needed)), |e| {
         // SAFETY: the cache lives.

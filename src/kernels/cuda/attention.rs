@@ -197,6 +197,11 @@ impl Attention {
         self.planned.is_some_and(|planned| planned.fused)
     }
 
+    /// Forgets the plan made last.
+    pub(crate) fn forget_plan(&mut self) {
+        self.planned = None;
+    }
+
     /// Divides a step's work among thread blocks, for caches of at least `num_blocks` blocks. The
     /// mask is copied.
     ///
