@@ -920,7 +920,7 @@ typedef struct inflight_block_op {
 
 /**
  * One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
- * library's, and valid until the step's commit or abandon.
+ * library's, valid until the step's commit or abandon, and NULL where they are empty.
  *
  * Rows are requests, in order: those that were running, then those admitted. With row padding the
  * arrays by row have `num_padded_rows` entries, the last of them empty rows.
@@ -1113,8 +1113,8 @@ typedef struct inflight_output {
 } inflight_output;
 
 /**
- * What a commit delivers. All arrays are the library's, and valid until the scheduler's next
- * schedule, commit or abandon.
+ * What a commit delivers. All arrays are the library's, valid until the scheduler's next schedule,
+ * commit or abandon, and NULL where they are empty.
  */
 typedef struct inflight_outputs_view {
     /**

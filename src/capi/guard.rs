@@ -174,6 +174,12 @@ fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
     Ok(())
 }
 
+/// An array of the library's for the caller; NULL where it is empty: Rust's pointer is made up then,
+/// and readers that look at every pointer (Go's runtime) end on it.
+pub(super) fn lent<T>(array: &[T]) -> *const T {
+    if array.is_empty() { ptr::null() } else { array.as_ptr() }
+}
+
 /// An array of the caller's; NULL is an empty one.
 ///
 /// # Safety

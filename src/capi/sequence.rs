@@ -3,7 +3,7 @@
 use std::ptr;
 
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{Result, Versioned, array, call, count, output, read};
+use super::guard::{Result, Versioned, array, call, count, lent, output, read};
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::cache::{HashChain, KvCache, SeqId};
@@ -321,9 +321,7 @@ pub unsafe extern "C" fn inflight_cache_table(
         // SAFETY: NULL or the caller's to be written.
         let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
         let table = cache.table(id);
-        if !table.is_empty() {
-            *blocks = table.as_ptr().cast();
-        }
+        *blocks = lent(table).cast();
         *num_blocks = table.len();
         Ok(())
     };

@@ -26,6 +26,11 @@ fn eight_threads_submit_and_cancel_while_one_steps() {
 }
 
 #[test]
+fn views_are_what_the_header_says() {
+    both("views", &[]);
+}
+
+#[test]
 fn a_step_from_the_scheduler_to_attention() {
     for (kind, flags) in [("plain", &[][..]), ("sanitized", &SANITIZED)] {
         let program = program(&format!("attention_{kind}"), Path::new("attention.c"), flags);

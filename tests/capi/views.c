@@ -1,0 +1,55 @@
+/* What the header says of the arrays of a view: NULL where they are empty. */
+#include "check.h"
+
+static const uint32_t PROMPT[20] = {7, 8, 9};
+
+/* An array of a view and its length. */
+static void is_array(const void* array, size_t length) { CHECK((array == NULL) == (length == 0)); }
+
+static void is_step(const inflight_step_view* step) {
+    is_array(step->rows, step->num_rows);
+    is_array(step->tokens, step->num_tokens);
+    is_array(step->positions, step->num_tokens);
+    is_array(step->slot_mapping, step->num_tokens);
+    is_array(step->qo_indptr, step->num_padded_rows + 1);
+    is_array(step->kv_indptr, step->num_padded_rows + 1);
+    is_array(step->kv_indices, step->num_kv_blocks);
+    is_array(step->kv_last_page_len, step->num_padded_rows);
+    is_array(step->logits_indices, step->num_logits);
+    is_array(step->pending, step->num_pending);
+    is_array(step->block_ops, step->num_block_ops);
+    is_array(step->preempted, step->num_preempted);
+    is_array(step->packed, step->packed_size);
+}
+
+/* Steps without requests, of a chunk that does not sample, and of decodes. */
+static void empty_arrays_are_null(void) {
+    inflight_scheduler_config config = new_config(64);
+    config.max_num_batched_tokens = 12;
+    inflight_scheduler* scheduler = new_scheduler(&config);
+    inflight_request request = new_request(1, PROMPT, 20, 3);
+    uint32_t num_empty = 0, num_delivered = 0;
+    for (uint64_t now = 0; now < 5; now++) {
+        inflight_step_view step = new_step();
+        inflight_outputs_view outputs = new_outputs();
+        CHECK(inflight_scheduler_schedule(scheduler, now, &step, NULL) == 0);
+        is_step(&step);
+        num_empty += step.num_rows == 0;
+        inflight_samples samples = new_samples(PROMPT, step.num_sampling);
+        CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL) == 0);
+        is_array(outputs.outputs, outputs.num_outputs);
+        is_array(outputs.tokens, outputs.num_tokens);
+        is_array(outputs.released, outputs.num_released);
+        num_delivered += outputs.num_tokens;
+        if (now == 0) {
+            CHECK(inflight_scheduler_submit(scheduler, &request, NULL) == 0);
+        }
+    }
+    CHECK(num_empty == 1 && num_delivered == 3);
+    inflight_scheduler_free(scheduler);
+}
+
+int main(void) {
+    empty_arrays_are_null();
+    return EXIT_SUCCESS;
+}
