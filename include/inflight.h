@@ -2440,7 +2440,7 @@ void inflight_cache_keys_init(struct inflight_cache_keys *keys, size_t size);
 /**
  * Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
  *
- * Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+ * Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
  * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */

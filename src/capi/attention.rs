@@ -288,14 +288,14 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let bytes = unsafe { output("bytes", bytes, 0) }?;
+        let bytes = unsafe { output("bytes", bytes) }?;
         // SAFETY: NULL or an attention that lives.
         let attention = unsafe { shared("attention", attention.cast_const()) }?;
-        *bytes = match &*attention.shared.state.enter()? {
+        bytes.write(match &*attention.shared.state.enter()? {
             State::Cpu(_) => 0,
             #[cfg(feature = "cuda-driver")]
             State::Cuda(attention) => attention.workspace_bytes() as u64,
-        };
+        });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

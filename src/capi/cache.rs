@@ -160,7 +160,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_ops = unsafe { output("num_ops", num_ops, 0) }?;
+        let num_ops = unsafe { output("num_ops", num_ops) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         // SAFETY: NULL or of so many operations.
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
         for (to, BlockOp { kind, src, dst }) in to.iter_mut().zip(ops.drain(..taken)) {
             *to = inflight_block_op { kind, src, dst };
         }
-        *num_ops = taken;
+        num_ops.write(taken);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -191,10 +191,10 @@ pub unsafe extern "C" fn inflight_cache_reset(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let done = unsafe { output("done", done, 0) }?;
+        let done = unsafe { output("done", done) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
-        *done = u32::from(state.cache.reset_prefix_cache());
+        done.write(u32::from(state.cache.reset_prefix_cache()));
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -181,8 +181,8 @@ pub unsafe extern "C" fn inflight_cuda_device_count(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let count = unsafe { output("count", count, 0) }?;
-        *count = cuda_devices()? as u32;
+        let count = unsafe { output("count", count) }?;
+        count.write(cuda_devices()? as u32);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

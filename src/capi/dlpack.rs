@@ -222,7 +222,8 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
         };
         made.parts("managed")?;
         // SAFETY: NULL or the caller's to be written.
-        unsafe { output("tensor", tensor, made) }.map(|_| ())
+        unsafe { output("tensor", tensor) }?.write(made);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -292,7 +293,8 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
         };
         made.layout()?;
         // SAFETY: NULL or the caller's to be written.
-        unsafe { output("cache", cache, made) }.map(|_| ())
+        unsafe { output("cache", cache) }?.write(made);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -344,7 +346,7 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let managed = unsafe { output("managed", managed, ptr::null_mut()) }?;
+        let managed = unsafe { output("managed", managed) }?.write(ptr::null_mut());
         // SAFETY: NULL or a device that lives.
         let (device_type, device_id) = match &unsafe { backend(device) }? {
             Backend::Cpu(_) => (CPU, 0),

@@ -3,6 +3,7 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::c_char;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -217,20 +218,17 @@ pub(super) unsafe fn array_mut<'a, T>(
     Ok(unsafe { slice::from_raw_parts_mut(to, len) })
 }
 
-/// A place for a result, which is written at once with `fallback`.
+/// A place for a result, to be written when nothing can fail any more.
 ///
 /// # Safety
 /// `to` is NULL, or may be written and is used by nobody else during 'a.
 pub(super) unsafe fn output<'a, T: Copy>(
     field: &'static str,
     to: *mut T,
-    fallback: T,
-) -> Result<&'a mut T> {
+) -> Result<&'a mut MaybeUninit<T>> {
     check_pointer(field, to)?;
-    // SAFETY: not NULL, aligned, and writable as the caller promises.
-    unsafe { to.write(fallback) };
-    // SAFETY: as above, and just written.
-    Ok(unsafe { &mut *to })
+    // SAFETY: not NULL, aligned, and writable as the caller promises; what it holds is not read.
+    Ok(unsafe { &mut *to.cast() })
 }
 
 /// Gives an object to the caller, who frees it with [`free`].
@@ -243,8 +241,8 @@ pub(super) unsafe fn give<T>(
     make: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
     // SAFETY: as the caller promises.
-    let to = unsafe { output(field, to, ptr::null_mut()) }?;
-    *to = Box::into_raw(Box::new(make()?));
+    let to = unsafe { output(field, to) }?;
+    to.write(Box::into_raw(Box::new(make()?)));
     Ok(())
 }
 

@@ -100,7 +100,8 @@ pub unsafe extern "C" fn inflight_kv_cache_set_strides(
             ..given
         };
         // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("cache", cache, set) }.map(|_| ())
+        unsafe { output("cache", cache) }?.write(set);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

@@ -527,8 +527,11 @@ pub unsafe extern "C" fn inflight_scheduler_events(
         // SAFETY: NULL or of so many events; only written here.
         unsafe { array("events", events.cast_const(), capacity) }?;
         // SAFETY: NULL or the caller's to be written.
-        let num_events = unsafe { output("num_events", num_events, 0) }?;
-        let Some(all) = &mut state.events else { return Ok(()) };
+        let num_events = unsafe { output("num_events", num_events) }?;
+        let Some(all) = &mut state.events else {
+            num_events.write(0);
+            return Ok(());
+        };
         let taken = all.len().min(capacity);
         for (i, event) in all.drain(..taken).enumerate() {
             // SAFETY: below `capacity`.
@@ -536,7 +539,7 @@ pub unsafe extern "C" fn inflight_scheduler_events(
             // SAFETY: the caller's to be written.
             unsafe { ptr::write(to, event) };
         }
-        *num_events = taken;
+        num_events.write(taken);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -60,7 +60,7 @@ pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
 ///
-/// Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+/// Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
 /// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
@@ -72,7 +72,7 @@ pub unsafe extern "C" fn inflight_cache_open(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let seq = unsafe { output("seq", seq, 0) }?;
+        let seq = unsafe { output("seq", seq) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let keys = match keys.is_null() {
@@ -84,8 +84,8 @@ pub unsafe extern "C" fn inflight_cache_open(
         // SAFETY: NULL or of so many elements.
         let keys = unsafe { extra_keys_of(salt, adapter, (keys.contents, keys.num_contents)) }?;
         let chain = HashChain::new(state.cache.block_size(), &keys);
-        *seq = state.cache.open().to_bits();
-        state.sequences.insert(*seq, Sequence { tokens: Vec::new(), chain, queried: None });
+        let opened = *seq.write(state.cache.open().to_bits());
+        state.sequences.insert(opened, Sequence { tokens: Vec::new(), chain, queried: None });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -138,7 +138,7 @@ pub unsafe extern "C" fn inflight_cache_lookup(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_cached = unsafe { output("num_cached", num_cached, 0) }?;
+        let num_cached = unsafe { output("num_cached", num_cached) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let most = count("max_tokens", max_tokens)?;
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn inflight_cache_lookup(
             cache.lookup(sequence.chain.hashes(), most, &mut hit)
         });
         state.hit = hit;
-        *num_cached = found? as u64;
+        num_cached.write(found? as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -198,13 +198,14 @@ pub unsafe extern "C" fn inflight_cache_blocks_needed(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        let num_blocks = unsafe { output("num_blocks", num_blocks) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let num_tokens = find(&mut state, seq, num_cached, num_tokens)?;
         let from = count("write_from", write_from)?;
         let State { cache, hit, .. } = &*state;
-        *num_blocks = cache.blocks_needed(SeqId::from_bits(seq), hit, from, num_tokens) as u64;
+        let needed = cache.blocks_needed(SeqId::from_bits(seq), hit, from, num_tokens);
+        num_blocks.write(needed as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -237,7 +238,7 @@ pub unsafe extern "C" fn inflight_cache_allocate(
         let num_blocks = match num_blocks.is_null() {
             true => None,
             // SAFETY: the caller's to be written.
-            false => Some(unsafe { output("num_blocks", num_blocks, 0) }?),
+            false => Some(unsafe { output("num_blocks", num_blocks) }?),
         };
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
@@ -254,7 +255,7 @@ pub unsafe extern "C" fn inflight_cache_allocate(
             cache.record_lookup(queried, hit.len() * cache.block_size());
         }
         if let Some(num_blocks) = num_blocks {
-            *num_blocks = taken as u64;
+            num_blocks.write(taken as u64);
         }
         Ok(())
     };
@@ -317,12 +318,12 @@ pub unsafe extern "C" fn inflight_cache_table(
 ) -> inflight_status {
     let body = |cache: &mut KvCache, id, _: &mut Sequence| {
         // SAFETY: NULL or the caller's to be written.
-        let blocks = unsafe { output("blocks", blocks, ptr::null()) }?;
+        let blocks = unsafe { output("blocks", blocks) }?;
         // SAFETY: NULL or the caller's to be written.
-        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        let num_blocks = unsafe { output("num_blocks", num_blocks) }?;
         let table = cache.table(id);
-        *blocks = lent(table).cast();
-        *num_blocks = table.len();
+        blocks.write(lent(table).cast());
+        num_blocks.write(table.len());
         Ok(())
     };
     // SAFETY: as the caller of this function promises.
@@ -368,13 +369,13 @@ pub unsafe extern "C" fn inflight_cache_fork(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let child = unsafe { output("child", child, 0) }?;
+        let child = unsafe { output("child", child) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let (cache, id, sequence) = state.sequence(seq)?;
         let (tokens, chain) = (sequence.tokens.clone(), sequence.chain.clone());
-        *child = cache.fork(id)?.to_bits();
-        state.sequences.insert(*child, Sequence { tokens, chain, queried: None });
+        let forked = *child.write(cache.fork(id)?.to_bits());
+        state.sequences.insert(forked, Sequence { tokens, chain, queried: None });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

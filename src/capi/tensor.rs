@@ -78,7 +78,8 @@ pub unsafe extern "C" fn inflight_tensor_set_strides(
         let token_stride = i64::from(given.heads) * i64::from(given.head_dim);
         let set = inflight_tensor { token_stride, head_stride: given.head_dim.into(), ..given };
         // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("tensor", tensor, set) }.map(|_| ())
+        unsafe { output("tensor", tensor) }?.write(set);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

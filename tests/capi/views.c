@@ -1,4 +1,4 @@
-/* What the header says of the arrays of a view: NULL where they are empty. */
+/* What the header says of results: of the arrays of views, and of calls that fail. */
 #include "check.h"
 
 static const uint32_t PROMPT[20] = {7, 8, 9};
@@ -49,7 +49,34 @@ static void empty_arrays_are_null(void) {
     inflight_scheduler_free(scheduler);
 }
 
+/* Outputs are written on success alone, and 0 is no sequence. */
+static void a_failed_call_writes_nothing(void) {
+    inflight_cache_config config;
+    inflight_cache_config_init(&config, sizeof config);
+    config.num_blocks = 8;
+    inflight_cache* cache = NULL;
+    CHECK(inflight_cache_create(&config, &cache, NULL) == 0);
+    uint64_t first = 0, child = 77, number = 77;
+    uint32_t block;
+    const uint32_t* table = &block;
+    size_t length = 77;
+    CHECK(inflight_cache_open(cache, NULL, &first, NULL) == 0 && first != 0);
+    CHECK(inflight_cache_close(cache, 0, NULL) == INFLIGHT_STATUS_INVALID_ARGUMENT);
+    CHECK(inflight_cache_fork(cache, 0, &child, NULL) == INFLIGHT_STATUS_INVALID_ARGUMENT);
+    CHECK(inflight_cache_lookup(cache, 0, 1, &number, NULL) == INFLIGHT_STATUS_INVALID_ARGUMENT);
+    CHECK(inflight_cache_allocate(cache, first, 0, 0, 1 << 20, &number, NULL) ==
+          INFLIGHT_STATUS_INVALID_ARGUMENT);
+    CHECK(inflight_cache_table(cache, 0, &table, &length, NULL) ==
+          INFLIGHT_STATUS_INVALID_ARGUMENT);
+    CHECK(child == 77 && number == 77 && table == &block && length == 77);
+    CHECK(inflight_cache_table(cache, first, &table, &length, NULL) == 0);
+    is_array(table, length);
+    CHECK(length == 0);
+    inflight_cache_free(cache);
+}
+
 int main(void) {
+    a_failed_call_writes_nothing();
     empty_arrays_are_null();
     return EXIT_SUCCESS;
 }
