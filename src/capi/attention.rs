@@ -141,6 +141,10 @@ unsafe impl Versioned for inflight_step_limits {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_step_limits`: size set, zeros.

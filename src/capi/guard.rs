@@ -81,6 +81,11 @@ pub(super) unsafe trait Versioned: Copy {
 
     /// Its defaults, `struct_size` included.
     fn initial() -> Self;
+
+    /// Its field `reserved`, which must be 0; 0 where it has none.
+    fn reserved(&self) -> u32 {
+        0
+    }
 }
 
 /// A size that the caller gave for a struct.
@@ -133,6 +138,9 @@ pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> 
     if unknown.iter().any(|&byte| byte != 0) {
         let reason = "sets fields that this version of the library does not have";
         return Err(Failure::new(inflight_status::StructSize, field, reason));
+    }
+    if value.reserved() != 0 {
+        return Err(Failure::argument("reserved", format!("of {field} is not 0")));
     }
     Ok(value)
 }

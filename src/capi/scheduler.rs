@@ -118,6 +118,10 @@ unsafe impl Versioned for inflight_scheduler_config {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
@@ -315,9 +319,6 @@ pub unsafe extern "C" fn inflight_scheduler_create(
             outputs: Vec::new(),
             events: flag("events", config.events)?.then(VecDeque::new),
         };
-        if config.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         Ok(inflight_scheduler { state: Exclusive::new(state) })
     };
     // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.

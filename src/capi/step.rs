@@ -206,6 +206,10 @@ unsafe impl Versioned for inflight_step_view {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_step_view`: size set, empty.
