@@ -834,7 +834,7 @@ typedef struct inflight_scheduler_config {
     uint32_t bypass_lookahead;
     /**
      * The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
-     * to 256, by 16 beyond. 0 (the default) for no padding.
+     * to 256, by 16 beyond. At most 65536; 0 (the default) for no padding.
      */
     uint32_t max_padded_rows;
     /**

@@ -81,7 +81,7 @@ pub struct inflight_scheduler_config {
     /// Requests looked at behind the one that waits, in one step, where `bypass_bound` is not 0.
     pub bypass_lookahead: u32,
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
-    /// to 256, by 16 beyond. 0 (the default) for no padding.
+    /// to 256, by 16 beyond. At most 65536; 0 (the default) for no padding.
     pub max_padded_rows: u32,
     /// 1 (the default) to collect events, which the caller then takes with
     /// `inflight_scheduler_events` now and again.
@@ -181,10 +181,15 @@ impl inflight_scheduler_config {
         Ok(Policy { head_of_line, ..policy })
     }
 
-    fn buckets(&self) -> RowBuckets {
+    fn buckets(&self) -> Result<RowBuckets> {
+        // Every size up to it is listed.
+        const MOST: u32 = 1 << 16;
         match self.max_padded_rows {
-            0 => RowBuckets::none(),
-            most => RowBuckets::ladder(most),
+            0 => Ok(RowBuckets::none()),
+            rows @ 1..=MOST => Ok(RowBuckets::ladder(rows)),
+            rows => {
+                Err(Failure::argument("max_padded_rows", format!("{rows} is more than {MOST}")))
+            }
         }
     }
 }
@@ -313,7 +318,7 @@ pub unsafe extern "C" fn inflight_scheduler_create(
         let config = unsafe { read("config", config) }?;
         let state = State {
             scheduler: Scheduler::new(config.config()?, config.policy()?)?,
-            builder: BatchBuilder::new(config.buckets(), None),
+            builder: BatchBuilder::new(config.buckets()?, None),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             outputs: Vec::new(),

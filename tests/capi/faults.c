@@ -160,6 +160,8 @@ static void config_faults(void) {
     FIELD(events, 2);
     FIELD(policy, INFLIGHT_POLICY_ORCA + 1);
     FIELD(policy, UINT32_MAX);
+    FIELD(max_padded_rows, 65537);
+    FIELD(max_padded_rows, UINT32_MAX);
     FIELD(reserved, 1);
 
     /* A newer program's struct is taken as long as it asks for nothing that is unknown here. */
