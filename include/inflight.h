@@ -891,7 +891,8 @@ typedef struct inflight_pending_token {
      */
     uint32_t token;
     /**
-     * How many steps ago it is sampled; at least 1.
+     * The step that samples it is `step_id - steps_back`; at least 1. Steps that were abandoned
+     * count, since their ids are not given again.
      */
     uint32_t steps_back;
     /**

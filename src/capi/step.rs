@@ -80,7 +80,8 @@ pub struct inflight_block_op {
 pub struct inflight_pending_token {
     /// Index into `tokens`.
     pub token: u32,
-    /// How many steps ago it is sampled; at least 1.
+    /// The step that samples it is `step_id - steps_back`; at least 1. Steps that were abandoned
+    /// count, since their ids are not given again.
     pub steps_back: u32,
     /// Index among that step's logits.
     pub logits: u32,

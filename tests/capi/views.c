@@ -75,7 +75,28 @@ static void a_failed_call_writes_nothing(void) {
     inflight_cache_free(cache);
 }
 
+/* With overlap: a token is of the step whose id the view says, also past one that was abandoned. */
+static void pending_tokens_name_their_step(void) {
+    inflight_scheduler_config config = new_config(64);
+    config.max_steps_in_flight = 2;
+    config.overlap = 1;
+    inflight_scheduler* scheduler = new_scheduler(&config);
+    inflight_request request = new_request(1, PROMPT, 20, 5);
+    CHECK(inflight_scheduler_submit(scheduler, &request, NULL) == 0);
+    inflight_step_view first = new_step(), step = new_step();
+    CHECK(inflight_scheduler_schedule(scheduler, 0, &first, NULL) == 0);
+    for (uint64_t now = 1; now < 4; now++) {
+        CHECK(inflight_scheduler_schedule(scheduler, now, &step, NULL) == 0);
+        CHECK(step.num_pending == 1);
+        CHECK(step.step_id - step.pending[0].steps_back == first.step_id);
+        CHECK(inflight_scheduler_abandon(scheduler, step.step_id, NULL) == 0);
+    }
+    CHECK(step.step_id == first.step_id + 3);
+    inflight_scheduler_free(scheduler);
+}
+
 int main(void) {
+    pending_tokens_name_their_step();
     a_failed_call_writes_nothing();
     empty_arrays_are_null();
     return EXIT_SUCCESS;
