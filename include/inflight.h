@@ -986,7 +986,9 @@ typedef struct inflight_step_view {
      */
     const uint64_t *preempted;
     /**
-     * All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+     * One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+     * as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
+     * the library's own, and may change.
      */
     const uint8_t *packed;
     /**

@@ -129,7 +129,9 @@ pub struct inflight_step_view {
     pub block_ops: *const inflight_block_op,
     /// Requests that had to give way and wait again, `[num_preempted]`.
     pub preempted: *const u64,
-    /// All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+    /// One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+    /// as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
+    /// the library's own, and may change.
     pub packed: *const u8,
     /// Bytes of `packed`.
     pub packed_size: usize,

@@ -6,7 +6,24 @@ static const uint32_t PROMPT[20] = {7, 8, 9};
 /* An array of a view and its length. */
 static void is_array(const void* array, size_t length) { CHECK((array == NULL) == (length == 0)); }
 
+/* An array that lies in `packed`. */
+static void is_packed(const inflight_step_view* step, const void* array, size_t size) {
+    size_t at = (size_t)((const uint8_t*)array - step->packed);
+    CHECK(array == NULL || (at % 16 == 0 && at + size <= step->packed_size));
+}
+
 static void is_step(const inflight_step_view* step) {
+    CHECK((uintptr_t)step->packed % 16 == 0);
+    is_packed(step, step->tokens, 4 * (size_t)step->num_tokens);
+    is_packed(step, step->positions, 4 * (size_t)step->num_tokens);
+    is_packed(step, step->slot_mapping, 8 * (size_t)step->num_tokens);
+    is_packed(step, step->qo_indptr, 4 * ((size_t)step->num_padded_rows + 1));
+    is_packed(step, step->kv_indptr, 4 * ((size_t)step->num_padded_rows + 1));
+    is_packed(step, step->kv_indices, 4 * (size_t)step->num_kv_blocks);
+    is_packed(step, step->kv_last_page_len, 4 * (size_t)step->num_padded_rows);
+    is_packed(step, step->logits_indices, 4 * (size_t)step->num_logits);
+    is_packed(step, step->pending, 12 * (size_t)step->num_pending);
+    is_packed(step, step->block_ops, 12 * (size_t)step->num_block_ops);
     is_array(step->rows, step->num_rows);
     is_array(step->tokens, step->num_tokens);
     is_array(step->positions, step->num_tokens);
@@ -87,6 +104,7 @@ static void pending_tokens_name_their_step(void) {
     CHECK(inflight_scheduler_schedule(scheduler, 0, &first, NULL) == 0);
     for (uint64_t now = 1; now < 4; now++) {
         CHECK(inflight_scheduler_schedule(scheduler, now, &step, NULL) == 0);
+        is_step(&step);
         CHECK(step.num_pending == 1);
         CHECK(step.step_id - step.pending[0].steps_back == first.step_id);
         CHECK(inflight_scheduler_abandon(scheduler, step.step_id, NULL) == 0);
