@@ -506,7 +506,7 @@ typedef int32_t inflight_status;
  * of minus infinity. The same plan gives the same bits.
  *
  * One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
- * time need one each.
+ * time need one each, and a step buffer each.
  */
 typedef struct inflight_attention inflight_attention;
 
@@ -551,7 +551,8 @@ typedef struct inflight_scheduler inflight_scheduler;
  * A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
  * stays, so that a captured graph serves every step; on a processor a copy.
  *
- * One thread at a time: a call that finds another inside returns IN_USE.
+ * One thread at a time: a call that finds another inside returns IN_USE, so that threads which
+ * append and attend at the same time need one each. Attentions of one buffer take turns.
  */
 typedef struct inflight_step_buffer inflight_step_buffer;
 

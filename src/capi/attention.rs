@@ -213,7 +213,7 @@ impl Limits {
 /// of minus infinity. The same plan gives the same bits.
 ///
 /// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
-/// time need one each.
+/// time need one each, and a step buffer each.
 pub struct inflight_attention {
     pub(super) shared: Arc<Shared>,
 }
