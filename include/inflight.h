@@ -1594,9 +1594,9 @@ typedef struct inflight_kv_cache {
      */
     uint32_t num_scales;
     /**
-     * 0.
+     * Zeros: room for what caches of later versions have to say.
      */
-    uint32_t reserved;
+    uint32_t reserved[9];
 } inflight_kv_cache;
 
 /**

@@ -65,15 +65,16 @@ static int ends_with(const char* text, const char* end) {
     return length >= of_end && strcmp(text + length - of_end, end) == 0;
 }
 
-/* `place` is the field of a `type`, which `call` reads. */
-#define RESERVED(type, place, call)                                                    \
-    do {                                                                               \
-        type* is_of_type = &(place);                                                   \
-        CHECK((call) == INFLIGHT_STATUS_OK);                                           \
-        is_of_type->reserved = 1;                                                      \
-        CHECK((call) == INFLIGHT_STATUS_INVALID_ARGUMENT);                             \
+/* `place` is of `type`, and `call` reads it. The field may be an array: its last word is set. */
+#define RESERVED(type, place, call)                                                     \
+    do {                                                                                \
+        type* is_of_type = &(place);                                                    \
+        uint32_t* reserved = (uint32_t*)(&is_of_type->reserved + 1) - 1;                \
+        CHECK((call) == INFLIGHT_STATUS_OK);                                            \
+        *reserved = 1;                                                                  \
+        CHECK((call) == INFLIGHT_STATUS_INVALID_ARGUMENT);                              \
         CHECK(ends_with(error.field, "reserved") || strstr(error.message, "reserved")); \
-        is_of_type->reserved = 0;                                                      \
+        *reserved = 0;                                                                  \
     } while (0)
 
 int main(void) {

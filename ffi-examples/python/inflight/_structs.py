@@ -338,7 +338,7 @@ class KVCache(Structure):
         ("head_dim", c_uint32),
         ("dtype", c_uint32),
         ("num_scales", c_uint32),
-        ("reserved", c_uint32),
+        ("reserved", c_uint32 * 9),
     ]
 
 

@@ -139,7 +139,7 @@ fn a_step_on_a_callers_stream() {
         head_dim: DIM as u32,
         dtype: INFLIGHT_DTYPE_F16,
         num_scales: 0,
-        reserved: 0,
+        reserved: [0; 9],
     };
     // SAFETY: the cache is of this function.
     done(|e| unsafe { inflight_kv_cache_set_strides(&raw mut cache, INFLIGHT_LAYOUT_NHD, e) });
