@@ -35,7 +35,8 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
+ *   parent and what was made for them cannot be used: their threads and contexts are not there.
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
@@ -2672,7 +2673,9 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
                                             struct inflight_error *error);
 
 /**
- * Frees a device. NULL does nothing. What was made for it stays usable.
+ * Frees a device. NULL does nothing. What was made for it stays usable. The threads of a processor
+ * have ended when the last of device, attentions, step buffers and block movers that use them has
+ * been freed: the library may be unloaded then, and not before.
  *
  * Threads: any; nobody may be using it. Since 0.1.
  */

@@ -35,7 +35,8 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
+ *   parent and what was made for them cannot be used: their threads and contexts are not there.
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with

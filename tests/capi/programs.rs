@@ -31,6 +31,11 @@ fn views_are_what_the_header_says() {
 }
 
 #[test]
+fn no_thread_outlives_its_device() {
+    both("device", &[]);
+}
+
+#[test]
 fn reserved_fields_are_refused_when_they_are_not_0() {
     both("reserved", &[]);
     // All structs that a caller fills in: those that a function or another struct reads.
