@@ -435,6 +435,11 @@ enum inflight_status
      */
     INFLIGHT_STATUS_IN_USE = 109,
     /**
+     * The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
+     * requests.
+     */
+    INFLIGHT_STATUS_CLOSED = 110,
+    /**
      * `max_waiting` requests wait already.
      */
     INFLIGHT_STATUS_QUEUE_FULL = 200,
@@ -563,7 +568,7 @@ typedef struct inflight_step_buffer inflight_step_buffer;
  *
  * What it is given takes effect with the next `inflight_scheduler_schedule`, in order; what became
  * of it is told by `inflight_scheduler_events`. It may outlive its scheduler, and refuses
- * everything then.
+ * everything then (CLOSED), as it does when a call with the scheduler panicked.
  */
 typedef struct inflight_submitter inflight_submitter;
 
@@ -2332,7 +2337,7 @@ void inflight_submitter_free(struct inflight_submitter *submitter);
  * (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
  *
  * Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
- * QUEUE_FULL (try again later).
+ * CLOSED, QUEUE_FULL (try again later).
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_submit(const struct inflight_submitter *submitter,
@@ -2343,7 +2348,7 @@ inflight_status inflight_submitter_submit(const struct inflight_submitter *submi
  * Asks for the end of a request, wherever it is. One that has ended already is no error: the event
  * is `INFLIGHT_EVENT_CANCELLED` where there was something to cancel.
  *
- * Fails: INVALID_ARGUMENT.
+ * Fails: INVALID_ARGUMENT, CLOSED.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_cancel(const struct inflight_submitter *submitter,

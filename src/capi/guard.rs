@@ -6,6 +6,7 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::{ptr, slice};
 
@@ -298,8 +299,18 @@ pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Res
 /// An object for one thread at a time, which is checked; poisoned by a panic.
 #[derive(Debug)]
 pub(super) struct Exclusive<T> {
-    state: AtomicU8,
+    state: Arc<AtomicU8>,
     value: UnsafeCell<T>,
+}
+
+/// Tells whether an [`Exclusive`] is poisoned, without entering it, and may outlive it.
+#[derive(Clone, Debug)]
+pub(super) struct Watch(Arc<AtomicU8>);
+
+impl Watch {
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == POISONED
+    }
 }
 
 const IDLE: u8 = 0;
@@ -311,7 +322,11 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     pub(super) fn new(value: T) -> Self {
-        Self { state: AtomicU8::new(IDLE), value: UnsafeCell::new(value) }
+        Self { state: Arc::new(AtomicU8::new(IDLE)), value: UnsafeCell::new(value) }
+    }
+
+    pub(super) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.state))
     }
 
     /// The value, until the guard is dropped.
@@ -412,6 +427,22 @@ mod tests {
         fn initial() -> Self {
             Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
         }
+    }
+
+    #[test]
+    fn a_panic_inside_is_seen_from_outside() {
+        let value = Exclusive::new(1);
+        let watch = value.watch();
+        drop(value.enter().expect("nobody is inside"));
+        assert!(!watch.is_poisoned());
+        let inside = || {
+            let _entered = value.enter().expect("nobody is inside");
+            std::panic::resume_unwind(Box::new("inside"));
+        };
+        assert!(catch_unwind(AssertUnwindSafe(inside)).is_err());
+        assert!(watch.is_poisoned() && value.enter().is_err());
+        drop(value);
+        assert!(watch.is_poisoned());
     }
 
     #[test]

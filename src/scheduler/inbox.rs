@@ -116,7 +116,7 @@ impl Submitter {
     /// # Errors
     /// Nothing has happened on any of them: those of [`Scheduler::submit`] but
     /// [`Error::DuplicateRequest`], where [`Error::QueueFull`] counts what has not been received
-    /// too; [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    /// too; [`Error::Closed`] where the scheduler is gone.
     pub fn submit(&self, request: Request) -> Result<()> {
         let shared = self.shared()?;
         shared.limits.check(&request)?;
@@ -134,7 +134,7 @@ impl Submitter {
     /// Asks for the end of a request. One that has ended already is no error.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    /// [`Error::Closed`] where the scheduler is gone.
     pub fn cancel(&self, id: RequestId) -> Result<()> {
         let shared = self.shared()?;
         let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,8 +143,7 @@ impl Submitter {
     }
 
     fn shared(&self) -> Result<Arc<Shared>> {
-        let gone = || Error::argument("submitter", "its scheduler is gone");
-        self.shared.upgrade().ok_or_else(gone)
+        self.shared.upgrade().ok_or(Error::Closed)
     }
 }
 
