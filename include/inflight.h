@@ -206,7 +206,8 @@
 #define INFLIGHT_FINISH_REPETITION 4
 
 /**
- * A request that a submitter handed over cannot run: `status` says why.
+ * A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
+ * id is that of another request as well, which goes on.
  */
 #define INFLIGHT_EVENT_REFUSED 1
 
@@ -1167,13 +1168,17 @@ typedef struct inflight_outputs_view {
 } inflight_outputs_view;
 
 /**
- * Something that happened to a request.
+ * Something that happened to a request. Kinds may be added: pass over those that you do not know.
  */
 typedef struct inflight_event {
     /**
      * The request.
      */
     uint64_t request_id;
+    /**
+     * Its `client`, which tells requests of one id apart.
+     */
+    uint64_t client;
     /**
      * The step with which it happened, or 2^64 - 1.
      */

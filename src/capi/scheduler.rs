@@ -233,11 +233,12 @@ impl State {
         let Self { scheduler, events, .. } = self;
         scheduler.receive(|received| match received {
             Received::Submitted(_) | Received::NothingToCancel(_) => {}
-            Received::Refused(id, error) => {
-                Self::tell(events, inflight_event::refused(id, Failure::from(error).status));
+            Received::Refused { id, client, error } => {
+                let status = Failure::from(error).status;
+                Self::tell(events, inflight_event::refused(id, client, status));
             }
-            Received::Cancelled(id) => {
-                Self::tell(events, inflight_event::new(id, EventKind::Cancelled));
+            Received::Cancelled { id, client } => {
+                Self::tell(events, inflight_event::new(id, client, EventKind::Cancelled));
             }
         })?;
         Ok(())
@@ -265,7 +266,8 @@ impl State {
             kept.batch.get_or_insert_default().clone_from(built);
         }
         for &request in step.preempted() {
-            let mut event = inflight_event::new(request, EventKind::Preempted);
+            let client = scheduler.snapshot(request).map_or(0, |request| request.client);
+            let mut event = inflight_event::new(request, client, EventKind::Preempted);
             event.step_id = id.0;
             Self::tell(events, event);
         }

@@ -90,10 +90,22 @@ pub struct Submitter {
 pub enum Received {
     /// The request waits.
     Submitted(RequestId),
-    /// The request cannot run: [`Error::DuplicateRequest`] or [`Error::QueueFull`].
-    Refused(RequestId, Error),
+    /// The request cannot run. The id may be that of another, which goes on: the client is its own.
+    Refused {
+        /// The request.
+        id: RequestId,
+        /// Whom it belongs to.
+        client: u64,
+        /// [`Error::DuplicateRequest`] or [`Error::QueueFull`].
+        error: Error,
+    },
     /// The request has been cancelled.
-    Cancelled(RequestId),
+    Cancelled {
+        /// The request.
+        id: RequestId,
+        /// Whom it belonged to.
+        client: u64,
+    },
     /// There was nothing to cancel: it had finished, or was refused.
     NothingToCancel(RequestId),
 }
@@ -174,21 +186,24 @@ impl Scheduler {
         for message in messages.drain(..) {
             let received = match message {
                 Message::Submit(request) => {
-                    let id = request.id;
+                    let (id, client) = (request.id, request.client);
                     match self.submit(request) {
                         Ok(()) => Received::Submitted(id),
-                        Err(error) => Received::Refused(id, error),
+                        Err(error) => Received::Refused { id, client, error },
                     }
                 }
-                Message::Cancel(id) => match self.cancel(id) {
-                    Ok(()) => Received::Cancelled(id),
-                    Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
-                    Err(error) => {
-                        // The others are still to be heard.
-                        failed = Err(error);
-                        continue;
+                Message::Cancel(id) => {
+                    let client = self.snapshot(id).map_or(0, |request| request.client);
+                    match self.cancel(id) {
+                        Ok(()) => Received::Cancelled { id, client },
+                        Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
+                        Err(error) => {
+                            // The others are still to be heard.
+                            failed = Err(error);
+                            continue;
+                        }
                     }
-                },
+                }
             };
             then(received);
         }

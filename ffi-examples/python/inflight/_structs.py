@@ -204,6 +204,7 @@ class OutputsView(Structure):
 class Event(Structure):
     _fields_ = [
         ("request_id", c_uint64),
+        ("client", c_uint64),
         ("step_id", c_uint64),
         ("kind", c_uint32),
         ("status", c_int32),
