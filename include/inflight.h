@@ -7,13 +7,27 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
+ *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
- *     if (inflight_scheduler_create(&config, &scheduler, NULL) != INFLIGHT_STATUS_OK) ...
- *     ... inflight_scheduler_submit(scheduler, &request, NULL) ...
- *     for (;;) {
- *         inflight_scheduler_schedule(scheduler, now, &step, NULL);   // which tokens of whom
- *         ... run the model on step.tokens, step.slot_mapping, step.kv_indices ...
- *         inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL);
+ *     check(inflight_scheduler_create(&config, &scheduler, NULL));
+ *     check(inflight_scheduler_submit(scheduler, &request, NULL));
+ *     inflight_step_view step;
+ *     inflight_samples samples;
+ *     inflight_outputs_view outputs;
+ *     inflight_step_view_init(&step, sizeof step);
+ *     inflight_samples_init(&samples, sizeof samples);
+ *     inflight_outputs_view_init(&outputs, sizeof outputs);
+ *     samples.tokens = sampled;
+ *     while (serving()) {
+ *         check(inflight_scheduler_schedule(scheduler, now(), &step, NULL));
+ *         if (step.num_rows == 0) {
+ *             wait_for_requests();         // nothing to run
+ *         } else {
+ *             run_model(&step, sampled);   // step.tokens, step.slot_mapping, step.kv_indices, ...
+ *         }
+ *         samples.num_tokens = step.num_sampling;
+ *         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL));
+ *         deliver(&outputs);
  *     }
  *     inflight_scheduler_free(scheduler);
  *
@@ -847,7 +861,7 @@ typedef struct inflight_scheduler_config {
     uint32_t max_padded_rows;
     /**
      * 1 (the default) to collect events, which the caller then takes with
-     * `inflight_scheduler_events` now and again.
+     * `inflight_scheduler_events` after each step: they are kept until then, however many.
      */
     uint32_t events;
     /**

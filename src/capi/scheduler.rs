@@ -84,7 +84,7 @@ pub struct inflight_scheduler_config {
     /// to 256, by 16 beyond. At most 65536; 0 (the default) for no padding.
     pub max_padded_rows: u32,
     /// 1 (the default) to collect events, which the caller then takes with
-    /// `inflight_scheduler_events` now and again.
+    /// `inflight_scheduler_events` after each step: they are kept until then, however many.
     pub events: u32,
     /// 0.
     pub reserved: u32,
