@@ -104,12 +104,12 @@
 #define INFLIGHT_LOG_ERROR 1
 
 /**
- * Something is slower or other than one would expect.
+ * Something is slower or other than one would expect. This version has no such lines.
  */
 #define INFLIGHT_LOG_WARNING 2
 
 /**
- * What was found and chosen.
+ * What was found and chosen. This version has no such lines.
  */
 #define INFLIGHT_LOG_INFO 3
 
@@ -2073,7 +2073,8 @@ void inflight_get_build_info(struct inflight_build_info *info, size_t size);
  * Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
  * nobody, as at the start.
  *
- * The library logs rarely: never in a step that goes well. When this call returns, the callback
+ * The library logs rarely: never in a step that goes well, and in this version only its own panics,
+ * which Rust reports on the error output as well. When this call returns, the callback
  * that was set before is not running and will not be called any more.
  *
  * Threads: any, but not from inside a callback. Since 0.1.
@@ -2419,13 +2420,11 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 /**
  * Forgets all cached prefixes: after a change of the model's weights, for example.
  *
- * Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
- * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+ * IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
-inflight_status inflight_cache_reset(struct inflight_cache *cache,
-                                     uint32_t *done,
-                                     struct inflight_error *error);
+inflight_status inflight_cache_reset(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
  * Prepares an `inflight_cache_stats`: size set, zeros.

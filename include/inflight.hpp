@@ -964,10 +964,9 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
     /// Forgets cached prefixes; false, and nothing is forgotten, while any sequence holds blocks.
     result<bool> try_forget_prefixes() noexcept {
         return detail::fill(false, [&](bool& done, inflight_error* error) {
-            std::uint32_t flag = 0;
-            const inflight_status code = inflight_cache_reset(get(), &flag, error);
-            done = flag != 0;
-            return code;
+            const inflight_status code = inflight_cache_reset(get(), error);
+            done = code == INFLIGHT_STATUS_OK;
+            return code == INFLIGHT_STATUS_OUT_OF_BLOCKS ? INFLIGHT_STATUS_OK : code;
         });
     }
     result<cache_stats> try_stats() noexcept {

@@ -160,9 +160,15 @@ pub unsafe extern "C" fn inflight_cache_lookup(
 fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result<usize> {
     let mut hit = std::mem::take(&mut state.hit);
     hit.clear();
-    let found = state.sequence(seq).and_then(|(cache, _, sequence)| {
+    let found = state.sequence(seq).and_then(|(cache, id, sequence)| {
         let cached = count("num_cached", num_cached)?;
         let num_tokens = count("num_tokens", num_tokens)?;
+        if cache.is_swapped_out(id) {
+            return Err(Failure::argument("seq", "is swapped out"));
+        }
+        if cached > 0 && !cache.table(id).is_empty() {
+            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
+        }
         if cached % cache.block_size() != 0 || cached > num_tokens {
             let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
             return Err(Failure::argument("num_cached", reason));
@@ -246,9 +252,6 @@ pub unsafe extern "C" fn inflight_cache_allocate(
         let from = count("write_from", write_from)?;
         let State { cache, hit, sequences, .. } = &mut *state;
         let fresh = cache.table(SeqId::from_bits(seq)).is_empty();
-        if !hit.is_empty() && !fresh {
-            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
-        }
         let taken = cache.allocate(SeqId::from_bits(seq), hit, from, num_tokens)?;
         let queried = sequences.get_mut(&seq).and_then(|sequence| sequence.queried.take());
         if let (true, Some(queried)) = (fresh, queried) {
