@@ -7,13 +7,27 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
+ *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
- *     if (inflight_scheduler_create(&config, &scheduler, NULL) != INFLIGHT_STATUS_OK) ...
- *     ... inflight_scheduler_submit(scheduler, &request, NULL) ...
- *     for (;;) {
- *         inflight_scheduler_schedule(scheduler, now, &step, NULL);   // which tokens of whom
- *         ... run the model on step.tokens, step.slot_mapping, step.kv_indices ...
- *         inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL);
+ *     check(inflight_scheduler_create(&config, &scheduler, NULL));
+ *     check(inflight_scheduler_submit(scheduler, &request, NULL));
+ *     inflight_step_view step;
+ *     inflight_samples samples;
+ *     inflight_outputs_view outputs;
+ *     inflight_step_view_init(&step, sizeof step);
+ *     inflight_samples_init(&samples, sizeof samples);
+ *     inflight_outputs_view_init(&outputs, sizeof outputs);
+ *     samples.tokens = sampled;
+ *     while (serving()) {
+ *         check(inflight_scheduler_schedule(scheduler, now(), &step, NULL));
+ *         if (step.num_rows == 0) {
+ *             wait_for_requests();         // nothing to run
+ *         } else {
+ *             run_model(&step, sampled);   // step.tokens, step.slot_mapping, step.kv_indices, ...
+ *         }
+ *         samples.num_tokens = step.num_sampling;
+ *         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL));
+ *         deliver(&outputs);
  *     }
  *     inflight_scheduler_free(scheduler);
  *
@@ -35,7 +49,8 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
+ *   parent and what was made for them cannot be used: their threads and contexts are not there.
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
@@ -96,12 +111,12 @@
 #define INFLIGHT_LOG_ERROR 1
 
 /**
- * Something is slower or other than one would expect.
+ * Something is slower or other than one would expect. This version has no such lines.
  */
 #define INFLIGHT_LOG_WARNING 2
 
 /**
- * What was found and chosen.
+ * What was found and chosen. This version has no such lines.
  */
 #define INFLIGHT_LOG_INFO 3
 
@@ -212,7 +227,8 @@
 #define INFLIGHT_FINISH_REPETITION 4
 
 /**
- * A request that a submitter handed over cannot run: `status` says why.
+ * A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
+ * id is that of another request as well, which goes on.
  */
 #define INFLIGHT_EVENT_REFUSED 1
 
@@ -441,6 +457,11 @@ enum inflight_status
      */
     INFLIGHT_STATUS_IN_USE = 109,
     /**
+     * The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
+     * requests.
+     */
+    INFLIGHT_STATUS_CLOSED = 110,
+    /**
      * `max_waiting` requests wait already.
      */
     INFLIGHT_STATUS_QUEUE_FULL = 200,
@@ -517,7 +538,7 @@ typedef int32_t inflight_status;
  * of minus infinity. The same plan gives the same bits.
  *
  * One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
- * time need one each.
+ * time need one each, and a step buffer each.
  */
 typedef struct inflight_attention inflight_attention;
 
@@ -562,7 +583,8 @@ typedef struct inflight_scheduler inflight_scheduler;
  * A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
  * stays, so that a captured graph serves every step; on a processor a copy.
  *
- * One thread at a time: a call that finds another inside returns IN_USE.
+ * One thread at a time: a call that finds another inside returns IN_USE, so that threads which
+ * append and attend at the same time need one each. Attentions of one buffer take turns.
  */
 typedef struct inflight_step_buffer inflight_step_buffer;
 
@@ -572,7 +594,7 @@ typedef struct inflight_step_buffer inflight_step_buffer;
  *
  * What it is given takes effect with the next `inflight_scheduler_schedule`, in order; what became
  * of it is told by `inflight_scheduler_events`. It may outlive its scheduler, and refuses
- * everything then.
+ * everything then (CLOSED), as it does when a call with the scheduler panicked.
  */
 typedef struct inflight_submitter inflight_submitter;
 
@@ -857,7 +879,7 @@ typedef struct inflight_scheduler_config {
     uint32_t max_padded_rows;
     /**
      * 1 (the default) to collect events, which the caller then takes with
-     * `inflight_scheduler_events` now and again.
+     * `inflight_scheduler_events` after each step: they are kept until then, however many.
      */
     uint32_t events;
     /**
@@ -909,7 +931,8 @@ typedef struct inflight_pending_token {
      */
     uint32_t token;
     /**
-     * How many steps ago it is sampled; at least 1.
+     * The step that samples it is `step_id - steps_back`; at least 1. Steps that were abandoned
+     * count, since their ids are not given again.
      */
     uint32_t steps_back;
     /**
@@ -938,7 +961,7 @@ typedef struct inflight_block_op {
 
 /**
  * One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
- * library's, and valid until the step's commit or abandon.
+ * library's, valid until the step's commit or abandon, and NULL where they are empty.
  *
  * Rows are requests, in order: those that were running, then those admitted. With row padding the
  * arrays by row have `num_padded_rows` entries, the last of them empty rows.
@@ -1003,7 +1026,9 @@ typedef struct inflight_step_view {
      */
     const uint64_t *preempted;
     /**
-     * All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+     * One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+     * as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
+     * the library's own, and may change.
      */
     const uint8_t *packed;
     /**
@@ -1131,8 +1156,8 @@ typedef struct inflight_output {
 } inflight_output;
 
 /**
- * What a commit delivers. All arrays are the library's, and valid until the scheduler's next
- * schedule, commit or abandon.
+ * What a commit delivers. All arrays are the library's, valid until the scheduler's next schedule,
+ * commit or abandon, and NULL where they are empty.
  */
 typedef struct inflight_outputs_view {
     /**
@@ -1175,13 +1200,17 @@ typedef struct inflight_outputs_view {
 } inflight_outputs_view;
 
 /**
- * Something that happened to a request.
+ * Something that happened to a request. Kinds may be added: pass over those that you do not know.
  */
 typedef struct inflight_event {
     /**
      * The request.
      */
     uint64_t request_id;
+    /**
+     * Its `client`, which tells requests of one id apart.
+     */
+    uint64_t client;
     /**
      * The step with which it happened, or 2^64 - 1.
      */
@@ -1610,9 +1639,9 @@ typedef struct inflight_kv_cache {
      */
     uint32_t num_scales;
     /**
-     * 0.
+     * Zeros: room for what caches of later versions have to say.
      */
-    uint32_t reserved;
+    uint32_t reserved[9];
 } inflight_kv_cache;
 
 /**
@@ -2075,7 +2104,8 @@ void inflight_get_build_info(struct inflight_build_info *info, size_t size);
  * Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
  * nobody, as at the start.
  *
- * The library logs rarely: never in a step that goes well. When this call returns, the callback
+ * The library logs rarely: never in a step that goes well, and in this version only its own panics,
+ * which Rust reports on the error output as well. When this call returns, the callback
  * that was set before is not running and will not be called any more.
  *
  * Threads: any, but not from inside a callback. Since 0.1.
@@ -2360,7 +2390,7 @@ void inflight_submitter_free(struct inflight_submitter *submitter);
  * (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
  *
  * Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
- * QUEUE_FULL (try again later), OUT_OF_MEMORY.
+ * CLOSED, QUEUE_FULL (try again later), OUT_OF_MEMORY.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_submit(const struct inflight_submitter *submitter,
@@ -2371,7 +2401,7 @@ inflight_status inflight_submitter_submit(const struct inflight_submitter *submi
  * Asks for the end of a request, wherever it is. One that has ended already is no error: the event
  * is `INFLIGHT_EVENT_CANCELLED` where there was something to cancel.
  *
- * Fails: INVALID_ARGUMENT.
+ * Fails: INVALID_ARGUMENT, CLOSED.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_cancel(const struct inflight_submitter *submitter,
@@ -2424,13 +2454,11 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 /**
  * Forgets all cached prefixes: after a change of the model's weights, for example.
  *
- * Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
- * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+ * IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
-inflight_status inflight_cache_reset(struct inflight_cache *cache,
-                                     uint32_t *done,
-                                     struct inflight_error *error);
+inflight_status inflight_cache_reset(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
  * Prepares an `inflight_cache_stats`: size set, zeros.
@@ -2474,7 +2502,7 @@ void inflight_cache_keys_init(struct inflight_cache_keys *keys, size_t size);
 /**
  * Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
  *
- * Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+ * Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
  * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
@@ -2702,7 +2730,9 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
                                             struct inflight_error *error);
 
 /**
- * Frees a device. NULL does nothing. What was made for it stays usable.
+ * Frees a device. NULL does nothing. What was made for it stays usable. The threads of a processor
+ * have ended when the last of device, attentions, step buffers and block movers that use them has
+ * been freed: the library may be unloaded then, and not before.
  *
  * Threads: any; nobody may be using it. Since 0.1.
  */

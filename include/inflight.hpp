@@ -81,6 +81,7 @@ enum class status : std::int32_t {
     output_mismatch = INFLIGHT_STATUS_OUTPUT_MISMATCH,
     struct_size = INFLIGHT_STATUS_STRUCT_SIZE,
     in_use = INFLIGHT_STATUS_IN_USE,
+    closed = INFLIGHT_STATUS_CLOSED,
     queue_full = INFLIGHT_STATUS_QUEUE_FULL,
     out_of_blocks = INFLIGHT_STATUS_OUT_OF_BLOCKS,
     too_many_steps_in_flight = INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT,
@@ -1013,10 +1014,9 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
     /// Forgets cached prefixes; false, and nothing is forgotten, while any sequence holds blocks.
     result<bool> try_forget_prefixes() noexcept {
         return detail::fill(false, [&](bool& done, inflight_error* error) {
-            std::uint32_t flag = 0;
-            const inflight_status code = inflight_cache_reset(get(), &flag, error);
-            done = flag != 0;
-            return code;
+            const inflight_status code = inflight_cache_reset(get(), error);
+            done = code == INFLIGHT_STATUS_OK;
+            return code == INFLIGHT_STATUS_OUT_OF_BLOCKS ? INFLIGHT_STATUS_OK : code;
         });
     }
     result<cache_stats> try_stats() noexcept {

@@ -86,6 +86,8 @@ pub enum Error {
         /// Blocks free.
         free: usize,
     },
+    /// The scheduler of a [`Submitter`](crate::scheduler::Submitter) is gone.
+    Closed,
     /// An invariant does not hold: a bug in this library or a policy that broke its contract.
     Corrupt(String),
     /// The device could not run the step.
@@ -187,6 +189,7 @@ impl Error {
             Self::UnknownStep(_) => 105,
             Self::StepOutOfOrder { .. } => 106,
             Self::OutputMismatch { .. } => 107,
+            Self::Closed => 110,
             Self::QueueFull { .. } => 200,
             Self::OutOfBlocks { .. } => 201,
             Self::TooManyStepsInFlight { .. } => 202,
@@ -246,6 +249,7 @@ impl fmt::Display for Error {
                 "nothing runs and nothing is admitted: request {head} needs {needed} blocks, \
                  {free} are free"
             ),
+            Self::Closed => write!(f, "the submitter's scheduler is gone"),
             Self::Corrupt(what) => write!(f, "broken invariant: {what}"),
             Self::Device(what) => write!(f, "device: {what}"),
             Self::Cuda(error) => error.fmt(f),

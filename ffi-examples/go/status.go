@@ -42,6 +42,8 @@ const (
 	// StatusInUse is a handle that another thread is inside a call with. This package makes callers
 	// wait instead.
 	StatusInUse Status = C.INFLIGHT_STATUS_IN_USE
+	// StatusClosed is a submitter whose scheduler is gone: [ErrClosed] to callers of this package.
+	StatusClosed Status = C.INFLIGHT_STATUS_CLOSED
 
 	// StatusQueueFull is a queue that has [Config.MaxWaiting] requests already.
 	StatusQueueFull Status = C.INFLIGHT_STATUS_QUEUE_FULL

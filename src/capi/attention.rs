@@ -176,6 +176,10 @@ unsafe impl Versioned for inflight_step_limits {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_step_limits`: size set, zeros.
@@ -247,7 +251,7 @@ impl Limits {
 /// of minus infinity. The same plan gives the same bits.
 ///
 /// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
-/// time need one each.
+/// time need one each, and a step buffer each.
 pub struct inflight_attention {
     pub(super) shared: Arc<Shared>,
 }

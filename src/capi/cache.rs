@@ -9,6 +9,7 @@ use super::guard::{
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
+use crate::error::Error;
 use crate::types::{BlockId, Token};
 
 /// What a cache manager is made for.
@@ -183,22 +184,22 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 
 /// Forgets all cached prefixes: after a change of the model's weights, for example.
 ///
-/// Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
-/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+/// IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_reset(
     cache: *mut inflight_cache,
-    done: *mut u32,
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
-        // SAFETY: NULL or the caller's to be written.
-        let done = unsafe { output("done", done) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
-        done.write(u32::from(state.cache.reset_prefix_cache()));
-        Ok(())
+        if state.cache.reset_prefix_cache() {
+            return Ok(());
+        }
+        let (needed, free) = (state.cache.pool().num_usable(), state.cache.num_free());
+        Err(Error::OutOfBlocks { needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

@@ -228,7 +228,9 @@ fn cuda(_ordinal: u32) -> Result<Backend> {
     Err(Error::NoCuda(crate::error::CudaUnavailable::NotBuilt).into())
 }
 
-/// Frees a device. NULL does nothing. What was made for it stays usable.
+/// Frees a device. NULL does nothing. What was made for it stays usable. The threads of a processor
+/// have ended when the last of device, attentions, step buffers and block movers that use them has
+/// been freed: the library may be unloaded then, and not before.
 ///
 /// Threads: any; nobody may be using it. Since 0.1.
 #[unsafe(no_mangle)]

@@ -289,7 +289,7 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
             head_dim: small(3)?,
             dtype: number_of(k.dtype),
             num_scales: 0,
-            reserved: 0,
+            reserved: [0; 9],
         };
         made.layout()?;
         // SAFETY: NULL or the caller's to be written.

@@ -6,6 +6,7 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::{ptr, slice};
 
@@ -82,6 +83,11 @@ pub(super) unsafe trait Versioned: Copy {
 
     /// Its defaults, `struct_size` included.
     fn initial() -> Self;
+
+    /// Its field `reserved`, which must be 0; 0 where it has none.
+    fn reserved(&self) -> u32 {
+        0
+    }
 }
 
 /// A size that the caller gave for a struct.
@@ -135,6 +141,9 @@ pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> 
         let reason = "sets fields that this version of the library does not have";
         return Err(Failure::new(inflight_status::StructSize, field, reason));
     }
+    if value.reserved() != 0 {
+        return Err(Failure::argument("reserved", format!("of {field} is not 0")));
+    }
     Ok(value)
 }
 
@@ -174,6 +183,12 @@ fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
         return Err(Failure::argument(field, reason));
     }
     Ok(())
+}
+
+/// An array of the library's for the caller; NULL where it is empty: Rust's pointer is made up then,
+/// and readers that look at every pointer (Go's runtime) end on it.
+pub(super) fn lent<T>(array: &[T]) -> *const T {
+    if array.is_empty() { ptr::null() } else { array.as_ptr() }
 }
 
 /// An array of the caller's; NULL is an empty one.
@@ -318,8 +333,18 @@ pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Res
 /// An object for one thread at a time, which is checked; poisoned by a panic.
 #[derive(Debug)]
 pub(super) struct Exclusive<T> {
-    state: AtomicU8,
+    state: Arc<AtomicU8>,
     value: UnsafeCell<T>,
+}
+
+/// Tells whether an [`Exclusive`] is poisoned, without entering it, and may outlive it.
+#[derive(Clone, Debug)]
+pub(super) struct Watch(Arc<AtomicU8>);
+
+impl Watch {
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == POISONED
+    }
 }
 
 const IDLE: u8 = 0;
@@ -331,7 +356,11 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     pub(super) fn new(value: T) -> Self {
-        Self { state: AtomicU8::new(IDLE), value: UnsafeCell::new(value) }
+        Self { state: Arc::new(AtomicU8::new(IDLE)), value: UnsafeCell::new(value) }
+    }
+
+    pub(super) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.state))
     }
 
     /// The value, until the guard is dropped.
@@ -445,6 +474,22 @@ mod tests {
         fn initial() -> Self {
             Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
         }
+    }
+
+    #[test]
+    fn a_panic_inside_is_seen_from_outside() {
+        let value = Exclusive::new(1);
+        let watch = value.watch();
+        drop(value.enter().expect("nobody is inside"));
+        assert!(!watch.is_poisoned());
+        let inside = || {
+            let _entered = value.enter().expect("nobody is inside");
+            std::panic::resume_unwind(Box::new("inside"));
+        };
+        assert!(catch_unwind(AssertUnwindSafe(inside)).is_err());
+        assert!(watch.is_poisoned() && value.enter().is_err());
+        drop(value);
+        assert!(watch.is_poisoned());
     }
 
     #[test]

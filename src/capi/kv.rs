@@ -57,8 +57,8 @@ pub struct inflight_kv_cache {
     /// Elements of `k_scales` and `v_scales`: 1 for all heads, or `num_heads`; 0 where the cache is
     /// not fp8.
     pub num_scales: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Zeros: room for what caches of later versions have to say.
+    pub reserved: [u32; 9],
 }
 
 /// Sets the strides of a cache whose other fields are set: K and V apart, each without gaps, in the
@@ -128,8 +128,8 @@ pub(super) fn failure(error: Error) -> Failure {
 impl inflight_kv_cache {
     /// The layout, checked.
     pub(super) fn layout(&self) -> Result<KvLayout> {
-        if self.reserved != 0 {
-            return Err(Failure::argument("cache.reserved", "is not 0"));
+        if self.reserved != [0; 9] {
+            return Err(Failure::argument("cache.reserved", "is not all zeros"));
         }
         let strides = |field, [block, token, head]: [i64; 3]| {
             let [block, token, head] = [block, token, head].map(|of| stride(field, of));

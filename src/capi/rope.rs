@@ -53,6 +53,10 @@ unsafe impl Versioned for inflight_rope {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 impl inflight_rope {
@@ -156,6 +160,10 @@ unsafe impl Versioned for inflight_rope_config {
             truncate: 1,
             reserved: 0,
         }
+    }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
     }
 }
 

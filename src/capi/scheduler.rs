@@ -86,7 +86,7 @@ pub struct inflight_scheduler_config {
     /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
     /// 1 (the default) to collect events, which the caller then takes with
-    /// `inflight_scheduler_events` now and again.
+    /// `inflight_scheduler_events` after each step: they are kept until then, however many.
     pub events: u32,
     /// 0.
     pub reserved: u32,
@@ -119,6 +119,10 @@ unsafe impl Versioned for inflight_scheduler_config {
             events: 1,
             reserved: 0,
         }
+    }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
     }
 }
 
@@ -230,11 +234,12 @@ impl State {
         let Self { scheduler, events, .. } = self;
         scheduler.receive(|received| match received {
             Received::Submitted(_) | Received::NothingToCancel(_) => {}
-            Received::Refused(id, error) => {
-                Self::tell(events, inflight_event::refused(id, Failure::from(error).status));
+            Received::Refused { id, client, error } => {
+                let status = Failure::from(error).status;
+                Self::tell(events, inflight_event::refused(id, client, status));
             }
-            Received::Cancelled(id) => {
-                Self::tell(events, inflight_event::new(id, EventKind::Cancelled));
+            Received::Cancelled { id, client } => {
+                Self::tell(events, inflight_event::new(id, client, EventKind::Cancelled));
             }
         })?;
         Ok(())
@@ -262,7 +267,8 @@ impl State {
             kept.batch.get_or_insert_default().clone_from(built);
         }
         for &request in step.preempted() {
-            let mut event = inflight_event::new(request, EventKind::Preempted);
+            let client = scheduler.snapshot(request).map_or(0, |request| request.client);
+            let mut event = inflight_event::new(request, client, EventKind::Preempted);
             event.step_id = id.0;
             Self::tell(events, event);
         }
@@ -539,8 +545,10 @@ pub unsafe extern "C" fn inflight_scheduler_events(
         unsafe { array("events", events.cast_const(), capacity) }?;
         // SAFETY: NULL or the caller's to be written.
         let num_events = unsafe { output("num_events", num_events) }?;
-        let mut none = VecDeque::new();
-        let all = state.events.as_mut().unwrap_or(&mut none);
+        let Some(all) = &mut state.events else {
+            num_events.write(0);
+            return Ok(());
+        };
         let taken = all.len().min(capacity);
         for (i, event) in all.drain(..taken).enumerate() {
             // SAFETY: below `capacity`.

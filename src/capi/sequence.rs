@@ -3,7 +3,7 @@
 use std::ptr;
 
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{Result, Versioned, append, bounded, call, copied, count, output, read};
+use super::guard::{Result, Versioned, append, bounded, call, copied, count, lent, output, read};
 use super::library::INFLIGHT_MAX_COUNT;
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -61,7 +61,7 @@ pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
 ///
-/// Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+/// Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
 /// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
@@ -163,6 +163,12 @@ fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result
     let found = state.sequence(seq).and_then(|(cache, id, sequence)| {
         let cached = count("num_cached", num_cached)?;
         let num_tokens = count("num_tokens", num_tokens)?;
+        if cache.is_swapped_out(id) {
+            return Err(Failure::argument("seq", "is swapped out"));
+        }
+        if cached > 0 && !cache.table(id).is_empty() {
+            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
+        }
         if cached % cache.block_size() != 0 || cached > num_tokens {
             let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
             return Err(Failure::argument("num_cached", reason));
@@ -324,7 +330,7 @@ pub unsafe extern "C" fn inflight_cache_table(
         // SAFETY: NULL or the caller's to be written.
         let num_blocks = unsafe { output("num_blocks", num_blocks) }?;
         let table = cache.table(id);
-        blocks.write(if table.is_empty() { ptr::null() } else { table.as_ptr().cast() });
+        blocks.write(lent(table).cast());
         num_blocks.write(table.len());
         Ok(())
     };

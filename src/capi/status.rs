@@ -41,6 +41,9 @@ pub enum inflight_status {
     StructSize = 108,
     /// Another thread is inside a call with the same handle, which is for one at a time.
     InUse = 109,
+    /// The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
+    /// requests.
+    Closed = 110,
     /// `max_waiting` requests wait already.
     QueueFull = 200,
     /// The pool cannot give that many blocks now.
@@ -73,7 +76,7 @@ pub enum inflight_status {
 
 impl inflight_status {
     /// All there are, in order.
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Ok,
         Self::InvalidArgument,
         Self::DuplicateRequest,
@@ -85,6 +88,7 @@ impl inflight_status {
         Self::OutputMismatch,
         Self::StructSize,
         Self::InUse,
+        Self::Closed,
         Self::QueueFull,
         Self::OutOfBlocks,
         Self::TooManyStepsInFlight,
@@ -119,6 +123,7 @@ impl inflight_status {
             Self::OutputMismatch => c"the outputs do not match the rows of the step",
             Self::StructSize => c"the size of a struct is not one that this library knows",
             Self::InUse => c"another thread is inside a call with this handle",
+            Self::Closed => c"the submitter's scheduler is gone",
             Self::QueueFull => c"the waiting queue is full: try again later",
             Self::OutOfBlocks => c"too few blocks are free: try again later",
             Self::TooManyStepsInFlight => c"too many steps await their commit",
@@ -299,6 +304,7 @@ mod tests {
             Error::UnknownStep(step),
             Error::StepOutOfOrder { step, expected: step },
             Error::OutputMismatch { step, expected: 1, given: 1 },
+            Error::Closed,
             Error::QueueFull { max_waiting: 1 },
             Error::OutOfBlocks { needed: 1, free: 1 },
             Error::TooManyStepsInFlight { limit: 1 },

@@ -44,6 +44,35 @@ fn eight_threads_submit_and_cancel_while_one_steps() {
 }
 
 #[test]
+fn views_are_what_the_header_says() {
+    both("views", &[]);
+}
+
+#[test]
+fn no_thread_outlives_its_device() {
+    both("device", &[]);
+}
+
+#[test]
+fn reserved_fields_are_refused_when_they_are_not_0() {
+    both("reserved", &[]);
+    // All structs that a caller fills in: those that a function or another struct reads.
+    let (header, program) = (header(), include_str!("reserved.c"));
+    let params = header.functions.iter().flat_map(|function| &function.params);
+    let given = header.structs.iter().filter(|(name, _)| !name.ends_with("_view"));
+    let fields = given.flat_map(|(_, fields)| fields);
+    let read: Vec<&str> = params.chain(fields).map(|variable| &*variable.of).collect();
+    for (name, fields) in &header.structs {
+        let reads = |of: &&str| {
+            **of == format!("const struct {name} *") || **of == format!("struct {name}")
+        };
+        if fields.iter().any(|field| field.name == "reserved") && read.iter().any(reads) {
+            assert!(program.contains(&format!("RESERVED({name}, ")), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_step_from_the_scheduler_to_attention() {
     for (kind, flags) in [("plain", &[][..]), ("sanitized", &SANITIZED)] {
         let program = program(&format!("attention_{kind}"), Path::new("attention.c"), flags);

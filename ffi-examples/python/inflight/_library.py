@@ -54,7 +54,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "submitter_cancel": (_P, _U64),
     "cache_create": (_P, _P),
     "cache_take_ops": (_P, _P, _Z, _P),
-    "cache_reset": (_P, _P),
+    "cache_reset": (_P,),
     "cache_get_stats": (_P, _P),
     "cache_verify": (_P,),
     "cache_open": (_P, _P, _P),

@@ -205,6 +205,7 @@ class OutputsView(Structure):
 class Event(Structure):
     _fields_ = [
         ("request_id", c_uint64),
+        ("client", c_uint64),
         ("step_id", c_uint64),
         ("kind", c_uint32),
         ("status", c_int32),
@@ -339,7 +340,7 @@ class KVCache(Structure):
         ("head_dim", c_uint32),
         ("dtype", c_uint32),
         ("num_scales", c_uint32),
-        ("reserved", c_uint32),
+        ("reserved", c_uint32 * 9),
     ]
 
 

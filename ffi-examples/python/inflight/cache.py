@@ -9,6 +9,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence
 from . import _structs as c
 from ._library import Guarded, Handle, Numbers, Octets, fill, lib, np, prepared, u64
 from .enums import BlockOpKind, known
+from .errors import CapacityError
 from .scheduler import BlockOp, Content, contents_of
 
 _OPS_AT_ONCE = 256
@@ -187,9 +188,11 @@ class Cache(Guarded):
 
     def reset(self) -> bool:
         """Forgets all cached prefixes; False, and nothing is forgotten, while blocks are held."""
-        done = c_uint32()
-        self._call(lib.inflight_cache_reset, byref(done))
-        return bool(done.value)
+        try:
+            self._call(lib.inflight_cache_reset)
+        except CapacityError:
+            return False
+        return True
 
     def stats(self) -> CacheStats:
         """Counters and state."""

@@ -22,6 +22,7 @@ class Status(IntEnum):
     OUTPUT_MISMATCH = 107
     STRUCT_SIZE = 108
     IN_USE = 109
+    CLOSED = 110
     QUEUE_FULL = 200
     OUT_OF_BLOCKS = 201
     TOO_MANY_STEPS_IN_FLIGHT = 202

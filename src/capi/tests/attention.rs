@@ -139,7 +139,7 @@ fn kv_cache(k: *mut f32, v: *mut f32) -> inflight_kv_cache {
         head_dim: DIM as u32,
         dtype: INFLIGHT_DTYPE_F32,
         num_scales: 0,
-        reserved: 0,
+        reserved: [0; 9],
     };
     // SAFETY: the cache is of this function.
     done(|e| unsafe { inflight_kv_cache_set_strides(&raw mut cache, INFLIGHT_LAYOUT_HND, e) });
@@ -405,7 +405,7 @@ fn every_field_of_a_run_is_checked() {
             },
             "cache.k_scales",
         ),
-        (inflight_kv_cache { reserved: 1, ..cache }, "cache.reserved"),
+        (inflight_kv_cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..cache }, "cache.reserved"),
     ] {
         let args = inflight_attention_args { cache: &raw const bad, ..good };
         assert_eq!(field(run(args)), name, "{bad:?}");

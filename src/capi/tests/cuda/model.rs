@@ -371,6 +371,6 @@ pub(super) fn empty_cache() -> inflight_kv_cache {
         head_dim: 0,
         dtype: 0,
         num_scales: 0,
-        reserved: 0,
+        reserved: [0; 9],
     }
 }
