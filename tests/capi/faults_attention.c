@@ -101,14 +101,18 @@ static void config_faults(void) {
     inflight_step_limits limits = new_limits();
     inflight_attention *const sentinel = w.attention, *out = sentinel;
 #define CREATE inflight_attention_create(w.device, &config, &limits, &out, error)
-/* It refuses what the creation would. */
-#define ASK inflight_attention_workspace_size(w.device, &config, &limits, &w.bytes, error)
 #define FIELD(of, assignment, name)                  \
     do {                                             \
         out = sentinel;                              \
         REFUSED_FIELD(of, assignment, name, CREATE); \
         CHECK(out == NULL);                          \
-        REFUSED_FIELD(of, assignment, name, ASK);    \
+    } while (0)
+/* What a creation refuses, the question before it does. */
+#define ASK inflight_attention_workspace_size(w.device, &config, &limits, &w.bytes, error)
+#define BOTH(of, assignment, name)                \
+    do {                                          \
+        FIELD(of, assignment, name);              \
+        REFUSED_FIELD(of, assignment, name, ASK); \
     } while (0)
     REFUSED(BAD, "device", inflight_attention_create(NULL, &config, &limits, &out, error));
     CHECK(out == NULL);
@@ -125,49 +129,49 @@ static void config_faults(void) {
     REFUSED_SIZES(limits, "limits", CREATE);
     const uint32_t no_heads[] = {0, 1, 3, 65538, UINT32_MAX - 1, UINT32_MAX};
     for (size_t i = 0; i < sizeof no_heads / sizeof *no_heads; i++) {
-        FIELD(config, num_q_heads = no_heads[i], "num_q_heads");
+        BOTH(config, num_q_heads = no_heads[i], "num_q_heads");
     }
-    FIELD(config, num_kv_heads = 0, "num_kv_heads");
-    FIELD(config, num_kv_heads = 65537, "num_kv_heads");
-    FIELD(config, num_kv_heads = UINT32_MAX, "num_kv_heads");
-    FIELD(config, num_kv_heads = 3, "num_q_heads");
+    BOTH(config, num_kv_heads = 0, "num_kv_heads");
+    BOTH(config, num_kv_heads = 65537, "num_kv_heads");
+    BOTH(config, num_kv_heads = UINT32_MAX, "num_kv_heads");
+    BOTH(config, num_kv_heads = 3, "num_q_heads");
     const uint32_t no_dims[] = {0, 1, 4, 12, 257, 264, UINT32_MAX - 7, UINT32_MAX};
     for (size_t i = 0; i < sizeof no_dims / sizeof *no_dims; i++) {
-        FIELD(config, head_dim = no_dims[i], "head_dim");
+        BOTH(config, head_dim = no_dims[i], "head_dim");
     }
-    FIELD(config, q_dtype = 0, "q_dtype");
-    FIELD(config, q_dtype = INFLIGHT_DTYPE_FP8_E4M3, "q_dtype");
-    FIELD(config, q_dtype = 5, "q_dtype");
-    FIELD(config, q_dtype = UINT32_MAX, "q_dtype");
-    FIELD(config, kv_dtype = INFLIGHT_DTYPE_F16, "kv_dtype");
-    FIELD(config, kv_dtype = 5, "kv_dtype");
-    FIELD(config, kv_dtype = UINT32_MAX, "kv_dtype");
+    BOTH(config, q_dtype = 0, "q_dtype");
+    BOTH(config, q_dtype = INFLIGHT_DTYPE_FP8_E4M3, "q_dtype");
+    BOTH(config, q_dtype = 5, "q_dtype");
+    BOTH(config, q_dtype = UINT32_MAX, "q_dtype");
+    BOTH(config, kv_dtype = INFLIGHT_DTYPE_F16, "kv_dtype");
+    BOTH(config, kv_dtype = 5, "kv_dtype");
+    BOTH(config, kv_dtype = UINT32_MAX, "kv_dtype");
     const float no_scales[] = {NAN, INFINITY, -INFINITY, 2e30F, -2e30F};
     for (size_t i = 0; i < sizeof no_scales / sizeof *no_scales; i++) {
-        FIELD(config, scale = no_scales[i], "scale");
+        BOTH(config, scale = no_scales[i], "scale");
     }
     const float no_caps[] = {NAN, INFINITY, -INFINITY, -1};
     for (size_t i = 0; i < sizeof no_caps / sizeof *no_caps; i++) {
-        FIELD(config, soft_cap = no_caps[i], "soft_cap");
+        BOTH(config, soft_cap = no_caps[i], "soft_cap");
     }
-    FIELD(config, causal = 2, "causal");
-    FIELD(config, causal = UINT32_MAX, "causal");
-    FIELD(config, fixed_split = 1, "fixed_split");
-    FIELD(config, fixed_split = 129, "fixed_split");
-    FIELD(config, fixed_split = UINT32_MAX, "fixed_split");
+    BOTH(config, causal = 2, "causal");
+    BOTH(config, causal = UINT32_MAX, "causal");
+    BOTH(config, fixed_split = 1, "fixed_split");
+    BOTH(config, fixed_split = 129, "fixed_split");
+    BOTH(config, fixed_split = UINT32_MAX, "fixed_split");
     const uint32_t too_large[] = {(1 << 30) + 1, ABOVE_MAX, UINT32_MAX};
     for (size_t i = 0; i < sizeof too_large / sizeof *too_large; i++) {
-        FIELD(limits, max_rows = too_large[i], "max_rows");
-        FIELD(limits, max_tokens = too_large[i], "max_tokens");
-        FIELD(limits, max_blocks = too_large[i], "max_blocks");
-        FIELD(limits, max_kv_len = too_large[i], "max_kv_len");
-        FIELD(limits, max_mask_bytes = too_large[i], "max_mask_bytes");
+        BOTH(limits, max_rows = too_large[i], "max_rows");
+        BOTH(limits, max_tokens = too_large[i], "max_tokens");
+        BOTH(limits, max_blocks = too_large[i], "max_blocks");
+        BOTH(limits, max_kv_len = too_large[i], "max_kv_len");
+        BOTH(limits, max_mask_bytes = too_large[i], "max_mask_bytes");
     }
-    FIELD(limits, max_rows = 0, "max_rows");
-    FIELD(limits, max_tokens = 0, "max_tokens");
-    FIELD(limits, max_blocks = 0, "max_blocks");
-    FIELD(limits, max_kv_len = 0, "max_kv_len");
-    FIELD(limits, reserved = 1, "reserved");
+    BOTH(limits, max_rows = 0, "max_rows");
+    BOTH(limits, max_tokens = 0, "max_tokens");
+    BOTH(limits, max_blocks = 0, "max_blocks");
+    BOTH(limits, max_kv_len = 0, "max_kv_len");
+    BOTH(limits, reserved = 1, "reserved");
     limits.max_rows = limits.max_tokens = limits.max_blocks = 1 << 30;
     limits.max_kv_len = limits.max_mask_bytes = 1 << 30;
     CHECK(inflight_attention_create(w.device, &config, &limits, &out, NULL) == 0);

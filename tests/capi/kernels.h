@@ -149,7 +149,8 @@ static inline void fill(float* numbers, size_t len, uint64_t seed) {
         REFUSED_FIELD(cache, dtype = 0, "cache.dtype", call);                    \
         REFUSED_FIELD(cache, dtype = 5, "cache.dtype", call);                    \
         REFUSED_FIELD(cache, dtype = UINT32_MAX, "cache.dtype", call);           \
-        REFUSED_FIELD(cache, reserved = 1, "cache.reserved", call);              \
+        REFUSED_FIELD(cache, reserved[0] = 1, "cache.reserved", call);           \
+        REFUSED_FIELD(cache, reserved[8] = 1, "cache.reserved", call);           \
     } while (0)
 
 /* Pointer and strides of one side: what is negative, no multiple of 16 bytes, does not fit 64 bits
