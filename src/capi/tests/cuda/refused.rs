@@ -61,7 +61,7 @@ fn bad_caches(good: inflight_kv_cache) -> Vec<(inflight_kv_cache, &'static str)>
         (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.k_scales"),
         (Cache { dtype: INFLIGHT_DTYPE_FP8_E4M3, ..good }, "cache.k_scales"),
         (Cache { num_scales: 7, ..good }, "cache.num_scales"),
-        (Cache { reserved: 1, ..good }, "cache.reserved"),
+        (Cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..good }, "cache.reserved"),
     ]
 }
 
