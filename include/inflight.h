@@ -7,13 +7,27 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
+ *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
- *     if (inflight_scheduler_create(&config, &scheduler, NULL) != INFLIGHT_STATUS_OK) ...
- *     ... inflight_scheduler_submit(scheduler, &request, NULL) ...
- *     for (;;) {
- *         inflight_scheduler_schedule(scheduler, now, &step, NULL);   // which tokens of whom
- *         ... run the model on step.tokens, step.slot_mapping, step.kv_indices ...
- *         inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL);
+ *     check(inflight_scheduler_create(&config, &scheduler, NULL));
+ *     check(inflight_scheduler_submit(scheduler, &request, NULL));
+ *     inflight_step_view step;
+ *     inflight_samples samples;
+ *     inflight_outputs_view outputs;
+ *     inflight_step_view_init(&step, sizeof step);
+ *     inflight_samples_init(&samples, sizeof samples);
+ *     inflight_outputs_view_init(&outputs, sizeof outputs);
+ *     samples.tokens = sampled;
+ *     while (serving()) {
+ *         check(inflight_scheduler_schedule(scheduler, now(), &step, NULL));
+ *         if (step.num_rows == 0) {
+ *             wait_for_requests();         // nothing to run
+ *         } else {
+ *             run_model(&step, sampled);   // step.tokens, step.slot_mapping, step.kv_indices, ...
+ *         }
+ *         samples.num_tokens = step.num_sampling;
+ *         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL));
+ *         deliver(&outputs);
  *     }
  *     inflight_scheduler_free(scheduler);
  *
@@ -35,13 +49,15 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
+ *   parent and what was made for them cannot be used: their threads and contexts are not there.
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
  *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
  *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused.
+ *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
+ *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
  *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only
@@ -84,17 +100,23 @@
 #define INFLIGHT_ABI_VERSION 0
 
 /**
+ * Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
+ * bits.
+ */
+#define INFLIGHT_MAX_COUNT 2147483647
+
+/**
  * Something went wrong inside the library.
  */
 #define INFLIGHT_LOG_ERROR 1
 
 /**
- * Something is slower or other than one would expect.
+ * Something is slower or other than one would expect. This version has no such lines.
  */
 #define INFLIGHT_LOG_WARNING 2
 
 /**
- * What was found and chosen.
+ * What was found and chosen. This version has no such lines.
  */
 #define INFLIGHT_LOG_INFO 3
 
@@ -106,7 +128,7 @@
 /**
  * Bytes of `inflight_error.message`, terminator included.
  */
-#define INFLIGHT_ERROR_MESSAGE_SIZE 432
+#define INFLIGHT_ERROR_MESSAGE_SIZE 424
 
 /**
  * No token: a request without `eos`.
@@ -205,7 +227,8 @@
 #define INFLIGHT_FINISH_REPETITION 4
 
 /**
- * A request that a submitter handed over cannot run: `status` says why.
+ * A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
+ * id is that of another request as well, which goes on.
  */
 #define INFLIGHT_EVENT_REFUSED 1
 
@@ -434,6 +457,11 @@ enum inflight_status
      */
     INFLIGHT_STATUS_IN_USE = 109,
     /**
+     * The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
+     * requests.
+     */
+    INFLIGHT_STATUS_CLOSED = 110,
+    /**
      * `max_waiting` requests wait already.
      */
     INFLIGHT_STATUS_QUEUE_FULL = 200,
@@ -449,6 +477,10 @@ enum inflight_status
      * Requests wait, nothing runs, and the policy admits none of them.
      */
     INFLIGHT_STATUS_STALLED = 203,
+    /**
+     * The process has too little memory left for what was asked.
+     */
+    INFLIGHT_STATUS_OUT_OF_MEMORY = 204,
     /**
      * The device could not run the step.
      */
@@ -506,7 +538,7 @@ typedef int32_t inflight_status;
  * of minus infinity. The same plan gives the same bits.
  *
  * One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
- * time need one each.
+ * time need one each, and a step buffer each.
  */
 typedef struct inflight_attention inflight_attention;
 
@@ -551,7 +583,8 @@ typedef struct inflight_scheduler inflight_scheduler;
  * A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
  * stays, so that a captured graph serves every step; on a processor a copy.
  *
- * One thread at a time: a call that finds another inside returns IN_USE.
+ * One thread at a time: a call that finds another inside returns IN_USE, so that threads which
+ * append and attend at the same time need one each. Attentions of one buffer take turns.
  */
 typedef struct inflight_step_buffer inflight_step_buffer;
 
@@ -561,7 +594,7 @@ typedef struct inflight_step_buffer inflight_step_buffer;
  *
  * What it is given takes effect with the next `inflight_scheduler_schedule`, in order; what became
  * of it is told by `inflight_scheduler_events`. It may outlive its scheduler, and refuses
- * everything then.
+ * everything then (CLOSED), as it does when a call with the scheduler panicked.
  */
 typedef struct inflight_submitter inflight_submitter;
 
@@ -612,13 +645,18 @@ typedef struct inflight_error {
      */
     size_t struct_size;
     /**
+     * The request that the failure is about, where `has_request` is 1; else 0.
+     */
+    uint64_t request_id;
+    /**
      * The status that the call returned.
      */
     int32_t code;
     /**
-     * 0.
+     * 1 if the failure is about one request: the one that was submitted or named, or with STALLED
+     * the one at the head of the queue.
      */
-    uint32_t reserved;
+    uint32_t has_request;
     /**
      * The field or argument at fault, as it is spelt in this header; empty where there is none.
      */
@@ -639,7 +677,7 @@ typedef struct inflight_content {
      */
     const uint8_t *id;
     /**
-     * Bytes of `id`.
+     * Bytes of `id`, at most 65536.
      */
     size_t id_len;
     /**
@@ -672,7 +710,7 @@ typedef struct inflight_request {
      */
     const uint32_t *prompt;
     /**
-     * Tokens of `prompt`.
+     * Tokens of `prompt`, at most `INFLIGHT_MAX_COUNT`.
      */
     size_t prompt_len;
     /**
@@ -680,7 +718,7 @@ typedef struct inflight_request {
      */
     const uint32_t *stop_tokens;
     /**
-     * Tokens of `stop_tokens`.
+     * Tokens of `stop_tokens`, at most 65536.
      */
     size_t num_stop_tokens;
     /**
@@ -688,7 +726,7 @@ typedef struct inflight_request {
      */
     const uint8_t *salt;
     /**
-     * Bytes of `salt`.
+     * Bytes of `salt`, at most 65536.
      */
     size_t salt_len;
     /**
@@ -696,7 +734,7 @@ typedef struct inflight_request {
      */
     const uint8_t *adapter;
     /**
-     * Bytes of `adapter`.
+     * Bytes of `adapter`, at most 65536.
      */
     size_t adapter_len;
     /**
@@ -704,7 +742,7 @@ typedef struct inflight_request {
      */
     const struct inflight_content *contents;
     /**
-     * Elements of `contents`.
+     * Elements of `contents`, at most 65536.
      */
     size_t num_contents;
     /**
@@ -764,11 +802,13 @@ typedef struct inflight_scheduler_config {
      */
     size_t struct_size;
     /**
-     * Blocks of the device pool, the null block 0 included: at least 2.
+     * Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+     * bytes of this process's memory, with `prefix_cache` at most 64.
      */
     uint64_t num_blocks;
     /**
-     * Blocks of the host pool, for `swap`; 0 (the default) for none.
+     * Blocks of the host pool, for `swap`, at most `INFLIGHT_MAX_COUNT`; 0 (the default) for none.
+     * Each takes 4 bytes.
      */
     uint64_t num_host_blocks;
     /**
@@ -776,29 +816,29 @@ typedef struct inflight_scheduler_config {
      */
     uint64_t max_waiting;
     /**
-     * Tokens a block; at least 1. 16 by default.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
      */
     uint32_t block_size;
     /**
-     * Requests that run at once; at least 1. 256 by default.
+     * Requests that run at once. 256 by default.
      */
     uint32_t max_num_seqs;
     /**
-     * Tokens computed in a step; at least 1. 8192 by default.
+     * Tokens computed in a step. 8192 by default.
      */
     uint32_t max_num_batched_tokens;
     /**
-     * Tokens of prompt and output together; at least 2, or 0 (the default) for all that the blocks
-     * hold.
+     * Tokens of prompt and output together, not 1; 0 (the default) for all that the blocks hold.
      */
     uint32_t max_model_len;
     /**
-     * Tokens that one request may compute in a step while others run or wait; 0 (the default) for
-     * no such cap.
+     * Tokens that one request may compute in a step while others run or wait, at most
+     * `INFLIGHT_MAX_COUNT`; 0 (the default) for no such cap.
      */
     uint32_t long_prefill_token_threshold;
     /**
-     * Steps that may be scheduled before the first is committed; at least 1, the default.
+     * Steps that may be scheduled before the first is committed; 1 (the default) to
+     * `INFLIGHT_MAX_COUNT`.
      */
     uint32_t max_steps_in_flight;
     /**
@@ -834,12 +874,12 @@ typedef struct inflight_scheduler_config {
     uint32_t bypass_lookahead;
     /**
      * The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
-     * to 256, by 16 beyond. 0 (the default) for no padding.
+     * to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
      */
     uint32_t max_padded_rows;
     /**
      * 1 (the default) to collect events, which the caller then takes with
-     * `inflight_scheduler_events` now and again.
+     * `inflight_scheduler_events` after each step: they are kept until then, however many.
      */
     uint32_t events;
     /**
@@ -891,7 +931,8 @@ typedef struct inflight_pending_token {
      */
     uint32_t token;
     /**
-     * How many steps ago it is sampled; at least 1.
+     * The step that samples it is `step_id - steps_back`; at least 1. Steps that were abandoned
+     * count, since their ids are not given again.
      */
     uint32_t steps_back;
     /**
@@ -920,7 +961,7 @@ typedef struct inflight_block_op {
 
 /**
  * One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
- * library's, and valid until the step's commit or abandon.
+ * library's, valid until the step's commit or abandon, and NULL where they are empty.
  *
  * Rows are requests, in order: those that were running, then those admitted. With row padding the
  * arrays by row have `num_padded_rows` entries, the last of them empty rows.
@@ -985,7 +1026,9 @@ typedef struct inflight_step_view {
      */
     const uint64_t *preempted;
     /**
-     * All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+     * One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+     * as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
+     * the library's own, and may change.
      */
     const uint8_t *packed;
     /**
@@ -1113,8 +1156,8 @@ typedef struct inflight_output {
 } inflight_output;
 
 /**
- * What a commit delivers. All arrays are the library's, and valid until the scheduler's next
- * schedule, commit or abandon.
+ * What a commit delivers. All arrays are the library's, valid until the scheduler's next schedule,
+ * commit or abandon, and NULL where they are empty.
  */
 typedef struct inflight_outputs_view {
     /**
@@ -1157,13 +1200,17 @@ typedef struct inflight_outputs_view {
 } inflight_outputs_view;
 
 /**
- * Something that happened to a request.
+ * Something that happened to a request. Kinds may be added: pass over those that you do not know.
  */
 typedef struct inflight_event {
     /**
      * The request.
      */
     uint64_t request_id;
+    /**
+     * Its `client`, which tells requests of one id apart.
+     */
+    uint64_t client;
     /**
      * The step with which it happened, or 2^64 - 1.
      */
@@ -1297,15 +1344,17 @@ typedef struct inflight_cache_config {
      */
     size_t struct_size;
     /**
-     * Blocks of the device pool, the null block 0 included: at least 2.
+     * Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+     * bytes of this process's memory, with `prefix_cache` at most 64.
      */
     uint64_t num_blocks;
     /**
-     * Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+     * Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
+     * default) for none. Each takes 4 bytes.
      */
     uint64_t num_host_blocks;
     /**
-     * Tokens a block; at least 1. 16 by default.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
      */
     uint32_t block_size;
     /**
@@ -1370,7 +1419,7 @@ typedef struct inflight_cache_keys {
      */
     const uint8_t *salt;
     /**
-     * Bytes of `salt`.
+     * Bytes of `salt`, at most 65536; likewise the next two lengths.
      */
     size_t salt_len;
     /**
@@ -1404,7 +1453,7 @@ typedef struct inflight_cpu_config {
      */
     const uint32_t *cores;
     /**
-     * Elements of `cores`.
+     * Elements of `cores`, at most 1024.
      */
     size_t num_cores;
     /**
@@ -1484,7 +1533,7 @@ typedef struct inflight_tensor {
      */
     void *data;
     /**
-     * Tokens.
+     * Tokens, at most `INFLIGHT_MAX_COUNT`.
      */
     uint64_t tokens;
     /**
@@ -1497,11 +1546,11 @@ typedef struct inflight_tensor {
      */
     int64_t head_stride;
     /**
-     * Heads.
+     * Heads; at least 1.
      */
     uint32_t heads;
     /**
-     * Elements a head.
+     * Elements a head; at least 1.
      */
     uint32_t head_dim;
     /**
@@ -1565,15 +1614,15 @@ typedef struct inflight_kv_cache {
      */
     int64_t v_head_stride;
     /**
-     * Blocks.
+     * Blocks; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint64_t num_blocks;
     /**
-     * Tokens a block.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
     /**
-     * KV heads.
+     * KV heads; 1 to 65536.
      */
     uint32_t num_heads;
     /**
@@ -1590,9 +1639,9 @@ typedef struct inflight_kv_cache {
      */
     uint32_t num_scales;
     /**
-     * 0.
+     * Zeros: room for what caches of later versions have to say.
      */
-    uint32_t reserved;
+    uint32_t reserved[9];
 } inflight_kv_cache;
 
 /**
@@ -1639,7 +1688,7 @@ typedef struct inflight_batch {
      */
     const uint32_t *tokens;
     /**
-     * Rows, empty ones included.
+     * Rows, empty ones included: at most 2^30, as the next two.
      */
     uint32_t num_rows;
     /**
@@ -1651,7 +1700,7 @@ typedef struct inflight_batch {
      */
     uint32_t num_kv_blocks;
     /**
-     * Tokens a block.
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
 } inflight_batch;
@@ -1675,7 +1724,7 @@ typedef struct inflight_mask {
      */
     const uint8_t *bits;
     /**
-     * Bytes of `bits`.
+     * Bytes of `bits`, at most 2^30.
      */
     size_t num_bytes;
     /**
@@ -1741,6 +1790,17 @@ typedef struct inflight_attention_config {
      * (the default) for the fastest division.
      */
     uint32_t fixed_split;
+    /**
+     * Memory of a GPU for splitting rows, at a multiple of 16 bytes; NULL (the default) for the
+     * library's own, and on a processor. It may hold anything, and attentions that run one after
+     * another may share it: see `inflight_attention_workspace_size`.
+     */
+    void *workspace;
+    /**
+     * Bytes of `workspace`: at least what `inflight_attention_workspace_size` tells; 0 where it is
+     * NULL.
+     */
+    uint64_t workspace_size;
 } inflight_attention_config;
 
 /**
@@ -1838,8 +1898,8 @@ typedef struct inflight_rope {
      */
     const struct inflight_tensor *q;
     /**
-     * Positions that the table has. A token at a later one is refused on a processor; a GPU leaves
-     * it out.
+     * Positions that the table has, at most `INFLIGHT_MAX_COUNT`. A token at a later one is refused
+     * on a processor; a GPU leaves it out.
      */
     uint32_t max_position;
     /**
@@ -2044,7 +2104,8 @@ void inflight_get_build_info(struct inflight_build_info *info, size_t size);
  * Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
  * nobody, as at the start.
  *
- * The library logs rarely: never in a step that goes well. When this call returns, the callback
+ * The library logs rarely: never in a step that goes well, and in this version only its own panics,
+ * which Rust reports on the error output as well. When this call returns, the callback
  * that was set before is not running and will not be called any more.
  *
  * Threads: any, but not from inside a callback. Since 0.1.
@@ -2098,7 +2159,8 @@ void inflight_scheduler_config_init(struct inflight_scheduler_config *config, si
  * A scheduler without requests.
  *
  * Outputs: `*out`, to be freed with `inflight_scheduler_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+ * Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+ * records do not fit.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_scheduler_create(const struct inflight_scheduler_config *config,
@@ -2117,7 +2179,7 @@ void inflight_scheduler_free(struct inflight_scheduler *scheduler);
  * Queues a request. Everything it points to is copied.
  *
  * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, DUPLICATE_REQUEST,
- * PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), IN_USE, POISONED.
+ * PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time; `inflight_submitter_submit` is for any. Since 0.1.
  */
 inflight_status inflight_scheduler_submit(struct inflight_scheduler *scheduler,
@@ -2140,8 +2202,9 @@ inflight_status inflight_scheduler_cancel(struct inflight_scheduler *scheduler,
  * Draft tokens to be verified in the step in which the request samples next; they replace earlier
  * ones, and none (NULL, 0) takes them back.
  *
- * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT while tokens of it are in
- * flight, with `overlap`, and under static batching; IN_USE, POISONED.
+ * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
+ * `INFLIGHT_MAX_COUNT` tokens, while tokens of it are in flight, with `overlap`, and under static
+ * batching; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_scheduler_set_draft(struct inflight_scheduler *scheduler,
@@ -2327,7 +2390,7 @@ void inflight_submitter_free(struct inflight_submitter *submitter);
  * (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
  *
  * Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
- * QUEUE_FULL (try again later).
+ * CLOSED, QUEUE_FULL (try again later), OUT_OF_MEMORY.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_submit(const struct inflight_submitter *submitter,
@@ -2338,7 +2401,7 @@ inflight_status inflight_submitter_submit(const struct inflight_submitter *submi
  * Asks for the end of a request, wherever it is. One that has ended already is no error: the event
  * is `INFLIGHT_EVENT_CANCELLED` where there was something to cancel.
  *
- * Fails: INVALID_ARGUMENT.
+ * Fails: INVALID_ARGUMENT, CLOSED.
  * Threads: any, several at once. Since 0.1.
  */
 inflight_status inflight_submitter_cancel(const struct inflight_submitter *submitter,
@@ -2358,7 +2421,8 @@ void inflight_cache_config_init(struct inflight_cache_config *config, size_t siz
  * A cache manager without sequences.
  *
  * Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+ * Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+ * records do not fit.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_cache_create(const struct inflight_cache_config *config,
@@ -2390,13 +2454,11 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 /**
  * Forgets all cached prefixes: after a change of the model's weights, for example.
  *
- * Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
- * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+ * IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
-inflight_status inflight_cache_reset(struct inflight_cache *cache,
-                                     uint32_t *done,
-                                     struct inflight_error *error);
+inflight_status inflight_cache_reset(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
  * Prepares an `inflight_cache_stats`: size set, zeros.
@@ -2440,7 +2502,7 @@ void inflight_cache_keys_init(struct inflight_cache_keys *keys, size_t size);
 /**
  * Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
  *
- * Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+ * Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
  * Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
@@ -2453,8 +2515,8 @@ inflight_status inflight_cache_open(struct inflight_cache *cache,
  * Says which tokens a sequence has next, after those that were said before. They name the contents
  * of its blocks for the prefix cache; without one this may be left out.
  *
- * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than 2^31 - 1 tokens in all;
- * IN_USE, POISONED.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than INFLIGHT_MAX_COUNT tokens
+ * in all; OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_extend(struct inflight_cache *cache,
@@ -2570,8 +2632,8 @@ inflight_status inflight_cache_truncate(struct inflight_cache *cache,
  * writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
  *
  * Outputs: `*child`.
- * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
- * POISONED.
+ * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;
+ * OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_fork(struct inflight_cache *cache,
@@ -2637,8 +2699,8 @@ void inflight_cpu_config_init(struct inflight_cpu_config *config, size_t size);
  * The processor, with threads of its own that sleep between calls. `config` may be NULL.
  *
  * Outputs: `*out`, to be freed with `inflight_device_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming `threads`, `cores` or `isa`; STRUCT_SIZE; DEVICE when threads cannot
- * be started.
+ * Fails: INVALID_ARGUMENT naming `threads`, `cores`, `num_cores` or `isa`; STRUCT_SIZE; DEVICE when
+ * threads cannot be started.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_device_create_cpu(const struct inflight_cpu_config *config,
@@ -2668,7 +2730,9 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
                                             struct inflight_error *error);
 
 /**
- * Frees a device. NULL does nothing. What was made for it stays usable.
+ * Frees a device. NULL does nothing. What was made for it stays usable. The threads of a processor
+ * have ended when the last of device, attentions, step buffers and block movers that use them has
+ * been freed: the library may be unloaded then, and not before.
  *
  * Threads: any; nobody may be using it. Since 0.1.
  */
@@ -2709,7 +2773,7 @@ inflight_status inflight_device_check_pointer(const struct inflight_device *devi
 /**
  * Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
  *
- * Fails: INVALID_ARGUMENT.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_tensor_set_strides(struct inflight_tensor *tensor,
@@ -2776,13 +2840,15 @@ void inflight_step_limits_init(struct inflight_step_limits *limits, size_t size)
 /**
  * Attention on a device, for steps within `limits`.
  *
- * On a GPU it loads kernels and allocates the memory that split rows take, which
- * `inflight_attention_workspace_size` tells: nothing is allocated later. On a processor memory grows
- * with the steps, and steps of like size allocate nothing.
+ * On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
+ * that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+ * Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
+ * allocate nothing.
  *
  * Outputs: `*out`, to be freed with `inflight_attention_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming the field of `config` or `limits`, STRUCT_SIZE, NO_KERNEL_IMAGE,
- * OUT_OF_DEVICE_MEMORY, CUDA.
+ * Fails: INVALID_ARGUMENT naming the field of `config` or `limits`: `workspace_size` where that is
+ * too little, `workspace` where that is not at a multiple of 16 bytes, is not memory that the driver
+ * knows, or is given on a processor; STRUCT_SIZE, NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_attention_create(const struct inflight_device *device,
@@ -2793,21 +2859,32 @@ inflight_status inflight_attention_create(const struct inflight_device *device,
 
 /**
  * Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
- * GPU this waits for the device's work.
+ * GPU this waits for the device's work, unless such a step buffer is left.
  *
  * Threads: any; nobody may be using it. Since 0.1.
  */
 void inflight_attention_free(struct inflight_attention *attention);
 
 /**
- * Memory of a GPU that an attention holds, from its creation on: for splitting rows. It depends on
- * the configuration, the limits and the device. This version allocates it itself.
+ * Memory of a GPU that an attention of this configuration and these limits takes for splitting rows:
+ * asked before it is created, to pass that much in `config->workspace`, which is not looked at here.
+ * It loads the attention's kernels, whose occupancy of the device decides, and they stay loaded.
+ *
+ * A workspace stays the caller's. It may hold anything before a run, and does after it, so it needs
+ * no initialisation, and between runs may serve for something else. Attentions whose runs are in one
+ * order, on one stream or by the caller's events, may share one of the largest size among them, and
+ * should: those of a model's layers run one after another. Those that run at the same time need one
+ * each. It must live until all runs with it are done, and no graph that captured one is launched any
+ * more; freeing the attention does not free it.
  *
  * Outputs: `*bytes`; 0 on a processor.
- * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
- * Threads: one at a time. Since 0.1.
+ * Fails: INVALID_ARGUMENT naming `bytes` or the field of `config` or `limits`, STRUCT_SIZE,
+ * NO_KERNEL_IMAGE, CUDA.
+ * Threads: any. Since 0.1.
  */
-inflight_status inflight_attention_workspace_size(struct inflight_attention *attention,
+inflight_status inflight_attention_workspace_size(const struct inflight_device *device,
+                                                  const struct inflight_attention_config *config,
+                                                  const struct inflight_step_limits *limits,
                                                   uint64_t *bytes,
                                                   struct inflight_error *error);
 
@@ -2856,11 +2933,13 @@ inflight_status inflight_step_buffer_upload(struct inflight_step_buffer *step,
 
 /**
  * Divides a step's work among the device's cores or multiprocessors, for caches of at least
- * `num_blocks` blocks. On the host, for either device; it depends on nothing but its arguments.
+ * `num_blocks` blocks, at most `INFLIGHT_MAX_COUNT`. On the host, for either device; it depends on
+ * nothing but its arguments.
  * `mask` may be NULL.
  *
- * Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`, or
- * `limits` where the step is larger; STRUCT_SIZE. IN_USE, POISONED: nothing has changed.
+ * Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`,
+ * `num_blocks`, or `limits` where the step is larger; STRUCT_SIZE, OUT_OF_MEMORY. IN_USE, POISONED:
+ * nothing has changed.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_attention_plan(struct inflight_attention *attention,
@@ -2923,9 +3002,9 @@ void inflight_rope_config_init(struct inflight_rope_config *config, size_t size)
  * its `rotary_dim / 2` angles, then their sines, both times the attention factor. Computed in
  * binary64, rounded once. For a GPU the caller copies it there.
  *
- * Outputs: `table[0..max_position * rotary_dim]`.
- * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `table_len` where
- * the table has fewer elements; STRUCT_SIZE.
+ * Outputs: `table[0..max_position * rotary_dim]`, `max_position` at most `INFLIGHT_MAX_COUNT`.
+ * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `max_position`,
+ * `table`, or `table_len` where the table has fewer elements; STRUCT_SIZE.
  * Threads: any. Since 0.1.
  */
 inflight_status inflight_rope_table(const struct inflight_rope_config *config,
@@ -2990,16 +3069,16 @@ inflight_status inflight_merge(const struct inflight_device *device,
                                struct inflight_error *error);
 
 /**
- * A mover for the caches of `num_layers` layers: `device_caches`, and where operations swap
- * `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another number
- * of blocks and distance between them. The structs are copied; the memory that they name stays
- * until the mover is freed.
+ * A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
+ * swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
+ * number of blocks and distance between them. The structs are copied; the memory that they name
+ * stays until the mover is freed.
  *
  * On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
  * addresses that it has for the device.
  *
  * Outputs: `*out`, to be freed with `inflight_block_mover_free`; NULL on failure.
- * Fails: INVALID_ARGUMENT naming `device_caches`, `host_caches`, or the field of one;
+ * Fails: INVALID_ARGUMENT naming `num_layers`, `device_caches`, `host_caches`, or the field of one;
  * NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
  * Threads: any. Since 0.1.
  */
@@ -3018,7 +3097,8 @@ inflight_status inflight_block_mover_create(const struct inflight_device *device
 void inflight_block_mover_free(struct inflight_block_mover *mover);
 
 /**
- * Carries out operations, with the result of doing so in order. A block copied to itself stays.
+ * Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
+ * copied to itself stays.
  *
  * On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
  * before it are not done yet. On a processor `stream` is NULL.

@@ -1,12 +1,16 @@
 /* inflight for C++17: RAII over the C ABI, in one header.
  *
- *     inflight::scheduler_config config;              // defaults, as
- * inflight_scheduler_config_init config.num_blocks = 1024; inflight::scheduler scheduler(config);
+ *     inflight::scheduler_config config;  // with the library's defaults
+ *     config.num_blocks = 1024;
+ *     inflight::scheduler scheduler(config);
  *     scheduler.submit(inflight::request(1, prompt, 64));
- *     while (serving) {
- *         inflight::step step = scheduler.schedule(now());
+ *     while (serving()) {
+ *         const inflight::step step = scheduler.schedule(now());
  *         run_model(step.tokens(), step.slot_mapping(), step.kv_indices(), sampled);
- *         for (const inflight_output& got : scheduler.commit(step, sampled).outputs()) ...
+ *         const inflight::outputs_view got = scheduler.commit(step, sampled);
+ *         for (const inflight_output& output : got.outputs()) {
+ *             deliver(output.request_id, got.tokens_of(output), inflight::finish_of(output));
+ *         }
  *     }
  *
  * inflight.h stays the reference: what a call does, when it fails and on which threads it may be
@@ -18,14 +22,15 @@
  *
  * Errors
  *   Every call is there twice. try_schedule(now) returns a result<step>: the value, or a failure
- * with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
- * the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has exceptions
- *   switched off; a result is then read with * and ->.
+ *   with status, field and message. schedule(now) returns the step, or throws inflight::error. Only
+ *   the first kind is there with INFLIGHT_NO_EXCEPTIONS defined, or where the compiler has
+ *   exceptions switched off; a result is then read with * and ->.
  *
  * Structs
  *   Configurations and arguments are the structs of C with a constructor that prepares them: their
- *   fields are those of inflight.h, and the pointers in them are the caller's as there. Views
- *   give their arrays as spans, valid as long as inflight.h says.
+ *   fields are those of inflight.h, and the pointers in them are the caller's as there. What keeps
+ *   a pointer takes no temporary: it would be gone by the call. Views give their arrays as spans,
+ *   valid as long as inflight.h says.
  *
  * Cost
  *   All is inline. Nothing is allocated but by what throws.
@@ -76,10 +81,12 @@ enum class status : std::int32_t {
     output_mismatch = INFLIGHT_STATUS_OUTPUT_MISMATCH,
     struct_size = INFLIGHT_STATUS_STRUCT_SIZE,
     in_use = INFLIGHT_STATUS_IN_USE,
+    closed = INFLIGHT_STATUS_CLOSED,
     queue_full = INFLIGHT_STATUS_QUEUE_FULL,
     out_of_blocks = INFLIGHT_STATUS_OUT_OF_BLOCKS,
     too_many_steps_in_flight = INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT,
     stalled = INFLIGHT_STATUS_STALLED,
+    out_of_memory = INFLIGHT_STATUS_OUT_OF_MEMORY,
     device = INFLIGHT_STATUS_DEVICE,
     cuda = INFLIGHT_STATUS_CUDA,
     out_of_device_memory = INFLIGHT_STATUS_OUT_OF_DEVICE_MEMORY,
@@ -235,8 +242,26 @@ inline bool admitted(const inflight_row& row) noexcept {
 
 // ---- Arrays ----
 
+namespace detail {
+
+template <class C, class = void>
+struct is_view : std::bool_constant<!std::is_array_v<C>> {};
+template <class C>
+struct is_view<C, std::void_t<decltype(std::declval<C&>().data())>>
+    : std::bool_constant<
+          std::is_trivially_copyable_v<C> &&
+          std::is_constructible_v<C, decltype(std::declval<C&>().data()), std::size_t>> {};
+
+/// Whether an argument `C&&` takes its elements with it at the end of the expression: a vector that
+/// a call returned does, a span of one that has a name does not.
+template <class C>
+constexpr bool is_dying = !std::is_lvalue_reference_v<C> && !is_view<C>::value;
+
+}  // namespace detail
+
 /// A pointer and a length: what std::span is, which C++17 does not have. Converts from and to it,
-/// and from arrays, std::vector, std::array and whatever else has data() and size().
+/// and from arrays, std::vector, std::array and whatever else has data() and size(). As there, one
+/// that can be written through is not made of a temporary.
 template <class T>
 class span {
    public:
@@ -251,7 +276,8 @@ class span {
     template <class C, class From = std::remove_pointer_t<decltype(std::declval<C&>().data())>,
               class = decltype(std::declval<C&>().size()),
               class = std::enable_if_t<std::is_convertible_v<From (*)[], T (*)[]> &&
-                                       !std::is_same_v<std::decay_t<C>, span>>>
+                                       !std::is_same_v<std::decay_t<C>, span> &&
+                                       (std::is_const_v<T> || !detail::is_dying<C>)>>
     constexpr span(C&& container) noexcept : data_(container.data()), size_(container.size()) {}
 
     constexpr T* data() const noexcept { return data_; }
@@ -276,6 +302,19 @@ class span {
     std::size_t size_ = 0;
 };
 
+/// A span whose elements are read by a later call: not made of a temporary, as in
+/// `request(1, tokenize(text), 64)`, whose tokens are gone by then. Give it a name.
+template <class T>
+class kept_span : public span<T> {
+   public:
+    constexpr kept_span() noexcept = default;
+    constexpr kept_span(T* data, std::size_t size) noexcept : span<T>(data, size) {}
+    template <class C,
+              class = std::enable_if_t<!std::is_same_v<std::decay_t<C>, kept_span> &&
+                                       std::is_convertible_v<C, span<T>> && !detail::is_dying<C>>>
+    constexpr kept_span(C&& container) noexcept : span<T>(std::forward<C>(container)) {}
+};
+
 using tokens_view = span<const std::uint32_t>;
 using bytes_view = span<const std::uint8_t>;
 
@@ -283,6 +322,8 @@ using bytes_view = span<const std::uint8_t>;
 inline bytes_view bytes_of(std::string_view text) noexcept {
     return bytes_view(reinterpret_cast<const std::uint8_t*>(text.data()), text.size());
 }
+template <class Text, class = std::enable_if_t<detail::is_dying<Text>>>
+bytes_view bytes_of(Text&& text) = delete;
 
 // ---- Failures ----
 
@@ -302,6 +343,10 @@ class failure {
     /// The field or argument at fault, as inflight.h spells it; empty where there is none.
     const char* field() const noexcept { return raw_.field; }
     const char* message() const noexcept { return raw_.message; }
+    /// The request that it is about, where it is about one.
+    std::optional<std::uint64_t> request_id() const noexcept {
+        return raw_.has_request != 0 ? std::optional(raw_.request_id) : std::nullopt;
+    }
     const inflight_error& raw() const noexcept { return raw_; }
     /// For the last argument of a call in C.
     inflight_error* out() noexcept { return &raw_; }
@@ -316,12 +361,17 @@ class failure {
 class error : public std::runtime_error {
    public:
     explicit error(const failure& why)
-        : std::runtime_error(text(why)), code_(why.code()), field_(why.field()) {}
+        : std::runtime_error(text(why)),
+          code_(why.code()),
+          field_(why.field()),
+          request_id_(why.request_id()) {}
 
     status code() const noexcept { return code_; }
     status_group group() const noexcept { return group_of(code_); }
     /// The field or argument at fault, as inflight.h spells it; empty where there is none.
     const std::string& field() const noexcept { return field_; }
+    /// The request that it is about, where it is about one.
+    std::optional<std::uint64_t> request_id() const noexcept { return request_id_; }
 
    private:
     static std::string text(const failure& why) {
@@ -337,6 +387,7 @@ class error : public std::runtime_error {
 
     status code_;
     std::string field_;
+    std::optional<std::uint64_t> request_id_;
 };
 
 #endif
@@ -511,7 +562,7 @@ inline void set_log_callback(inflight_log_callback callback, void* user_data,
 /// then.
 struct request : inflight_request {
     request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
-    request(std::uint64_t request_id, tokens_view prompt_tokens,
+    request(std::uint64_t request_id, kept_span<const std::uint32_t> prompt_tokens,
             std::uint32_t max_output_tokens) noexcept
         : request() {
         id = request_id;
@@ -519,22 +570,22 @@ struct request : inflight_request {
         prompt_len = prompt_tokens.size();
         max_tokens = max_output_tokens;
     }
-    request& set_stop_tokens(tokens_view tokens) noexcept {
+    request& set_stop_tokens(kept_span<const std::uint32_t> tokens) noexcept {
         stop_tokens = tokens.data();
         num_stop_tokens = tokens.size();
         return *this;
     }
-    request& set_salt(bytes_view bytes) noexcept {
+    request& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
         salt = bytes.data();
         salt_len = bytes.size();
         return *this;
     }
-    request& set_adapter(bytes_view name) noexcept {
+    request& set_adapter(kept_span<const std::uint8_t> name) noexcept {
         adapter = name.data();
         adapter_len = name.size();
         return *this;
     }
-    request& set_contents(span<const inflight_content> behind) noexcept {
+    request& set_contents(kept_span<const inflight_content> behind) noexcept {
         contents = behind.data();
         num_contents = behind.size();
         return *this;
@@ -838,17 +889,17 @@ struct cache_stats : inflight_cache_stats {
 /// What beside its tokens decides the content of a sequence's blocks. Arrays are copied by `open`.
 struct cache_keys : inflight_cache_keys {
     cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
-    cache_keys& set_salt(bytes_view bytes) noexcept {
+    cache_keys& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
         salt = bytes.data();
         salt_len = bytes.size();
         return *this;
     }
-    cache_keys& set_adapter(bytes_view name) noexcept {
+    cache_keys& set_adapter(kept_span<const std::uint8_t> name) noexcept {
         adapter = name.data();
         adapter_len = name.size();
         return *this;
     }
-    cache_keys& set_contents(span<const inflight_content> behind) noexcept {
+    cache_keys& set_contents(kept_span<const inflight_content> behind) noexcept {
         contents = behind.data();
         num_contents = behind.size();
         return *this;
@@ -963,10 +1014,9 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
     /// Forgets cached prefixes; false, and nothing is forgotten, while any sequence holds blocks.
     result<bool> try_forget_prefixes() noexcept {
         return detail::fill(false, [&](bool& done, inflight_error* error) {
-            std::uint32_t flag = 0;
-            const inflight_status code = inflight_cache_reset(get(), &flag, error);
-            done = flag != 0;
-            return code;
+            const inflight_status code = inflight_cache_reset(get(), error);
+            done = code == INFLIGHT_STATUS_OK;
+            return code == INFLIGHT_STATUS_OUT_OF_BLOCKS ? INFLIGHT_STATUS_OK : code;
         });
     }
     result<cache_stats> try_stats() noexcept {
@@ -1033,7 +1083,7 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
 
 struct cpu_config : inflight_cpu_config {
     cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
-    cpu_config& set_cores(span<const std::uint32_t> pinned) noexcept {
+    cpu_config& set_cores(kept_span<const std::uint32_t> pinned) noexcept {
         cores = pinned.data();
         num_cores = pinned.size();
         return *this;
@@ -1223,6 +1273,13 @@ struct attention_config : inflight_attention_config {
         kv_dtype = static_cast<std::uint32_t>(type);
         return *this;
     }
+    /// Memory of a GPU for splitting rows, of `attention::workspace_size` bytes. It stays the
+    /// caller's, and lives as long as runs use it.
+    attention_config& set_workspace(void* memory, std::uint64_t bytes) noexcept {
+        workspace = memory;
+        workspace_size = bytes;
+        return *this;
+    }
 };
 
 /// The largest steps that something is made for.
@@ -1249,6 +1306,7 @@ struct attention_args : inflight_attention_args {
         o = outputs;
         cache = &of;
     }
+    attention_args(const tensor& queries, const tensor& outputs, const kv_cache&& of) = delete;
 };
 
 class step_buffer;
@@ -1265,10 +1323,12 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
                 return inflight_attention_create(on.get(), &config, &limits, out, error);
             });
     }
-    /// Bytes of a GPU's memory that it holds.
-    result<std::uint64_t> try_workspace_size() noexcept {
+    /// Bytes of a GPU's memory that one takes for splitting rows; 0 on a processor.
+    static result<std::uint64_t> try_workspace_size(const device& on,
+                                                    const inflight_attention_config& config,
+                                                    const inflight_step_limits& limits) noexcept {
         return detail::fill(std::uint64_t{0}, [&](std::uint64_t& bytes, inflight_error* error) {
-            return inflight_attention_workspace_size(get(), &bytes, error);
+            return inflight_attention_workspace_size(on.get(), &config, &limits, &bytes, error);
         });
     }
     /// Once a step, before the upload to its buffer.
@@ -1286,7 +1346,10 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
     attention(const device& on, const inflight_attention_config& config,
               const inflight_step_limits& limits)
         : attention(try_create(on, config, limits).value()) {}
-    std::uint64_t workspace_size() { return try_workspace_size().value(); }
+    static std::uint64_t workspace_size(const device& on, const inflight_attention_config& config,
+                                        const inflight_step_limits& limits) {
+        return try_workspace_size(on, config, limits).value();
+    }
     void plan(const inflight_batch& rows, std::uint64_t num_blocks,
               const inflight_mask* masked = nullptr) {
         try_plan(rows, num_blocks, masked).value();
@@ -1352,6 +1415,8 @@ struct append_args : inflight_append_args {
         cache = &to;
         rope = rotation;
     }
+    append_args(const tensor& keys, const tensor& values, const kv_cache&& to,
+                const inflight_rope* rotation = nullptr) = delete;
 };
 
 /// A step's arrays and plans where kernels find them. One thread at a time.
@@ -1415,7 +1480,7 @@ inline void attention::run(step_buffer& uploaded, const inflight_attention_args&
 /// What a merge reads and writes. The states must live until the call.
 struct merge_args : inflight_merge_args {
     merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
-    merge_args(span<const inflight_merge_state> parts, const tensor& outputs) noexcept
+    merge_args(kept_span<const inflight_merge_state> parts, const tensor& outputs) noexcept
         : merge_args() {
         states = parts.data();
         num_states = parts.size();

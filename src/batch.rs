@@ -83,7 +83,8 @@ pub struct Header {
 pub struct Pending {
     /// Index into `tokens`.
     pub token: u32,
-    /// How many steps ago it is sampled; at least 1.
+    /// Its step's id is this much below this step's; at least 1. Steps that were abandoned count,
+    /// since their ids are not given again.
     pub steps_back: u32,
     /// Index among that step's logits.
     pub logits: u32,

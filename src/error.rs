@@ -49,6 +49,11 @@ pub enum Error {
         /// Blocks free.
         free: usize,
     },
+    /// The process has too little memory left for what was asked.
+    OutOfMemory {
+        /// Bytes of the allocation that failed.
+        bytes: usize,
+    },
     /// `max_steps_in_flight` steps await their commit.
     TooManyStepsInFlight {
         /// The limit.
@@ -81,6 +86,8 @@ pub enum Error {
         /// Blocks free.
         free: usize,
     },
+    /// The scheduler of a [`Submitter`](crate::scheduler::Submitter) is gone.
+    Closed,
     /// An invariant does not hold: a bug in this library or a policy that broke its contract.
     Corrupt(String),
     /// The device could not run the step.
@@ -156,6 +163,19 @@ impl Error {
         Self::InvalidArgument { field, reason: reason.into() }
     }
 
+    /// The request that it is about, where it is about one.
+    #[must_use]
+    pub fn request(&self) -> Option<RequestId> {
+        match *self {
+            Self::DuplicateRequest(id)
+            | Self::UnknownRequest(id)
+            | Self::PromptTooLong { id, .. }
+            | Self::NeverFits { id, .. }
+            | Self::Stalled { head: id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
     /// The number this error has in C: 1xx argument, 2xx capacity (retry later), 3xx device,
     /// 9xx internal. Numbers are never reused.
     #[must_use]
@@ -169,10 +189,12 @@ impl Error {
             Self::UnknownStep(_) => 105,
             Self::StepOutOfOrder { .. } => 106,
             Self::OutputMismatch { .. } => 107,
+            Self::Closed => 110,
             Self::QueueFull { .. } => 200,
             Self::OutOfBlocks { .. } => 201,
             Self::TooManyStepsInFlight { .. } => 202,
             Self::Stalled { .. } => 203,
+            Self::OutOfMemory { .. } => 204,
             Self::Device(_) => 300,
             Self::Cuda(_) => 301,
             Self::OutOfDeviceMemory { .. } => 302,
@@ -204,6 +226,9 @@ impl fmt::Display for Error {
             Self::OutOfBlocks { needed, free } => {
                 write!(f, "{needed} blocks are needed and {free} are free")
             }
+            Self::OutOfMemory { bytes } => {
+                write!(f, "{bytes} bytes of memory are needed, and the system has too few")
+            }
             Self::TooManyStepsInFlight { limit } => {
                 write!(f, "max_steps_in_flight: {limit} steps await their commit")
             }
@@ -224,6 +249,7 @@ impl fmt::Display for Error {
                 "nothing runs and nothing is admitted: request {head} needs {needed} blocks, \
                  {free} are free"
             ),
+            Self::Closed => write!(f, "the submitter's scheduler is gone"),
             Self::Corrupt(what) => write!(f, "broken invariant: {what}"),
             Self::Device(what) => write!(f, "device: {what}"),
             Self::Cuda(error) => error.fmt(f),

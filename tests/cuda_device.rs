@@ -281,6 +281,57 @@ fn work_is_recorded_once_and_done_again() {
     stream.synchronize().expect("done");
 }
 
+#[test]
+fn nothing_here_voids_the_capture_of_another() {
+    use cudarc::driver::sys;
+    let Some(device) = device::device() else { return };
+    let gpu = Arc::clone(&device.cuda);
+    let mode = || {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: `mode` outlives both calls; the second puts back what was found.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }.result().expect("known");
+        let found = mode;
+        // SAFETY: as above.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }.result().expect("known");
+        found
+    };
+    let [stream, captured] = [(); 2].map(|()| CudaStream::new(&gpu).expect("a stream"));
+    let (old, page) = (CudaBuffer::new(&gpu, 64).expect("memory"), PinnedBuffer::new(&gpu, 64));
+    let event = CudaEvent::new(&gpu).expect("an event");
+    event.record(&stream).expect("recorded");
+    let (raw, context) = (captured.handle() as usize, gpu.context() as usize);
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (go, ends) = std::sync::mpsc::channel::<()>();
+    // As PyTorch captures: in the mode that minds what any thread does.
+    let other = std::thread::spawn(move || {
+        let stream = raw as sys::CUstream;
+        let global = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+        let mut graph = ptr::null_mut();
+        // SAFETY: the context lives until this thread has been joined.
+        unsafe { sys::cuCtxSetCurrent(context as sys::CUcontext) }.result().expect("set");
+        // SAFETY: the stream lives as long.
+        unsafe { sys::cuStreamBeginCapture_v2(stream, global) }.result().expect("begun");
+        begun.send(()).expect("somebody waits");
+        ends.recv().expect("somebody tells");
+        // SAFETY: as above, and `graph` outlives the call.
+        let ended = unsafe { sys::cuStreamEndCapture(stream, &raw mut graph) }.result();
+        // SAFETY: made by the capture, where that succeeded.
+        ended.and_then(|()| unsafe { sys::cuGraphDestroy(graph) }.result())
+    });
+    begins.recv().expect("it begins");
+    drop((old, page));
+    let new = CudaBuffer::new(&gpu, 64).expect("memory");
+    stream.write(&new, 0, &[1; 64]).expect("written");
+    event.synchronize().expect("done");
+    let loaded = Kernels::new(&gpu).prepare("merge_f16", c"inflight_merge_f16", 0);
+    assert!(loaded.is_ok() || !cuda::has_kernels(), "{loaded:?}");
+    gpu.synchronize().expect("done");
+    assert_eq!(mode(), sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL);
+    go.send(()).expect("it waits");
+    let ended = other.join().expect("it does not panic");
+    assert!(ended.is_ok(), "{ended:?}");
+}
+
 /// Of the emulator's own kernels.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]

@@ -30,8 +30,9 @@ fn received(scheduler: &mut Scheduler) -> Vec<Received> {
 fn messages_are_heard_in_order() {
     let mut scheduler = scheduler(|_| {});
     let submitter = scheduler.submitter();
-    submitter.submit(request(1, 5, 3)).expect("it fits");
-    submitter.submit(request(1, 6, 3)).expect("nobody knows yet");
+    let of = |client, request| Request { client, ..request };
+    submitter.submit(of(5, request(1, 5, 3))).expect("it fits");
+    submitter.submit(of(6, request(1, 6, 3))).expect("nobody knows yet");
     submitter.cancel(RequestId(1)).expect("it is handed over");
     submitter.cancel(RequestId(2)).expect("it is handed over");
     submitter.submit(request(1, 5, 3)).expect("it fits");
@@ -39,8 +40,8 @@ fn messages_are_heard_in_order() {
     let id = RequestId(1);
     let expected = [
         Received::Submitted(id),
-        Received::Refused(id, Error::DuplicateRequest(id)),
-        Received::Cancelled(id),
+        Received::Refused { id, client: 6, error: Error::DuplicateRequest(id) },
+        Received::Cancelled { id, client: 5 },
         Received::NothingToCancel(RequestId(2)),
         Received::Submitted(id),
     ];
@@ -63,8 +64,8 @@ fn what_can_never_run_is_refused_at_once() {
     let long = submitter.submit(request(1, 100, 1));
     assert!(matches!(long, Err(Error::PromptTooLong { prompt_len: 100, .. })), "{long:?}");
     drop(scheduler);
-    assert_eq!(field(request(1, 1, 1)), "submitter");
-    assert!(submitter.cancel(RequestId(1)).is_err());
+    assert_eq!(submitter.submit(request(1, 1, 1)), Err(Error::Closed));
+    assert_eq!(submitter.cancel(RequestId(1)), Err(Error::Closed));
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn nothing_is_lost_between_threads() {
             let last = done.load(Ordering::Acquire);
             scheduler
                 .receive(|one| match one {
-                    Received::Refused(id, _) | Received::Cancelled(id) => end(id),
+                    Received::Refused { id, .. } | Received::Cancelled { id, .. } => end(id),
                     Received::Submitted(_) | Received::NothingToCancel(_) => {}
                 })
                 .expect("nothing is corrupt");

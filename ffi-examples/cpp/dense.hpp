@@ -1,5 +1,6 @@
 // The model without the library: one sequence alone, all its keys in a row, softmax and rotation
-// written out in binary64. What paged.hpp is compared with.
+// written out in binary64. What paged.hpp is compared with: queries, keys, values and outputs are
+// rounded where they are stored there.
 #ifndef SERVE_DENSE_HPP
 #define SERVE_DENSE_HPP
 
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "model.hpp"
+#include "rounding.hpp"
 
 namespace serve {
 
@@ -54,9 +56,15 @@ inline void attend(const float* q, const float* k, const float* v, std::size_t k
     }
 }
 
+inline void round_all(float* numbers, std::size_t count, inflight::dtype type) {
+    for (std::size_t i = 0; i < count; i++) {
+        numbers[i] = rounded(numbers[i], type);
+    }
+}
+
 /// The logits after each token of a sequence from token `from` on, `[.., vocabulary]`.
 inline std::vector<float> dense_logits(const model& of, const std::vector<token>& tokens,
-                                       std::size_t from) {
+                                       std::size_t from, inflight::dtype type) {
     const std::size_t count = tokens.size();
     std::vector<float> x(count * shape::hidden), q(count * shape::q_width),
         k(count * shape::kv_width), v(count * shape::kv_width), attended(shape::q_width);
@@ -65,10 +73,16 @@ inline std::vector<float> dense_logits(const model& of, const std::vector<token>
     }
     for (const layer& at : of.layers()) {
         for (std::size_t t = 0; t < count; t++) {
-            model::project(at, &x[t * shape::hidden], &q[t * shape::q_width],
-                           &k[t * shape::kv_width], &v[t * shape::kv_width]);
-            rotate(&q[t * shape::q_width], shape::q_heads, t);
-            rotate(&k[t * shape::kv_width], shape::kv_heads, t);
+            float *q_of = &q[t * shape::q_width], *k_of = &k[t * shape::kv_width],
+                  *v_of = &v[t * shape::kv_width];
+            model::project(at, &x[t * shape::hidden], q_of, k_of, v_of);
+            round_all(q_of, shape::q_width, type);
+            round_all(k_of, shape::kv_width, type);
+            round_all(v_of, shape::kv_width, type);
+            rotate(q_of, shape::q_heads, t);
+            rotate(k_of, shape::kv_heads, t);
+            round_all(q_of, shape::q_width, type);
+            round_all(k_of, shape::kv_width, type);
         }
         for (std::size_t t = 0; t < count; t++) {
             for (std::uint32_t h = 0; h < shape::q_heads; h++) {
@@ -76,6 +90,7 @@ inline std::vector<float> dense_logits(const model& of, const std::vector<token>
                 attend(&q[t * shape::q_width + h * shape::head_dim], &k[kv], &v[kv], t + 1,
                        shape::kv_width, &attended[h * shape::head_dim]);
             }
+            round_all(attended.data(), shape::q_width, type);
             model::finish_layer(at, attended.data(), &x[t * shape::hidden]);
         }
     }

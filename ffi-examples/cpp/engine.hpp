@@ -36,8 +36,8 @@ struct stream {
 
 class engine {
    public:
-    engine(const model& of, const inflight::device& device, const capacity& room)
-        : model_(of, device, room),
+    engine(const model& of, const placement& on, const capacity& room)
+        : model_(of, on, room),
           scheduler_(config_for(room)),
           submitter_(scheduler_.make_submitter()) {}
 

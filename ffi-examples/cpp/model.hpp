@@ -19,7 +19,8 @@ struct shape {
     static constexpr std::uint32_t hidden = 64;
     static constexpr std::uint32_t q_heads = 4;
     static constexpr std::uint32_t kv_heads = 2;
-    static constexpr std::uint32_t head_dim = 16;
+    /// The smallest that GPUs have kernels for.
+    static constexpr std::uint32_t head_dim = 64;
     static constexpr std::uint32_t mlp = 128;
     static constexpr std::uint32_t q_width = q_heads * head_dim;
     static constexpr std::uint32_t kv_width = kv_heads * head_dim;

@@ -6,10 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <inflight.hpp>
-#include <utility>
+#include <optional>
 #include <vector>
 
+#include "memory.hpp"
 #include "model.hpp"
+#include "placement.hpp"
 
 namespace serve {
 
@@ -30,35 +32,31 @@ struct moved_blocks {
 
 class paged_model {
    public:
-    paged_model(const model& of, const inflight::device& device, const capacity& room)
+    /// Takes what it needs of the placement.
+    paged_model(const model& of, const placement& on, const capacity& room)
         : model_(of),
           num_blocks_(room.num_blocks),
           max_position_(room.max_model_len),
-          rope_table_(std::size_t{room.max_model_len} * shape::head_dim),
-          device_memory_(room.num_blocks, room.block_size),
-          host_memory_(room.num_host_blocks, room.block_size),
-          mover_(device, device_memory_.layers,
-                 room.num_host_blocks > 0
-                     ? inflight::span<const inflight::kv_cache>(host_memory_.layers)
-                     : inflight::span<const inflight::kv_cache>()) {
-        inflight::rope_table(inflight::rope_config(shape::head_dim, shape::rope_theta),
-                             room.max_model_len, rope_table_);
+          device_pool_(on, kv_pool::where::device, room.num_blocks, room.block_size),
+          host_pool_(on, kv_pool::where::host, room.num_host_blocks, room.block_size),
+          q_(on, room.max_tokens, shape::q_heads),
+          k_(on, room.max_tokens, shape::kv_heads),
+          v_(on, room.max_tokens, shape::kv_heads),
+          attended_(on, room.max_tokens, shape::q_heads),
+          mover_(on.device, device_pool_.layers(), host_pool_.layers()) {
+        if (on.gpu) {
+            stream_.emplace(on.gpu);
+        }
+        make_rope_table(on);
         const std::uint32_t blocks_a_row =
             (room.max_model_len + room.block_size - 1) / room.block_size;
         const inflight::step_limits limits(room.max_rows, room.max_tokens,
                                            room.max_rows * blocks_a_row, room.max_model_len);
-        const inflight::attention_config heads(shape::q_heads, shape::kv_heads, shape::head_dim,
-                                               inflight::dtype::f32);
         // All layers have the same attention: one plan a step serves them.
-        attention_ = inflight::attention(device, heads, limits);
-        buffer_ = inflight::step_buffer(device, limits, attention_);
+        attention_ = inflight::attention(on.device, attention_config(on.type), limits);
+        buffer_ = inflight::step_buffer(on.device, limits, attention_);
 
-        const std::size_t tokens = room.max_tokens;
-        x_.resize(tokens * shape::hidden);
-        q_.resize(tokens * shape::q_width);
-        k_.resize(tokens * shape::kv_width);
-        v_.resize(tokens * shape::kv_width);
-        attended_.resize(tokens * shape::q_width);
+        x_.resize(std::size_t{room.max_tokens} * shape::hidden);
         logits_.resize(std::size_t{room.max_rows} * shape::vocabulary);
         sampled_.resize(room.max_rows);
     }
@@ -68,21 +66,21 @@ class paged_model {
     inflight::tokens_view run(const inflight::step& step) {
         // Copies come first: kernels read and write the blocks they are about. An empty step may
         // have some.
-        mover_.run(step.block_ops());
+        mover_.run(step.block_ops(), stream());
         count(step.block_ops());
         if (step.empty()) {
             return {};
         }
         const inflight::batch batch = inflight::batch::from(step);
         attention_.plan(batch, num_blocks_);
-        buffer_.upload(batch);
+        buffer_.upload(batch, stream());
 
         const inflight::tokens_view tokens = step.tokens();
         for (std::size_t t = 0; t < tokens.size(); t++) {
             model_.embed(tokens[t], &x_[t * shape::hidden]);
         }
         for (std::uint32_t l = 0; l < shape::layers; l++) {
-            run_layer(model_.layers()[l], device_memory_.layers[l], tokens.size());
+            run_layer(model_.layers()[l], device_pool_.layers()[l], tokens.size());
         }
         const auto at = step.logits_indices();
         for (std::size_t i = 0; i < at.size(); i++) {
@@ -101,49 +99,43 @@ class paged_model {
     const moved_blocks& moved() const { return moved_; }
 
    private:
-    /// A pool of blocks, with K and V for every layer.
-    struct pool {
-        struct alignas(64) line {
-            float at[16];
-        };
-
-        pool(std::uint32_t num_blocks, std::uint32_t block_size) {
-            const std::size_t elements = std::size_t{num_blocks} * block_size * shape::kv_width;
-            for (std::uint32_t l = 0; l < shape::layers; l++) {
-                for (int kv = 0; kv < 2; kv++) {
-                    memory.emplace_back((elements + 15) / 16);
-                }
-                layers.push_back(inflight::make_kv_cache(
-                    memory[2 * l].data(), memory[2 * l + 1].data(), num_blocks, block_size,
-                    shape::kv_heads, shape::head_dim, inflight::dtype::f32));
-            }
+    void make_rope_table(const placement& on) {
+        std::vector<float> table(std::size_t{max_position_} * shape::head_dim);
+        inflight::rope_table(inflight::rope_config(shape::head_dim, shape::rope_theta),
+                             max_position_, table);
+        const std::size_t bytes = table.size() * sizeof(float);
+        rope_table_ = device_memory(on, bytes);
+        if (stream_) {
+            stream_->upload(rope_table_.get(), table.data(), bytes);
+            stream_->wait();
+        } else {
+            std::copy(table.begin(), table.end(), static_cast<float*>(rope_table_.get()));
         }
-
-        std::vector<std::vector<line>> memory;
-        std::vector<inflight::kv_cache> layers;
-    };
+    }
 
     void run_layer(const layer& at, const inflight::kv_cache& cache, std::size_t tokens) {
         for (std::size_t t = 0; t < tokens; t++) {
-            model::project(at, &x_[t * shape::hidden], &q_[t * shape::q_width],
-                           &k_[t * shape::kv_width], &v_[t * shape::kv_width]);
+            model::project(at, &x_[t * shape::hidden], q_.token(t), k_.token(t), v_.token(t));
         }
-        const auto q = heads_of(q_, tokens, shape::q_heads);
-        const inflight::rope rope(rope_table_.data(), max_position_, shape::head_dim, &q);
-        buffer_.append(inflight::append_args(heads_of(k_, tokens, shape::kv_heads),
-                                             heads_of(v_, tokens, shape::kv_heads), cache, &rope));
-        attention_.run(buffer_, inflight::attention_args(
-                                    q, heads_of(attended_, tokens, shape::q_heads), cache));
+        const cuda::stream* on = stream_ ? &*stream_ : nullptr;
+        q_.send(tokens, on);
+        k_.send(tokens, on);
+        v_.send(tokens, on);
+        const auto q = q_.tensor(tokens);
+        const inflight::rope rope(static_cast<const float*>(rope_table_.get()), max_position_,
+                                  shape::head_dim, &q);
+        buffer_.append(inflight::append_args(k_.tensor(tokens), v_.tensor(tokens), cache, &rope),
+                       stream());
+        attention_.run(buffer_, inflight::attention_args(q, attended_.tensor(tokens), cache),
+                       stream());
+        attended_.receive(tokens, on);
         for (std::size_t t = 0; t < tokens; t++) {
-            model::finish_layer(at, &attended_[t * shape::q_width], &x_[t * shape::hidden]);
+            model::finish_layer(at, attended_.token(t), &x_[t * shape::hidden]);
         }
     }
 
-    static inflight::tensor heads_of(std::vector<float>& data, std::size_t tokens,
-                                     std::uint32_t heads) {
-        return inflight::make_tensor(data.data(), tokens, heads, shape::head_dim,
-                                     inflight::dtype::f32);
-    }
+    /// For calls of inflight: null on a processor.
+    void* stream() const { return stream_ ? stream_->handle() : nullptr; }
 
     void count(inflight::span<const inflight_block_op> ops) {
         for (const inflight_block_op& op : ops) {
@@ -163,12 +155,14 @@ class paged_model {
 
     const model& model_;
     std::uint32_t num_blocks_, max_position_;
-    std::vector<float> rope_table_;
-    pool device_memory_, host_memory_;
+    std::optional<cuda::stream> stream_;
+    cuda::owned rope_table_;
+    kv_pool device_pool_, host_pool_;
+    step_array q_, k_, v_, attended_;
     inflight::block_mover mover_;
     inflight::attention attention_;
     inflight::step_buffer buffer_;
-    std::vector<float> x_, q_, k_, v_, attended_, logits_;
+    std::vector<float> x_, logits_;
     std::vector<token> sampled_;
     moved_blocks moved_;
 };

@@ -186,6 +186,8 @@ const (
 type Event struct {
 	// RequestID is the request.
 	RequestID uint64
+	// Client is the request's own, which tells requests of one id apart.
+	Client uint64
 	// StepID is the step with which it happened, or 2^64 - 1.
 	StepID uint64
 	// Kind is what happened.

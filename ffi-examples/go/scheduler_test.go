@@ -188,39 +188,41 @@ func TestErrorsByStatus(t *testing.T) {
 		status inflight.Status
 		class  inflight.Class
 		field  string
+		// Which request it is about; 0 for none.
+		request uint64
 	}{
-		{"no prompt", submit(1, 0, 1), inflight.StatusInvalidArgument, inflight.Argument, "prompt"},
+		{"no prompt", submit(1, 0, 1), inflight.StatusInvalidArgument, inflight.Argument, "prompt", 1},
 		{"no tokens", submit(1, 1, 0), inflight.StatusInvalidArgument, inflight.Argument,
-			"max_tokens"},
-		{"long", submit(1, 100, 1), inflight.StatusPromptTooLong, inflight.Argument, ""},
+			"max_tokens", 1},
+		{"long", submit(1, 100, 1), inflight.StatusPromptTooLong, inflight.Argument, "", 1},
 		{"never", func() error { return small.Submit(request(1, "prompt", 32)) },
-			inflight.StatusNeverFits, inflight.Argument, ""},
-		{"fits", submit(1, 9, 1), 0, 0, ""},
-		{"again", submit(1, 9, 1), inflight.StatusDuplicateRequest, inflight.Argument, ""},
-		{"fits too", submit(2, 9, 1), 0, 0, ""},
-		{"full", submit(3, 9, 1), inflight.StatusQueueFull, inflight.Capacity, ""},
+			inflight.StatusNeverFits, inflight.Argument, "", 1},
+		{"fits", submit(1, 9, 1), 0, 0, "", 0},
+		{"again", submit(1, 9, 1), inflight.StatusDuplicateRequest, inflight.Argument, "", 1},
+		{"fits too", submit(2, 9, 1), 0, 0, "", 0},
+		{"full", submit(3, 9, 1), inflight.StatusQueueFull, inflight.Capacity, "", 3},
 		{"unknown", func() error { return s.Cancel(9) }, inflight.StatusUnknownRequest,
-			inflight.Argument, ""},
+			inflight.Argument, "", 9},
 		{"none such", func() error { _, err := s.Request(9); return err },
-			inflight.StatusUnknownRequest, inflight.Argument, ""},
+			inflight.StatusUnknownRequest, inflight.Argument, "", 9},
 		{"steps", func() error { _, err := s.Schedule(0); return err },
-			inflight.StatusTooManyStepsInFlight, inflight.Capacity, ""},
+			inflight.StatusTooManyStepsInFlight, inflight.Capacity, "", 0},
 		{"mismatch", func() error { _, err := step.Commit([]inflight.Token{1}); return err },
-			inflight.StatusOutputMismatch, inflight.Argument, ""},
-		{"abandon", step.Abandon, 0, 0, ""},
-		{"twice", step.Abandon, inflight.StatusUnknownStep, inflight.Argument, ""},
+			inflight.StatusOutputMismatch, inflight.Argument, "", 0},
+		{"abandon", step.Abandon, 0, 0, "", 0},
+		{"twice", step.Abandon, inflight.StatusUnknownStep, inflight.Argument, "", 0},
 		{"late", func() error { _, err := step.Commit(nil); return err },
-			inflight.StatusUnknownStep, inflight.Argument, ""},
+			inflight.StatusUnknownStep, inflight.Argument, "", 0},
 		{"blocks", func() error { _, err := inflight.NewScheduler(inflight.Config{}); return err },
-			inflight.StatusInvalidArgument, inflight.Argument, "num_blocks"},
+			inflight.StatusInvalidArgument, inflight.Argument, "num_blocks", 0},
 		{"negative", func() error {
 			_, err := inflight.NewScheduler(inflight.Config{NumBlocks: 9, BlockSize: -1})
 			return err
-		}, inflight.StatusInvalidArgument, inflight.Argument, "block_size"},
+		}, inflight.StatusInvalidArgument, inflight.Argument, "block_size", 0},
 		{"policy", func() error {
 			_, err := inflight.NewScheduler(inflight.Config{NumBlocks: 9, Policy: 99})
 			return err
-		}, inflight.StatusInvalidArgument, inflight.Argument, "policy"},
+		}, inflight.StatusInvalidArgument, inflight.Argument, "policy", 0},
 	}
 	for _, c := range cases {
 		err := c.call()
@@ -237,6 +239,9 @@ func TestErrorsByStatus(t *testing.T) {
 		}
 		if detail.Field != c.field || detail.Op == "" || err.Error() == "" {
 			t.Errorf("%s: %+v", c.name, detail)
+		}
+		if id, about := c.request, c.request != 0; detail.HasRequest != about || detail.RequestID != id {
+			t.Errorf("%s: %+v is not of request %d", c.name, detail, id)
 		}
 		if errors.Is(err, inflight.StatusCorrupt) || errors.Is(err, inflight.Internal) {
 			t.Errorf("%s: %v is everything", c.name, err)

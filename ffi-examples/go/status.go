@@ -42,6 +42,8 @@ const (
 	// StatusInUse is a handle that another thread is inside a call with. This package makes callers
 	// wait instead.
 	StatusInUse Status = C.INFLIGHT_STATUS_IN_USE
+	// StatusClosed is a submitter whose scheduler is gone: [ErrClosed] to callers of this package.
+	StatusClosed Status = C.INFLIGHT_STATUS_CLOSED
 
 	// StatusQueueFull is a queue that has [Config.MaxWaiting] requests already.
 	StatusQueueFull Status = C.INFLIGHT_STATUS_QUEUE_FULL
@@ -51,6 +53,8 @@ const (
 	StatusTooManyStepsInFlight Status = C.INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT
 	// StatusStalled is requests that wait while nothing runs and the policy admits none.
 	StatusStalled Status = C.INFLIGHT_STATUS_STALLED
+	// StatusOutOfMemory is a process with too little memory left for what was asked.
+	StatusOutOfMemory Status = C.INFLIGHT_STATUS_OUT_OF_MEMORY
 
 	// StatusDevice is a device that could not run the step.
 	StatusDevice Status = C.INFLIGHT_STATUS_DEVICE
@@ -140,6 +144,11 @@ type Error struct {
 	Field string
 	// Message says what is wrong, in English.
 	Message string
+	// RequestID is the request that the failure is about, where HasRequest says so.
+	RequestID uint64
+	// HasRequest is whether the failure is about one request: the one that was submitted or named,
+	// or with StatusStalled the one at the head of the queue.
+	HasRequest bool
 }
 
 // Error says what failed and why.
@@ -165,10 +174,12 @@ func failure(op string, status C.inflight_status, detail *C.inflight_error) erro
 		return nil
 	}
 	return &Error{
-		Op:      op,
-		Status:  Status(status),
-		Field:   C.GoString(&detail.field[0]),
-		Message: C.GoString(&detail.message[0]),
+		Op:         op,
+		Status:     Status(status),
+		Field:      C.GoString(&detail.field[0]),
+		Message:    C.GoString(&detail.message[0]),
+		RequestID:  uint64(detail.request_id),
+		HasRequest: detail.has_request != 0,
 	}
 }
 

@@ -64,13 +64,12 @@ func (s *Submitter) Cancel(id uint64) error {
 	return s.failure("cancel", status, &p.err)
 }
 
-// failure is that of a call; the library names the submitter itself where its scheduler is gone.
+// failure is that of a call.
 func (s *Submitter) failure(op string, status C.inflight_status, detail *C.inflight_error) error {
-	err := failure(op, status, detail)
-	if e, ok := err.(*Error); ok && e.Field == "submitter" {
+	if status == C.INFLIGHT_STATUS_CLOSED {
 		return ErrClosed
 	}
-	return err
+	return failure(op, status, detail)
 }
 
 // Close frees the submitter; what it handed over stays handed over. It returns nil, also where it

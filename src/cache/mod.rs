@@ -123,7 +123,8 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming `num_blocks` or `block_size`.
+    /// [`Error::InvalidArgument`] naming `num_blocks`, `block_size` or `num_host_blocks`;
+    /// [`Error::OutOfMemory`] when their records do not fit.
     pub fn new(config: CacheConfig) -> Result<Self> {
         let pool = BlockPool::new(config.num_blocks)?;
         if config.block_size == 0 {
@@ -132,15 +133,18 @@ impl KvCache {
         if config.num_blocks.checked_mul(config.block_size).is_none() {
             return Err(Error::argument("block_size", "the pool's tokens do not fit 64 bits"));
         }
-        if u32::try_from(config.num_host_blocks).is_err() {
-            return Err(Error::argument("num_host_blocks", "does not fit 32-bit block ids"));
+        if config.num_host_blocks > i32::MAX as usize {
+            return Err(Error::argument("num_host_blocks", "does not fit 31-bit block ids"));
         }
         Ok(Self {
             block_size: config.block_size,
             pool,
-            prefix: config.prefix_cache.then(|| PrefixIndex::new(config.num_blocks)),
+            prefix: match config.prefix_cache {
+                true => Some(PrefixIndex::new(config.num_blocks)?),
+                false => None,
+            },
             tables: Tables::default(),
-            host: HostPool::new(config.num_host_blocks),
+            host: HostPool::new(config.num_host_blocks)?,
             ops: Vec::new(),
             stats: CacheStats::default(),
         })

@@ -24,24 +24,29 @@ pub struct BlockPool {
     num_free: usize,
 }
 
+/// An empty vector with room for so many, where there is memory for them.
+pub(super) fn room<T>(len: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    let bytes = len.saturating_mul(size_of::<T>());
+    room.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes })?;
+    Ok(room)
+}
+
 impl BlockPool {
     /// A pool of `num_blocks` blocks, the null block included.
     ///
     /// # Errors
-    /// `num_blocks` below 2 (nothing usable) or above `u32::MAX - 1`.
+    /// `num_blocks` below 2 (nothing usable) or above `i32::MAX`; [`Error::OutOfMemory`].
     pub fn new(num_blocks: usize) -> Result<Self> {
         if num_blocks < 2 {
             let reason = format!("{num_blocks} blocks; the null block and one more are the least");
             return Err(Error::argument("num_blocks", reason));
         }
-        if num_blocks >= UNLINKED as usize {
-            return Err(Error::argument("num_blocks", "does not fit 32-bit block ids"));
+        if num_blocks > i32::MAX as usize {
+            return Err(Error::argument("num_blocks", "does not fit 31-bit block ids"));
         }
         let last = num_blocks as u32;
-        let mut blocks = Vec::new();
-        if blocks.try_reserve_exact(num_blocks + 1).is_err() {
-            return Err(Error::argument("num_blocks", "their records do not fit the memory"));
-        }
+        let mut blocks = room(num_blocks + 1)?;
         blocks.extend((0..=last).map(|i| Block { refs: 0, prev: i.wrapping_sub(1), next: i + 1 }));
         blocks[0] = Block { refs: 0, prev: UNLINKED, next: UNLINKED };
         blocks[1].prev = last;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::hash::BlockHash;
+use super::pool::room;
 use crate::error::{Error, Result};
 use crate::types::BlockId;
 
@@ -39,15 +40,21 @@ fn tag(hash: &BlockHash) -> u32 {
     hash.tag().max(1)
 }
 
+fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut filled = room(len)?;
+    filled.resize(len, value);
+    Ok(filled)
+}
+
 impl PrefixIndex {
-    pub(super) fn new(num_blocks: usize) -> Self {
-        Self {
-            heads: vec![FREE; (2 * num_blocks).next_power_of_two()],
-            tags: vec![0; num_blocks],
-            hashes: vec![BlockHash([0; 32]); num_blocks],
+    pub(super) fn new(num_blocks: usize) -> Result<Self> {
+        Ok(Self {
+            heads: filled((2 * num_blocks).next_power_of_two(), FREE)?,
+            tags: filled(num_blocks, 0)?,
+            hashes: filled(num_blocks, BlockHash([0; 32]))?,
             twins: HashMap::new(),
             len: 0,
-        }
+        })
     }
 
     /// Blocks with a known content.

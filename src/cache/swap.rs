@@ -1,5 +1,6 @@
 //! Moving sequences between the device pool and the host pool.
 
+use super::pool::room;
 use super::{BlockOp, KvCache, SeqId, pop, release_all};
 use crate::error::{Error, Result};
 
@@ -10,8 +11,10 @@ pub(super) struct HostPool {
 }
 
 impl HostPool {
-    pub(super) fn new(num_blocks: usize) -> Self {
-        Self { free: (0..num_blocks as u32).rev().collect(), num_blocks }
+    pub(super) fn new(num_blocks: usize) -> Result<Self> {
+        let mut free = room(num_blocks)?;
+        free.extend((0..num_blocks as u32).rev());
+        Ok(Self { free, num_blocks })
     }
 
     pub(super) fn num_free(&self) -> usize {

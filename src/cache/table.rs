@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::types::BlockId;
 
 /// A sequence of a [`KvCache`](super::KvCache). Handles are not reused: one that was closed stays
-/// unknown.
+/// unknown. None is 0 as a number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SeqId {
     index: u32,
@@ -24,6 +24,9 @@ impl SeqId {
         Self { index: bits as u32, generation: (bits >> 32) as u32 }
     }
 }
+
+/// Not 0, so that no sequence's number is.
+const FIRST_GENERATION: u32 = 1;
 
 #[derive(Default)]
 pub(super) struct Table {
@@ -46,7 +49,7 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn open(&mut self) -> SeqId {
         let index = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Table::default());
+            self.slots.push(Table { generation: FIRST_GENERATION, ..Table::default() });
             (self.slots.len() - 1) as u32
         });
         let table = &mut self.slots[index as usize];
@@ -58,7 +61,7 @@ impl Tables {
     pub(super) fn close(&mut self, seq: SeqId) {
         if let Ok(table) = self.get_mut(seq) {
             table.open = false;
-            table.generation = table.generation.wrapping_add(1);
+            table.generation = table.generation.checked_add(1).unwrap_or(FIRST_GENERATION);
             self.vacant.push(seq.index);
         }
     }
@@ -77,5 +80,22 @@ impl Tables {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Table> {
         self.slots.iter().filter(|table| table.open)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_sequence_is_0() {
+        let mut tables = Tables::default();
+        let first = tables.open();
+        assert_ne!(first.to_bits(), 0);
+        let last = &mut tables.slots[0];
+        last.generation = u32::MAX;
+        tables.close(SeqId { generation: u32::MAX, ..first });
+        assert_eq!(tables.open(), first, "numbers start again after 2^32");
+        assert!(tables.get(SeqId::from_bits(0)).is_none());
     }
 }

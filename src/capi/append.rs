@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::Backend;
-use super::guard::{Result, Versioned, array, call, read, shared};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, shared};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
@@ -144,13 +144,13 @@ unsafe fn append(
             if step.positions.len() != tokens {
                 return Err(Failure::argument("positions", "the step was uploaded without"));
             }
-            // Below 2^64.
-            let len = rope.max_position as usize * rope.rotary_dim as usize;
+            let rotary_dim = at_most("rotary_dim", rope.rotary_dim.into(), 256)?;
+            let len = at_most_max("max_position", rope.max_position.into())? * rotary_dim;
             Some(cpu::Rope {
                 positions: &step.positions,
                 // SAFETY: as the caller promises.
                 cos_sin: unsafe { array("cos_sin", rope.cos_sin, len) }?,
-                rotary_dim: rope.rotary_dim as usize,
+                rotary_dim,
                 pairs: rope.pairs()?,
                 q: match rope.q.is_null() {
                     true => None,

@@ -1,9 +1,12 @@
 //! Attention over a paged cache: what it is made for.
 
+use std::ffi::c_void;
+use std::ptr;
 use std::sync::Arc;
 
+use super::batch::MOST;
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read, shared};
+use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read};
 use super::plan::{CpuAttention, State};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
@@ -43,9 +46,16 @@ pub struct inflight_attention_config {
     /// a row are then split at multiples of this many, itself a multiple of 128 (2048 is usual); 0
     /// (the default) for the fastest division.
     pub fixed_split: u32,
+    /// Memory of a GPU for splitting rows, at a multiple of 16 bytes; NULL (the default) for the
+    /// library's own, and on a processor. It may hold anything, and attentions that run one after
+    /// another may share it: see `inflight_attention_workspace_size`.
+    pub workspace: *mut c_void,
+    /// Bytes of `workspace`: at least what `inflight_attention_workspace_size` tells; 0 where it is
+    /// NULL.
+    pub workspace_size: u64,
 }
 
-// SAFETY: integers and floats, without padding, the size first.
+// SAFETY: integers, floats and pointers, without padding, the size first.
 unsafe impl Versioned for inflight_attention_config {
     const FIRST_SIZE: usize = size_of::<Self>();
 
@@ -62,6 +72,8 @@ unsafe impl Versioned for inflight_attention_config {
             window_left: INFLIGHT_NO_WINDOW,
             soft_cap: 0.0,
             fixed_split: 0,
+            workspace: ptr::null_mut(),
+            workspace_size: 0,
         }
     }
 }
@@ -99,6 +111,29 @@ impl inflight_attention_config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Refuses a workspace on a processor: it would be memory for nothing.
+    fn no_workspace(&self) -> Result<()> {
+        if self.workspace.is_null() && self.workspace_size == 0 {
+            return Ok(());
+        }
+        Err(Failure::argument("workspace", "a processor takes none: NULL, of 0 bytes"))
+    }
+
+    /// The caller's workspace on a GPU.
+    #[cfg(feature = "cuda-driver")]
+    fn workspace(&self) -> Result<Option<crate::kernels::cuda::Workspace>> {
+        if self.workspace.is_null() {
+            return match self.workspace_size {
+                0 => Ok(None),
+                bytes => Err(Failure::argument("workspace", format!("is NULL, of {bytes} bytes"))),
+            };
+        }
+        let bytes = super::guard::count("workspace_size", self.workspace_size)?;
+        let address = self.workspace.addr() as u64;
+        // SAFETY: as the caller of `inflight_attention_create` promises.
+        Ok(Some(unsafe { crate::kernels::cuda::Workspace::new(address, bytes) }))
     }
 }
 
@@ -141,6 +176,10 @@ unsafe impl Versioned for inflight_step_limits {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_step_limits`: size set, zeros.
@@ -172,8 +211,11 @@ impl Limits {
     pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
         // SAFETY: as the caller promises.
         let given = unsafe { read("limits", limits) }?;
+        if given.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         let within = |field, value: u32, least: u32| {
-            if (least..=u32::MAX >> 2).contains(&value) {
+            if (u64::from(least)..=MOST).contains(&value.into()) {
                 return Ok(value as usize);
             }
             Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
@@ -209,7 +251,7 @@ impl Limits {
 /// of minus infinity. The same plan gives the same bits.
 ///
 /// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
-/// time need one each.
+/// time need one each, and a step buffer each.
 pub struct inflight_attention {
     pub(super) shared: Arc<Shared>,
 }
@@ -225,13 +267,15 @@ pub(super) struct Shared {
 
 /// Attention on a device, for steps within `limits`.
 ///
-/// On a GPU it loads kernels and allocates the memory that split rows take, which
-/// `inflight_attention_workspace_size` tells: nothing is allocated later. On a processor memory grows
-/// with the steps, and steps of like size allocate nothing.
+/// On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
+/// that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+/// Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
+/// allocate nothing.
 ///
 /// Outputs: `*out`, to be freed with `inflight_attention_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming the field of `config` or `limits`, STRUCT_SIZE, NO_KERNEL_IMAGE,
-/// OUT_OF_DEVICE_MEMORY, CUDA.
+/// Fails: INVALID_ARGUMENT naming the field of `config` or `limits`: `workspace_size` where that is
+/// too little, `workspace` where that is not at a multiple of 16 bytes, is not memory that the driver
+/// knows, or is given on a processor; STRUCT_SIZE, NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_attention_create(
@@ -245,15 +289,18 @@ pub unsafe extern "C" fn inflight_attention_create(
         // SAFETY: NULL or a device that lives.
         let backend = unsafe { backend(device) }?;
         // SAFETY: NULL or a config.
-        let config = unsafe { read("config", config) }?.config()?;
+        let given = unsafe { read("config", config) }?;
+        let config = given.config()?;
         // SAFETY: NULL or limits.
         let limits = unsafe { Limits::of(limits) }?;
         let state = match &backend {
-            Backend::Cpu(_) => State::Cpu(Box::new(CpuAttention::new(config)?)),
+            Backend::Cpu(_) => {
+                given.no_workspace()?;
+                State::Cpu(Box::new(CpuAttention::new(config)?))
+            }
             #[cfg(feature = "cuda-driver")]
             Backend::Cuda(backend) => {
-                let cuda = &backend.cuda;
-                let made = crate::kernels::cuda::Attention::new(cuda, config, limits.into())?;
+                let made = backend.attention(config, limits.into(), given.workspace()?)?;
                 State::Cuda(Box::new(made))
             }
         };
@@ -265,7 +312,7 @@ pub unsafe extern "C" fn inflight_attention_create(
 }
 
 /// Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
-/// GPU this waits for the device's work.
+/// GPU this waits for the device's work, unless such a step buffer is left.
 ///
 /// Threads: any; nobody may be using it. Since 0.1.
 #[unsafe(no_mangle)]
@@ -274,28 +321,44 @@ pub unsafe extern "C" fn inflight_attention_free(attention: *mut inflight_attent
     unsafe { free(attention) }
 }
 
-/// Memory of a GPU that an attention holds, from its creation on: for splitting rows. It depends on
-/// the configuration, the limits and the device. This version allocates it itself.
+/// Memory of a GPU that an attention of this configuration and these limits takes for splitting rows:
+/// asked before it is created, to pass that much in `config->workspace`, which is not looked at here.
+/// It loads the attention's kernels, whose occupancy of the device decides, and they stay loaded.
+///
+/// A workspace stays the caller's. It may hold anything before a run, and does after it, so it needs
+/// no initialisation, and between runs may serve for something else. Attentions whose runs are in one
+/// order, on one stream or by the caller's events, may share one of the largest size among them, and
+/// should: those of a model's layers run one after another. Those that run at the same time need one
+/// each. It must live until all runs with it are done, and no graph that captured one is launched any
+/// more; freeing the attention does not free it.
 ///
 /// Outputs: `*bytes`; 0 on a processor.
-/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
-/// Threads: one at a time. Since 0.1.
+/// Fails: INVALID_ARGUMENT naming `bytes` or the field of `config` or `limits`, STRUCT_SIZE,
+/// NO_KERNEL_IMAGE, CUDA.
+/// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_attention_workspace_size(
-    attention: *mut inflight_attention,
+    device: *const inflight_device,
+    config: *const inflight_attention_config,
+    limits: *const inflight_step_limits,
     bytes: *mut u64,
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let bytes = unsafe { output("bytes", bytes, 0) }?;
-        // SAFETY: NULL or an attention that lives.
-        let attention = unsafe { shared("attention", attention.cast_const()) }?;
-        *bytes = match &*attention.shared.state.enter()? {
-            State::Cpu(_) => 0,
+        let bytes = unsafe { output("bytes", bytes) }?;
+        // SAFETY: NULL or a device that lives.
+        let backend = unsafe { backend(device) }?;
+        // SAFETY: NULL or a config.
+        let config = unsafe { read("config", config) }?.config()?;
+        // SAFETY: NULL or limits.
+        let limits = unsafe { Limits::of(limits) }?;
+        bytes.write(match &backend {
+            // All that it would refuse later it refuses now.
+            Backend::Cpu(_) => CpuAttention::new(config).map(|_| 0)?,
             #[cfg(feature = "cuda-driver")]
-            State::Cuda(attention) => attention.workspace_bytes() as u64,
-        };
+            Backend::Cuda(backend) => backend.workspace_bytes(&config, &limits.into())? as u64,
+        });
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::guard::{Result, Versioned, array, call, read, write};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_step_view;
 use crate::kernels::{BatchView, Mask};
@@ -35,13 +35,13 @@ pub struct inflight_batch {
     pub positions: *const u32,
     /// Input tokens, for kernels of the caller's on a GPU; `[num_tokens]`, or NULL.
     pub tokens: *const u32,
-    /// Rows, empty ones included.
+    /// Rows, empty ones included: at most 2^30, as the next two.
     pub num_rows: u32,
     /// Query tokens: the last of `qo_indptr`.
     pub num_tokens: u32,
     /// Elements of `kv_indices`.
     pub num_kv_blocks: u32,
-    /// Tokens a block.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
 }
 
@@ -123,6 +123,9 @@ pub(super) struct Arrays<'a> {
     pub(super) tokens: &'a [u32],
 }
 
+/// Rows, tokens, blocks and bytes of mask that a step has at most.
+pub(super) const MOST: u64 = 1 << 30;
+
 const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 
 /// The arrays of the caller's batch; what they hold is not checked but for the number of tokens.
@@ -133,14 +136,17 @@ const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Arrays<'a>> {
     // SAFETY: as the caller promises.
     let given = unsafe { read("batch", batch) }?;
-    let (rows, tokens) = (given.num_rows as usize, given.num_tokens as usize);
+    let rows = at_most("num_rows", given.num_rows.into(), MOST)?;
+    let tokens = at_most("num_tokens", given.num_tokens.into(), MOST)?;
+    let blocks = at_most("num_kv_blocks", given.num_kv_blocks.into(), MOST)?;
+    let block_size = at_most_max("block_size", given.block_size.into())?;
     // SAFETY: as the caller promises.
     let qo_indptr = unsafe { array("qo_indptr", given.qo_indptr, rows + 1) }?;
     // SAFETY: as the caller promises.
     let kv_indptr = unsafe { array("kv_indptr", given.kv_indptr, rows + 1) }?;
-    let blocks = (given.kv_indices.cast::<BlockId>(), given.num_kv_blocks as usize);
+    let kv_indices = given.kv_indices.cast::<BlockId>();
     // SAFETY: as the caller promises; a block id is a number.
-    let kv_indices = unsafe { array("kv_indices", blocks.0, blocks.1) }?;
+    let kv_indices = unsafe { array("kv_indices", kv_indices, blocks) }?;
     // SAFETY: as the caller promises.
     let last = unsafe { array("kv_last_page_len", given.kv_last_page_len, rows) }?;
     let of = |null: bool| if null { 0 } else { tokens };
@@ -157,13 +163,7 @@ pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Array
         let reason = format!("is {tokens}, and qo_indptr ends at {}", qo_indptr[rows]);
         return Err(Failure::argument("num_tokens", reason));
     }
-    let rows = BatchView {
-        qo_indptr,
-        kv_indptr,
-        kv_indices,
-        kv_last_page_len: last,
-        block_size: given.block_size as usize,
-    };
+    let rows = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
     Ok(Arrays { rows, slot_mapping, positions, tokens: names })
 }
 
@@ -181,7 +181,7 @@ pub struct inflight_mask {
     pub struct_size: usize,
     /// The bits.
     pub bits: *const u8,
-    /// Bytes of `bits`.
+    /// Bytes of `bits`, at most 2^30.
     pub num_bytes: usize,
     /// Where each row's bytes begin, and where the last's end, `[num_rows + 1]`.
     pub indptr: *const u32,
@@ -229,6 +229,7 @@ pub(super) unsafe fn mask_of<'a>(
     }
     // SAFETY: as the caller promises.
     let given = unsafe { read("mask", mask) }?;
+    at_most("mask.num_bytes", given.num_bytes as u64, MOST)?;
     // SAFETY: as the caller promises.
     let bits = unsafe { array("mask.bits", given.bits, given.num_bytes) }?;
     // SAFETY: as the caller promises.

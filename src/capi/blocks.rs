@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, array, call, create, free, shared};
+use super::guard::{Exclusive, Result, array, at_most, at_most_max, call, create, free, shared};
 use super::kv::inflight_kv_cache;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -57,16 +57,19 @@ impl Layers {
     }
 }
 
-/// A mover for the caches of `num_layers` layers: `device_caches`, and where operations swap
-/// `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another number
-/// of blocks and distance between them. The structs are copied; the memory that they name stays
-/// until the mover is freed.
+/// Layers of a mover at most.
+const MAX_LAYERS: u64 = 1 << 16;
+
+/// A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
+/// swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
+/// number of blocks and distance between them. The structs are copied; the memory that they name
+/// stays until the mover is freed.
 ///
 /// On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
 /// addresses that it has for the device.
 ///
 /// Outputs: `*out`, to be freed with `inflight_block_mover_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming `device_caches`, `host_caches`, or the field of one;
+/// Fails: INVALID_ARGUMENT naming `num_layers`, `device_caches`, `host_caches`, or the field of one;
 /// NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
@@ -81,6 +84,7 @@ pub unsafe extern "C" fn inflight_block_mover_create(
     let make = || {
         // SAFETY: NULL or a device that lives.
         let backend = unsafe { backend(device) }?;
+        at_most("num_layers", num_layers as u64, MAX_LAYERS)?;
         // SAFETY: NULL or of so many layers.
         let caches = unsafe { array("device_caches", device_caches, num_layers) }?;
         let hosts = if host_caches.is_null() { 0 } else { num_layers };
@@ -123,7 +127,8 @@ pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mo
     unsafe { free(mover) }
 }
 
-/// Carries out operations, with the result of doing so in order. A block copied to itself stays.
+/// Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
+/// copied to itself stays.
 ///
 /// On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
 /// before it are not done yet. On a processor `stream` is NULL.
@@ -143,6 +148,7 @@ pub unsafe extern "C" fn inflight_block_mover_run(
     let body = || {
         // SAFETY: NULL or a mover that lives.
         let mut state = unsafe { shared("mover", mover.cast_const()) }?.state.enter()?;
+        at_most_max("num_ops", num_ops as u64)?;
         // The same three numbers.
         // SAFETY: NULL or of so many operations.
         let ops = unsafe { array("ops", ops.cast::<BlockOp>(), num_ops) }?;
@@ -157,7 +163,7 @@ pub unsafe extern "C" fn inflight_block_mover_run(
             (Kind::Cuda(mover), Backend::Cuda(backend)) => {
                 // SAFETY: NULL or a stream that lives.
                 let stream = unsafe { backend.stream(stream) }?;
-                Ok(mover.run(&stream, ops)?)
+                mover.run(&stream, ops).map_err(|error| Failure::from(error).for_layers())
             }
             #[cfg(feature = "cuda-driver")]
             _ => Err(Failure::new(inflight_status::Corrupt, "", "a mover of two devices")),

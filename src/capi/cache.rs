@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array_mut, call, count, create, flag, free, output,
-    read, shared, write,
+    Entered, Exclusive, Result, Versioned, array_mut, at_most_max, call, create, flag, free,
+    output, read, shared, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
+use crate::error::Error;
 use crate::types::{BlockId, Token};
 
 /// What a cache manager is made for.
@@ -19,11 +20,13 @@ use crate::types::{BlockId, Token};
 pub struct inflight_cache_config {
     /// `sizeof(inflight_cache_config)`.
     pub struct_size: usize,
-    /// Blocks of the device pool, the null block 0 included: at least 2.
+    /// Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+    /// bytes of this process's memory, with `prefix_cache` at most 64.
     pub num_blocks: u64,
-    /// Blocks of the host pool, to swap sequences out to; 0 (the default) for none.
+    /// Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
+    /// default) for none. Each takes 4 bytes.
     pub num_host_blocks: u64,
-    /// Tokens a block; at least 1. 16 by default.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
     pub block_size: u32,
     /// 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
     pub prefix_cache: u32,
@@ -109,7 +112,8 @@ pub(super) unsafe fn enter<'a>(cache: *const inflight_cache) -> Result<Entered<'
 /// A cache manager without sequences.
 ///
 /// Outputs: `*out`, to be freed with `inflight_cache_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+/// Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+/// records do not fit.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_create(
@@ -121,10 +125,10 @@ pub unsafe extern "C" fn inflight_cache_create(
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?;
         let cache = KvCache::new(CacheConfig {
-            num_blocks: count("num_blocks", config.num_blocks)?,
-            block_size: config.block_size as usize,
+            num_blocks: at_most_max("num_blocks", config.num_blocks)?,
+            block_size: at_most_max("block_size", config.block_size.into())?,
             prefix_cache: flag("prefix_cache", config.prefix_cache)?,
-            num_host_blocks: count("num_host_blocks", config.num_host_blocks)?,
+            num_host_blocks: at_most_max("num_host_blocks", config.num_host_blocks)?,
         })?;
         let (sequences, hit, ops) = (HashMap::new(), Vec::new(), Vec::new());
         let state = State { cache, sequences, hit, ops };
@@ -160,7 +164,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_ops = unsafe { output("num_ops", num_ops, 0) }?;
+        let num_ops = unsafe { output("num_ops", num_ops) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         // SAFETY: NULL or of so many operations.
@@ -171,7 +175,7 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
         for (to, BlockOp { kind, src, dst }) in to.iter_mut().zip(ops.drain(..taken)) {
             *to = inflight_block_op { kind, src, dst };
         }
-        *num_ops = taken;
+        num_ops.write(taken);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -180,22 +184,22 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 
 /// Forgets all cached prefixes: after a change of the model's weights, for example.
 ///
-/// Outputs: `*done`, 1; 0, and nothing is forgotten, while any sequence holds blocks.
-/// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+/// IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_reset(
     cache: *mut inflight_cache,
-    done: *mut u32,
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
-        // SAFETY: NULL or the caller's to be written.
-        let done = unsafe { output("done", done, 0) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
-        *done = u32::from(state.cache.reset_prefix_cache());
-        Ok(())
+        if state.cache.reset_prefix_cache() {
+            return Ok(());
+        }
+        let (needed, free) = (state.cache.pool().num_usable(), state.cache.num_free());
+        Err(Error::OutOfBlocks { needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

@@ -10,8 +10,11 @@ use super::kv::{failure, inflight_kv_cache};
 use super::status::Failure;
 use super::tensor::inflight_tensor;
 use crate::device::cuda::{Cuda, CudaStream};
-use crate::kernels::DType;
-use crate::kernels::cuda::{Append, DeviceCache, DeviceScales, DeviceTensor, Merge, StepLimits};
+use crate::kernels::cuda::{
+    Append, Attention, DeviceCache, DeviceScales, DeviceTensor, Fusion, Merge, StepLimits,
+    Workspace,
+};
+use crate::kernels::{AttentionConfig, DType};
 
 /// A GPU, and the kernels that are for no attention in particular, loaded when first asked for.
 #[derive(Debug)]
@@ -27,13 +30,39 @@ impl CudaBackend {
         Ok(Self { cuda, appends: Mutex::default(), merges: Mutex::default() })
     }
 
+    /// Attention in the caller's memory, or in its own.
+    pub(super) fn attention(
+        &self,
+        config: AttentionConfig,
+        limits: StepLimits,
+        workspace: Option<Workspace>,
+    ) -> Result<Attention> {
+        let (cuda, fusion) = (&self.cuda, Fusion::default());
+        let made = match workspace {
+            None => Attention::with_fusion(cuda, config, limits, fusion),
+            Some(given) => Attention::with_workspace(cuda, config, limits, fusion, given),
+        };
+        made.map_err(|error| Failure::from(error).renamed(&[("workspace.bytes", "workspace_size")]))
+    }
+
+    /// Bytes of the workspace that such an attention asks for.
+    pub(super) fn workspace_bytes(
+        &self,
+        config: &AttentionConfig,
+        limits: &StepLimits,
+    ) -> Result<usize> {
+        Ok(Attention::workspace_bytes(&self.cuda, config, limits, Fusion::default())?)
+    }
+
     /// The kernel that appends new keys of one type to caches of another.
     pub(super) fn append(&self, new: DType, cache: DType) -> Result<Arc<Append>> {
         let mut loaded = self.appends.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(append) = loaded.get(&(new, cache)) {
             return Ok(Arc::clone(append));
         }
-        let append = Arc::new(Append::new(&self.cuda, new, cache)?);
+        let append = Append::new(&self.cuda, new, cache)
+            .map_err(|error| Failure::from(error).renamed(&[("new", "k")]))?;
+        let append = Arc::new(append);
         loaded.insert((new, cache), Arc::clone(&append));
         Ok(append)
     }
@@ -44,7 +73,9 @@ impl CudaBackend {
         if let Some(merge) = loaded.get(&dtype) {
             return Ok(Arc::clone(merge));
         }
-        let merge = Arc::new(Merge::new(&self.cuda, dtype)?);
+        let merge = Merge::new(&self.cuda, dtype)
+            .map_err(|error| Failure::from(error).renamed(&[("dtype", "o")]))?;
+        let merge = Arc::new(merge);
         loaded.insert(dtype, Arc::clone(&merge));
         Ok(merge)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda-driver")]
 use super::cuda::CudaBackend;
 use super::guard::{
-    Result, Versioned, array, call, create, free, output, read, shared, text, write,
+    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::cpu::{Cpu, CpuConfig, Isa};
@@ -51,7 +51,7 @@ pub struct inflight_cpu_config {
     pub struct_size: usize,
     /// Cores to pin the threads to, one each, in order; NULL leaves them to the system. Linux only.
     pub cores: *const u32,
-    /// Elements of `cores`.
+    /// Elements of `cores`, at most 1024.
     pub num_cores: usize,
     /// Threads, at most 1024; 0 (the default) for one a core in `cores`, or a core that this process
     /// may use.
@@ -133,8 +133,8 @@ pub(super) unsafe fn backend(device: *const inflight_device) -> Result<Backend> 
 /// The processor, with threads of its own that sleep between calls. `config` may be NULL.
 ///
 /// Outputs: `*out`, to be freed with `inflight_device_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming `threads`, `cores` or `isa`; STRUCT_SIZE; DEVICE when threads cannot
-/// be started.
+/// Fails: INVALID_ARGUMENT naming `threads`, `cores`, `num_cores` or `isa`; STRUCT_SIZE; DEVICE when
+/// threads cannot be started.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_device_create_cpu(
@@ -148,6 +148,7 @@ pub unsafe extern "C" fn inflight_device_create_cpu(
             // SAFETY: a config of the caller's.
             false => unsafe { read("config", config) }?,
         };
+        at_most("num_cores", config.num_cores as u64, 1024)?;
         // SAFETY: NULL or of so many cores.
         let cores = unsafe { array("cores", config.cores, config.num_cores) }?;
         let named = ISAS.iter().find(|&&(number, _)| number == config.isa);
@@ -181,8 +182,8 @@ pub unsafe extern "C" fn inflight_cuda_device_count(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let count = unsafe { output("count", count, 0) }?;
-        *count = cuda_devices()? as u32;
+        let count = unsafe { output("count", count) }?;
+        count.write(cuda_devices()? as u32);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -227,7 +228,9 @@ fn cuda(_ordinal: u32) -> Result<Backend> {
     Err(Error::NoCuda(crate::error::CudaUnavailable::NotBuilt).into())
 }
 
-/// Frees a device. NULL does nothing. What was made for it stays usable.
+/// Frees a device. NULL does nothing. What was made for it stays usable. The threads of a processor
+/// have ended when the last of device, attentions, step buffers and block movers that use them has
+/// been freed: the library may be unloaded then, and not before.
 ///
 /// Threads: any; nobody may be using it. Since 0.1.
 #[unsafe(no_mangle)]

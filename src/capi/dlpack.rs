@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Result, call, flag, output, shared};
+use super::guard::{Result, call, flag, give, output, shared};
 use super::kv::{INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{inflight_tensor, number_of};
@@ -222,7 +222,8 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
         };
         made.parts("managed")?;
         // SAFETY: NULL or the caller's to be written.
-        unsafe { output("tensor", tensor, made) }.map(|_| ())
+        unsafe { output("tensor", tensor) }?.write(made);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -288,11 +289,12 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
             head_dim: small(3)?,
             dtype: number_of(k.dtype),
             num_scales: 0,
-            reserved: 0,
+            reserved: [0; 9],
         };
         made.layout()?;
         // SAFETY: NULL or the caller's to be written.
-        unsafe { output("cache", cache, made) }.map(|_| ())
+        unsafe { output("cache", cache) }?.write(made);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -342,9 +344,7 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
     managed: *mut *mut c_void,
     error: *mut inflight_error,
 ) -> inflight_status {
-    let body = || {
-        // SAFETY: NULL or the caller's to be written.
-        let managed = unsafe { output("managed", managed, ptr::null_mut()) }?;
+    let make = || {
         // SAFETY: NULL or a device that lives.
         let (device_type, device_id) = match &unsafe { backend(device) }? {
             Backend::Cpu(_) => (CPU, 0),
@@ -393,11 +393,10 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
         within.managed.context = exported.cast();
         within.managed.tensor.shape = within.shape.as_mut_ptr();
         within.managed.tensor.strides = within.strides.as_mut_ptr();
-        *managed = exported.cast();
-        Ok(())
+        Ok(exported.cast())
     };
-    // SAFETY: `error` is NULL or the caller's.
-    unsafe { call(error, body) }
+    // SAFETY: `managed` and `error` are NULL or the caller's to be written.
+    unsafe { give("managed", managed, error, make) }
 }
 
 // What dlpack.h has, on 64-bit machines.

@@ -6,7 +6,8 @@ use super::step::{INFLIGHT_FINISH_NONE, finish_of};
 use crate::scheduler::Output;
 use crate::types::{RequestId, StepId};
 
-/// A request that a submitter handed over cannot run: `status` says why.
+/// A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
+/// id is that of another request as well, which goes on.
 pub const INFLIGHT_EVENT_REFUSED: u32 = 1;
 /// A request sampled its last token: `finish` says why it was the last.
 pub const INFLIGHT_EVENT_FINISHED: u32 = 2;
@@ -15,12 +16,14 @@ pub const INFLIGHT_EVENT_CANCELLED: u32 = 3;
 /// A request had to give way in step `step_id`, and waits again. It goes on later.
 pub const INFLIGHT_EVENT_PREEMPTED: u32 = 4;
 
-/// Something that happened to a request.
+/// Something that happened to a request. Kinds may be added: pass over those that you do not know.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct inflight_event {
     /// The request.
     pub request_id: u64,
+    /// Its `client`, which tells requests of one id apart.
+    pub client: u64,
     /// The step with which it happened, or 2^64 - 1.
     pub step_id: u64,
     /// `INFLIGHT_EVENT_*`.
@@ -42,9 +45,10 @@ pub(super) enum EventKind {
 }
 
 impl inflight_event {
-    pub(super) fn new(id: RequestId, kind: EventKind) -> Self {
+    pub(super) fn new(id: RequestId, client: u64, kind: EventKind) -> Self {
         Self {
             request_id: id.0,
+            client,
             step_id: u64::MAX,
             kind: kind as u32,
             status: 0,
@@ -53,13 +57,13 @@ impl inflight_event {
         }
     }
 
-    pub(super) fn refused(id: RequestId, status: inflight_status) -> Self {
-        Self { status: status as i32, ..Self::new(id, EventKind::Refused) }
+    pub(super) fn refused(id: RequestId, client: u64, status: inflight_status) -> Self {
+        Self { status: status as i32, ..Self::new(id, client, EventKind::Refused) }
     }
 
     pub(super) fn finished(output: &Output, step: StepId) -> Self {
         let (finish, stop_token) = finish_of(output.finish);
-        let of = Self::new(output.id, EventKind::Finished);
+        let of = Self::new(output.id, output.client, EventKind::Finished);
         Self { step_id: step.0, finish, stop_token, ..of }
     }
 }

@@ -3,13 +3,16 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::c_char;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::{ptr, slice};
 
-use super::library::log_panic;
+use super::library::{INFLIGHT_MAX_COUNT, log_panic};
 use super::status::{Failure, inflight_error, inflight_status};
+use crate::error::Error;
 
 pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -80,6 +83,11 @@ pub(super) unsafe trait Versioned: Copy {
 
     /// Its defaults, `struct_size` included.
     fn initial() -> Self;
+
+    /// Its field `reserved`, which must be 0; 0 where it has none.
+    fn reserved(&self) -> u32 {
+        0
+    }
 }
 
 /// A size that the caller gave for a struct.
@@ -133,6 +141,9 @@ pub(super) unsafe fn read<T: Versioned>(field: &'static str, from: *const T) -> 
         let reason = "sets fields that this version of the library does not have";
         return Err(Failure::new(inflight_status::StructSize, field, reason));
     }
+    if value.reserved() != 0 {
+        return Err(Failure::argument("reserved", format!("of {field} is not 0")));
+    }
     Ok(value)
 }
 
@@ -174,6 +185,12 @@ fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
     Ok(())
 }
 
+/// An array of the library's for the caller; NULL where it is empty: Rust's pointer is made up then,
+/// and readers that look at every pointer (Go's runtime) end on it.
+pub(super) fn lent<T>(array: &[T]) -> *const T {
+    if array.is_empty() { ptr::null() } else { array.as_ptr() }
+}
+
 /// An array of the caller's; NULL is an empty one.
 ///
 /// # Safety
@@ -194,6 +211,36 @@ pub(super) unsafe fn array<'a, T>(
     Ok(unsafe { slice::from_raw_parts(from, len) })
 }
 
+/// An array of the caller's of at most `most` elements: the fields of its start and its length.
+///
+/// # Safety
+/// As for [`array`].
+pub(super) unsafe fn bounded<'a, T>(
+    [start, length]: [&'static str; 2],
+    from: *const T,
+    len: usize,
+    most: u64,
+) -> Result<&'a [T]> {
+    at_most(length, len as u64, most)?;
+    // SAFETY: as the caller promises.
+    unsafe { array(start, from, len) }
+}
+
+/// A copy of what may be gigabytes: where there is no memory for it, that is no abort.
+pub(super) fn copied<T: Copy>(from: &[T]) -> Result<Vec<T>> {
+    let mut copy = Vec::new();
+    append(&mut copy, from)?;
+    Ok(copy)
+}
+
+/// Appends such a copy.
+pub(super) fn append<T: Copy>(to: &mut Vec<T>, from: &[T]) -> Result<()> {
+    let failed = |_| Error::OutOfMemory { bytes: size_of_val(from) };
+    to.try_reserve(from.len()).map_err(failed)?;
+    to.extend_from_slice(from);
+    Ok(())
+}
+
 /// An array of the caller's to be written; NULL is an empty one.
 ///
 /// # Safety
@@ -211,61 +258,61 @@ pub(super) unsafe fn array_mut<'a, T>(
     Ok(unsafe { slice::from_raw_parts_mut(to, len) })
 }
 
-/// A place for a result, which is written at once with `fallback`.
+/// A place for a result, to be written once nothing can fail any more.
 ///
 /// # Safety
 /// `to` is NULL, or may be written and is used by nobody else during 'a.
-pub(super) unsafe fn output<'a, T: Copy>(
+pub(super) unsafe fn output<'a, T>(
     field: &'static str,
     to: *mut T,
-    fallback: T,
-) -> Result<&'a mut T> {
+) -> Result<&'a mut MaybeUninit<T>> {
     check_pointer(field, to)?;
-    // SAFETY: not NULL, aligned, and writable as the caller promises.
-    unsafe { to.write(fallback) };
-    // SAFETY: as above, and just written.
-    Ok(unsafe { &mut *to })
+    // SAFETY: not NULL, aligned, and the caller's as promised; it need not hold a value.
+    Ok(unsafe { &mut *to.cast() })
 }
 
-/// Gives an object to the caller, who frees it with [`free`].
-///
-/// # Safety
-/// `to` is NULL or may be written.
-pub(super) unsafe fn give<T>(
-    field: &'static str,
-    to: *mut *mut T,
-    make: impl FnOnce() -> Result<T>,
-) -> Result<()> {
-    // SAFETY: as the caller promises.
-    let to = unsafe { output(field, to, ptr::null_mut()) }?;
-    *to = Box::into_raw(Box::new(make()?));
-    Ok(())
-}
-
-/// Runs a call that gives an object to the caller: `*to` is NULL if it fails, for whatever reason.
+/// Runs a call that gives a pointer to the caller: `*to` is NULL if it fails, for whatever reason.
 ///
 /// # Safety
 /// `to` is NULL or may be written; `error` is as for [`call`].
+pub(super) unsafe fn give<T>(
+    field: &'static str,
+    to: *mut *mut T,
+    error: *mut inflight_error,
+    make: impl FnOnce() -> Result<*mut T>,
+) -> inflight_status {
+    // SAFETY: as the caller promises.
+    if let Ok(to) = unsafe { output(field, to) } {
+        to.write(ptr::null_mut());
+    }
+    let body = || {
+        // SAFETY: as the caller promises.
+        let to = unsafe { output(field, to) }?;
+        to.write(make()?);
+        Ok(())
+    };
+    // SAFETY: as the caller promises.
+    unsafe { call(error, body) }
+}
+
+/// Runs a call that gives an object to the caller, who frees it with [`free`].
+///
+/// # Safety
+/// As for [`give`].
 pub(super) unsafe fn create<T>(
     field: &'static str,
     to: *mut *mut T,
     error: *mut inflight_error,
     make: impl FnOnce() -> Result<T>,
 ) -> inflight_status {
-    if check_pointer(field, to).is_ok() {
-        // SAFETY: not NULL, aligned, and writable as the caller promises.
-        unsafe { to.write(ptr::null_mut()) };
-    }
     // SAFETY: as the caller promises.
-    let body = || unsafe { give(field, to, make) };
-    // SAFETY: as the caller promises.
-    unsafe { call(error, body) }
+    unsafe { give(field, to, error, || Ok(Box::into_raw(Box::new(make()?)))) }
 }
 
 /// Frees an object; NULL is none.
 ///
 /// # Safety
-/// `object` is NULL, or comes from [`give`] and is not used any more.
+/// `object` is NULL, or comes from [`create`] and is not used any more.
 pub(super) unsafe fn free<T>(object: *mut T) {
     if !object.is_null() {
         // SAFETY: it comes from `Box::into_raw`.
@@ -276,7 +323,7 @@ pub(super) unsafe fn free<T>(object: *mut T) {
 /// An object of the caller's, shared.
 ///
 /// # Safety
-/// `object` is NULL, or comes from [`give`] and is not freed during 'a.
+/// `object` is NULL, or comes from [`create`] and is not freed during 'a.
 pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Result<&'a T> {
     check_pointer(field, object)?;
     // SAFETY: it comes from a box, and lives.
@@ -286,8 +333,18 @@ pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Res
 /// An object for one thread at a time, which is checked; poisoned by a panic.
 #[derive(Debug)]
 pub(super) struct Exclusive<T> {
-    state: AtomicU8,
+    state: Arc<AtomicU8>,
     value: UnsafeCell<T>,
+}
+
+/// Tells whether an [`Exclusive`] is poisoned, without entering it, and may outlive it.
+#[derive(Clone, Debug)]
+pub(super) struct Watch(Arc<AtomicU8>);
+
+impl Watch {
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == POISONED
+    }
 }
 
 const IDLE: u8 = 0;
@@ -299,7 +356,11 @@ unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
     pub(super) fn new(value: T) -> Self {
-        Self { state: AtomicU8::new(IDLE), value: UnsafeCell::new(value) }
+        Self { state: Arc::new(AtomicU8::new(IDLE)), value: UnsafeCell::new(value) }
+    }
+
+    pub(super) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.state))
     }
 
     /// The value, until the guard is dropped.
@@ -372,6 +433,19 @@ pub(super) fn flag(field: &'static str, value: u32) -> Result<bool> {
     }
 }
 
+/// A number of at most [`INFLIGHT_MAX_COUNT`].
+pub(super) fn at_most_max(field: &'static str, value: u64) -> Result<usize> {
+    at_most(field, value, INFLIGHT_MAX_COUNT.into())
+}
+
+/// A number of at most `most`.
+pub(super) fn at_most(field: &'static str, value: u64, most: u64) -> Result<usize> {
+    if value > most {
+        return Err(Failure::argument(field, format!("{value} is above {most}")));
+    }
+    count(field, value)
+}
+
 /// A number that this machine can count with.
 pub(super) fn count(field: &'static str, value: u64) -> Result<usize> {
     usize::try_from(value)
@@ -400,6 +474,22 @@ mod tests {
         fn initial() -> Self {
             Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
         }
+    }
+
+    #[test]
+    fn a_panic_inside_is_seen_from_outside() {
+        let value = Exclusive::new(1);
+        let watch = value.watch();
+        drop(value.enter().expect("nobody is inside"));
+        assert!(!watch.is_poisoned());
+        let inside = || {
+            let _entered = value.enter().expect("nobody is inside");
+            std::panic::resume_unwind(Box::new("inside"));
+        };
+        assert!(catch_unwind(AssertUnwindSafe(inside)).is_err());
+        assert!(watch.is_poisoned() && value.enter().is_err());
+        drop(value);
+        assert!(watch.is_poisoned());
     }
 
     #[test]

@@ -44,11 +44,11 @@ pub struct inflight_kv_cache {
     pub v_token_stride: i64,
     /// From a head of a token to the next.
     pub v_head_stride: i64,
-    /// Blocks.
+    /// Blocks; 1 to `INFLIGHT_MAX_COUNT`.
     pub num_blocks: u64,
-    /// Tokens a block.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
-    /// KV heads.
+    /// KV heads; 1 to 65536.
     pub num_heads: u32,
     /// Elements a head: a multiple of 8 up to 256.
     pub head_dim: u32,
@@ -57,8 +57,8 @@ pub struct inflight_kv_cache {
     /// Elements of `k_scales` and `v_scales`: 1 for all heads, or `num_heads`; 0 where the cache is
     /// not fp8.
     pub num_scales: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Zeros: room for what caches of later versions have to say.
+    pub reserved: [u32; 9],
 }
 
 /// Sets the strides of a cache whose other fields are set: K and V apart, each without gaps, in the
@@ -100,7 +100,8 @@ pub unsafe extern "C" fn inflight_kv_cache_set_strides(
             ..given
         };
         // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("cache", cache, set) }.map(|_| ())
+        unsafe { output("cache", cache) }?.write(set);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -127,8 +128,8 @@ pub(super) fn failure(error: Error) -> Failure {
 impl inflight_kv_cache {
     /// The layout, checked.
     pub(super) fn layout(&self) -> Result<KvLayout> {
-        if self.reserved != 0 {
-            return Err(Failure::argument("cache.reserved", "is not 0"));
+        if self.reserved != [0; 9] {
+            return Err(Failure::argument("cache.reserved", "is not all zeros"));
         }
         let strides = |field, [block, token, head]: [i64; 3]| {
             let [block, token, head] = [block, token, head].map(|of| stride(field, of));
@@ -175,6 +176,10 @@ impl inflight_kv_cache {
     /// They are NULL, or as many as the struct says.
     pub(super) unsafe fn host_scales<'a>(&self) -> Result<KvScales<'a>> {
         let count = self.num_scales as usize;
+        if count > 1 && self.num_scales != self.num_heads {
+            let reason = format!("{count} for {} heads", self.num_heads);
+            return Err(Failure::argument("cache.num_scales", reason));
+        }
         // SAFETY: as the caller promises.
         let k = unsafe { array("cache.k_scales", self.k_scales, count) }?;
         // SAFETY: as the caller promises.

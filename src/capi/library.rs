@@ -17,6 +17,10 @@ pub const INFLIGHT_VERSION_NUMBER: u32 = 1_000;
 /// program that was compiled before would break, and only there.
 pub const INFLIGHT_ABI_VERSION: u32 = 0;
 
+/// Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
+/// bits.
+pub const INFLIGHT_MAX_COUNT: u32 = 0x7fff_ffff;
+
 /// Version of the library that is loaded, like `INFLIGHT_VERSION_NUMBER`.
 ///
 /// A library that is newer than the header, with the same ABI version, serves it as well.
@@ -105,9 +109,9 @@ pub unsafe extern "C" fn inflight_get_build_info(info: *mut inflight_build_info,
 
 /// Something went wrong inside the library.
 pub const INFLIGHT_LOG_ERROR: u32 = 1;
-/// Something is slower or other than one would expect.
+/// Something is slower or other than one would expect. This version has no such lines.
 pub const INFLIGHT_LOG_WARNING: u32 = 2;
-/// What was found and chosen.
+/// What was found and chosen. This version has no such lines.
 pub const INFLIGHT_LOG_INFO: u32 = 3;
 
 /// Takes a line of the log: its level (`INFLIGHT_LOG_*`), the text (UTF-8, no line break, valid
@@ -132,7 +136,8 @@ static LOG: RwLock<Option<Log>> = RwLock::new(None);
 /// Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
 /// nobody, as at the start.
 ///
-/// The library logs rarely: never in a step that goes well. When this call returns, the callback
+/// The library logs rarely: never in a step that goes well, and in this version only its own panics,
+/// which Rust reports on the error output as well. When this call returns, the callback
 /// that was set before is not running and will not be called any more.
 ///
 /// Threads: any, but not from inside a callback. Since 0.1.

@@ -95,6 +95,9 @@ pub unsafe extern "C" fn inflight_merge(
         }
         // SAFETY: NULL or of so many states.
         let states = unsafe { array("states", args.states, args.num_states) }?;
+        if !args.lse.is_null() && states.iter().any(|state| ptr::eq(state.lse, args.lse)) {
+            return Err(Failure::argument("lse", "is that of a state"));
+        }
         match &backend {
             Backend::Cpu(cpu) => {
                 Backend::no_stream(stream)?;

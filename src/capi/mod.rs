@@ -10,6 +10,9 @@
     reason = "names are those of C, and reachable and used from there alone"
 )]
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the C ABI is for 64-bit machines: its structs have no padding there alone");
+
 mod append;
 mod attention;
 mod batch;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::attention::{Limits, Shared, inflight_attention};
 use super::batch::{arrays_of, inflight_batch, inflight_mask, mask_of};
 use super::device::Backend;
-use super::guard::{Result, Versioned, array, array_mut, call, count, read, shared};
+use super::guard::{Result, Versioned, array, array_mut, at_most_max, call, read, shared};
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::{Kind, inflight_step_buffer};
@@ -23,6 +23,16 @@ pub(super) enum State {
     Cpu(Box<CpuAttention>),
     #[cfg(feature = "cuda-driver")]
     Cuda(Box<crate::kernels::cuda::Attention>),
+}
+
+impl State {
+    fn forget_plan(&mut self) {
+        match self {
+            Self::Cpu(attention) => attention.planned = None,
+            #[cfg(feature = "cuda-driver")]
+            Self::Cuda(attention) => attention.forget_plan(),
+        }
+    }
 }
 
 /// Attention on a processor, with what the GPU's keeps itself: the mask, and which plan it was.
@@ -96,7 +106,6 @@ impl CpuAttention {
         num_blocks: usize,
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
-        self.planned = None;
         rows.check_bounds(num_blocks)?;
         let used = rows.kv_indptr.last().map_or(0, |&end| end as usize);
         let extent = |row: usize| (rows.qo_indptr[row + 1] - rows.qo_indptr[row], rows.kv_len(row));
@@ -194,11 +203,13 @@ impl CpuAttention {
 }
 
 /// Divides a step's work among the device's cores or multiprocessors, for caches of at least
-/// `num_blocks` blocks. On the host, for either device; it depends on nothing but its arguments.
+/// `num_blocks` blocks, at most `INFLIGHT_MAX_COUNT`. On the host, for either device; it depends on
+/// nothing but its arguments.
 /// `mask` may be NULL.
 ///
-/// Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`, or
-/// `limits` where the step is larger; STRUCT_SIZE. IN_USE, POISONED: nothing has changed.
+/// Fails, and there is no plan then: INVALID_ARGUMENT naming the array of `batch` or `mask`,
+/// `num_blocks`, or `limits` where the step is larger; STRUCT_SIZE, OUT_OF_MEMORY. IN_USE, POISONED:
+/// nothing has changed.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_attention_plan(
@@ -213,11 +224,13 @@ pub unsafe extern "C" fn inflight_attention_plan(
         let Shared { backend, limits, state, .. } =
             &*unsafe { shared("attention", attention.cast_const()) }?.shared;
         let mut state = state.enter()?;
+        // Whatever fails from here on, there is none.
+        state.forget_plan();
         // SAFETY: NULL or a batch.
         let rows = unsafe { arrays_of(batch) }?.rows;
         // SAFETY: NULL or a mask.
         let mask = unsafe { mask_of(mask, rows.num_rows()) }?;
-        let num_blocks = count("num_blocks", num_blocks)?;
+        let num_blocks = at_most_max("num_blocks", num_blocks)?;
         match (&mut *state, backend) {
             (State::Cpu(attention), Backend::Cpu(cpu)) => {
                 attention.plan(cpu, limits, rows, num_blocks, mask)

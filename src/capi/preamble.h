@@ -7,13 +7,27 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
+ *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
- *     if (inflight_scheduler_create(&config, &scheduler, NULL) != INFLIGHT_STATUS_OK) ...
- *     ... inflight_scheduler_submit(scheduler, &request, NULL) ...
- *     for (;;) {
- *         inflight_scheduler_schedule(scheduler, now, &step, NULL);   // which tokens of whom
- *         ... run the model on step.tokens, step.slot_mapping, step.kv_indices ...
- *         inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL);
+ *     check(inflight_scheduler_create(&config, &scheduler, NULL));
+ *     check(inflight_scheduler_submit(scheduler, &request, NULL));
+ *     inflight_step_view step;
+ *     inflight_samples samples;
+ *     inflight_outputs_view outputs;
+ *     inflight_step_view_init(&step, sizeof step);
+ *     inflight_samples_init(&samples, sizeof samples);
+ *     inflight_outputs_view_init(&outputs, sizeof outputs);
+ *     samples.tokens = sampled;
+ *     while (serving()) {
+ *         check(inflight_scheduler_schedule(scheduler, now(), &step, NULL));
+ *         if (step.num_rows == 0) {
+ *             wait_for_requests();         // nothing to run
+ *         } else {
+ *             run_model(&step, sampled);   // step.tokens, step.slot_mapping, step.kv_indices, ...
+ *         }
+ *         samples.num_tokens = step.num_sampling;
+ *         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL));
+ *         deliver(&outputs);
  *     }
  *     inflight_scheduler_free(scheduler);
  *
@@ -35,13 +49,15 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
+ *   parent and what was made for them cannot be used: their threads and contexts are not there.
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
  *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
  *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused.
+ *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
+ *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
  *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only

@@ -1,7 +1,7 @@
 //! What a caller asks for.
 
-use super::guard::{Result, Versioned, array, flag};
-use super::status::Failure;
+use super::guard::{Result, Versioned, bounded, copied, flag};
+use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
 use crate::types::{RequestId, Time, Token};
@@ -18,7 +18,7 @@ pub const INFLIGHT_NOW: u64 = u64::MAX;
 pub struct inflight_content {
     /// Names the content, a digest for example.
     pub id: *const u8,
-    /// Bytes of `id`.
+    /// Bytes of `id`, at most 65536.
     pub id_len: usize,
     /// First token position it covers.
     pub start: u32,
@@ -39,23 +39,23 @@ pub struct inflight_request {
     pub id: u64,
     /// Token ids; at least one.
     pub prompt: *const u32,
-    /// Tokens of `prompt`.
+    /// Tokens of `prompt`, at most `INFLIGHT_MAX_COUNT`.
     pub prompt_len: usize,
     /// Token ids that end the request when sampled, each reported as the reason; may be NULL.
     pub stop_tokens: *const u32,
-    /// Tokens of `stop_tokens`.
+    /// Tokens of `stop_tokens`, at most 65536.
     pub num_stop_tokens: usize,
     /// Requests share cached blocks only with requests of the same salt; may be NULL.
     pub salt: *const u8,
-    /// Bytes of `salt`.
+    /// Bytes of `salt`, at most 65536.
     pub salt_len: usize,
     /// Name of the adapter (LoRA) that the request runs with, for the same purpose; may be NULL.
     pub adapter: *const u8,
-    /// Bytes of `adapter`.
+    /// Bytes of `adapter`, at most 65536.
     pub adapter_len: usize,
     /// Contents behind placeholder tokens, for the same purpose; may be NULL.
     pub contents: *const inflight_content,
-    /// Elements of `contents`.
+    /// Elements of `contents`, at most 65536.
     pub num_contents: usize,
     /// Whom the request belongs to: for policies that are fair to clients, and for the caller.
     pub client: u64,
@@ -127,6 +127,10 @@ pub unsafe extern "C" fn inflight_request_init(request: *mut inflight_request, s
     unsafe { super::guard::init(request, size) }
 }
 
+/// Elements of what a request points to beside its prompt: enough for all there is, and copied
+/// without a thought.
+const MOST: u64 = 1 << 16;
+
 /// The request of the caller's struct, with copies of all it points to.
 ///
 /// # Safety
@@ -136,35 +140,50 @@ pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Requ
     // SAFETY: as the caller promises.
     let given = unsafe { super::guard::read("request", request) }?;
     // SAFETY: as the caller promises.
-    let prompt: &[Token] = unsafe { array("prompt", given.prompt, given.prompt_len) }?;
-    // SAFETY: as the caller promises.
-    let stops = unsafe { array("stop_tokens", given.stop_tokens, given.num_stop_tokens) }?;
-    if prompt.len() > i32::MAX as usize {
-        return Err(Failure::argument("prompt_len", format!("{} is too large", prompt.len())));
+    unsafe { given.request() }.map_err(|failure| failure.of_request(given.id))
+}
+
+impl inflight_request {
+    /// # Safety
+    /// Its pointers are NULL or of as many elements as it says.
+    unsafe fn request(&self) -> Result<Request> {
+        // SAFETY: as the caller promises.
+        let prompt: &[Token] = unsafe {
+            bounded(
+                ["prompt", "prompt_len"],
+                self.prompt,
+                self.prompt_len,
+                INFLIGHT_MAX_COUNT.into(),
+            )
+        }?;
+        let stops = (self.stop_tokens, self.num_stop_tokens);
+        // SAFETY: as the caller promises.
+        let stops = unsafe { bounded(["stop_tokens", "num_stop_tokens"], stops.0, stops.1, MOST) }?;
+        let salt = (self.salt, self.salt_len);
+        let adapter = (self.adapter, self.adapter_len);
+        // SAFETY: as the caller promises.
+        let extra_keys =
+            unsafe { extra_keys_of(salt, adapter, (self.contents, self.num_contents)) }?;
+        let repetition = (self.repetition_count != 0).then_some(Repetition {
+            min_pattern: self.repetition_min_pattern,
+            max_pattern: self.repetition_max_pattern,
+            min_count: self.repetition_count,
+        });
+        Ok(Request {
+            id: RequestId(self.id),
+            prompt: copied(prompt)?,
+            max_tokens: self.max_tokens,
+            eos: (self.eos != INFLIGHT_NO_TOKEN).then_some(self.eos),
+            stop_tokens: stops.to_vec(),
+            min_tokens: self.min_tokens,
+            repetition,
+            priority: self.priority,
+            client: self.client,
+            arrival: (self.arrival != INFLIGHT_NOW).then_some(Time(self.arrival)),
+            extra_keys,
+            read_prefix_cache: !flag("skip_prefix_cache", self.skip_prefix_cache)?,
+        })
     }
-    let salt = (given.salt, given.salt_len);
-    let adapter = (given.adapter, given.adapter_len);
-    // SAFETY: as the caller promises.
-    let extra_keys = unsafe { extra_keys_of(salt, adapter, (given.contents, given.num_contents)) }?;
-    let repetition = (given.repetition_count != 0).then_some(Repetition {
-        min_pattern: given.repetition_min_pattern,
-        max_pattern: given.repetition_max_pattern,
-        min_count: given.repetition_count,
-    });
-    Ok(Request {
-        id: RequestId(given.id),
-        prompt: prompt.to_vec(),
-        max_tokens: given.max_tokens,
-        eos: (given.eos != INFLIGHT_NO_TOKEN).then_some(given.eos),
-        stop_tokens: stops.to_vec(),
-        min_tokens: given.min_tokens,
-        repetition,
-        priority: given.priority,
-        client: given.client,
-        arrival: (given.arrival != INFLIGHT_NOW).then_some(Time(given.arrival)),
-        extra_keys,
-        read_prefix_cache: !flag("skip_prefix_cache", given.skip_prefix_cache)?,
-    })
 }
 
 /// Copies of what beside the tokens decides a block's content.
@@ -177,11 +196,11 @@ pub(super) unsafe fn extra_keys_of(
     contents: (*const inflight_content, usize),
 ) -> Result<Vec<ExtraKey>> {
     // SAFETY: as the caller promises.
-    let salt = unsafe { array("salt", salt.0, salt.1) }?;
+    let salt = unsafe { bounded(["salt", "salt_len"], salt.0, salt.1, MOST) }?;
     // SAFETY: as the caller promises.
-    let adapter = unsafe { array("adapter", adapter.0, adapter.1) }?;
+    let adapter = unsafe { bounded(["adapter", "adapter_len"], adapter.0, adapter.1, MOST) }?;
     // SAFETY: as the caller promises.
-    let contents = unsafe { array("contents", contents.0, contents.1) }?;
+    let contents = unsafe { bounded(["contents", "num_contents"], contents.0, contents.1, MOST) }?;
     let mut extra_keys = Vec::new();
     if !salt.is_empty() {
         extra_keys.push(ExtraKey::Salt(salt.to_vec()));
@@ -191,7 +210,10 @@ pub(super) unsafe fn extra_keys_of(
     }
     for content in contents {
         // SAFETY: as the caller promises.
-        let id = unsafe { array("contents.id", content.id, content.id_len) }?.to_vec();
+        let id = unsafe {
+            bounded(["contents.id", "contents.id_len"], content.id, content.id_len, MOST)
+        }?
+        .to_vec();
         extra_keys.push(ExtraKey::Content { start: content.start, len: content.len, id });
     }
     Ok(extra_keys)

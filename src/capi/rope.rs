@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::guard::{Result, Versioned, array_mut, call, count, flag, read};
+use super::guard::{Result, Versioned, array_mut, at_most_max, call, flag, read};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::inflight_tensor;
 use crate::kernels::rope::{RopeConfig, RopePairs, RopeScaling};
@@ -27,8 +27,8 @@ pub struct inflight_rope {
     /// Queries to rotate as well, `[tokens, num_q_heads, head_dim]`, of the type of the keys on a GPU;
     /// NULL for none. Those of tokens without a slot are rotated too.
     pub q: *const inflight_tensor,
-    /// Positions that the table has. A token at a later one is refused on a processor; a GPU leaves
-    /// it out.
+    /// Positions that the table has, at most `INFLIGHT_MAX_COUNT`. A token at a later one is refused
+    /// on a processor; a GPU leaves it out.
     pub max_position: u32,
     /// Elements of a head that are rotated, its first; even, at most `head_dim`.
     pub rotary_dim: u32,
@@ -53,10 +53,18 @@ unsafe impl Versioned for inflight_rope {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 impl inflight_rope {
+    /// Which elements make a pair; checks what is in no kernel's arguments, too.
     pub(super) fn pairs(&self) -> Result<RopePairs> {
+        if self.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         match self.pairs {
             INFLIGHT_ROPE_PAIRS_HALF => Ok(RopePairs::Half),
             INFLIGHT_ROPE_PAIRS_INTERLEAVED => Ok(RopePairs::Interleaved),
@@ -153,6 +161,10 @@ unsafe impl Versioned for inflight_rope_config {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_rope_config`: size set, defaults in all other fields.
@@ -168,6 +180,7 @@ pub unsafe extern "C" fn inflight_rope_config_init(config: *mut inflight_rope_co
 
 impl inflight_rope_config {
     fn config(&self) -> Result<RopeConfig> {
+        let truncate = flag("truncate", self.truncate)?;
         let given = |scale: f32| (scale != 0.0).then_some(scale);
         let scaling = match self.scaling {
             INFLIGHT_ROPE_SCALING_NONE => RopeScaling::None,
@@ -185,7 +198,7 @@ impl inflight_rope_config {
                 attention_factor: given(self.attention_factor),
                 mscale: given(self.mscale),
                 mscale_all_dim: given(self.mscale_all_dim),
-                truncate: flag("truncate", self.truncate)?,
+                truncate,
             },
             INFLIGHT_ROPE_SCALING_LLAMA3 => RopeScaling::Llama3 {
                 factor: self.factor,
@@ -197,7 +210,12 @@ impl inflight_rope_config {
         };
         let config =
             RopeConfig { rotary_dim: self.rotary_dim as usize, theta: self.theta, scaling };
-        config.check()?;
+        if self.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
+        config.check().map_err(|error| {
+            Failure::from(error).renamed(&[("max_position", "original_max_position")])
+        })?;
         Ok(config)
     }
 }
@@ -206,9 +224,9 @@ impl inflight_rope_config {
 /// its `rotary_dim / 2` angles, then their sines, both times the attention factor. Computed in
 /// binary64, rounded once. For a GPU the caller copies it there.
 ///
-/// Outputs: `table[0..max_position * rotary_dim]`.
-/// Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `table_len` where
-/// the table has fewer elements; STRUCT_SIZE.
+/// Outputs: `table[0..max_position * rotary_dim]`, `max_position` at most `INFLIGHT_MAX_COUNT`.
+/// Fails, and nothing is written: INVALID_ARGUMENT naming the field of `config`, `max_position`,
+/// `table`, or `table_len` where the table has fewer elements; STRUCT_SIZE.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_rope_table(
@@ -221,20 +239,15 @@ pub unsafe extern "C" fn inflight_rope_table(
     let body = || {
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?.config()?;
-        let len = count("max_position", u64::from(max_position) * config.rotary_dim as u64)?;
+        let positions = at_most_max("max_position", max_position.into())?;
+        let len = positions * config.rotary_dim;
         if table_len < len {
             let reason = format!("is {table_len}, and the table has {len} elements");
             return Err(Failure::argument("table_len", reason));
         }
         // SAFETY: NULL or of so many elements.
         let table = unsafe { array_mut("table", table, len) }?;
-        let made = config.table(max_position as usize).map_err(|error| match error {
-            crate::Error::InvalidArgument { field: "max_positions", reason } => {
-                Failure::argument("max_position", reason)
-            }
-            other => other.into(),
-        })?;
-        table.copy_from_slice(&made);
+        config.fill(table);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::ptr;
 
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array, call, check, count, create, flag, free, output,
-    read, shared, write,
+    Entered, Exclusive, Result, Versioned, array, at_most, at_most_max, call, check, create, flag,
+    free, output, read, shared, write,
 };
 use super::request::{inflight_request, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -43,25 +43,27 @@ pub const INFLIGHT_POLICY_ORCA: u32 = 5;
 pub struct inflight_scheduler_config {
     /// `sizeof(inflight_scheduler_config)`.
     pub struct_size: usize,
-    /// Blocks of the device pool, the null block 0 included: at least 2.
+    /// Blocks of the device pool, the null block 0 included: 2 to `INFLIGHT_MAX_COUNT`. Each takes 12
+    /// bytes of this process's memory, with `prefix_cache` at most 64.
     pub num_blocks: u64,
-    /// Blocks of the host pool, for `swap`; 0 (the default) for none.
+    /// Blocks of the host pool, for `swap`, at most `INFLIGHT_MAX_COUNT`; 0 (the default) for none.
+    /// Each takes 4 bytes.
     pub num_host_blocks: u64,
     /// Requests that may wait; a submit beyond it is refused. No bound by default.
     pub max_waiting: u64,
-    /// Tokens a block; at least 1. 16 by default.
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
     pub block_size: u32,
-    /// Requests that run at once; at least 1. 256 by default.
+    /// Requests that run at once. 256 by default.
     pub max_num_seqs: u32,
-    /// Tokens computed in a step; at least 1. 8192 by default.
+    /// Tokens computed in a step. 8192 by default.
     pub max_num_batched_tokens: u32,
-    /// Tokens of prompt and output together; at least 2, or 0 (the default) for all that the blocks
-    /// hold.
+    /// Tokens of prompt and output together, not 1; 0 (the default) for all that the blocks hold.
     pub max_model_len: u32,
-    /// Tokens that one request may compute in a step while others run or wait; 0 (the default) for
-    /// no such cap.
+    /// Tokens that one request may compute in a step while others run or wait, at most
+    /// `INFLIGHT_MAX_COUNT`; 0 (the default) for no such cap.
     pub long_prefill_token_threshold: u32,
-    /// Steps that may be scheduled before the first is committed; at least 1, the default.
+    /// Steps that may be scheduled before the first is committed; 1 (the default) to
+    /// `INFLIGHT_MAX_COUNT`.
     pub max_steps_in_flight: u32,
     /// 1 (the default) if full blocks are kept for later requests that start with the same tokens.
     pub prefix_cache: u32,
@@ -81,10 +83,10 @@ pub struct inflight_scheduler_config {
     /// Requests looked at behind the one that waits, in one step, where `bypass_bound` is not 0.
     pub bypass_lookahead: u32,
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
-    /// to 256, by 16 beyond. 0 (the default) for no padding.
+    /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
     /// 1 (the default) to collect events, which the caller then takes with
-    /// `inflight_scheduler_events` now and again.
+    /// `inflight_scheduler_events` after each step: they are kept until then, however many.
     pub events: u32,
     /// 0.
     pub reserved: u32,
@@ -118,6 +120,10 @@ unsafe impl Versioned for inflight_scheduler_config {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
@@ -134,13 +140,16 @@ pub unsafe extern "C" fn inflight_scheduler_config_init(
     unsafe { super::guard::init(config, size) }
 }
 
+/// Rows of the largest bucket at most: each size of the ladder takes memory.
+const MAX_PADDED_ROWS: u64 = 1 << 16;
+
 impl inflight_scheduler_config {
     fn config(&self) -> Result<Config> {
         let cache = CacheConfig {
-            num_blocks: count("num_blocks", self.num_blocks)?,
+            num_blocks: at_most_max("num_blocks", self.num_blocks)?,
             block_size: self.block_size as usize,
             prefix_cache: flag("prefix_cache", self.prefix_cache)?,
-            num_host_blocks: count("num_host_blocks", self.num_host_blocks)?,
+            num_host_blocks: at_most_max("num_host_blocks", self.num_host_blocks)?,
         };
         let defaults = Config::new(cache);
         Ok(Config {
@@ -177,11 +186,12 @@ impl inflight_scheduler_config {
         Ok(Policy { head_of_line, ..policy })
     }
 
-    fn buckets(&self) -> RowBuckets {
-        match self.max_padded_rows {
+    fn buckets(&self) -> Result<RowBuckets> {
+        at_most("max_padded_rows", self.max_padded_rows.into(), MAX_PADDED_ROWS)?;
+        Ok(match self.max_padded_rows {
             0 => RowBuckets::none(),
             most => RowBuckets::ladder(most),
-        }
+        })
     }
 }
 
@@ -224,11 +234,12 @@ impl State {
         let Self { scheduler, events, .. } = self;
         scheduler.receive(|received| match received {
             Received::Submitted(_) | Received::NothingToCancel(_) => {}
-            Received::Refused(id, error) => {
-                Self::tell(events, inflight_event::refused(id, Failure::from(error).status));
+            Received::Refused { id, client, error } => {
+                let status = Failure::from(error).status;
+                Self::tell(events, inflight_event::refused(id, client, status));
             }
-            Received::Cancelled(id) => {
-                Self::tell(events, inflight_event::new(id, EventKind::Cancelled));
+            Received::Cancelled { id, client } => {
+                Self::tell(events, inflight_event::new(id, client, EventKind::Cancelled));
             }
         })?;
         Ok(())
@@ -256,7 +267,8 @@ impl State {
             kept.batch.get_or_insert_default().clone_from(built);
         }
         for &request in step.preempted() {
-            let mut event = inflight_event::new(request, EventKind::Preempted);
+            let client = scheduler.snapshot(request).map_or(0, |request| request.client);
+            let mut event = inflight_event::new(request, client, EventKind::Preempted);
             event.step_id = id.0;
             Self::tell(events, event);
         }
@@ -296,7 +308,8 @@ pub(super) unsafe fn enter<'a>(scheduler: *const inflight_scheduler) -> Result<E
 /// A scheduler without requests.
 ///
 /// Outputs: `*out`, to be freed with `inflight_scheduler_free`; NULL on failure.
-/// Fails: INVALID_ARGUMENT naming the field of `config`, STRUCT_SIZE.
+/// Fails: INVALID_ARGUMENT naming the field of `config`; STRUCT_SIZE; OUT_OF_MEMORY when the pools'
+/// records do not fit.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_create(
@@ -307,17 +320,17 @@ pub unsafe extern "C" fn inflight_scheduler_create(
     let make = || {
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?;
+        if config.reserved != 0 {
+            return Err(Failure::argument("reserved", "is not 0"));
+        }
         let state = State {
             scheduler: Scheduler::new(config.config()?, config.policy()?)?,
-            builder: BatchBuilder::new(config.buckets(), None),
+            builder: BatchBuilder::new(config.buckets()?, None),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             outputs: Vec::new(),
             events: flag("events", config.events)?.then(VecDeque::new),
         };
-        if config.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         Ok(inflight_scheduler { state: Exclusive::new(state) })
     };
     // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
@@ -337,7 +350,7 @@ pub unsafe extern "C" fn inflight_scheduler_free(scheduler: *mut inflight_schedu
 /// Queues a request. Everything it points to is copied.
 ///
 /// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, DUPLICATE_REQUEST,
-/// PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), IN_USE, POISONED.
+/// PROMPT_TOO_LONG, NEVER_FITS, QUEUE_FULL (try again later), OUT_OF_MEMORY, IN_USE, POISONED.
 /// Threads: one at a time; `inflight_submitter_submit` is for any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_submit(
@@ -350,7 +363,8 @@ pub unsafe extern "C" fn inflight_scheduler_submit(
         let mut state = unsafe { enter(scheduler) }?;
         // SAFETY: NULL or a request.
         let request = unsafe { request_of(request) }?;
-        Ok(state.scheduler.submit(request)?)
+        let id = request.id.0;
+        state.scheduler.submit(request).map_err(|error| Failure::from(error).of_request(id))
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -380,8 +394,9 @@ pub unsafe extern "C" fn inflight_scheduler_cancel(
 /// Draft tokens to be verified in the step in which the request samples next; they replace earlier
 /// ones, and none (NULL, 0) takes them back.
 ///
-/// Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT while tokens of it are in
-/// flight, with `overlap`, and under static batching; IN_USE, POISONED.
+/// Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
+/// `INFLIGHT_MAX_COUNT` tokens, while tokens of it are in flight, with `overlap`, and under static
+/// batching; IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_set_draft(
@@ -396,7 +411,9 @@ pub unsafe extern "C" fn inflight_scheduler_set_draft(
         let mut state = unsafe { enter(scheduler) }?;
         // SAFETY: NULL or of so many tokens.
         let draft = unsafe { array("draft", draft, draft_len) }?;
-        Ok(state.scheduler.set_draft(RequestId(request_id), draft)?)
+        at_most_max("draft_len", draft_len as u64)?;
+        let set = state.scheduler.set_draft(RequestId(request_id), draft);
+        set.map_err(|error| Failure::from(error).of_request(request_id))
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -527,8 +544,11 @@ pub unsafe extern "C" fn inflight_scheduler_events(
         // SAFETY: NULL or of so many events; only written here.
         unsafe { array("events", events.cast_const(), capacity) }?;
         // SAFETY: NULL or the caller's to be written.
-        let num_events = unsafe { output("num_events", num_events, 0) }?;
-        let Some(all) = &mut state.events else { return Ok(()) };
+        let num_events = unsafe { output("num_events", num_events) }?;
+        let Some(all) = &mut state.events else {
+            num_events.write(0);
+            return Ok(());
+        };
         let taken = all.len().min(capacity);
         for (i, event) in all.drain(..taken).enumerate() {
             // SAFETY: below `capacity`.
@@ -536,7 +556,7 @@ pub unsafe extern "C" fn inflight_scheduler_events(
             // SAFETY: the caller's to be written.
             unsafe { ptr::write(to, event) };
         }
-        *num_events = taken;
+        num_events.write(taken);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -3,7 +3,8 @@
 use std::ptr;
 
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{Result, Versioned, array, call, count, output, read};
+use super::guard::{Result, Versioned, append, bounded, call, copied, count, lent, output, read};
+use super::library::INFLIGHT_MAX_COUNT;
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::cache::{HashChain, KvCache, SeqId};
@@ -18,7 +19,7 @@ pub struct inflight_cache_keys {
     pub struct_size: usize,
     /// A salt, one a tenant for example; may be NULL.
     pub salt: *const u8,
-    /// Bytes of `salt`.
+    /// Bytes of `salt`, at most 65536; likewise the next two lengths.
     pub salt_len: usize,
     /// Name of the adapter (LoRA) that the sequence runs with; may be NULL.
     pub adapter: *const u8,
@@ -60,7 +61,7 @@ pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
 ///
-/// Outputs: `*seq`, its number until `inflight_cache_close`, never used for another.
+/// Outputs: `*seq`, its number until `inflight_cache_close`, never 0 and never used for another.
 /// Fails, and nothing has changed: INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
@@ -72,7 +73,7 @@ pub unsafe extern "C" fn inflight_cache_open(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let seq = unsafe { output("seq", seq, 0) }?;
+        let seq = unsafe { output("seq", seq) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let keys = match keys.is_null() {
@@ -84,8 +85,9 @@ pub unsafe extern "C" fn inflight_cache_open(
         // SAFETY: NULL or of so many elements.
         let keys = unsafe { extra_keys_of(salt, adapter, (keys.contents, keys.num_contents)) }?;
         let chain = HashChain::new(state.cache.block_size(), &keys);
-        *seq = state.cache.open().to_bits();
-        state.sequences.insert(*seq, Sequence { tokens: Vec::new(), chain, queried: None });
+        let opened = state.cache.open().to_bits();
+        state.sequences.insert(opened, Sequence { tokens: Vec::new(), chain, queried: None });
+        seq.write(opened);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -95,8 +97,8 @@ pub unsafe extern "C" fn inflight_cache_open(
 /// Says which tokens a sequence has next, after those that were said before. They name the contents
 /// of its blocks for the prefix cache; without one this may be left out.
 ///
-/// Fails, and nothing has changed: INVALID_ARGUMENT, also for more than 2^31 - 1 tokens in all;
-/// IN_USE, POISONED.
+/// Fails, and nothing has changed: INVALID_ARGUMENT, also for more than INFLIGHT_MAX_COUNT tokens
+/// in all; OUT_OF_MEMORY, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_extend(
@@ -107,13 +109,11 @@ pub unsafe extern "C" fn inflight_cache_extend(
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = |_: &mut KvCache, _, sequence: &mut Sequence| {
+        let most = u64::from(INFLIGHT_MAX_COUNT) - sequence.tokens.len() as u64;
         // SAFETY: NULL or of so many tokens.
-        let tokens: &[Token] = unsafe { array("tokens", tokens, num_tokens) }?;
-        let all = sequence.tokens.len() + tokens.len();
-        if all > i32::MAX as usize {
-            return Err(Failure::argument("num_tokens", format!("{all} in all are too many")));
-        }
-        sequence.tokens.extend_from_slice(tokens);
+        let tokens: &[Token] =
+            unsafe { bounded(["tokens", "num_tokens"], tokens, num_tokens, most) }?;
+        append(&mut sequence.tokens, tokens)?;
         sequence.chain.extend(&sequence.tokens);
         Ok(())
     };
@@ -138,7 +138,7 @@ pub unsafe extern "C" fn inflight_cache_lookup(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_cached = unsafe { output("num_cached", num_cached, 0) }?;
+        let num_cached = unsafe { output("num_cached", num_cached) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let most = count("max_tokens", max_tokens)?;
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn inflight_cache_lookup(
             cache.lookup(sequence.chain.hashes(), most, &mut hit)
         });
         state.hit = hit;
-        *num_cached = found? as u64;
+        num_cached.write(found? as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -160,12 +160,24 @@ pub unsafe extern "C" fn inflight_cache_lookup(
 fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result<usize> {
     let mut hit = std::mem::take(&mut state.hit);
     hit.clear();
-    let found = state.sequence(seq).and_then(|(cache, _, sequence)| {
+    let found = state.sequence(seq).and_then(|(cache, id, sequence)| {
         let cached = count("num_cached", num_cached)?;
         let num_tokens = count("num_tokens", num_tokens)?;
+        if cache.is_swapped_out(id) {
+            return Err(Failure::argument("seq", "is swapped out"));
+        }
+        if cached > 0 && !cache.table(id).is_empty() {
+            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
+        }
         if cached % cache.block_size() != 0 || cached > num_tokens {
             let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
             return Err(Failure::argument("num_cached", reason));
+        }
+        if cache.is_swapped_out(id) {
+            return Err(Failure::argument("seq", "is swapped out"));
+        }
+        if cached > 0 && !cache.table(id).is_empty() {
+            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
         }
         let usable = cache.pool().num_usable();
         if cache.blocks_for(num_tokens) > usable {
@@ -198,13 +210,13 @@ pub unsafe extern "C" fn inflight_cache_blocks_needed(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        let num_blocks = unsafe { output("num_blocks", num_blocks) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let num_tokens = find(&mut state, seq, num_cached, num_tokens)?;
         let from = count("write_from", write_from)?;
         let State { cache, hit, .. } = &*state;
-        *num_blocks = cache.blocks_needed(SeqId::from_bits(seq), hit, from, num_tokens) as u64;
+        num_blocks.write(cache.blocks_needed(SeqId::from_bits(seq), hit, from, num_tokens) as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
@@ -237,7 +249,7 @@ pub unsafe extern "C" fn inflight_cache_allocate(
         let num_blocks = match num_blocks.is_null() {
             true => None,
             // SAFETY: the caller's to be written.
-            false => Some(unsafe { output("num_blocks", num_blocks, 0) }?),
+            false => Some(unsafe { output("num_blocks", num_blocks) }?),
         };
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
@@ -245,16 +257,13 @@ pub unsafe extern "C" fn inflight_cache_allocate(
         let from = count("write_from", write_from)?;
         let State { cache, hit, sequences, .. } = &mut *state;
         let fresh = cache.table(SeqId::from_bits(seq)).is_empty();
-        if !hit.is_empty() && !fresh {
-            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
-        }
         let taken = cache.allocate(SeqId::from_bits(seq), hit, from, num_tokens)?;
         let queried = sequences.get_mut(&seq).and_then(|sequence| sequence.queried.take());
         if let (true, Some(queried)) = (fresh, queried) {
             cache.record_lookup(queried, hit.len() * cache.block_size());
         }
         if let Some(num_blocks) = num_blocks {
-            *num_blocks = taken as u64;
+            num_blocks.write(taken as u64);
         }
         Ok(())
     };
@@ -317,14 +326,12 @@ pub unsafe extern "C" fn inflight_cache_table(
 ) -> inflight_status {
     let body = |cache: &mut KvCache, id, _: &mut Sequence| {
         // SAFETY: NULL or the caller's to be written.
-        let blocks = unsafe { output("blocks", blocks, ptr::null()) }?;
+        let blocks = unsafe { output("blocks", blocks) }?;
         // SAFETY: NULL or the caller's to be written.
-        let num_blocks = unsafe { output("num_blocks", num_blocks, 0) }?;
+        let num_blocks = unsafe { output("num_blocks", num_blocks) }?;
         let table = cache.table(id);
-        if !table.is_empty() {
-            *blocks = table.as_ptr().cast();
-        }
-        *num_blocks = table.len();
+        blocks.write(lent(table).cast());
+        num_blocks.write(table.len());
         Ok(())
     };
     // SAFETY: as the caller of this function promises.
@@ -358,8 +365,8 @@ pub unsafe extern "C" fn inflight_cache_truncate(
 /// writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
 ///
 /// Outputs: `*child`.
-/// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out; IN_USE,
-/// POISONED.
+/// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;
+/// OUT_OF_MEMORY, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_fork(
@@ -370,13 +377,14 @@ pub unsafe extern "C" fn inflight_cache_fork(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or the caller's to be written.
-        let child = unsafe { output("child", child, 0) }?;
+        let child = unsafe { output("child", child) }?;
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         let (cache, id, sequence) = state.sequence(seq)?;
-        let (tokens, chain) = (sequence.tokens.clone(), sequence.chain.clone());
-        *child = cache.fork(id)?.to_bits();
-        state.sequences.insert(*child, Sequence { tokens, chain, queried: None });
+        let (tokens, chain) = (copied(&sequence.tokens)?, sequence.chain.clone());
+        let forked = cache.fork(id)?.to_bits();
+        state.sequences.insert(forked, Sequence { tokens, chain, queried: None });
+        child.write(forked);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

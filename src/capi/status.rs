@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::guard::{Versioned, text};
 use crate::error::Error;
+use crate::types::RequestId;
 
 /// What a call came to.
 ///
@@ -40,6 +41,9 @@ pub enum inflight_status {
     StructSize = 108,
     /// Another thread is inside a call with the same handle, which is for one at a time.
     InUse = 109,
+    /// The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
+    /// requests.
+    Closed = 110,
     /// `max_waiting` requests wait already.
     QueueFull = 200,
     /// The pool cannot give that many blocks now.
@@ -48,6 +52,8 @@ pub enum inflight_status {
     TooManyStepsInFlight = 202,
     /// Requests wait, nothing runs, and the policy admits none of them.
     Stalled = 203,
+    /// The process has too little memory left for what was asked.
+    OutOfMemory = 204,
     /// The device could not run the step.
     Device = 300,
     /// A call of the CUDA driver failed.
@@ -70,7 +76,7 @@ pub enum inflight_status {
 
 impl inflight_status {
     /// All there are, in order.
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 26] = [
         Self::Ok,
         Self::InvalidArgument,
         Self::DuplicateRequest,
@@ -82,10 +88,12 @@ impl inflight_status {
         Self::OutputMismatch,
         Self::StructSize,
         Self::InUse,
+        Self::Closed,
         Self::QueueFull,
         Self::OutOfBlocks,
         Self::TooManyStepsInFlight,
         Self::Stalled,
+        Self::OutOfMemory,
         Self::Device,
         Self::Cuda,
         Self::OutOfDeviceMemory,
@@ -115,10 +123,12 @@ impl inflight_status {
             Self::OutputMismatch => c"the outputs do not match the rows of the step",
             Self::StructSize => c"the size of a struct is not one that this library knows",
             Self::InUse => c"another thread is inside a call with this handle",
+            Self::Closed => c"the submitter's scheduler is gone",
             Self::QueueFull => c"the waiting queue is full: try again later",
             Self::OutOfBlocks => c"too few blocks are free: try again later",
             Self::TooManyStepsInFlight => c"too many steps await their commit",
             Self::Stalled => c"requests wait, and the policy admits none of them",
+            Self::OutOfMemory => c"too little memory is left",
             Self::Device => c"the device could not run the step",
             Self::Cuda => c"a call of the CUDA driver failed",
             Self::OutOfDeviceMemory => c"the device has too little memory left",
@@ -146,7 +156,7 @@ pub extern "C" fn inflight_status_string(status: i32) -> *const c_char {
 /// Bytes of `inflight_error.field`, terminator included.
 pub const INFLIGHT_ERROR_FIELD_SIZE: usize = 64;
 /// Bytes of `inflight_error.message`, terminator included.
-pub const INFLIGHT_ERROR_MESSAGE_SIZE: usize = 432;
+pub const INFLIGHT_ERROR_MESSAGE_SIZE: usize = 424;
 
 /// The detail of an error: every call that can fail takes a pointer to one as its last argument,
 /// which may be NULL. It is the caller's, so threads never share it, and it needs no freeing.
@@ -158,10 +168,13 @@ pub const INFLIGHT_ERROR_MESSAGE_SIZE: usize = 432;
 pub struct inflight_error {
     /// `sizeof(inflight_error)`.
     pub struct_size: usize,
+    /// The request that the failure is about, where `has_request` is 1; else 0.
+    pub request_id: u64,
     /// The status that the call returned.
     pub code: i32,
-    /// 0.
-    pub reserved: u32,
+    /// 1 if the failure is about one request: the one that was submitted or named, or with STALLED
+    /// the one at the head of the queue.
+    pub has_request: u32,
     /// The field or argument at fault, as it is spelt in this header; empty where there is none.
     pub field: [c_char; INFLIGHT_ERROR_FIELD_SIZE],
     /// What is wrong, in English, UTF-8, cut to fit.
@@ -175,8 +188,9 @@ unsafe impl Versioned for inflight_error {
     fn initial() -> Self {
         Self {
             struct_size: size_of::<Self>(),
+            request_id: 0,
             code: 0,
-            reserved: 0,
+            has_request: 0,
             field: [0; INFLIGHT_ERROR_FIELD_SIZE],
             message: [0; INFLIGHT_ERROR_MESSAGE_SIZE],
         }
@@ -203,6 +217,7 @@ pub(super) struct Failure {
     pub(super) status: inflight_status,
     field: &'static str,
     message: String,
+    request: Option<RequestId>,
 }
 
 impl Failure {
@@ -211,7 +226,7 @@ impl Failure {
         field: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self { status, field, message: message.into() }
+        Self { status, field, message: message.into(), request: None }
     }
 
     /// An argument outside its range.
@@ -227,8 +242,18 @@ impl Failure {
         self
     }
 
+    /// The same failure, of this request.
+    pub(super) fn of_request(self, id: u64) -> Self {
+        Self { request: Some(RequestId(id)), ..self }
+    }
+
     pub(super) fn detail(&self) -> inflight_error {
-        let mut error = inflight_error { code: self.status as i32, ..inflight_error::initial() };
+        let mut error = inflight_error {
+            code: self.status as i32,
+            request_id: self.request.map_or(0, |id| id.0),
+            has_request: u32::from(self.request.is_some()),
+            ..inflight_error::initial()
+        };
         text(&mut error.field, self.field);
         text(&mut error.message, &self.message);
         error
@@ -248,14 +273,16 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = inflight_status::from_number(error.status());
         let status = status.unwrap_or(inflight_status::Corrupt);
-        match error {
+        let request = error.request();
+        let failure = match error {
             // One field of a request in Rust, three in C.
             Error::InvalidArgument { field: "repetition", reason } => {
                 Self::new(status, "repetition_count", reason)
             }
             Error::InvalidArgument { field, reason } => Self::new(status, field, reason),
             other => Self::new(status, "", other.to_string()),
-        }
+        };
+        Self { request, ..failure }
     }
 }
 
@@ -263,7 +290,7 @@ impl From<Error> for Failure {
 mod tests {
     use super::*;
     use crate::error::CudaUnavailable;
-    use crate::types::{RequestId, StepId};
+    use crate::types::StepId;
 
     #[test]
     fn every_error_has_a_status_of_its_own() {
@@ -277,10 +304,12 @@ mod tests {
             Error::UnknownStep(step),
             Error::StepOutOfOrder { step, expected: step },
             Error::OutputMismatch { step, expected: 1, given: 1 },
+            Error::Closed,
             Error::QueueFull { max_waiting: 1 },
             Error::OutOfBlocks { needed: 1, free: 1 },
             Error::TooManyStepsInFlight { limit: 1 },
             Error::Stalled { head: id, needed: 1, free: 1 },
+            Error::OutOfMemory { bytes: 1 },
             Error::Device(String::new()),
             Error::OutOfDeviceMemory { needed: 1, free: 1 },
             Error::NoCuda(CudaUnavailable::NoDevice),
@@ -292,6 +321,12 @@ mod tests {
             let number = error.status();
             assert!(inflight_status::from_number(number).is_some(), "{error:?}");
             assert!(seen.insert(number), "{error:?}");
+            let request = error.request();
+            let detail = Failure::from(error).detail();
+            assert_eq!(detail.has_request == 1, request.is_some());
+            assert_eq!(detail.request_id, request.map_or(0, |id| id.0));
+            let about_one = matches!(number, 101..=104 | 203);
+            assert_eq!(request, about_one.then_some(id));
         }
         assert!(inflight_status::ALL.is_sorted_by(|a, b| (*a as i32) < *b as i32));
     }
@@ -302,6 +337,6 @@ mod tests {
         let error = Failure::argument("field", long).detail();
         let bytes: Vec<u8> = error.message.iter().map(|&c| c as u8).collect();
         let text = std::ffi::CStr::from_bytes_until_nul(&bytes).expect("it has a terminator");
-        assert_eq!(text.to_str().expect("it is UTF-8").len(), 430);
+        assert_eq!(text.to_str().expect("it is UTF-8").len(), 422);
     }
 }

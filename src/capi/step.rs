@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::guard::Versioned;
+use super::guard::{Versioned, lent};
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;
 use crate::request::FinishReason;
@@ -80,7 +80,8 @@ pub struct inflight_block_op {
 pub struct inflight_pending_token {
     /// Index into `tokens`.
     pub token: u32,
-    /// How many steps ago it is sampled; at least 1.
+    /// The step that samples it is `step_id - steps_back`; at least 1. Steps that were abandoned
+    /// count, since their ids are not given again.
     pub steps_back: u32,
     /// Index among that step's logits.
     pub logits: u32,
@@ -91,7 +92,7 @@ const _: () = assert!(size_of::<inflight_block_op>() == size_of::<BlockOp>());
 const _: () = assert!(size_of::<inflight_pending_token>() == size_of::<Pending>());
 
 /// One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
-/// library's, and valid until the step's commit or abandon.
+/// library's, valid until the step's commit or abandon, and NULL where they are empty.
 ///
 /// Rows are requests, in order: those that were running, then those admitted. With row padding the
 /// arrays by row have `num_padded_rows` entries, the last of them empty rows.
@@ -128,7 +129,9 @@ pub struct inflight_step_view {
     pub block_ops: *const inflight_block_op,
     /// Requests that had to give way and wait again, `[num_preempted]`.
     pub preempted: *const u64,
-    /// All arrays in one buffer, header first, as kernels read it: 16-byte aligned.
+    /// One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+    /// as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
+    /// the library's own, and may change.
     pub packed: *const u8,
     /// Bytes of `packed`.
     pub packed_size: usize,
@@ -206,6 +209,10 @@ unsafe impl Versioned for inflight_step_view {
             reserved: 0,
         }
     }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
+    }
 }
 
 /// Prepares an `inflight_step_view`: size set, empty.
@@ -229,19 +236,19 @@ pub(super) fn view_of(
     inflight_step_view {
         struct_size: 0,
         step_id: step.id().0,
-        rows: rows.as_ptr(),
-        tokens: batch.tokens().as_ptr(),
-        positions: batch.positions().as_ptr(),
-        slot_mapping: batch.slot_mapping().as_ptr(),
-        qo_indptr: batch.qo_indptr().as_ptr(),
-        kv_indptr: batch.kv_indptr().as_ptr(),
-        kv_indices: batch.kv_indices().as_ptr().cast(),
-        kv_last_page_len: batch.kv_last_page_len().as_ptr(),
-        logits_indices: batch.logits_indices().as_ptr(),
-        pending: batch.pending().as_ptr().cast(),
-        block_ops: batch.ops().as_ptr().cast(),
-        preempted: step.preempted().as_ptr().cast(),
-        packed: batch.bytes().as_ptr(),
+        rows: lent(rows),
+        tokens: lent(batch.tokens()),
+        positions: lent(batch.positions()),
+        slot_mapping: lent(batch.slot_mapping()),
+        qo_indptr: lent(batch.qo_indptr()),
+        kv_indptr: lent(batch.kv_indptr()),
+        kv_indices: lent(batch.kv_indices()).cast(),
+        kv_last_page_len: lent(batch.kv_last_page_len()),
+        logits_indices: lent(batch.logits_indices()),
+        pending: lent(batch.pending()).cast(),
+        block_ops: lent(batch.ops()).cast(),
+        preempted: lent(step.preempted()).cast(),
+        packed: lent(batch.bytes()),
         packed_size: batch.bytes().len(),
         num_rows: rows.len() as u32,
         num_padded_rows: h.padded_rows,
@@ -343,8 +350,8 @@ pub struct inflight_output {
     pub stop_token: u32,
 }
 
-/// What a commit delivers. All arrays are the library's, and valid until the scheduler's next
-/// schedule, commit or abandon.
+/// What a commit delivers. All arrays are the library's, valid until the scheduler's next schedule,
+/// commit or abandon, and NULL where they are empty.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_outputs_view {
@@ -420,9 +427,9 @@ pub(super) fn outputs_of(
     inflight_outputs_view {
         struct_size: 0,
         step_id: outputs.step().id().0,
-        outputs: list.as_ptr(),
-        tokens: all.as_ptr(),
-        released: outputs.released().as_ptr().cast(),
+        outputs: lent(list),
+        tokens: lent(all),
+        released: lent(outputs.released()).cast(),
         num_outputs: list.len() as u32,
         num_tokens: all.len() as u32,
         num_released: outputs.released().len() as u32,

@@ -16,7 +16,8 @@ pub const INFLIGHT_MAX_ATTENTIONS: usize = 4;
 /// A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
 /// stays, so that a captured graph serves every step; on a processor a copy.
 ///
-/// One thread at a time: a call that finds another inside returns IN_USE.
+/// One thread at a time: a call that finds another inside returns IN_USE, so that threads which
+/// append and attend at the same time need one each. Attentions of one buffer take turns.
 pub struct inflight_step_buffer {
     pub(super) state: Exclusive<StepState>,
 }

@@ -1,9 +1,9 @@
 //! Submitting and cancelling from any thread.
 
-use super::guard::{call, create, free, shared};
+use super::guard::{Result, Watch, call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
-use super::status::{inflight_error, inflight_status};
+use super::status::{Failure, inflight_error, inflight_status};
 use crate::scheduler::Submitter;
 use crate::types::RequestId;
 
@@ -12,9 +12,20 @@ use crate::types::RequestId;
 ///
 /// What it is given takes effect with the next `inflight_scheduler_schedule`, in order; what became
 /// of it is told by `inflight_scheduler_events`. It may outlive its scheduler, and refuses
-/// everything then.
+/// everything then (CLOSED), as it does when a call with the scheduler panicked.
 pub struct inflight_submitter {
     submitter: Submitter,
+    scheduler: Watch,
+}
+
+impl inflight_submitter {
+    /// What hands over, while anybody will receive it.
+    fn open(&self) -> Result<&Submitter> {
+        if self.scheduler.is_poisoned() {
+            return Err(Failure::new(inflight_status::Closed, "", "its scheduler panicked"));
+        }
+        Ok(&self.submitter)
+    }
 }
 
 /// A submitter for a scheduler.
@@ -31,7 +42,9 @@ pub unsafe extern "C" fn inflight_submitter_create(
     let make = || {
         // SAFETY: NULL or a scheduler that lives.
         let state = unsafe { enter(scheduler) }?;
-        Ok(inflight_submitter { submitter: state.scheduler.submitter() })
+        // SAFETY: as above.
+        let watch = unsafe { shared("scheduler", scheduler.cast_const()) }?.state.watch();
+        Ok(inflight_submitter { submitter: state.scheduler.submitter(), scheduler: watch })
     };
     // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
     unsafe { create("out", out, error, make) }
@@ -53,7 +66,7 @@ pub unsafe extern "C" fn inflight_submitter_free(submitter: *mut inflight_submit
 /// (DUPLICATE_REQUEST, QUEUE_FULL) gives an event `INFLIGHT_EVENT_REFUSED`.
 ///
 /// Fails, and nothing has happened: INVALID_ARGUMENT, STRUCT_SIZE, PROMPT_TOO_LONG, NEVER_FITS,
-/// QUEUE_FULL (try again later).
+/// CLOSED, QUEUE_FULL (try again later), OUT_OF_MEMORY.
 /// Threads: any, several at once. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_submitter_submit(
@@ -66,7 +79,9 @@ pub unsafe extern "C" fn inflight_submitter_submit(
         let submitter = unsafe { shared("submitter", submitter) }?;
         // SAFETY: NULL or a request.
         let request = unsafe { request_of(request) }?;
-        Ok(submitter.submitter.submit(request)?)
+        let id = request.id.0;
+        let submitted = submitter.open()?.submit(request);
+        submitted.map_err(|error| Failure::from(error).of_request(id))
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -75,7 +90,7 @@ pub unsafe extern "C" fn inflight_submitter_submit(
 /// Asks for the end of a request, wherever it is. One that has ended already is no error: the event
 /// is `INFLIGHT_EVENT_CANCELLED` where there was something to cancel.
 ///
-/// Fails: INVALID_ARGUMENT.
+/// Fails: INVALID_ARGUMENT, CLOSED.
 /// Threads: any, several at once. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_submitter_cancel(
@@ -86,7 +101,7 @@ pub unsafe extern "C" fn inflight_submitter_cancel(
     let body = || {
         // SAFETY: NULL or a submitter that lives.
         let submitter = unsafe { shared("submitter", submitter) }?;
-        Ok(submitter.submitter.cancel(RequestId(request_id))?)
+        Ok(submitter.open()?.cancel(RequestId(request_id))?)
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

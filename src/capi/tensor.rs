@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, call, count, output};
+use super::guard::{Result, at_most_max, call, output};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::kernels::tensor::Shape;
 use crate::kernels::{DType, TensorMut, TensorRef};
@@ -46,16 +46,16 @@ pub struct inflight_tensor {
     /// The first element; NULL only where there are no tokens. On a processor at a multiple of the
     /// element's size, on a GPU of 16 bytes.
     pub data: *mut c_void,
-    /// Tokens.
+    /// Tokens, at most `INFLIGHT_MAX_COUNT`.
     pub tokens: u64,
     /// Elements from one token to the next, not negative; any number where there is one token. On a
     /// GPU a multiple of 16 bytes.
     pub token_stride: i64,
     /// Elements from one head to the next, alike.
     pub head_stride: i64,
-    /// Heads.
+    /// Heads; at least 1.
     pub heads: u32,
-    /// Elements a head.
+    /// Elements a head; at least 1.
     pub head_dim: u32,
     /// `INFLIGHT_DTYPE_*`.
     pub dtype: u32,
@@ -65,7 +65,7 @@ pub struct inflight_tensor {
 
 /// Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
 ///
-/// Fails: INVALID_ARGUMENT.
+/// Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_tensor_set_strides(
@@ -75,10 +75,13 @@ pub unsafe extern "C" fn inflight_tensor_set_strides(
     let body = || {
         // SAFETY: NULL or a tensor of the caller's.
         let given = unsafe { super::guard::shared("tensor", tensor.cast_const()) }.copied()?;
-        let token_stride = i64::from(given.heads) * i64::from(given.head_dim);
+        let token_stride = i64::from(given.heads).checked_mul(given.head_dim.into());
+        let too_large = || Failure::argument("tensor", "its strides do not fit 64 bits");
+        let token_stride = token_stride.ok_or_else(too_large)?;
         let set = inflight_tensor { token_stride, head_stride: given.head_dim.into(), ..given };
         // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("tensor", tensor, set) }.map(|_| ())
+        unsafe { output("tensor", tensor) }?.write(set);
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -107,7 +110,7 @@ impl inflight_tensor {
         let refused = |reason: &str| Err(Failure::argument(field, reason));
         let dtype = dtype_of(field, self.dtype)?;
         let shape = Shape {
-            tokens: count(field, self.tokens)?,
+            tokens: at_most_max(field, self.tokens)?,
             heads: self.heads as usize,
             head_dim: self.head_dim as usize,
             token_stride: stride(field, self.token_stride)?,
@@ -115,6 +118,9 @@ impl inflight_tensor {
         };
         if self.reserved != 0 {
             return refused("reserved is not 0");
+        }
+        if self.heads == 0 || self.head_dim == 0 {
+            return refused("has no heads, or heads of no elements");
         }
         if self.data.is_null() && self.tokens > 0 {
             return refused("data is NULL");

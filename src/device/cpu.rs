@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::thread::{self, JoinHandle};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
@@ -121,9 +122,36 @@ pub struct CpuConfig {
 /// Threads may share one: calls block until their work is done, and take turns with those of others
 /// for the pool's threads. Small calls run on the caller's thread. More threads than cores only
 /// cost.
+///
+/// Its threads have ended when it has been dropped. They are not there after a `fork`: the child must
+/// make one of its own.
 pub struct Cpu {
+    // Dropped in this order: a pool tells its threads to end, and does not wait for them.
     pool: ThreadPool,
+    _threads: Threads,
     isa: Isa,
+}
+
+/// The pool's threads, waited for when this is dropped.
+#[derive(Default)]
+struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    fn start(&mut self, worker: ThreadBuilder) -> std::io::Result<()> {
+        let name = format!("inflight-{}", worker.index());
+        self.0.push(thread::Builder::new().name(name).spawn(|| worker.run())?);
+        Ok(())
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        for worker in self.0.drain(..).filter(|worker| worker.thread().id() != own) {
+            // Their panics have been told where they came from.
+            let _ = worker.join();
+        }
+    }
 }
 
 impl fmt::Debug for Cpu {
@@ -146,7 +174,7 @@ impl Cpu {
         let threads = match (config.threads, &config.cores) {
             (Some(threads), _) => threads,
             (None, Some(cores)) => cores.len(),
-            (None, None) => std::thread::available_parallelism().map_or(1, usize::from),
+            (None, None) => thread::available_parallelism().map_or(1, usize::from),
         };
         if config.cores.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::argument("cores", "there must be at least one"));
@@ -159,16 +187,17 @@ impl Cpu {
             return Err(Error::argument("cores", format!("there must be {threads}, one a thread")));
         }
         check_cores(cores.as_deref().unwrap_or_default())?;
+        let mut started = Threads::default();
         let builder = ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("inflight-{i}"))
+            .spawn_handler(|worker| started.start(worker))
             .start_handler(move |i| {
                 if let Some(cores) = &cores {
                     pin(cores[i]);
                 }
             });
         let pool = builder.build().map_err(|error| Error::Device(error.to_string()))?;
-        Ok(Self { pool, isa })
+        Ok(Self { pool, _threads: started, isa })
     }
 
     /// Threads of the pool.

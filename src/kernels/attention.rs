@@ -251,6 +251,8 @@ impl BatchView<'_> {
     ) -> Result<()> {
         let rows = self.num_rows();
         seen.clear();
+        let bytes = num_blocks.saturating_mul(size_of::<u32>());
+        seen.try_reserve(num_blocks).map_err(|_| Error::OutOfMemory { bytes })?;
         seen.resize(num_blocks, 0);
         for row in 0..rows {
             self.check_lengths(row)?;

@@ -104,8 +104,8 @@ impl KvLayout {
     /// [`Error::InvalidArgument`] naming the field at fault.
     pub fn check(&self) -> Result<()> {
         let counts = [
-            ("num_blocks", self.num_blocks, u32::MAX as usize),
-            ("block_size", self.block_size, u32::MAX as usize),
+            ("num_blocks", self.num_blocks, i32::MAX as usize),
+            ("block_size", self.block_size, i32::MAX as usize),
             ("num_heads", self.num_heads, 1 << 16),
         ];
         for (field, value, most) in counts {

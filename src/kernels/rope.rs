@@ -206,13 +206,22 @@ impl RopeConfig {
         let len = max_positions.checked_mul(self.rotary_dim).ok_or_else(too_large)?;
         let mut table = Vec::new();
         table.try_reserve_exact(len).map_err(|_| too_large())?;
-        let (frequencies, factor) = (self.frequencies(max_positions), self.attention());
-        for position in 0..max_positions {
-            let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
-            table.extend(angles.clone().map(|angle| (angle.cos() * factor) as f32));
-            table.extend(angles.map(|angle| (angle.sin() * factor) as f32));
-        }
+        table.resize(len, 0.0);
+        self.fill(&mut table);
         Ok(table)
+    }
+
+    /// Writes such a table, of a configuration that was checked.
+    pub(crate) fn fill(&self, table: &mut [f32]) {
+        let positions = table.len() / self.rotary_dim;
+        let (frequencies, factor) = (self.frequencies(positions), self.attention());
+        for (position, row) in table.chunks_exact_mut(self.rotary_dim).enumerate() {
+            let (cosines, sines) = row.split_at_mut(self.rotary_dim / 2);
+            for ((cos, sin), frequency) in cosines.iter_mut().zip(sines).zip(&frequencies) {
+                let angle = position as f64 * frequency;
+                (*cos, *sin) = ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32);
+            }
+        }
     }
 
     /// Frequencies for a context of `positions`.

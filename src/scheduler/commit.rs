@@ -41,7 +41,8 @@ impl Scheduler {
             let start = self.output_tokens.len() as u32;
             let finish = accept(entry, given, row.num_draft, stale, &mut self.output_tokens);
             let len = self.output_tokens.len() as u32 - start;
-            self.outputs.push(Output { id: row.id, start, len, finish });
+            let (id, client) = (row.id, entry.client);
+            self.outputs.push(Output { id, client, start, len, finish });
             if finish.is_some() {
                 ended = true;
                 self.end(row.slot)?;

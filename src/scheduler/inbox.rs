@@ -90,10 +90,22 @@ pub struct Submitter {
 pub enum Received {
     /// The request waits.
     Submitted(RequestId),
-    /// The request cannot run: [`Error::DuplicateRequest`] or [`Error::QueueFull`].
-    Refused(RequestId, Error),
+    /// The request cannot run. The id may be that of another, which goes on: the client is its own.
+    Refused {
+        /// The request.
+        id: RequestId,
+        /// Whom it belongs to.
+        client: u64,
+        /// [`Error::DuplicateRequest`] or [`Error::QueueFull`].
+        error: Error,
+    },
     /// The request has been cancelled.
-    Cancelled(RequestId),
+    Cancelled {
+        /// The request.
+        id: RequestId,
+        /// Whom it belonged to.
+        client: u64,
+    },
     /// There was nothing to cancel: it had finished, or was refused.
     NothingToCancel(RequestId),
 }
@@ -116,7 +128,7 @@ impl Submitter {
     /// # Errors
     /// Nothing has happened on any of them: those of [`Scheduler::submit`] but
     /// [`Error::DuplicateRequest`], where [`Error::QueueFull`] counts what has not been received
-    /// too; [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    /// too; [`Error::Closed`] where the scheduler is gone.
     pub fn submit(&self, request: Request) -> Result<()> {
         let shared = self.shared()?;
         shared.limits.check(&request)?;
@@ -134,7 +146,7 @@ impl Submitter {
     /// Asks for the end of a request. One that has ended already is no error.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming `submitter` where the scheduler is gone.
+    /// [`Error::Closed`] where the scheduler is gone.
     pub fn cancel(&self, id: RequestId) -> Result<()> {
         let shared = self.shared()?;
         let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,8 +155,7 @@ impl Submitter {
     }
 
     fn shared(&self) -> Result<Arc<Shared>> {
-        let gone = || Error::argument("submitter", "its scheduler is gone");
-        self.shared.upgrade().ok_or_else(gone)
+        self.shared.upgrade().ok_or(Error::Closed)
     }
 }
 
@@ -175,21 +186,24 @@ impl Scheduler {
         for message in messages.drain(..) {
             let received = match message {
                 Message::Submit(request) => {
-                    let id = request.id;
+                    let (id, client) = (request.id, request.client);
                     match self.submit(request) {
                         Ok(()) => Received::Submitted(id),
-                        Err(error) => Received::Refused(id, error),
+                        Err(error) => Received::Refused { id, client, error },
                     }
                 }
-                Message::Cancel(id) => match self.cancel(id) {
-                    Ok(()) => Received::Cancelled(id),
-                    Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
-                    Err(error) => {
-                        // The others are still to be heard.
-                        failed = Err(error);
-                        continue;
+                Message::Cancel(id) => {
+                    let client = self.snapshot(id).map_or(0, |request| request.client);
+                    match self.cancel(id) {
+                        Ok(()) => Received::Cancelled { id, client },
+                        Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
+                        Err(error) => {
+                            // The others are still to be heard.
+                            failed = Err(error);
+                            continue;
+                        }
                     }
-                },
+                }
             };
             then(received);
         }

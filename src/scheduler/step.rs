@@ -190,6 +190,8 @@ pub enum Sampled<'a> {
 pub struct Output {
     /// The request.
     pub id: RequestId,
+    /// Whom it belongs to.
+    pub client: u64,
     pub(super) start: u32,
     pub(super) len: u32,
     /// Set with its last token.

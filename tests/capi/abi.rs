@@ -5,13 +5,30 @@ use std::fs;
 use std::process::Command;
 
 use super::build::{program, root, run, scratch};
+use super::generic::initialised;
 use super::parse::{Function, Header, header};
+
+/// The size that a struct had first, below which its initialiser writes nothing: that of the oldest
+/// programs.
+const PRINT_FIRST: &str = r#"
+#define PRINT_FIRST(type, init)                         \
+    do {                                                \
+        type value;                                     \
+        size_t size = 0;                                \
+        do {                                            \
+            value.struct_size = 0;                      \
+            init(&value, ++size);                       \
+        } while (value.struct_size != size);            \
+        printf("first " #type ", %zu bytes\n", size);   \
+    } while (0)
+"#;
 
 /// A program that prints the ABI as the compiler sees it.
 fn printer(header: &Header) -> String {
     let mut c = String::from("#include <inflight.h>\n#include <stddef.h>\n#include <stdio.h>\n");
     c.push_str("#define ALIGNED(type) offsetof(struct { char c; type t; }, t)\n");
     c.push_str("#define END(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))\n");
+    c.push_str(PRINT_FIRST);
     c.push_str("int main(void) {\n");
     let mut out = |line: String| {
         writeln!(c, "    {line}").expect("a String takes all");
@@ -43,6 +60,11 @@ fn printer(header: &Header) -> String {
     for function in &header.functions {
         out(format!("puts(\"function {}\");", prototype(function)));
     }
+    for function in &header.functions {
+        if let Some(of) = initialised(function) {
+            out(format!("PRINT_FIRST({of}, {});", function.name));
+        }
+    }
     c + "    return 0;\n}\n"
 }
 
@@ -68,7 +90,7 @@ fn broken(before: &str, after: &str) -> Vec<String> {
     let after = blocks(after);
     let mut broken = Vec::new();
     for (head, inner) in blocks(before) {
-        // Structs grow at the end, enums and everything else by more of them.
+        // Structs with a size grow at the end, enums and everything else by more of them.
         let name = head.split(',').next().unwrap_or(head);
         let grows = head.starts_with("struct ") || head.starts_with("enum ");
         let version = head.starts_with("constant INFLIGHT_VERSION_");
@@ -79,8 +101,10 @@ fn broken(before: &str, after: &str) -> Vec<String> {
         match found {
             None if version => {}
             None => broken.push(head.to_owned()),
-            Some((_, now)) if head.starts_with("struct ") => {
-                if !now.starts_with(&inner) {
+            Some((now, fields)) if head.starts_with("struct ") => {
+                // One that does not say its size stands in arrays, and in other structs.
+                let has_size = inner.first().is_some_and(|line| line.contains(" struct_size: "));
+                if !fields.starts_with(&inner) || !has_size && *now != head {
                     broken.push(format!("{name}: its fields are not those it had, and more"));
                 }
             }
@@ -122,10 +146,13 @@ fn is_what_programs_were_compiled_for() {
 #[test]
 fn growth_at_the_end_is_told_from_a_break() {
     let before = "constant A = 1\nstruct s, 16 bytes\n    0..8 struct_size: size_t\n    8..16 a: \
-                  uint64_t\nenum e, 4 bytes\n    X = 1\nfunction f(a: int) -> void\n";
+                  uint64_t\nstruct row, 4 bytes\n    0..4 b: int\nenum e, 4 bytes\n    X = 1\nfunction \
+                  f(a: int) -> void\nfirst s, 16 bytes\n";
     let grown =
         before.replace("    8..16 a: uint64_t\n", "    8..16 a: uint64_t\n    16..24 b: x\n");
-    let grown = grown.replace("16 bytes", "24 bytes").replace("    X = 1", "    X = 1\n    Y = 2");
+    let grown = grown
+        .replace("struct s, 16 bytes", "struct s, 24 bytes")
+        .replace("    X = 1", "    X = 1\n    Y = 2");
     assert_eq!(broken(before, &(grown + "function g() -> void\n")), Vec::<String>::new());
     for (was, is) in [
         ("A = 1", "A = 2"),
@@ -133,6 +160,9 @@ fn growth_at_the_end_is_told_from_a_break() {
         ("    8..16 a: uint64_t\n", ""),
         ("X = 1", "X = 2"),
         ("f(a: int)", "f(a: long)"),
+        // Old programs have rows of 4 bytes, and structs of 16.
+        ("row, 4 bytes\n    0..4 b: int\n", "row, 8 bytes\n    0..4 b: int\n    4..8 c: int\n"),
+        ("first s, 16 bytes", "first s, 24 bytes"),
     ] {
         assert_eq!(broken(before, &before.replace(was, is)).len(), 1, "{was} -> {is}");
     }

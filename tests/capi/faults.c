@@ -44,8 +44,8 @@ static void close_world(struct world* w) {
     inflight_scheduler_free(w->scheduler);
     /* It outlives its scheduler, and refuses everything. */
     inflight_error error = new_error();
-    CHECK(inflight_submitter_cancel(w->submitter, 1, &error) == INFLIGHT_STATUS_INVALID_ARGUMENT);
-    CHECK(strcmp(error.field, "submitter") == 0);
+    CHECK(inflight_submitter_cancel(w->submitter, 1, &error) == INFLIGHT_STATUS_CLOSED);
+    CHECK(error.code == INFLIGHT_STATUS_CLOSED && error.message[0] != 0);
     inflight_submitter_free(w->submitter);
 }
 
@@ -64,58 +64,7 @@ static struct state look(const struct world* w) {
     return state;
 }
 
-static unsigned num_refused;
-
-static void compare(const struct world* w, const struct state* before, inflight_status status,
-                    inflight_status wanted, const inflight_error* error, const char* field,
-                    const char* call, int line) {
-    struct state after = look(w);
-    int as_it_was = memcmp(before, &after, sizeof after) == 0;
-    int detail = error == NULL || (error->code == wanted && error->message[0] != 0 &&
-                                   strcmp(error->field, field) == 0);
-    if (status != wanted || !as_it_was || !detail) {
-        fprintf(stderr, "faults.c:%d: %s\n  status %d, not %d; field '%s', not '%s'; %s\n", line,
-                call, status, wanted, error == NULL ? field : error->field, field,
-                as_it_was ? "state as before" : "state changed");
-        exit(EXIT_FAILURE);
-    }
-    num_refused++;
-}
-
-/* `call` uses `error`: with a place for the detail, and without. */
-#define REFUSED(wanted, field, call)                                         \
-    do {                                                                     \
-        struct state before = look(&w);                                      \
-        inflight_error detail = new_error(), *error = &detail;               \
-        inflight_status status = (call);                                     \
-        compare(&w, &before, status, wanted, error, field, #call, __LINE__); \
-        error = NULL;                                                        \
-        status = (call);                                                     \
-        compare(&w, &before, status, wanted, error, field, #call, __LINE__); \
-    } while (0)
-
-#define BAD INFLIGHT_STATUS_INVALID_ARGUMENT
-#define SIZE INFLIGHT_STATUS_STRUCT_SIZE
-#define MISALIGNED(pointer) ((void*)((char*)(pointer) + 1))
-
-/* A struct of a later version, larger than this library's. */
-#define NEWER(type)              \
-    struct {                     \
-        type known;              \
-        unsigned char later[24]; \
-    }
-
-/* Every wrong size of a struct that `call` reads or writes through `value`. */
-#define REFUSED_SIZES(value, field, call)                                              \
-    do {                                                                               \
-        size_t sizes[] = {0, 1, sizeof(size_t), sizeof(value) - 1, 1 << 20, SIZE_MAX}; \
-        size_t right = (value).struct_size;                                            \
-        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {                    \
-            (value).struct_size = sizes[i];                                            \
-            REFUSED(SIZE, field, call);                                                \
-        }                                                                              \
-        (value).struct_size = right;                                                   \
-    } while (0)
+#include "faults.h"
 
 static void config_faults(void) {
     struct world w = open_world();
@@ -138,20 +87,28 @@ static void config_faults(void) {
     REFUSED_SIZES(config, "config", CREATE);
     FIELD(num_blocks, 0);
     FIELD(num_blocks, 1);
+    FIELD(num_blocks, ABOVE_MAX);
     FIELD(num_blocks, UINT32_MAX);
     FIELD(num_blocks, UINT64_MAX);
+    FIELD(num_host_blocks, ABOVE_MAX);
     FIELD(num_host_blocks, (uint64_t)UINT32_MAX + 1);
     FIELD(num_host_blocks, UINT64_MAX);
     FIELD(block_size, 0);
+    FIELD(block_size, ABOVE_MAX);
     FIELD(block_size, UINT32_MAX);
     FIELD(max_num_seqs, 0);
+    FIELD(max_num_seqs, ABOVE_MAX);
     FIELD(max_num_seqs, UINT32_MAX);
     FIELD(max_num_batched_tokens, 0);
+    FIELD(max_num_batched_tokens, ABOVE_MAX);
     FIELD(max_num_batched_tokens, UINT32_MAX);
     FIELD(max_model_len, 1);
+    FIELD(max_model_len, ABOVE_MAX);
     FIELD(max_model_len, UINT32_MAX);
+    FIELD(long_prefill_token_threshold, ABOVE_MAX);
     FIELD(long_prefill_token_threshold, UINT32_MAX);
     FIELD(max_steps_in_flight, 0);
+    FIELD(max_steps_in_flight, ABOVE_MAX);
     FIELD(max_steps_in_flight, UINT32_MAX);
     FIELD(prefix_cache, 2);
     FIELD(chunked_prefill, UINT32_MAX);
@@ -160,6 +117,8 @@ static void config_faults(void) {
     FIELD(events, 2);
     FIELD(policy, INFLIGHT_POLICY_ORCA + 1);
     FIELD(policy, UINT32_MAX);
+    FIELD(max_padded_rows, 65537);
+    FIELD(max_padded_rows, UINT32_MAX);
     FIELD(reserved, 1);
 
     /* A newer program's struct is taken as long as it asks for nothing that is unknown here. */
@@ -209,24 +168,30 @@ static void request_faults(void) {
     REQUEST(BAD, "prompt", request.prompt = NULL);
     REQUEST(BAD, "prompt", request.prompt = MISALIGNED(PROMPT));
     REQUEST(BAD, "prompt", request.prompt_len = 0);
-    REQUEST(BAD, "prompt", request.prompt_len = SIZE_MAX);
-    REQUEST(BAD, "prompt", request.prompt_len = SIZE_MAX / 4 + 2);
-    REQUEST(BAD, "prompt_len", request.prompt_len = (size_t)1 << 31);
+    REQUEST(BAD, "prompt_len", request.prompt_len = SIZE_MAX);
+    REQUEST(BAD, "prompt_len", request.prompt_len = SIZE_MAX / 4 + 2);
+    REQUEST(BAD, "prompt_len", request.prompt_len = ABOVE_MAX);
     REQUEST(BAD, "max_tokens", request.max_tokens = 0);
     REQUEST(BAD, "stop_tokens", request.num_stop_tokens = 1);
-    REQUEST(BAD, "stop_tokens", request.stop_tokens = PROMPT, request.num_stop_tokens = SIZE_MAX);
+    REQUEST(BAD, "num_stop_tokens", request.stop_tokens = PROMPT, request.num_stop_tokens = 65537);
+    REQUEST(BAD, "num_stop_tokens", request.num_stop_tokens = SIZE_MAX);
     REQUEST(BAD, "stop_tokens", request.stop_tokens = MISALIGNED(PROMPT),
             request.num_stop_tokens = 1);
     REQUEST(BAD, "salt", request.salt_len = 1);
-    REQUEST(BAD, "salt", request.salt = (const uint8_t*)"s", request.salt_len = SIZE_MAX);
+    REQUEST(BAD, "salt_len", request.salt = (const uint8_t*)"s", request.salt_len = 65537);
+    REQUEST(BAD, "salt_len", request.salt_len = SIZE_MAX);
     REQUEST(BAD, "adapter", request.adapter_len = 1);
-    REQUEST(BAD, "adapter", request.adapter = (const uint8_t*)"a", request.adapter_len = SIZE_MAX);
+    REQUEST(BAD, "adapter_len", request.adapter = (const uint8_t*)"a", request.adapter_len = 65537);
+    REQUEST(BAD, "adapter_len", request.adapter_len = SIZE_MAX);
     REQUEST(BAD, "contents", request.num_contents = 1);
     REQUEST(BAD, "contents", request.contents = MISALIGNED(&content), request.num_contents = 1);
-    REQUEST(BAD, "contents", request.contents = &content, request.num_contents = SIZE_MAX / 8);
+    REQUEST(BAD, "num_contents", request.contents = &content, request.num_contents = 65537);
+    REQUEST(BAD, "num_contents", request.num_contents = SIZE_MAX / 8);
     REQUEST(BAD, "contents.id", request.contents = &bad_content, request.num_contents = 1);
+    bad_content = (inflight_content){content.id, 65537, 0, 4};
+    REQUEST(BAD, "contents.id_len", request.contents = &bad_content, request.num_contents = 1);
     bad_content = (inflight_content){content.id, SIZE_MAX, 0, 4};
-    REQUEST(BAD, "contents.id", request.contents = &bad_content, request.num_contents = 1);
+    REQUEST(BAD, "contents.id_len", request.contents = &bad_content, request.num_contents = 1);
     REQUEST(BAD, "skip_prefix_cache", request.skip_prefix_cache = 2);
     REQUEST(BAD, "repetition_count", request.repetition_count = 1);
     REQUEST(BAD, "repetition_count", request.repetition_count = 2,
@@ -282,9 +247,74 @@ static void request_faults(void) {
     REFUSED(BAD, "draft",
             inflight_scheduler_set_draft(w.scheduler, 0, MISALIGNED(PROMPT), 1, error));
     REFUSED(BAD, "draft", inflight_scheduler_set_draft(w.scheduler, 0, PROMPT, 1, error));
+    REFUSED(BAD, "draft_len",
+            inflight_scheduler_set_draft(w.scheduler, 0, PROMPT, ABOVE_MAX, error));
     REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",
             inflight_scheduler_set_draft(w.scheduler, 999, PROMPT, 1, error));
     close_world(&w);
+}
+
+/* Failures that are about one request say which. */
+static void requests_of_faults(void) {
+    struct world w = open_world();
+    inflight_error error = new_error();
+    inflight_request_snapshot snapshot;
+    inflight_request_snapshot_init(&snapshot, sizeof snapshot);
+    static const uint32_t long_prompt[128];
+    const uint64_t big = UINT64_C(0xfedcba9876543210);
+    inflight_request request = new_request(big, PROMPT, 20, 4);
+#define ABOUT(id, status, call)                                    \
+    do {                                                           \
+        CHECK((call) == status && error.code == status);           \
+        CHECK(error.has_request == 1 && error.request_id == (id)); \
+    } while (0)
+#define ABOUT_NONE(call)                                        \
+    do {                                                        \
+        error.request_id = error.has_request = 77;              \
+        (void)(call);                                           \
+        CHECK(error.has_request == 0 && error.request_id == 0); \
+    } while (0)
+    ABOUT(0, INFLIGHT_STATUS_DUPLICATE_REQUEST,
+          (request.id = 0, inflight_scheduler_submit(w.scheduler, &request, &error)));
+    ABOUT(999, INFLIGHT_STATUS_UNKNOWN_REQUEST,
+          inflight_scheduler_cancel(w.scheduler, 999, &error));
+    ABOUT(big, INFLIGHT_STATUS_UNKNOWN_REQUEST,
+          inflight_scheduler_set_draft(w.scheduler, big, PROMPT, 1, &error));
+    ABOUT(1, BAD, inflight_scheduler_set_draft(w.scheduler, 1, PROMPT, 1, &error));
+    ABOUT(big, INFLIGHT_STATUS_UNKNOWN_REQUEST,
+          inflight_scheduler_get_request(w.scheduler, big, &snapshot, &error));
+#define ABOUT_SUBMIT(status, ...)                                                     \
+    do {                                                                              \
+        request = new_request(big, PROMPT, 20, 4);                                    \
+        __VA_ARGS__;                                                                  \
+        ABOUT(big, status, inflight_scheduler_submit(w.scheduler, &request, &error)); \
+        ABOUT(big, status, inflight_submitter_submit(w.submitter, &request, &error)); \
+    } while (0)
+    ABOUT_SUBMIT(BAD, request.max_tokens = 0);
+    ABOUT_SUBMIT(BAD, request.prompt = NULL);
+    ABOUT_SUBMIT(BAD, request.skip_prefix_cache = 2);
+    ABOUT_SUBMIT(INFLIGHT_STATUS_PROMPT_TOO_LONG, request.prompt = long_prompt,
+                 request.prompt_len = 128);
+    ABOUT_NONE(inflight_scheduler_submit(w.scheduler, NULL, &error));
+    ABOUT_NONE(inflight_scheduler_cancel(NULL, 5, &error));
+    ABOUT_NONE(inflight_scheduler_abandon(w.scheduler, 999, &error));
+    ABOUT_NONE(inflight_scheduler_verify(w.scheduler, &error));
+    CHECK(error.code == 0);
+    for (int i = 1; i < WAITING; i++) {
+        request = new_request(200 + (uint64_t)i, PROMPT, 20, 4);
+        CHECK(inflight_scheduler_submit(w.scheduler, &request, NULL) == INFLIGHT_STATUS_OK);
+    }
+    request = new_request(big, PROMPT, 20, 4);
+    ABOUT(big, INFLIGHT_STATUS_QUEUE_FULL,
+          inflight_scheduler_submit(w.scheduler, &request, &error));
+    close_world(&w);
+
+    inflight_scheduler_config config = new_config(4);
+    config.max_model_len = 4096;
+    inflight_scheduler* small = new_scheduler(&config);
+    request = new_request(big, PROMPT, 20, 400);
+    ABOUT(big, INFLIGHT_STATUS_NEVER_FITS, inflight_scheduler_submit(small, &request, &error));
+    inflight_scheduler_free(small);
 }
 
 static void step_faults(void) {
@@ -442,6 +472,7 @@ static void report_faults(void) {
 int main(void) {
     config_faults();
     request_faults();
+    requests_of_faults();
     step_faults();
     order_faults();
     report_faults();

@@ -100,7 +100,7 @@ fn refusals(function: &Function) -> String {
 }
 
 /// The struct that a function initialises, if that is what it does.
-fn initialised(function: &Function) -> Option<&str> {
+pub(super) fn initialised(function: &Function) -> Option<&str> {
     match &function.params[..] {
         [to, size] if function.returns == "void" && size.of == "size_t" => {
             Some(to.of.strip_prefix("struct ")?.trim_end_matches([' ', '*']))

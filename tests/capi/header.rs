@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use super::build::{STRICT, compiler, library_dir, program, run, scratch};
+use super::build::{SANITIZED, STRICT, compiler, library_dir, program, root, run, scratch};
 use super::parse::{code, header, text};
 
 #[test]
@@ -38,6 +38,60 @@ fn compiles_alone_and_twice_in_every_language() {
         run(compile.arg(format!("-Wl,-rpath,{}", library.display())));
         run(&mut Command::new(dir.join(&name)));
     }
+}
+
+/// What the examples of the header and of the guide call, for one request that is served.
+const SERVER: &str = r#"
+#include "check.h"
+enum { MOST = 2 };
+#define check(call) CHECK((call) == INFLIGHT_STATUS_OK)
+static uint64_t clock_now;
+static uint32_t delivered, waited, finished;
+static uint64_t now(void) { return clock_now++; }
+static int serving(void) { return waited == 0; }
+static void wait_for_requests(void) { waited++; }
+static void run_model(const inflight_step_view *step, uint32_t *sampled) {
+    memset(sampled, 0, step->num_sampling * sizeof *sampled);
+}
+static void deliver(const inflight_outputs_view *outputs) { delivered += outputs->num_tokens; }
+static inline void tell(const inflight_event *events, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        finished += events[i].kind == INFLIGHT_EVENT_FINISHED;
+    }
+}
+int main(void) {
+    static const uint32_t prompt[] = {1, 2, 3};
+    static uint32_t sampled[8];
+    inflight_request request = new_request(1, prompt, 3, 5);
+"#;
+
+/// Runs an example: one request of 5 tokens is served, and the events are as many as it takes.
+fn serves(name: &str, before: &str, example: &str, finished: u32) {
+    let after = format!("CHECK(delivered == 5 && waited == 1 && finished == {finished});");
+    let program_text = format!("{SERVER}{before}\n{example}\n{after}\nreturn 0;\n}}\n");
+    let source = scratch("header").join(format!("{name}.c"));
+    fs::write(&source, program_text).expect("the target directory is writable");
+    run(&mut Command::new(program(name, &source, &SANITIZED)));
+}
+
+#[test]
+fn the_loops_that_readers_copy_serve_a_request() {
+    let header = text();
+    let lines = header.lines().skip_while(|line| !line.starts_with(" *     "));
+    let lines = lines.map_while(|line| line.strip_prefix(" *     "));
+    serves("header_loop", "", &lines.collect::<Vec<_>>().join("\n"), 0);
+
+    let guide = fs::read_to_string(root().join("docs/c-abi.md")).expect("the guide is there");
+    let (_, rest) = guide.split_once("```c\n").expect("it has an example");
+    let (example, _) = rest.split_once("```").expect("it ends");
+    let before = "inflight_error error = new_error();
+        inflight_event events[MOST];
+        size_t num_events;
+        inflight_scheduler_config config = new_config(64);
+        inflight_scheduler *scheduler = new_scheduler(&config);
+        check(inflight_scheduler_submit(scheduler, &request, &error));";
+    let example = format!("{example}inflight_scheduler_free(scheduler);");
+    serves("guide_loop", before, &example, 1);
 }
 
 #[test]

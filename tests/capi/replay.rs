@@ -100,7 +100,7 @@ struct Model {
     submitter: Submitter,
     builder: BatchBuilder,
     /// Of each: request, step, kind, status, reason, stop token.
-    events: VecDeque<[u64; 6]>,
+    events: VecDeque<[u64; 7]>,
 }
 
 fn status<T>(result: Result<T, Error>) -> i32 {
@@ -183,10 +183,13 @@ impl Model {
         let Self { scheduler, builder, events, .. } = self;
         let received = scheduler.receive(|received| match received {
             Received::Submitted(_) | Received::NothingToCancel(_) => {}
-            Received::Refused(id, error) => {
-                events.push_back([id.0, u64::MAX, 1, error.status() as u64, 0, NO_TOKEN]);
+            Received::Refused { id, client, error } => {
+                let status = error.status() as u64;
+                events.push_back([id.0, client, u64::MAX, 1, status, 0, NO_TOKEN]);
             }
-            Received::Cancelled(id) => events.push_back([id.0, u64::MAX, 3, 0, 0, NO_TOKEN]),
+            Received::Cancelled { id, client } => {
+                events.push_back([id.0, client, u64::MAX, 3, 0, 0, NO_TOKEN]);
+            }
         });
         received.expect("nothing is corrupt");
         let id = match scheduler.schedule(Time(line.next())) {
@@ -195,8 +198,9 @@ impl Model {
         };
         let step = scheduler.step(id).expect("it is in flight");
         let batch = builder.build(scheduler, step).expect("the newest step");
-        for request in step.preempted() {
-            events.push_back([request.0, id.0, 4, 0, 0, NO_TOKEN]);
+        for &request in step.preempted() {
+            let client = scheduler.snapshot(request).expect("it waits").client;
+            events.push_back([request.0, client, id.0, 4, 0, 0, NO_TOKEN]);
         }
         (0, of_step(step, batch))
     }
@@ -225,7 +229,8 @@ impl Model {
             digest.add(stop_token);
             digest.add_all(outputs.tokens(output).iter().copied());
             if finish != 0 {
-                self.events.push_back([output.id.0, id.0, 2, 0, finish, stop_token]);
+                let (of, client) = (output.id.0, output.client);
+                self.events.push_back([of, client, id.0, 2, 0, finish, stop_token]);
             }
         }
         digest.add(outputs.num_tokens() as u64);

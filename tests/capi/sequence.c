@@ -263,6 +263,7 @@ static void take_events(void) {
     begin_digest();
     for (size_t i = 0; i < n; i++) {
         add(events[i].request_id);
+        add(events[i].client);
         add(events[i].step_id);
         add(events[i].kind);
         add((uint64_t)events[i].status);

@@ -178,6 +178,7 @@ fn status_numbers_never_change() {
         (201, Error::OutOfBlocks { needed: 1, free: 0 }),
         (202, Error::TooManyStepsInFlight { limit: 1 }),
         (203, Error::Stalled { head: id, needed: 1, free: 0 }),
+        (204, Error::OutOfMemory { bytes: 1 }),
         (300, Error::Device(String::new())),
         (301, Error::Cuda(refused.clone())),
         (302, Error::OutOfDeviceMemory { needed: 2, free: 1 }),

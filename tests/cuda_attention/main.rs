@@ -34,3 +34,4 @@ mod schedules;
 mod steps;
 mod streams;
 mod sweep;
+mod workspace;

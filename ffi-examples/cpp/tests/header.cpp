@@ -48,6 +48,70 @@ static_assert(std::is_convertible_v<std::span<const std::uint32_t>, inflight::to
 static_assert(std::is_convertible_v<inflight::tokens_view, std::span<const std::uint32_t>>);
 #endif
 
+// What is read by a later call is not of a temporary; what is read by this one may be.
+namespace temporaries {
+using tokens = std::vector<std::uint32_t>;
+template <class Tokens>
+constexpr bool is_prompt =
+    std::is_constructible_v<inflight::request, std::uint64_t, Tokens, std::uint32_t>;
+static_assert(is_prompt<tokens&> && is_prompt<const tokens&> && is_prompt<std::uint32_t (&)[3]>);
+static_assert(is_prompt<inflight::tokens_view> && is_prompt<inflight::span<std::uint32_t>>);
+static_assert(!is_prompt<tokens> && !is_prompt<const tokens>);
+static_assert(!is_prompt<std::array<std::uint32_t, 3>> && is_prompt<std::array<std::uint32_t, 3>&>);
+#if __cplusplus >= 202002L
+static_assert(is_prompt<std::span<const std::uint32_t>> && is_prompt<std::span<std::uint32_t, 3>>);
+#endif
+
+#define KEEPS(name)                                                                                \
+    template <class Struct, class Array, class = void>                                             \
+    constexpr bool name##_takes = false;                                                           \
+    template <class Struct, class Array>                                                           \
+    constexpr bool                                                                                 \
+        name##_takes<Struct, Array,                                                                \
+                     std::void_t<decltype(std::declval<Struct&>().name(std::declval<Array>()))>> = \
+            true;                                                                                  \
+    static_assert(true)
+KEEPS(set_stop_tokens);
+KEEPS(set_salt);
+KEEPS(set_adapter);
+KEEPS(set_contents);
+KEEPS(set_cores);
+using octets = std::vector<std::uint8_t>;
+using contents = std::vector<inflight_content>;
+using inflight::cache_keys, inflight::cpu_config, inflight::request;
+static_assert(set_stop_tokens_takes<request, tokens&> && !set_stop_tokens_takes<request, tokens>);
+static_assert(set_salt_takes<request, octets&> && !set_salt_takes<request, octets>);
+static_assert(set_salt_takes<cache_keys, octets&> && !set_salt_takes<cache_keys, octets>);
+static_assert(set_adapter_takes<request, octets&> && !set_adapter_takes<request, octets>);
+static_assert(set_adapter_takes<cache_keys, octets&> && !set_adapter_takes<cache_keys, octets>);
+static_assert(set_contents_takes<request, contents&> && !set_contents_takes<request, contents>);
+static_assert(set_contents_takes<cache_keys, contents&> &&
+              !set_contents_takes<cache_keys, contents>);
+static_assert(set_cores_takes<cpu_config, tokens&> && !set_cores_takes<cpu_config, tokens>);
+
+template <class Text, class = void>
+constexpr bool has_bytes = false;
+template <class Text>
+constexpr bool has_bytes<Text, std::void_t<decltype(inflight::bytes_of(std::declval<Text>()))>> =
+    true;
+static_assert(has_bytes<std::string&> && has_bytes<const std::string&> && !has_bytes<std::string>);
+static_assert(has_bytes<std::string_view> && has_bytes<const char (&)[3]> && has_bytes<char*>);
+
+using inflight::attention_args, inflight::append_args, inflight::tensor, inflight::kv_cache;
+static_assert(std::is_constructible_v<attention_args, tensor, tensor, const kv_cache&>);
+static_assert(!std::is_constructible_v<attention_args, tensor, tensor, kv_cache>);
+static_assert(std::is_constructible_v<append_args, tensor, tensor, kv_cache&>);
+static_assert(!std::is_constructible_v<append_args, tensor, tensor, kv_cache>);
+static_assert(!std::is_constructible_v<append_args, tensor, tensor, kv_cache, inflight_rope*>);
+using states = std::vector<inflight_merge_state>;
+static_assert(std::is_constructible_v<inflight::merge_args, states&, tensor>);
+static_assert(!std::is_constructible_v<inflight::merge_args, states, tensor>);
+
+static_assert(std::is_convertible_v<tokens, inflight::tokens_view>);
+static_assert(!std::is_convertible_v<tokens, inflight::span<std::uint32_t>>);
+static_assert(std::is_convertible_v<tokens&, inflight::span<std::uint32_t>>);
+}  // namespace temporaries
+
 inflight::scheduler_config small() {
     inflight::scheduler_config config;
     config.num_blocks = 16;
@@ -134,11 +198,15 @@ void errors_say_what_is_wrong() {
     CHECK(caught([&] { scheduler.submit(inflight::request(2, endless, 3)); }).group() ==
           inflight::status_group::argument);
     CHECK(caught([&] { scheduler.cancel(9); }).code() == inflight::status::unknown_request);
+    CHECK(caught([&] { scheduler.cancel(9); }).request_id() == std::uint64_t{9});
+    CHECK(!caught([&] { scheduler.commit(77, prompt); }).request_id().has_value());
+    CHECK(!config.request_id().has_value());
     CHECK(caught([&] { scheduler.commit(77, prompt); }).code() == inflight::status::unknown_step);
 
     // The same as results; a result that failed throws when its value is asked for.
     const auto failed = scheduler.try_submit(inflight::request(1, prompt, 3));
     CHECK(!failed && failed.why().code() == inflight::status::duplicate_request);
+    CHECK(failed.why().request_id() == std::uint64_t{1});
     CHECK(caught([&] { failed.value(); }).code() == inflight::status::duplicate_request);
     CHECK(inflight::group_of(inflight::status::queue_full) == inflight::status_group::capacity);
     CHECK(inflight::group_of(static_cast<inflight::status>(950)) ==
@@ -259,9 +327,11 @@ void attention_runs() {
     alignas(64) static float memory[4][blocks * size * dim];
     device.check_pointer(memory);
     const inflight::step_limits limits(4, 8, 8, 16);
-    inflight::attention attention(
-        device, inflight::attention_config(1, 1, dim, inflight::dtype::f32), limits);
-    CHECK(attention.workspace_size() == 0);
+    inflight::attention_config config(1, 1, dim, inflight::dtype::f32);
+    CHECK(inflight::attention::workspace_size(device, config, limits) == 0);
+    config.set_workspace(memory, sizeof memory);
+    CHECK(caught([&] { inflight::attention(device, config, limits); }).field() == "workspace");
+    inflight::attention attention(device, config.set_workspace(nullptr, 0), limits);
     inflight::step_buffer buffer(device, limits, attention);
     inflight_attention* const raw[] = {attention.get()};
     inflight::step_buffer spare(device, limits, raw);

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import ctypes.util
 import os
 import sys
 import threading
 from array import array
-from ctypes import addressof, c_char, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
-from functools import lru_cache
+from ctypes import (
+    addressof,
+    c_char,
+    c_char_p,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    string_at,
+)
 from operator import index
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Optional, Tuple, Type, TypeVar, Union
 
 from . import _structs as c
-from .enums import ABI_VERSION, LogLevel
+from .enums import ABI_VERSION, LogLevel, known
 from .errors import ClosedError, argument_error, error_of
 
 try:
@@ -44,7 +54,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "submitter_cancel": (_P, _U64),
     "cache_create": (_P, _P),
     "cache_take_ops": (_P, _P, _Z, _P),
-    "cache_reset": (_P, _P),
+    "cache_reset": (_P,),
     "cache_get_stats": (_P, _P),
     "cache_verify": (_P,),
     "cache_open": (_P, _P, _P),
@@ -70,7 +80,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "kv_cache_set_strides": (_P, _U32),
     "batch_from_step": (_P, _P),
     "attention_create": (_P, _P, _P, _P),
-    "attention_workspace_size": (_P, _P),
+    "attention_workspace_size": (_P, _P, _P, _P),
     "step_buffer_create": (_P, _P, _P, _Z, _P),
     "step_buffer_upload": (_P, _P, _P),
     "attention_plan": (_P, _P, _U64, _P),
@@ -111,7 +121,6 @@ _PREPARED: Dict[str, Type[ctypes.Structure]] = {
 }
 _FREED = ("scheduler", "submitter", "cache", "device", "attention", "step_buffer", "block_mover")
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_uint32, c_char_p, c_void_p)
-RELEASE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 def _open() -> ctypes.CDLL:
@@ -203,6 +212,7 @@ def check(status: int) -> None:
             status,
             detail.field.decode("utf-8", "replace"),
             message or lib.inflight_status_string(status).decode(),
+            detail.request_id if detail.has_request else None,
         )
 
 
@@ -219,8 +229,8 @@ def call(function: Callable[..., int], *arguments: Any) -> None:
 class Handle:
     """Owns a pointer to one of the library's objects.
 
-    Whoever calls, or lends an array, holds a reference to it: so it is freed when the last of them
-    is done, even where another thread closes meanwhile.
+    Whoever calls holds a reference to it: so it is freed when the last of them is done, even where
+    another thread closes meanwhile.
     """
 
     __slots__ = ("pointer", "_free", "__weakref__")
@@ -267,6 +277,18 @@ class Closable:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class Guarded(Closable):
+    """One that lends memory which its next call may free: a call waits for the one that is inside,
+    and what copies such memory does so under the same lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # signal handlers may come back into it
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        with self._lock:
+            super()._call(function, *arguments)
 
 
 def put(struct: ctypes.Structure, name: str, value: Any) -> None:
@@ -330,10 +352,12 @@ class Numbers:
             return
         if not (isinstance(values, array) and values.typecode == typecode):
             try:
-                values = array(typecode, values)
+                # Of bytes an array would take the memory, not the numbers.
+                octets = isinstance(values, (bytes, bytearray))
+                values = array(typecode, list(values) if octets else values)
             except (OverflowError, TypeError) as cause:
                 raise argument_error(name, str(cause)) from None
-        self._owner = values
+        self._owner = memoryview(values)  # while it is there the array cannot grow, and so not move
         self.address, self.len = values.buffer_info()
 
 
@@ -348,48 +372,9 @@ class Octets:
         self.len = len(value) if value else 0
 
 
-class _Lent:
-    """What numpy makes an array of: it keeps the handle whose memory it is."""
-
-    __slots__ = ("__array_interface__", "owner")
-    __array_interface__: Dict[str, Any]
-    owner: Handle
-
-
-def lend(owner: Handle, address: Optional[int], count: int, dtype: Any) -> Any:
-    """A read-only numpy array over the library's memory."""
-    if not count or not address:
-        return np.empty(0, dtype)
-    lent = _Lent()
-    lent.owner = owner
-    lent.__array_interface__ = {
-        "version": 3,
-        "data": (address, True),
-        "shape": (count,),
-        **_interface(dtype),
-    }
-    return np.asarray(lent)
-
-
-@lru_cache(maxsize=None)
-def _interface(dtype: Any) -> Dict[str, Any]:
-    """How numpy spells a type to itself."""
-    if dtype.fields is None:
-        return {"typestr": dtype.str}
-    return {"typestr": dtype.str, "descr": dtype.descr}
-
-
-_from_memory = ctypes.pythonapi.PyMemoryView_FromMemory
-_from_memory.argtypes = (c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_from_memory.restype = ctypes.py_object
-_READ = 0x100
-
-
-def lend_memory(address: Optional[int], count: int, typecode: Any, itemsize: int) -> Any:
-    """A read-only memoryview over the library's memory, for where there is no numpy."""
-    if not count or not address:
-        return memoryview(b"").cast(typecode)
-    return _from_memory(address, count * itemsize, _READ).cast(typecode)
+def copied(address: Optional[int], count: int, itemsize: int) -> bytes:
+    """The library's memory as bytes of Python's, which last."""
+    return string_at(address, count * itemsize) if count and address else b""
 
 
 def version() -> str:
@@ -410,18 +395,26 @@ def build_info() -> Dict[str, Any]:
 
 
 _log: Any = LOG_CALLBACK()
+_log_lock = threading.Lock()
 
 
 def set_log(
-    callback: Optional[Callable[[LogLevel, str], None]], level: LogLevel = LogLevel.WARNING
+    callback: Optional[Callable[[Union[LogLevel, int], str], None]],
+    level: LogLevel = LogLevel.WARNING,
 ) -> None:
-    """Has lines of the library's log given to `callback`, on any thread; None for nobody."""
+    """Has lines of the library's log given to `callback`, on any thread; None for nobody. Not to be
+    called from inside a callback."""
     global _log
 
     def line(level: int, message: bytes, _: Any) -> None:
         assert callback is not None
-        callback(LogLevel(level), message.decode("utf-8", "replace"))
+        callback(known(LogLevel, level), message.decode("utf-8", "replace"))
 
     entry = LOG_CALLBACK(line) if callback else LOG_CALLBACK()
-    lib.inflight_set_log_callback(entry, None, level)
-    _log = entry  # the one before is not running any more
+    with _log_lock:
+        lib.inflight_set_log_callback(entry, None, level)
+        _log = entry  # the one before is not running any more
+
+
+# The library's threads outlive the interpreter.
+atexit.register(set_log, None)

@@ -17,7 +17,7 @@ from ctypes import (
 )
 
 ERROR_FIELD_SIZE = 64
-ERROR_MESSAGE_SIZE = 432
+ERROR_MESSAGE_SIZE = 424
 DEVICE_NAME_SIZE = 256
 
 
@@ -34,8 +34,9 @@ class BuildInfo(Structure):
 class Error(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
+        ("request_id", c_uint64),
         ("code", c_int32),
-        ("reserved", c_uint32),
+        ("has_request", c_uint32),
         ("field", c_char * ERROR_FIELD_SIZE),
         ("message", c_char * ERROR_MESSAGE_SIZE),
     ]
@@ -204,6 +205,7 @@ class OutputsView(Structure):
 class Event(Structure):
     _fields_ = [
         ("request_id", c_uint64),
+        ("client", c_uint64),
         ("step_id", c_uint64),
         ("kind", c_uint32),
         ("status", c_int32),
@@ -338,7 +340,7 @@ class KVCache(Structure):
         ("head_dim", c_uint32),
         ("dtype", c_uint32),
         ("num_scales", c_uint32),
-        ("reserved", c_uint32),
+        ("reserved", c_uint32 * 9),
     ]
 
 
@@ -382,6 +384,8 @@ class AttentionConfig(Structure):
         ("window_left", c_uint32),
         ("soft_cap", c_float),
         ("fixed_split", c_uint32),
+        ("workspace", c_void_p),
+        ("workspace_size", c_uint64),
     ]
 
 

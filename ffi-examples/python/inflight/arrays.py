@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
-from ctypes import byref, c_char_p, c_int, c_void_p
-from typing import Any, Dict, Optional, Tuple, Union
+import sys
+from ctypes import byref, c_char_p, c_int, c_uint8, c_void_p
+from typing import Any, Optional, Tuple, Union
 
 from . import _structs as c
-from ._library import RELEASE_CALLBACK, Handle, call, fill, lib, np
-from .enums import DType, Layout
+from ._library import Handle, call, fill, lib, np, u64
+from .enums import DeviceKind, DType, Layout
 from .errors import argument_error
 
 # numpy has no bfloat16 of its own: its bits are uint16, or the type of that name from ml_dtypes.
@@ -22,7 +22,13 @@ _DTYPES = {
     "float8_e4m3fn": DType.FP8_E4M3,
 }
 _NAMES = {DType.F32: "f32", DType.F16: "f16", DType.BF16: "bf16", DType.FP8_E4M3: "fp8_e4m3"}
+Place = Tuple[DeviceKind, int]
+_CPU: Place = (DeviceKind.CPU, 0)
 _UNVERSIONED, _VERSIONED = 0, 1
+_FLOAT32 = "<f4" if sys.byteorder == "little" else ">f4"
+# What DLPack calls the types that numpy lacks, and where a managed tensor has that.
+_CODES = {DType.BF16: 4, DType.FP8_E4M3: 10}
+_CODE_AT = {_UNVERSIONED: 20, _VERSIONED: 52}
 _CAPSULES = {_UNVERSIONED: b"dltensor", _VERSIONED: b"dltensor_versioned"}
 
 
@@ -39,6 +45,20 @@ def dtype_of(value: Union[DType, str]) -> DType:
         raise argument_error("dtype", f"{value!r} is no type that kernels know") from None
 
 
+class DeviceHandle(Handle):
+    """A device's handle, and where the arrays of its kernels lie: kind and ordinal."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: Place, create: Any, *arguments: Any) -> None:
+        super().__init__("device", create, *arguments)
+        self.place = place
+
+
+def on_cpu(device: DeviceHandle) -> bool:
+    return device.place[0] == DeviceKind.CPU
+
+
 def _api(name: str, result: Any, *arguments: Any) -> Any:
     function = ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
     return function
@@ -46,29 +66,16 @@ def _api(name: str, result: Any, *arguments: Any) -> Any:
 
 _is_valid = _api("PyCapsule_IsValid", c_int, ctypes.py_object, c_char_p)
 _pointer_of = _api("PyCapsule_GetPointer", c_void_p, ctypes.py_object, c_char_p)
-# A destructor's capsule has no references: it is an address, for py_object would take one.
-_is_valid_at = _api("PyCapsule_IsValid", c_int, c_void_p, c_char_p)
-_pointer_at = _api("PyCapsule_GetPointer", c_void_p, c_void_p, c_char_p)
-_DESTRUCTOR = ctypes.PYFUNCTYPE(None, c_void_p)
-_new_capsule = _api("PyCapsule_New", ctypes.py_object, c_void_p, c_char_p, _DESTRUCTOR)
 
 
-class _Managed(ctypes.Structure):
-    """How `DLManagedTensorVersioned` begins."""
-
-    _fields_ = [
-        ("version_major", ctypes.c_uint32),
-        ("version_minor", ctypes.c_uint32),
-        ("manager", c_void_p),
-        ("deleter", ctypes.CFUNCTYPE(None, c_void_p)),
-    ]
-
-
-def capsule_of(array: Any, stream: Optional[int]) -> Tuple[Any, int, int]:
+def capsule_of(
+    array: Any, stream: Optional[int], max_version: Optional[Tuple[int, int]] = (1, 1)
+) -> Tuple[Any, int, int]:
     """An exporter's capsule, the address in it, and which of the two kinds it is."""
-    given = {} if stream is None else {"stream": stream}
+    # DLPack numbers CUDA's default stream 1.
+    given = {} if stream is None else {"stream": stream or 1}
     try:
-        capsule = array.__dlpack__(max_version=(1, 1), **given)
+        capsule = array.__dlpack__(max_version=max_version, **given)
     except TypeError:  # written before versions were
         capsule = array.__dlpack__(**given)
     for kind, name in _CAPSULES.items():
@@ -78,10 +85,12 @@ def capsule_of(array: Any, stream: Optional[int]) -> Tuple[Any, int, int]:
 
 
 class Tensor:
-    """An array with the type that it has for kernels, `dtype`; it speaks DLPack, so that
+    """A numpy array with the type that it has for kernels, `dtype`; it speaks DLPack, so that
     `torch.from_dlpack(Tensor(bits, "bf16"))` sees numpy's uint16 as bfloat16 without a copy."""
 
     def __init__(self, array: Any, dtype: Union[DType, str, None] = None) -> None:
+        if np is None or not isinstance(array, np.ndarray):
+            raise argument_error("array", f"{type(array).__name__} is no numpy array")
         self.array = array
         self.dtype = dtype_of(dtype if dtype is not None else array.dtype.name)
         if self.dtype.itemsize != array.dtype.itemsize:
@@ -98,31 +107,44 @@ class Tensor:
         dl_device: Optional[Tuple[int, int]] = None,
         copy: Optional[bool] = None,
     ) -> Any:
-        if max_version is None or max_version[0] < 1:
-            raise BufferError("only versioned tensors are exported: pass max_version=(1, 0)")
         if dl_device not in (None, (1, 0)) or copy:
             raise BufferError("the tensor is neither moved nor copied")
-        struct, owner = tensor_of(self, None, "tensor")
-        return export(_cpu(), struct, owner, not self.array.flags.writeable)
+        # The capsule is numpy's: it may be freed while an exception is on its way, where nothing
+        # written in Python may run. numpy knows no bfloat16: its type is put right.
+        code = _CODES.get(self.dtype)
+        array = self.array.view(f"{'f' if code is None else 'u'}{self.dtype.itemsize}")
+        capsule, address, kind = capsule_of(array, None, max_version)
+        if code is not None:
+            c_uint8.from_address(address + _CODE_AT[kind]).value = code
+        return capsule
+
+
+def _strides(array: Any, name: str) -> Tuple[int, ...]:
+    """Of a numpy array that kernels can read, in elements."""
+    size = array.dtype.itemsize
+    if not array.dtype.isnative:
+        raise argument_error(name, "has the bytes of its elements in the other order")
+    if array.size and (not array.flags.aligned or any(stride % size for stride in array.strides)):
+        raise argument_error(name, "has elements that are not aligned")
+    return tuple(stride // size for stride in array.strides)
 
 
 def _struct_of_numpy(array: Any, dtype: DType, name: str) -> c.Tensor:
     if array.ndim != 3:
         raise argument_error(name, f"has {array.ndim} dimensions, not [tokens, heads, head_dim]")
     tokens, heads, head_dim = array.shape
-    token, head, element = array.strides
-    size = array.dtype.itemsize
-    if head_dim > 1 and element != size:
+    token, head, element = _strides(array, name)
+    if head_dim > 1 and element != 1:
         raise argument_error(name, "the elements of a head are not contiguous")
     struct = c.Tensor()
     struct.data = array.__array_interface__["data"][0]
-    struct.token_stride, struct.head_stride = token // size, head // size
+    struct.token_stride, struct.head_stride = token, head
     fill(struct, {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": dtype})
     return struct
 
 
 def tensor_of(
-    array: Any, device: Optional[Handle], name: str, write: bool = False, stream: Any = None
+    array: Any, device: DeviceHandle, name: str, write: bool = False, stream: Any = None
 ) -> Tuple[c.Tensor, Any]:
     """C's view of a numpy array, a `Tensor` or anything with `__dlpack__`; and what has to live as
     long as it is used."""
@@ -132,6 +154,8 @@ def tensor_of(
     else:
         dtype = None
     if np is not None and isinstance(array, np.ndarray):
+        if not on_cpu(device):
+            raise argument_error(name, "is in numpy's memory, which a GPU cannot use")
         if write and not array.flags.writeable:
             raise argument_error(name, "is read-only")
         return _struct_of_numpy(array, dtype or dtype_of(array.dtype.name), name), array
@@ -139,30 +163,72 @@ def tensor_of(
         raise argument_error(name, f"{type(array).__name__} is no array")
     capsule, address, kind = capsule_of(array, stream)
     struct = c.Tensor()
-    assert device is not None
     call(lib.inflight_tensor_from_dlpack, device.pointer, address, kind, int(write), byref(struct))
     return struct, (array, capsule)
 
 
 def floats(
-    array: Any, name: str, shape: Optional[Tuple[int, ...]] = None, write: bool = False
-) -> Tuple[Any, Any]:
-    """The address of contiguous f32: of a numpy array of this shape; of one with
-    `__cuda_array_interface__`; or an address itself, for other devices."""
+    array: Any,
+    device: DeviceHandle,
+    name: str,
+    shape: Optional[Tuple[int, ...]] = None,
+    write: bool = False,
+) -> Tuple[Any, Tuple[int, ...], Any]:
+    """Address, shape and owner of contiguous f32 where the device can use it: a numpy array on a
+    processor, on a GPU one with `__cuda_array_interface__`. An address is taken as it is; it has
+    no shape, `()`."""
     if array is None or isinstance(array, int):
-        return array, None
+        return array, (), None
+    if on_cpu(device):
+        if np is None or not isinstance(array, np.ndarray):
+            raise argument_error(name, f"{type(array).__name__} is no numpy array")
+        interface = array.__array_interface__
+    else:
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is None:
+            raise argument_error(name, f"{type(array).__name__} is no array of a GPU")
+    if interface["typestr"] != _FLOAT32:
+        raise argument_error(name, "is no float32 array")
+    address, read_only = interface["data"]
+    given = tuple(interface["shape"])
+    if not _contiguous(given, interface.get("strides")):
+        raise argument_error(name, "is not contiguous")
+    if on_cpu(device) and not array.flags.aligned:
+        raise argument_error(name, "has elements that are not aligned")
+    if write and read_only:
+        raise argument_error(name, "is read-only")
+    if shape is not None and given != shape:
+        raise argument_error(name, f"has shape {given}, not {shape}")
+    return address, given, array
+
+
+def _contiguous(shape: Tuple[int, ...], strides: Optional[Tuple[int, ...]]) -> bool:
+    """Whether strides, in bytes, are those of an array of f32 without gaps."""
+    expected = 4
+    for size, stride in zip(reversed(shape), reversed(strides or ())):
+        if size != 1 and stride != expected:
+            return 0 in shape
+        expected *= size
+    return True
+
+
+def device_memory(array: Any, name: str) -> Tuple[Optional[int], int, Any]:
+    """Address and bytes of a GPU's memory, and what has to live as long as it is used: of a
+    contiguous array with `__cuda_array_interface__`, or as a pair."""
+    if array is None:
+        return None, 0, None
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
-        return interface["data"][0], array
-    if np is None or not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        raise argument_error(name, "is no float32 array")
-    if not array.flags.c_contiguous:
-        raise argument_error(name, "is not contiguous")
-    if write and not array.flags.writeable:
-        raise argument_error(name, "is read-only")
-    if shape is not None and array.shape != shape:
-        raise argument_error(name, f"has shape {array.shape}, not {shape}")
-    return array.__array_interface__["data"][0], array
+        if interface.get("strides") is not None:
+            raise argument_error(name, "is not contiguous")
+        size = int(interface["typestr"][2:])
+        for dimension in interface["shape"]:
+            size *= dimension
+        return interface["data"][0], size, array
+    if isinstance(array, tuple) and len(array) == 2:
+        address, size = (u64(number, name) for number in array)
+        return address, size, None
+    raise argument_error(name, f"{type(array).__name__} is no memory of a GPU")
 
 
 def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:
@@ -174,8 +240,7 @@ def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:
             raise argument_error(name, "has another shape or type than k")
         if not array.flags.writeable:
             raise argument_error(name, "is read-only")
-        size = array.dtype.itemsize
-        block, token, head, element = (stride // size for stride in array.strides)
+        block, token, head, element = _strides(array, name)
         if layout == Layout.HND:
             token, head = head, token
         if element != 1 and array.shape[3] > 1:
@@ -210,7 +275,8 @@ class KVCache:
 
     `layout` names the order of their dimensions: NHD is `[num_blocks, block_size, num_heads,
     head_dim]`, HND has heads before tokens. The scales are those of an fp8 cache: f32, one, or
-    one a head.
+    one a head; `num_scales` says how many where they are given as addresses. `device` is where
+    the arrays lie, a processor by default.
     """
 
     def __init__(
@@ -221,12 +287,14 @@ class KVCache:
         k_scales: Any = None,
         v_scales: Any = None,
         device: Any = None,
+        num_scales: Optional[int] = None,
     ) -> None:
         self._owners: Any = [k, v, k_scales, v_scales]
+        given: DeviceHandle = device._held() if device is not None else _cpu()
         if np is not None and isinstance(k, np.ndarray) and isinstance(v, np.ndarray):
+            given = _cpu()
             self.struct = _cache_of_numpy(k, v, layout)
         else:
-            given = device._held() if device is not None else _cpu()
             k_capsule, k_at, kind = capsule_of(k, None)
             v_capsule, v_at, v_kind = capsule_of(v, None)
             self._owners += [k_capsule, v_capsule]
@@ -242,62 +310,35 @@ class KVCache:
                 layout,
                 byref(self.struct),
             )
+        self._place = given.place
         if k_scales is not None or v_scales is not None:
-            self.struct.k_scales = floats(k_scales, "k_scales")[0]
-            self.struct.v_scales = floats(v_scales, "v_scales")[0]
-            self.struct.num_scales = len(k_scales)
-            if len(v_scales) != len(k_scales):
-                raise argument_error("v_scales", "are not as many as k_scales")
+            if k_scales is None or v_scales is None:
+                name = "k_scales" if k_scales is None else "v_scales"
+                raise argument_error(name, "are needed where the other's are given")
+            if num_scales is None:
+                if isinstance(k_scales, int):
+                    raise argument_error("num_scales", "is needed where scales are addresses")
+                num_scales = len(k_scales)
+            for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+                setattr(self.struct, name, floats(scales, given, name, (num_scales,))[0])
+            fill(self.struct, {"num_scales": num_scales})
+
+    def on(self, device: DeviceHandle, name: str = "cache") -> c.KVCache:
+        """C's cache, for kernels of this device."""
+        if self._place != device.place:
+            raise argument_error(name, "is not in the memory of this device")
+        return self.struct
 
 
-_exports: Dict[int, Any] = {}
-_tickets = itertools.count(1)
+_device: Optional[DeviceHandle] = None
 
 
-@RELEASE_CALLBACK
-def _release(ticket: int) -> None:
-    _exports.pop(ticket, None)
-
-
-@_DESTRUCTOR
-def _destroy(capsule: int) -> None:
-    # Who takes the tensor renames the capsule, and calls the deleter itself.
-    if _is_valid_at(capsule, _CAPSULES[_VERSIONED]):
-        address = _pointer_at(capsule, _CAPSULES[_VERSIONED])
-        _Managed.from_address(address).deleter(address)
-
-
-def export(device: Handle, struct: c.Tensor, owner: Any, read_only: bool) -> Any:
-    """A DLPack capsule of a tensor; `owner` lives until its consumer is done."""
-    ticket = next(_tickets)
-    _exports[ticket] = owner
-    managed = c_void_p()
-    try:
-        call(
-            lib.inflight_tensor_to_dlpack,
-            device.pointer,
-            byref(struct),
-            int(read_only),
-            _release,
-            ticket,
-            byref(managed),
-        )
-    except BaseException:
-        del _exports[ticket]
-        raise
-    assert managed.value is not None
-    return _new_capsule(managed.value, _CAPSULES[_VERSIONED], _destroy)
-
-
-_device: Optional[Handle] = None
-
-
-def _cpu() -> Handle:
+def _cpu() -> DeviceHandle:
     """A device for looking at arrays: no kernel runs on it."""
     global _device
     if _device is None:
         config = c.CpuConfig()
         lib.inflight_cpu_config_init(byref(config), ctypes.sizeof(config))
         config.threads = 1
-        _device = Handle("device", lib.inflight_device_create_cpu, byref(config))
+        _device = DeviceHandle(_CPU, lib.inflight_device_create_cpu, byref(config))
     return _device

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
 from ctypes import addressof, byref, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, ContextManager, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _structs as c
 from ._library import Closable, Handle, Numbers, call, fill, lib, np, prepared, put, u64
-from .arrays import KVCache, dtype_of, floats, tensor_of
-from .enums import DeviceKind, DType, Isa, RopePairs, RopeScaling
+from .arrays import (
+    DeviceHandle,
+    KVCache,
+    Tensor,
+    device_memory,
+    dtype_of,
+    floats,
+    on_cpu,
+    tensor_of,
+)
+from .enums import DeviceKind, DType, Isa, RopePairs, RopeScaling, known
 from .errors import argument_error
 from .scheduler import BlockOp, Step
 
@@ -18,7 +28,7 @@ from .scheduler import BlockOp, Step
 class DeviceInfo(NamedTuple):
     """What a device is; of a processor `name` is the instructions that are used."""
 
-    kind: DeviceKind
+    kind: Union[DeviceKind, int]
     name: str
     ordinal: int
     memory: int
@@ -30,8 +40,15 @@ class DeviceInfo(NamedTuple):
 class Device(Closable):
     """Where kernels run: `Device.cpu()` or `Device.cuda()`. What is made for it may outlive it."""
 
-    def __init__(self, handle: Handle) -> None:
+    _handle: Optional[DeviceHandle]
+
+    def __init__(self, handle: DeviceHandle) -> None:
         self._handle = handle
+
+    def _held(self) -> DeviceHandle:
+        handle = super()._held()
+        assert isinstance(handle, DeviceHandle)
+        return handle
 
     @classmethod
     def cpu(
@@ -40,17 +57,19 @@ class Device(Closable):
         """The processor; `threads` 0 is one for each core that this process may use."""
         config = prepared(c.CpuConfig)
         fill(config, {"threads": threads, "isa": isa})
-        pinned = Numbers(cores or (), "cores")
+        pinned = Numbers(() if cores is None else cores, "cores")
         if pinned.len:
             config.cores, config.num_cores = pinned.address, pinned.len
-        return cls(Handle("device", lib.inflight_device_create_cpu, byref(config)))
+        place = (DeviceKind.CPU, 0)
+        return cls(DeviceHandle(place, lib.inflight_device_create_cpu, byref(config)))
 
     @classmethod
     def cuda(cls, ordinal: int = 0) -> "Device":
         """A GPU. `DeviceError` where there is none."""
         if not 0 <= ordinal < 2**32:
             raise argument_error("ordinal", f"{ordinal} is out of range")
-        return cls(Handle("device", lib.inflight_device_create_cuda, ordinal))
+        place = (DeviceKind.CUDA, ordinal)
+        return cls(DeviceHandle(place, lib.inflight_device_create_cuda, ordinal))
 
     @staticmethod
     def cuda_count() -> int:
@@ -64,7 +83,7 @@ class Device(Closable):
         struct = prepared(c.DeviceInfo)
         self._call(lib.inflight_device_get_info, byref(struct))
         return DeviceInfo(
-            DeviceKind(struct.kind),
+            known(DeviceKind, struct.kind),
             struct.name.decode("utf-8", "replace"),
             struct.ordinal,
             struct.memory,
@@ -106,6 +125,7 @@ class Batch:
     ) -> None:
         self.struct = prepared(c.Batch)
         self._owners: List[Any] = []
+        self._step: Optional[Step] = None
         lens = {}
         arrays = {
             "qo_indptr": qo_indptr,
@@ -145,22 +165,21 @@ class Batch:
     @classmethod
     def from_step(cls, step: Step) -> "Batch":
         """The rows of a scheduler's step, without copies: as valid as the step."""
-        step.tokens  # raises where the step has ended
         batch = cls.__new__(cls)
         batch.struct = prepared(c.Batch)
-        batch._owners = [step]
-        call(lib.inflight_batch_from_step, addressof(step.view), byref(batch.struct))
+        batch._owners = []
+        batch._step = step
+        with step.held():
+            call(lib.inflight_batch_from_step, addressof(step.view), byref(batch.struct))
         return batch
 
+    def held(self) -> ContextManager[None]:
+        """Keeps the step whose rows they are from ending; `ClosedError` where it has."""
+        return nullcontext() if self._step is None else self._step.held()
 
-def batch_of(batch: Union[Batch, Step]) -> c.Batch:
-    """C's batch; that of a step is made anew, so that it is never one that has ended."""
-    if isinstance(batch, Step):
-        return Batch.from_step(batch).struct
-    for owner in batch._owners:
-        if isinstance(owner, Step):
-            owner.tokens
-    return batch.struct
+
+def batch_of(batch: Union[Batch, Step]) -> Batch:
+    return Batch.from_step(batch) if isinstance(batch, Step) else batch
 
 
 @dataclass
@@ -172,11 +191,46 @@ class Mask:
     widths: Sequence[int]
 
 
+def _config(
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_dtype: Union[DType, str] = DType.F32,
+    kv_dtype: Union[DType, str, None] = None,
+    scale: Optional[float] = None,
+    causal: bool = True,
+    window_left: Optional[int] = None,
+    soft_cap: Optional[float] = None,
+    fixed_split: int = 0,
+) -> c.AttentionConfig:
+    config = prepared(c.AttentionConfig)
+    fill(
+        config,
+        {
+            "num_q_heads": num_q_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "q_dtype": dtype_of(q_dtype),
+            "kv_dtype": None if kv_dtype is None else dtype_of(kv_dtype),
+            "scale": None if scale is None else float(scale),
+            "causal": causal,
+            "window_left": window_left,
+            "soft_cap": None if soft_cap is None else float(soft_cap),
+            "fixed_split": fixed_split,
+        },
+    )
+    return config
+
+
 class Attention(Closable):
     """Varlen paged attention for one group of layers: prefill, chunks, decode and their mixture.
 
     Once a step `plan`, then `StepBuffer.upload`; then once a layer `append` and `run`. One thread
     at a time.
+
+    `workspace` is memory of a GPU for splitting rows, of `workspace_size` bytes: an array with
+    `__cuda_array_interface__`, which is kept, or an address and its bytes. Attentions that run one
+    after another may share it. None is the library's own.
     """
 
     def __init__(
@@ -193,22 +247,22 @@ class Attention(Closable):
         window_left: Optional[int] = None,
         soft_cap: Optional[float] = None,
         fixed_split: int = 0,
+        workspace: Any = None,
     ) -> None:
-        config = prepared(c.AttentionConfig)
-        fill(
-            config,
-            {
-                "num_q_heads": num_q_heads,
-                "num_kv_heads": num_kv_heads,
-                "head_dim": head_dim,
-                "q_dtype": dtype_of(q_dtype),
-                "kv_dtype": None if kv_dtype is None else dtype_of(kv_dtype),
-                "scale": None if scale is None else float(scale),
-                "causal": causal,
-                "window_left": window_left,
-                "soft_cap": None if soft_cap is None else float(soft_cap),
-                "fixed_split": fixed_split,
-            },
+        config = _config(
+            num_q_heads=num_q_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            q_dtype=q_dtype,
+            kv_dtype=kv_dtype,
+            scale=scale,
+            causal=causal,
+            window_left=window_left,
+            soft_cap=soft_cap,
+            fixed_split=fixed_split,
+        )
+        config.workspace, config.workspace_size, self._workspace = device_memory(
+            workspace, "workspace"
         )
         self.num_q_heads = num_q_heads
         self._device = device._held()
@@ -220,30 +274,38 @@ class Attention(Closable):
             byref(limits.struct()),
         )
 
-    def workspace_size(self) -> int:
-        """Bytes of a GPU's memory that it holds."""
+    @staticmethod
+    def workspace_size(device: Device, limits: StepLimits, **config: Any) -> int:
+        """Bytes of the workspace that an `Attention` of these arguments takes; 0 on a processor."""
         size = c_uint64()
-        self._call(lib.inflight_attention_workspace_size, byref(size))
+        call(
+            lib.inflight_attention_workspace_size,
+            device._held().pointer,
+            byref(_config(**config)),
+            byref(limits.struct()),
+            byref(size),
+        )
         return size.value
 
     def plan(self, batch: Union[Batch, Step], num_blocks: int, mask: Optional[Mask] = None) -> None:
         """Divides a step's work, for caches of at least `num_blocks` blocks."""
-        struct = None
+        batch, struct = batch_of(batch), None
         if mask is not None:
             struct = prepared(c.Mask)
-            rows = batch_of(batch).num_rows
+            rows = batch.struct.num_rows
             indptr, widths = Numbers(mask.indptr, "indptr"), Numbers(mask.widths, "widths")
             if indptr.len != rows + 1 or widths.len != rows:
                 raise argument_error("mask", f"is not of {rows} rows")
             bits = ctypes.create_string_buffer(mask.bits, max(len(mask.bits), 1))
             struct.bits, struct.num_bytes = addressof(bits), len(mask.bits)
             struct.indptr, struct.widths = indptr.address, widths.address
-        self._call(
-            lib.inflight_attention_plan,
-            byref(batch_of(batch)),
-            u64(num_blocks, "num_blocks"),
-            None if struct is None else byref(struct),
-        )
+        with batch.held():
+            self._call(
+                lib.inflight_attention_plan,
+                byref(batch.struct),
+                u64(num_blocks, "num_blocks"),
+                None if struct is None else byref(struct),
+            )
 
     def run(
         self,
@@ -259,25 +321,26 @@ class Attention(Closable):
         """A layer's attention for the step in `step`: queries `[tokens, num_q_heads, head_dim]`, to
         `out`, a new numpy array where it is None. `lse` takes the log-sum-exp of each query, f32
         `[tokens, num_q_heads]`. Returns `out`."""
-        out = _out_for(q, out)
+        device = self._device
+        out = _out_for(q, out, device)
         args = prepared(c.AttentionArgs)
-        args.q, q_owner = tensor_of(q, self._device, "q", stream=stream)
-        args.o, o_owner = tensor_of(out, self._device, "o", write=True, stream=stream)
-        args.cache = addressof(cache.struct)
-        args.lse, lse_owner = floats(lse, "lse", (args.q.tokens, args.q.heads), write=True)
-        per_head = (self.num_q_heads,)
-        args.alibi_slopes, _slopes = floats(alibi_slopes, "alibi_slopes", per_head)
-        args.sinks, _sinks = floats(sinks, "sinks", per_head)
+        args.q, q_owner = tensor_of(q, device, "q", stream=stream)
+        args.o, o_owner = tensor_of(out, device, "o", write=True, stream=stream)
+        args.cache = addressof(cache.on(device))
+        lse_shape, per_head = (args.q.tokens, args.q.heads), (self.num_q_heads,)
+        args.lse, _, lse_owner = floats(lse, device, "lse", lse_shape, write=True)
+        args.alibi_slopes, _, _slopes = floats(alibi_slopes, device, "alibi_slopes", per_head)
+        args.sinks, _, _sinks = floats(sinks, device, "sinks", per_head)
         buffer = step._held()
         self._call(lib.inflight_attention_run, buffer.pointer, byref(args), stream)
         del q_owner, o_owner, lse_owner, _slopes, _sinks
         return out
 
 
-def _out_for(like: Any, out: Any) -> Any:
+def _out_for(like: Any, out: Any, device: DeviceHandle) -> Any:
     if out is None:
-        array = getattr(like, "array", like)
-        if np is None or not isinstance(array, np.ndarray):
+        array = like.array if isinstance(like, Tensor) else like
+        if not on_cpu(device) or np is None or not isinstance(array, np.ndarray):
             raise argument_error("o", "is needed where the queries are no numpy array")
         out = np.empty(array.shape, array.dtype)
     return out
@@ -303,7 +366,9 @@ class StepBuffer(Closable):
 
     def upload(self, batch: Union[Batch, Step], stream: Optional[int] = None) -> None:
         """Takes a step: its arrays, and the plans that the attentions made of it last."""
-        self._call(lib.inflight_step_buffer_upload, byref(batch_of(batch)), stream)
+        batch = batch_of(batch)
+        with batch.held():
+            self._call(lib.inflight_step_buffer_upload, byref(batch.struct), stream)
 
 
 def rope_table(
@@ -354,13 +419,13 @@ def append(
     args = prepared(c.AppendArgs)
     args.k, k_owner = tensor_of(k, step._device, "k", stream=stream)
     args.v, v_owner = tensor_of(v, step._device, "v", stream=stream)
-    args.cache = addressof(cache.struct)
+    args.cache = addressof(cache.on(step._device))
     owners: List[Any] = [k_owner, v_owner]
     if rope is not None:
         struct = prepared(c.Rope)
-        struct.cos_sin, table = floats(rope.cos_sin, "cos_sin")
+        struct.cos_sin, shape, table = floats(rope.cos_sin, step._device, "cos_sin")
         # An address says nothing about its size; an array does.
-        sizes = (rope.max_position, rope.rotary_dim) if table is None else tuple(table.shape)
+        sizes = (rope.max_position, rope.rotary_dim) if table is None else shape
         if len(sizes) != 2 or None in sizes:
             raise argument_error("cos_sin", "is not [max_position, rotary_dim]")
         fill(struct, {"max_position": sizes[0], "rotary_dim": sizes[1], "pairs": rope.pairs})
@@ -385,18 +450,19 @@ def merge(
     handle = device._held()
     if not states:
         raise argument_error("states", "are none")
-    out = _out_for(states[0][0], out)
+    out = _out_for(states[0][0], out, handle)
     structs = (c.MergeState * len(states))()
     owners: List[Any] = []
     for struct, (o, o_lse) in zip(structs, states):
         struct.o, owner = tensor_of(o, handle, "states", stream=stream)
         shape = (struct.o.tokens, struct.o.heads)
-        struct.lse, lse_owner = floats(o_lse, "states", shape)
+        struct.lse, _, lse_owner = floats(o_lse, handle, "states", shape)
         owners += [owner, lse_owner]
     args = prepared(c.MergeArgs)
     args.states, args.num_states = addressof(structs), len(states)
     args.o, owner = tensor_of(out, handle, "o", write=True, stream=stream)
-    args.lse, lse_owner = floats(lse, "lse", (args.o.tokens, args.o.heads), write=True)
+    lse_shape = (args.o.tokens, args.o.heads)
+    args.lse, _, lse_owner = floats(lse, handle, "lse", lse_shape, write=True)
     owners += [owner, lse_owner]
     call(lib.inflight_merge, handle.pointer, byref(args), stream)
     return out
@@ -411,17 +477,22 @@ class BlockMover(Closable):
         device_caches: Sequence[KVCache],
         host_caches: Optional[Sequence[KVCache]] = None,
     ) -> None:
+        device_caches = tuple(device_caches)
+        host_caches = None if host_caches is None else tuple(host_caches)
         if host_caches is not None and len(host_caches) != len(device_caches):
             raise argument_error("host_caches", "are not as many as device_caches")
         self._caches = (device_caches, host_caches)  # the library uses their memory
-        layers = (c.KVCache * len(device_caches))(*(cache.struct for cache in device_caches))
+        handle = device._held()
+        layers = (c.KVCache * len(device_caches))(
+            *(cache.on(handle, "device_caches") for cache in device_caches)
+        )
         hosts = None
         if host_caches is not None:
             hosts = (c.KVCache * len(host_caches))(*(cache.struct for cache in host_caches))
         self._handle = Handle(
             "block_mover",
             lib.inflight_block_mover_create,
-            device._held().pointer,
+            handle.pointer,
             layers,
             hosts,
             len(layers),

@@ -7,8 +7,9 @@ from ctypes import POINTER, addressof, byref, c_size_t, c_uint32, c_uint64, c_vo
 from typing import Any, List, NamedTuple, Optional, Sequence
 
 from . import _structs as c
-from ._library import Closable, Handle, Numbers, Octets, fill, lib, np, prepared, u64
-from .enums import BlockOpKind
+from ._library import Guarded, Handle, Numbers, Octets, fill, lib, np, prepared, u64
+from .enums import BlockOpKind, known
+from .errors import CapacityError
 from .scheduler import BlockOp, Content, contents_of
 
 _OPS_AT_ONCE = 256
@@ -27,12 +28,12 @@ class CacheStats(NamedTuple):
     num_sequences: int
 
 
-class Cache(Closable):
+class Cache(Guarded):
     """Block tables, prefix cache, copy-on-write and swap. It moves no data.
 
     The life of a sequence: `open`, `extend` with its tokens, `lookup` what is cached, `allocate`
     with what was found, `register` what the step fills, `take_ops` and make the copies, run the
-    step on `table`, `close_sequence`. One thread at a time.
+    step on `table`, `close_sequence`. One thread at a time: others wait.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Cache(Closable):
         num_host_blocks: Optional[int] = None,
         prefix_cache: Optional[bool] = None,
     ) -> None:
+        super().__init__()
+        self._ops: List[BlockOp] = []
         struct = prepared(c.CacheConfig)
         fill(
             struct,
@@ -131,13 +134,14 @@ class Cache(Closable):
         """The blocks of the sequence, in the order of its tokens: a numpy array of uint32, or a
         list without numpy. A copy, which lasts."""
         blocks, count = c_void_p(), c_size_t()
-        self._call(lib.inflight_cache_table, u64(seq, "seq"), byref(blocks), byref(count))
-        if not count.value:
-            return np.empty(0, np.uint32) if np is not None else []
-        pointer = cast(blocks, POINTER(c_uint32))
-        if np is not None:
-            return np.ctypeslib.as_array(pointer, (count.value,)).copy()
-        return pointer[: count.value]
+        with self._lock:  # the next call may move the table
+            self._call(lib.inflight_cache_table, u64(seq, "seq"), byref(blocks), byref(count))
+            if not count.value:
+                return np.empty(0, np.uint32) if np is not None else []
+            pointer = cast(blocks, POINTER(c_uint32))
+            if np is not None:
+                return np.ctypeslib.as_array(pointer, (count.value,)).copy()
+            return pointer[: count.value]
 
     def truncate(self, seq: int, num_tokens: int) -> None:
         """Shortens the sequence to its first `num_tokens` tokens."""
@@ -167,19 +171,28 @@ class Cache(Closable):
 
     def take_ops(self) -> List[BlockOp]:
         """Takes the copies to make before the kernels of the next step, in order."""
-        buffer, count = (c.BlockOp * _OPS_AT_ONCE)(), c_size_t()
-        taken: List[BlockOp] = []
-        while True:
-            self._call(lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count))
-            taken += [BlockOp(BlockOpKind(o.kind), o.src, o.dst) for o in buffer[: count.value]]
-            if count.value < _OPS_AT_ONCE:
-                return taken
+        buffer, count = (c.BlockOp * _OPS_AT_ONCE)(), c_size_t(_OPS_AT_ONCE)
+        with self._lock:
+            # Where a call fails, those before it are kept for the next.
+            while count.value == _OPS_AT_ONCE:
+                self._call(
+                    lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count)
+                )
+                told = [
+                    BlockOp(known(BlockOpKind, o.kind), o.src, o.dst)
+                    for o in buffer[: count.value]
+                ]
+                self._ops.extend(told)
+            taken, self._ops = self._ops, []
+            return taken
 
     def reset(self) -> bool:
         """Forgets all cached prefixes; False, and nothing is forgotten, while blocks are held."""
-        done = c_uint32()
-        self._call(lib.inflight_cache_reset, byref(done))
-        return bool(done.value)
+        try:
+            self._call(lib.inflight_cache_reset)
+        except CapacityError:
+            return False
+        return True
 
     def stats(self) -> CacheStats:
         """Counters and state."""

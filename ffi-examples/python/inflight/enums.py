@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Type, TypeVar, Union
 
 ABI_VERSION = 0
 NO_TOKEN = 2**32 - 1
 NOW = 2**64 - 1
 NO_WINDOW = 2**32 - 1
 MAX_STATES = 16
+
+E = TypeVar("E", bound=IntEnum)
+
+
+def known(enum: Type[E], number: int) -> Union[E, int]:
+    """The member; the number itself where a newer library has one that is not here."""
+    try:
+        return enum(number)
+    except ValueError:
+        return number
+
 
 
 class LogLevel(IntEnum):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Union
+from typing import Optional, Union
+
+from .enums import known
 
 
 class Status(IntEnum):
@@ -20,10 +22,12 @@ class Status(IntEnum):
     OUTPUT_MISMATCH = 107
     STRUCT_SIZE = 108
     IN_USE = 109
+    CLOSED = 110
     QUEUE_FULL = 200
     OUT_OF_BLOCKS = 201
     TOO_MANY_STEPS_IN_FLIGHT = 202
     STALLED = 203
+    OUT_OF_MEMORY = 204
     DEVICE = 300
     CUDA = 301
     OUT_OF_DEVICE_MEMORY = 302
@@ -39,14 +43,22 @@ class InflightError(Exception):
     """A call failed; its objects are as they were, unless the call's description says otherwise.
 
     `status` is a `Status`, or a plain number that this package does not know; `field` the field or
-    argument at fault, "" where there is none; `message` says what is wrong.
+    argument at fault, "" where there is none; `message` says what is wrong; `request_id` is the
+    request that it is about, or None.
     """
 
-    def __init__(self, status: Union[Status, int], field: str, message: str) -> None:
+    def __init__(
+        self,
+        status: Union[Status, int],
+        field: str,
+        message: str,
+        request_id: Optional[int] = None,
+    ) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.status = status
         self.field = field
         self.message = message
+        self.request_id = request_id
 
 
 class ArgumentError(InflightError, ValueError):
@@ -72,14 +84,12 @@ class ClosedError(ValueError):
 _GROUPS = {1: ArgumentError, 2: CapacityError, 3: DeviceError, 9: InternalError}
 
 
-def error_of(status: int, field: str = "", message: str = "") -> InflightError:
+def error_of(
+    status: int, field: str = "", message: str = "", request_id: Optional[int] = None
+) -> InflightError:
     """The exception for a status; one that is not known goes by its group."""
-    known: Union[Status, int] = status
-    try:
-        known = Status(status)
-    except ValueError:
-        pass
-    return _GROUPS.get(status // 100, InternalError)(known, field, message)
+    group = _GROUPS.get(status // 100, InternalError)
+    return group(known(Status, status), field, message, request_id)
 
 
 def argument_error(field: str, message: str) -> InflightError:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from ctypes import addressof, byref, c_size_t
+from contextlib import contextmanager
+from ctypes import addressof, byref, c_size_t, sizeof
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _structs as c
 from ._library import (
     Closable,
+    Guarded,
     Handle,
     Numbers,
     Octets,
     _error,
     check,
+    copied,
     fill,
-    lend,
-    lend_memory,
     lib,
     np,
     prepared,
     put,
     u64,
 )
-from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag
+from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag, known
 from .errors import ClosedError, Status, argument_error
 
 _schedule = lib.inflight_scheduler_schedule
@@ -32,6 +33,7 @@ _commit = lib.inflight_scheduler_commit
 # Made once: a step costs two of each.
 _new_view, _VIEW = c.StepView.from_buffer_copy, bytes(prepared(c.StepView))
 _new_outputs, _OUTPUTS = c.OutputsView.from_buffer_copy, bytes(prepared(c.OutputsView))
+_new_samples, _SAMPLES = c.Samples.from_buffer_copy, bytes(prepared(c.Samples))
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Row(NamedTuple):
 class BlockOp(NamedTuple):
     """A copy of a block that the device makes before anything else."""
 
-    kind: BlockOpKind
+    kind: Union[BlockOpKind, int]
     src: int
     dst: int
 
@@ -174,13 +176,20 @@ if np is not None:
 _TYPECODES = {"I": 4, "q": 8, "Q": 8, "B": 1}
 
 
+def _plain(octets: bytes, typecode: str) -> Any:
+    """Numbers in bytes as a read-only array."""
+    if np is None:
+        return memoryview(octets).cast(typecode)
+    return np.frombuffer(octets, _PLAIN[typecode]) if octets else np.empty(0, _PLAIN[typecode])
+
+
 class Step:
     """One iteration: which requests compute how many tokens, as a ragged batch.
 
-    Arrays are views of the library's memory, read-only, without copies: numpy arrays, or
-    memoryviews where numpy is not installed. They end with `commit` and `abandon`: asking the step
-    for one afterwards raises `ClosedError`, and a view that is kept shows whatever is there, so
-    `numpy.array(view)` makes what lasts. Without numpy a kept memoryview raises, too.
+    Arrays are read-only copies: numpy arrays, or memoryviews where numpy is not installed. They
+    last, and each is made when it is first asked for, which raises `ClosedError` from `commit` and
+    `abandon` on. Nothing else is copied: `Attention.plan` and `StepBuffer.upload` read the
+    library's own.
     """
 
     __slots__ = ("_scheduler", "_handle", "view", "_ended", "_arrays")
@@ -190,61 +199,51 @@ class Step:
         self._handle = handle
         self.view = view
         self._ended = False
-        self._arrays: Optional[Dict[str, Any]] = None
+        self._arrays: Dict[str, Any] = {}
 
     @property
     def ended(self) -> bool:
         """Whether it was committed or abandoned, or its scheduler closed."""
         return self._ended or self._scheduler._handle is not self._handle
 
-    def _array(self, name: str, count: int, typecode: str) -> Any:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the step from ending while its memory is read."""
+        with self._scheduler._lock:
+            self._check("arrays")
+            yield
+
+    def _check(self, name: str) -> None:
         if self.ended:
             raise ClosedError(f"step {self.id} has ended: its {name} are gone")
-        arrays = self._arrays
-        if arrays is None:
-            arrays = self._arrays = {}
-        array = arrays.get(name)
+
+    def _copied(self, name: str, count: int, itemsize: int) -> bytes:
+        with self._scheduler._lock:
+            self._check(name)
+            return copied(getattr(self.view, name), count, itemsize)
+
+    def _array(self, name: str, count: int, typecode: str) -> Any:
+        self._check(name)
+        array = self._arrays.get(name)
         if array is None:
-            address = getattr(self.view, name)
-            if np is not None:
-                array = self._part(address, count, _PLAIN[typecode])
-            else:
-                array = lend_memory(address, count, typecode, _TYPECODES[typecode])
-            arrays[name] = array
+            array = _plain(self._copied(name, count, _TYPECODES[typecode]), typecode)
+            self._arrays[name] = array
         return array
 
-    def _part(self, address: int, count: int, dtype: Any) -> Any:
-        # Most arrays lie in the packed one: a part of that costs a fifth of an array of its own.
-        arrays, view = self._arrays, self.view
-        assert arrays is not None
-        packed = arrays.get("packed")
-        if packed is None:
-            packed = lend(self._handle, view.packed, view.packed_size, _PLAIN["B"])
-            arrays["packed"] = packed
-        offset = (address or 0) - view.packed
-        if 0 <= offset and offset + count * dtype.itemsize <= view.packed_size:
-            return np.ndarray((count,), dtype, packed, offset)
-        return lend(self._handle, address, count, dtype)
-
     def _structs(self, name: str, count: int, struct: Any) -> Any:
-        if self.ended:
-            raise ClosedError(f"step {self.id} has ended: its {name} are gone")
-        address = getattr(self.view, name)
+        octets = self._copied(name, count, sizeof(struct))
         if np is not None:
-            return lend(self._handle, address, count, _DTYPES[struct])
-        return (struct * count).from_address(address) if count else ()
+            return np.frombuffer(octets, _DTYPES[struct]) if count else np.empty(0, _DTYPES[struct])
+        return (struct * count).from_buffer_copy(octets)
 
     def _end(self) -> None:
         self._ended = True
-        if np is None and self._arrays is not None:
-            for array in self._arrays.values():
-                array.release()
-        self._arrays = None
+        self._arrays = {}
 
     @property
     def rows(self) -> Any:
         """Rows, `[num_rows]`: a structured array whose fields are those of `Row`. Without numpy a
-        list of `Row`, which lasts."""
+        list of `Row`."""
         rows = self._structs("rows", self.view.num_rows, c.Row)
         if np is not None:
             return rows
@@ -327,15 +326,15 @@ class Step:
 
     @property
     def block_ops(self) -> List[BlockOp]:
-        """Copies to make first, in order. They last."""
+        """Copies to make first, in order."""
         count = self.view.num_block_ops
         if count == 0 and not self.ended:
             return []
         return [
             (
-                BlockOp(BlockOpKind(int(o["kind"])), int(o["src"]), int(o["dst"]))
+                BlockOp(known(BlockOpKind, int(o["kind"])), int(o["src"]), int(o["dst"]))
                 if np is not None
-                else BlockOp(BlockOpKind(o.kind), o.src, o.dst)
+                else BlockOp(known(BlockOpKind, o.kind), o.src, o.dst)
             )
             for o in self._structs("block_ops", count, c.BlockOp)
         ]
@@ -372,13 +371,13 @@ class Output(NamedTuple):
 
     request_id: int
     tokens: List[int]
-    finish: Finish
+    finish: Union[Finish, int]
     stop_token: Optional[int]
 
 
 class Outputs:
-    """What a commit delivers: a sequence of `Output`. Its arrays are views, valid until the
-    scheduler's next schedule, commit or abandon; asking for one later raises `ClosedError`."""
+    """What a commit delivers: a collection of `Output`. Its arrays are copies, which last; asking
+    for one after the scheduler's next schedule, commit or abandon raises `ClosedError`."""
 
     __slots__ = ("_scheduler", "_handle", "_calls", "view")
 
@@ -388,14 +387,17 @@ class Outputs:
         self._calls = scheduler._calls
         self.view = view
 
-    def _array(self, name: str, count: int, typecode: str) -> Any:
+    def _copied(self, name: str, count: int, itemsize: int) -> bytes:
         owner = self._scheduler
-        if owner._calls != self._calls or owner._handle is not self._handle:
-            raise ClosedError("the outputs ended with the next step or commit of their scheduler")
-        address = getattr(self.view, name)
-        if np is not None:
-            return lend(self._handle, address, count, _PLAIN[typecode])
-        return lend_memory(address, count, typecode, _TYPECODES[typecode])
+        with owner._lock:
+            if owner._calls != self._calls or owner._handle is not self._handle:
+                raise ClosedError(
+                    "the outputs ended with the next step or commit of their scheduler"
+                )
+            return copied(getattr(self.view, name), count, itemsize)
+
+    def _array(self, name: str, count: int, typecode: str) -> Any:
+        return _plain(self._copied(name, count, _TYPECODES[typecode]), typecode)
 
     def __len__(self) -> int:
         return self.view.num_outputs
@@ -422,21 +424,21 @@ class Outputs:
     def records(self) -> Any:
         """The outputs as a structured array (with numpy): `request_id`, `first_token`,
         `num_tokens`, `finish`, `stop_token`."""
-        self._array("outputs", 0, "I")
-        return lend(self._handle, self.view.outputs, len(self), _DTYPES[c.Output])
+        dtype = _DTYPES[c.Output]
+        octets = self._copied("outputs", len(self), sizeof(c.Output))
+        return np.frombuffer(octets, dtype) if octets else np.empty(0, dtype)
 
     def __iter__(self) -> Iterator[Output]:
-        tokens = self.tokens.tolist()
-        count = len(self)
-        if not count:
-            return iter(())
-        structs = (c.Output * count).from_address(self.view.outputs)
+        with self._scheduler._lock:  # both of the same commit
+            tokens = self.tokens.tolist()
+            octets = self._copied("outputs", len(self), sizeof(c.Output))
+        structs = (c.Output * len(self)).from_buffer_copy(octets)
         return iter(
             [
                 Output(
                     o.request_id,
                     tokens[o.first_token : o.first_token + o.num_tokens],
-                    Finish(o.finish),
+                    known(Finish, o.finish),
                     None if o.stop_token == NO_TOKEN else o.stop_token,
                 )
                 for o in structs
@@ -445,13 +447,14 @@ class Outputs:
 
 
 class Event(NamedTuple):
-    """Something that happened to a request. Fields that its kind does not have are None."""
+    """Something that happened to a request. Fields that its kind does not have are None. Ignore
+    kinds that are plain numbers: a newer library has them."""
 
-    kind: EventKind
+    kind: Union[EventKind, int]
     request_id: int
     step_id: Optional[int]
     status: Union[Status, int, None]
-    finish: Finish
+    finish: Union[Finish, int]
     stop_token: Optional[int]
 
 
@@ -484,19 +487,12 @@ class RequestSnapshot(NamedTuple):
     num_preemptions: int
 
 
-_EVENTS_AT_ONCE = 1024
+_EVENTS_AT_ONCE = 64
 
 
-def _status(number: int) -> Union[Status, int, None]:
-    try:
-        return Status(number) if number else None
-    except ValueError:
-        return number
-
-
-class Scheduler(Closable):
-    """`schedule` a step, run it on a device, `commit` it. One thread at a time; other threads
-    submit and cancel through `submitter()`."""
+class Scheduler(Guarded):
+    """`schedule` a step, run it on a device, `commit` it. One thread at a time: others wait, and
+    better submit and cancel through `submitter()`."""
 
     def __init__(self, config: Union[SchedulerConfig, int, None] = None, **values: Any) -> None:
         """Takes a `SchedulerConfig`, or its fields: `Scheduler(num_blocks=1024)`."""
@@ -504,14 +500,12 @@ class Scheduler(Closable):
             if config is not None:
                 values["num_blocks"] = config
             config = SchedulerConfig(**values)
+        super().__init__()
         struct = prepared(c.SchedulerConfig)
         fill(struct, vars(config))
         self.config = config
         self._handle = Handle("scheduler", lib.inflight_scheduler_create, byref(struct))
-        # What commits write to and read from, at addresses that stay.
-        self._samples = prepared(c.Samples)
-        self._samples_at = addressof(self._samples)
-        self._events: Any = None
+        self._events: List[Event] = []
         self._calls = 0  # that end the outputs before
 
     def submit(self, request: Request) -> None:
@@ -544,8 +538,9 @@ class Scheduler(Closable):
         elif not 0 <= now < 2**64:
             raise argument_error("now", f"{now} is out of range")
         view = _new_view(_VIEW)
-        self._calls += 1
-        status = _schedule(handle.pointer, now, addressof(view), _error.address)
+        with self._lock:
+            self._calls += 1
+            status = _schedule(handle.pointer, now, addressof(view), _error.address)
         if status:
             check(status)
         return Step(self, handle, view)
@@ -553,7 +548,7 @@ class Scheduler(Closable):
     def _commit(self, step: Step, tokens: Any, indptr: Any) -> Outputs:
         handle = self._held()
         given = Numbers(tokens, "samples.tokens")
-        samples = self._samples
+        samples = _new_samples(_SAMPLES)
         samples.tokens = given.address
         samples.num_tokens = given.len
         if indptr is not None:
@@ -563,45 +558,49 @@ class Scheduler(Closable):
             samples.indptr = offsets.address
             samples.indptr_len = offsets.len
         view = _new_outputs(_OUTPUTS)
-        self._calls += 1
-        status = _commit(
-            handle.pointer, step.view.step_id, self._samples_at, addressof(view), _error.address
-        )
-        if indptr is not None:
-            samples.indptr = None
-            samples.indptr_len = 0
-        if status:
-            check(status)
-        step._end()
-        return Outputs(self, handle, view)
+        with self._lock:
+            self._calls += 1
+            status = _commit(
+                handle.pointer,
+                step.view.step_id,
+                addressof(samples),
+                addressof(view),
+                _error.address,
+            )
+            if status:
+                check(status)
+            step._end()
+            return Outputs(self, handle, view)
 
     def _abandon(self, step: Step) -> None:
-        self._calls += 1
-        self._call(lib.inflight_scheduler_abandon, step.id)
-        step._end()
+        with self._lock:
+            self._calls += 1
+            self._call(lib.inflight_scheduler_abandon, step.id)
+            step._end()
 
     def events(self) -> List[Event]:
         """Takes what happened since the last call."""
-        if self._events is None:
-            self._events = (c.Event * _EVENTS_AT_ONCE)()
-        buffer, count, taken = self._events, c_size_t(), []
-        while True:
-            self._call(
-                lib.inflight_scheduler_events, addressof(buffer), _EVENTS_AT_ONCE, byref(count)
-            )
-            for e in buffer[: count.value]:
-                taken.append(
+        buffer, count = (c.Event * _EVENTS_AT_ONCE)(), c_size_t(_EVENTS_AT_ONCE)
+        with self._lock:
+            # Where a call fails, those before it are kept for the next.
+            while count.value == _EVENTS_AT_ONCE:
+                self._call(
+                    lib.inflight_scheduler_events, addressof(buffer), _EVENTS_AT_ONCE, byref(count)
+                )
+                told = [
                     Event(
-                        EventKind(e.kind),
+                        known(EventKind, e.kind),
                         e.request_id,
                         None if e.step_id == 2**64 - 1 else e.step_id,
-                        _status(e.status),
-                        Finish(e.finish),
+                        known(Status, e.status) if e.status else None,
+                        known(Finish, e.finish),
                         None if e.stop_token == NO_TOKEN else e.stop_token,
                     )
-                )
-            if count.value < _EVENTS_AT_ONCE:
-                return taken
+                    for e in buffer[: count.value]
+                ]
+                self._events.extend(told)
+            taken, self._events = self._events, []
+            return taken
 
     def stats(self) -> SchedulerStats:
         """Counters and state."""

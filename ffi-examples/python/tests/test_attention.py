@@ -266,6 +266,129 @@ def test_blocks_are_moved(device):
     assert pools.tobytes() == want.tobytes() and hosts.tobytes() == want_hosts.tobytes()
 
 
+def test_a_mover_keeps_the_memory_that_it_moves(device):
+    class Watched(np.ndarray):
+        pass
+
+    pools = np.zeros((4, 8, 4, 2, 16), np.float32).copy()
+    arrays = [pool.copy().view(Watched) for pool in pools]
+    gone = [weakref.ref(array) for array in arrays]
+    layers, hosts = [KVCache(*arrays[:2])], [KVCache(*arrays[2:])]
+    del arrays
+    with inflight.BlockMover(device, layers, hosts) as mover:
+        layers.clear()
+        hosts.clear()
+        gc.collect()
+        assert all(array() is not None for array in gone)
+        mover.run([inflight.BlockOp(inflight.BlockOpKind.COPY, 1, 3)])
+    del mover
+    gc.collect()
+    assert all(array() is None for array in gone)
+
+
+class OnGpu:
+    """What CuPy's arrays say of themselves."""
+
+    def __init__(self, shape, typestr="<f4", strides=None, read_only=False, address=64):
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": typestr,
+            "strides": strides,
+            "data": (address, read_only),
+            "version": 3,
+        }
+
+    def __len__(self):
+        return self.__cuda_array_interface__["shape"][0]
+
+
+def misplaced(call, field):
+    with pytest.raises(inflight.ArgumentError) as failed:
+        call()
+    assert failed.value.field == field, failed.value
+    return failed.value.message
+
+
+@pytest.fixture
+def gpu():
+    """A device that says it is a GPU: what is refused is refused before the library sees it."""
+    with inflight.Device.cpu(threads=1) as device:
+        device._held().place = (inflight.DeviceKind.CUDA, 0)
+        yield device
+
+
+def test_a_gpu_is_not_given_memory_of_the_processor(gpu):
+    case = Case()
+    attention, step = Attention(gpu, LIMITS, 8, 2, 64), StepBuffer(gpu, LIMITS)
+    lse = np.zeros(case.q.shape[:2], np.float32)
+    q, k, v = (Foreign(array, True) for array in (case.q, case.new_k, case.new_v))
+    misplaced(lambda: attention.run(step, case.q, case.cache), "o")
+    misplaced(lambda: attention.run(step, case.q, case.cache, case.q), "q")
+    misplaced(lambda: attention.run(step, q, case.cache, case.q), "o")
+    misplaced(lambda: attention.run(step, q, case.cache, q), "cache")
+    misplaced(lambda: append(step, case.new_k, v, case.cache), "k")
+    misplaced(lambda: append(step, k, v, case.cache), "cache")
+    misplaced(lambda: inflight.merge(gpu, [(q, lse)], q), "states")
+    misplaced(lambda: inflight.merge(gpu, [(case.q, lse)]), "o")
+    misplaced(lambda: inflight.BlockMover(gpu, [case.cache]), "device_caches")
+    seen = KVCache(Foreign(case.k, True), Foreign(case.v, True), device=gpu)
+    misplaced(lambda: attention.run(step, q, seen, q, lse=lse), "lse")
+    misplaced(lambda: attention.run(step, q, seen, q, sinks=lse[0]), "sinks")
+    misplaced(lambda: append(step, k, v, seen, inflight.Rope(lse)), "cos_sin")
+
+
+def test_a_processor_is_not_given_memory_of_a_gpu(device):
+    case = Case()
+    attention, step = Attention(device, LIMITS, 8, 2, 64), StepBuffer(device, LIMITS)
+    run = attention.run
+    misplaced(lambda: run(step, case.q, case.cache, lse=OnGpu(case.q.shape[:2])), "lse")
+    misplaced(lambda: run(step, case.q, case.cache, sinks=OnGpu((8,))), "sinks")
+    rope = inflight.Rope(OnGpu((128, 32)))
+    misplaced(lambda: append(step, case.new_k, case.new_v, case.cache, rope), "cos_sin")
+    scales = {"k_scales": OnGpu((1,)), "v_scales": OnGpu((1,))}
+    misplaced(lambda: KVCache(case.k, case.v, **scales), "k_scales")
+    states = [(case.q, OnGpu(case.q.shape[:2]))]
+    misplaced(lambda: inflight.merge(device, states), "states")
+
+
+def test_flat_arrays_of_a_gpu_are_looked_at(gpu):
+    case = Case()
+    attention, step = Attention(gpu, LIMITS, 8, 2, 64), StepBuffer(gpu, LIMITS)
+    q = Foreign(case.q, True)
+    cache = KVCache(Foreign(case.k, True), Foreign(case.v, True), device=gpu)
+    shape = case.q.shape[:2]
+    for lse, why in (
+        (OnGpu(shape, "<f8"), "float32"),
+        (OnGpu(shape[::-1]), "shape"),
+        (OnGpu(shape, strides=(4, 4 * shape[0])), "contiguous"),
+        (OnGpu(shape, read_only=True), "read-only"),
+    ):
+        assert why in misplaced(lambda: attention.run(step, q, cache, q, lse=lse), "lse")
+
+
+def test_scales_are_as_many_as_are_said(device):
+    case, scales = Case(), np.ones(2, np.float32)
+    k, v = (np.zeros(case.k.shape, np.uint8) for _ in range(2))
+    misplaced(lambda: KVCache(k, v, k_scales=scales), "v_scales")
+    misplaced(lambda: KVCache(k, v, v_scales=scales), "k_scales")
+    misplaced(lambda: KVCache(k, v, k_scales=scales, v_scales=scales[:1]), "v_scales")
+    address = scales.ctypes.data
+    misplaced(lambda: KVCache(k, v, k_scales=address, v_scales=address), "num_scales")
+    cache = KVCache(k, v, k_scales=address, v_scales=address, num_scales=2)
+    assert (cache.struct.k_scales, cache.struct.num_scales) == (address, 2)
+
+
+def test_elements_that_kernels_cannot_read_are_refused(device):
+    case = Case()
+    attention, step = Attention(device, LIMITS, 8, 2, 64), StepBuffer(device, LIMITS)
+    swapped = case.q.astype(case.q.dtype.newbyteorder())
+    misplaced(lambda: attention.run(step, swapped, case.cache), "q")
+    packed = np.zeros(case.q.shape[:2], [("x", "f4", 64), ("pad", "u1")])["x"]
+    misplaced(lambda: attention.run(step, packed, case.cache), "q")
+    misplaced(lambda: KVCache(case.k, case.v.astype(case.v.dtype.newbyteorder())), "v")
+    misplaced(lambda: Tensor(Foreign(case.q, True), "f32"), "array")
+
+
 class Foreign:
     """An exporter that is no numpy array; `versioned` says how old its protocol is."""
 
@@ -321,6 +444,19 @@ def test_dlpack_goes_out():
         Tensor(read_only).__dlpack__()
 
 
+def test_a_consumer_that_refuses_says_so():
+    class Watched(np.ndarray):
+        pass
+
+    bits = np.zeros((2, 3, 4), np.uint16).view(Watched)
+    gone = weakref.ref(bits)
+    with pytest.raises((RuntimeError, BufferError), match="dtype"):  # numpy has no bfloat16
+        np.from_dlpack(Tensor(bits, "bf16"))
+    del bits
+    gc.collect()
+    assert gone() is None
+
+
 def test_bf16_goes_through_a_capsule(device):
     case = Case("bf16")
     want = case.run(device)
@@ -374,6 +510,19 @@ def test_mistakes_are_named(device):
     refused(lambda: Attention(device, LIMITS, 7, 2, 64), "num_q_heads")
     refused(lambda: Attention(device, LIMITS, 8, 2, 64, "f32", scale=float("nan")), "scale")
     refused(lambda: Attention(device, StepLimits(0, 1, 1, 1), 8, 2, 64), "max_rows")
+    heads = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+    assert Attention.workspace_size(device, LIMITS, **heads) == 0
+    refused(lambda: Attention.workspace_size(device, StepLimits(0, 1, 1, 1), **heads), "max_rows")
+
+    class OnGpu:
+        __cuda_array_interface__ = {"data": (256, False), "shape": (4, 2), "typestr": "<f4"}
+
+    class Apart(OnGpu):
+        __cuda_array_interface__ = {**OnGpu.__cuda_array_interface__, "strides": (32, 4)}
+
+    assert inflight.arrays.device_memory(OnGpu(), "workspace")[:2] == (256, 32)
+    for workspace in (OnGpu(), Apart(), (256, 32), (-1, 32), q):
+        refused(lambda: Attention(device, LIMITS, **heads, workspace=workspace), "workspace")
     for closed in (lambda: run(step, q, cache), lambda: step.upload(case.batch)):
         with pytest.raises(inflight.ClosedError):
             closed()

@@ -2,6 +2,7 @@ import pytest
 
 import inflight
 from inflight import BlockOpKind, Cache, Content, Status
+from inflight import cache as cache_module
 
 
 def start(cache, tokens, **keys):
@@ -107,3 +108,22 @@ def test_mistakes_and_want_are_told_apart():
     assert len(table) == 2  # a copy
     with pytest.raises(inflight.ClosedError):
         cache.table(seq)
+
+
+def test_no_copy_is_lost(monkeypatch):
+    """Not even where a call fails between two that take some."""
+    with Cache(num_blocks=600, num_host_blocks=600, block_size=1) as cache:
+        seq, _ = start(cache, list(range(500)))
+        cache.swap_out(seq)
+        take, calls = cache_module.lib.inflight_cache_take_ops, []
+
+        def fails(*arguments):
+            calls.append(1)
+            return 109 if len(calls) == 2 else take(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cache_module.lib, "inflight_cache_take_ops", fails)
+            with pytest.raises(inflight.ArgumentError):
+                cache.take_ops()
+        ops = cache.take_ops()
+        assert len(ops) == len({op.src for op in ops}) == 500 and cache.take_ops() == []

@@ -139,7 +139,7 @@ fn kv_cache(k: *mut f32, v: *mut f32) -> inflight_kv_cache {
         head_dim: DIM as u32,
         dtype: INFLIGHT_DTYPE_F32,
         num_scales: 0,
-        reserved: 0,
+        reserved: [0; 9],
     };
     // SAFETY: the cache is of this function.
     done(|e| unsafe { inflight_kv_cache_set_strides(&raw mut cache, INFLIGHT_LAYOUT_HND, e) });
@@ -405,7 +405,7 @@ fn every_field_of_a_run_is_checked() {
             },
             "cache.k_scales",
         ),
-        (inflight_kv_cache { reserved: 1, ..cache }, "cache.reserved"),
+        (inflight_kv_cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..cache }, "cache.reserved"),
     ] {
         let args = inflight_attention_args { cache: &raw const bad, ..good };
         assert_eq!(field(run(args)), name, "{bad:?}");
@@ -464,7 +464,8 @@ fn every_array_of_a_batch_is_checked() {
     assert_eq!(field(plan(short(&starts[0]), 8)), "limits");
     // As many as there may be, though no row may name a block twice.
     assert_eq!(field(plan(short(&starts[1]), 8)), "kv_indices");
-    done(plan(good, u64::MAX));
+    done(plan(good, i32::MAX as u64));
+    assert_eq!(field(plan(good, 1 << 31)), "num_blocks");
     let old = inflight_batch { struct_size: 8, ..good };
     assert_eq!(refused(plan(old, 8)).0, inflight_status::StructSize);
     let (bits, indptr, widths) = ([0xff_u8; 20], [0_u32, 5, 6], [5_u32, 9]);

@@ -9,7 +9,7 @@ use super::super::status::{inflight_error, inflight_status};
 use super::super::step::inflight_block_op;
 use super::{Numbers, done, field, refused};
 use crate::cache::{BlockOp, CacheConfig, ExtraKey, HashChain, KvCache, SeqId};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 struct Cache(*mut inflight_cache);
 
@@ -224,9 +224,14 @@ fn allocate(cache: &Cache, twin: &mut KvCache, pair: &Pair, n: usize) {
     }
     let (mut needed, mut taken) = (0, u64::MAX);
     let from = found.max(n / 2);
-    // SAFETY: the cache lives.
-    done(|e| unsafe {
-        inflight_cache_blocks_needed(c, seq, cached, from as u64, n as u64, &raw mut needed, e)
+    let can_tell = match twin.is_swapped_out(other) {
+        true => Err(Error::argument("seq", "is swapped out")),
+        false => Ok(()),
+    };
+    same(can_tell, |e| {
+        let needed = &raw mut needed;
+        // SAFETY: the cache lives.
+        unsafe { inflight_cache_blocks_needed(c, seq, cached, from as u64, n as u64, needed, e) }
     });
     let result = twin.allocate(other, &hit, from, n);
     let worked = same(result.map(|taken| assert_eq!(taken as u64, needed)), |e| {
@@ -270,10 +275,8 @@ fn keys_keep_sequences_apart() {
             // SAFETY: the cache lives.
             done(|e| unsafe { inflight_cache_close(c, seq, e) });
         }
-        let mut reset = 0;
         // SAFETY: the cache lives.
-        done(|e| unsafe { inflight_cache_reset(cache.0, &raw mut reset, e) });
-        assert_eq!(reset, 1);
+        done(|e| unsafe { inflight_cache_reset(cache.0, e) });
         cached
     };
     assert_eq!(cached_after(ptr::null(), ptr::null()), 8);
@@ -308,6 +311,18 @@ fn what_cannot_be_is_refused() {
         assert_eq!(field(|e| inflight_cache_allocate(c, seq, 0, 0, 13, none, e)), "num_tokens");
         assert_eq!(field(|e| inflight_cache_allocate(c, seq, 3, 3, 8, none, e)), "num_cached");
         assert_eq!(field(|e| inflight_cache_allocate(c, seq, 4, 4, 8, none, e)), "num_cached");
+        let mut needed = 0;
+        let needed = &raw mut needed;
+        let tokens: Vec<u32> = (0..5).collect();
+        done(|e| inflight_cache_extend(c, seq, tokens.as_ptr(), 5, e));
+        done(|e| inflight_cache_allocate(c, seq, 0, 0, 5, none, e));
+        done(|e| inflight_cache_register(c, seq, 5, e));
+        assert_eq!(
+            field(|e| inflight_cache_blocks_needed(c, seq, 4, 4, 8, needed, e)),
+            "num_cached"
+        );
+        done(|e| inflight_cache_release(c, seq, e));
+        done(|e| inflight_cache_blocks_needed(c, seq, 4, 4, 8, needed, e));
         done(|e| inflight_cache_allocate(c, seq, 0, huge, 12, none, e));
         let other = cache.open(ptr::null());
         let full = refused(|e| inflight_cache_allocate(c, other, 0, 0, 1, none, e)).0;
@@ -321,9 +336,7 @@ fn what_cannot_be_is_refused() {
             field(|e| inflight_cache_take_ops(c, ptr::null_mut(), 1, &raw mut taken, e)),
             "ops"
         );
-        let mut reset = 7;
-        done(|e| inflight_cache_reset(c, &raw mut reset, e));
-        assert_eq!(reset, 0);
+        assert_eq!(refused(|e| inflight_cache_reset(c, e)).0, inflight_status::OutOfBlocks);
     }
 }
 

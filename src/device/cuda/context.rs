@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUstreamCaptureMode};
 
 use super::check::call;
 use super::probe::{self, CudaDeviceInfo};
@@ -81,11 +81,19 @@ impl Cuda {
         self.context
     }
 
-    /// Makes the context current to this thread until the guard is dropped.
+    /// Makes the context current to this thread until the guard is dropped, and lets it do as if
+    /// nobody were capturing: what allocates, frees or waits would else void the capture of another
+    /// thread that is in the global mode, or of this one. Nothing here touches what is captured.
     pub(super) fn enter(&self) -> Result<Current<'_>> {
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: `mode` outlives the call.
+        unsafe { call!(cuThreadExchangeStreamCaptureMode(&raw mut mode)) }?;
+        // From here on dropped, where the next call fails.
+        let mut current = Current { mode, is_pushed: false, of: PhantomData };
         // SAFETY: the context is retained as long as `self` lives.
         unsafe { call!(cuCtxPushCurrent_v2(self.context)) }?;
-        Ok(Current(PhantomData))
+        current.is_pushed = true;
+        Ok(current)
     }
 }
 
@@ -103,14 +111,22 @@ impl fmt::Debug for Cuda {
     }
 }
 
-/// The context is current as long as this lives; then what was current before is again.
-/// It stays on its thread, for it holds a raw pointer's marker.
-pub(super) struct Current<'a>(PhantomData<(&'a Cuda, *const ())>);
+/// The context is current as long as this lives; then what was current before is again, and so is
+/// the thread's capture mode. It stays on its thread, for it holds a raw pointer's marker.
+pub(super) struct Current<'a> {
+    mode: CUstreamCaptureMode,
+    is_pushed: bool,
+    of: PhantomData<(&'a Cuda, *const ())>,
+}
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
-        let mut popped = ptr::null_mut();
-        // SAFETY: `popped` outlives the call; the context was pushed on this thread.
-        let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+        if self.is_pushed {
+            let mut popped = ptr::null_mut();
+            // SAFETY: `popped` outlives the call; the context was pushed on this thread.
+            let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+        }
+        // SAFETY: the mode outlives the call.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.mode) };
     }
 }

@@ -26,8 +26,8 @@ unsafe impl Sync for CudaGraph {}
 impl CudaStream {
     /// Records what `work` queues on this stream, none of which is done now.
     ///
-    /// Other threads may go on using the device meanwhile. This one must not allocate, load or drop
-    /// buffers, events and kernels within `work`: drivers refuse it, and the capture is void.
+    /// Other threads may go on using the device meanwhile. Within `work` nothing may wait for this
+    /// stream, which voids the capture, and nothing that it queues with may be dropped.
     ///
     /// # Errors
     /// That of `work`, or what the driver refuses: among it, work that cannot be recorded.

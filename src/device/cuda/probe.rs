@@ -13,7 +13,7 @@ use crate::error::{CudaUnavailable, Error, Result};
 pub const NEEDED_VERSION: i32 = 13_000;
 
 /// Every function of the driver that this library calls.
-pub const REQUIRED_SYMBOLS: [&str; 58] = [
+pub const REQUIRED_SYMBOLS: [&str; 59] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGetCount",
@@ -52,6 +52,7 @@ pub const REQUIRED_SYMBOLS: [&str; 58] = [
     "cuStreamIsCapturing",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
+    "cuThreadExchangeStreamCaptureMode",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
     "cuGraphExecDestroy",

@@ -83,8 +83,8 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the array of `batch`, or `rows` where their parts do not fit
-    /// 32 bits; the plan is as it was. [`Error::Device`] where there is no memory for the states of
-    /// split tiles; there is no plan then.
+    /// 32 bits; the plan is as it was. [`Error::OutOfMemory`] for the states of split tiles; there is no
+    /// plan then.
     pub fn plan(&mut self, cpu: &Cpu, batch: BatchView<'_>, num_blocks: usize) -> Result<()> {
         batch.check(num_blocks, &mut self.seen)?;
         let AttentionConfig { num_kv_heads, head_dim, causal, window_left, fixed_split, .. } =
@@ -139,7 +139,7 @@ impl Attention {
         let states = self.plan.num_states() as usize * group;
         let states = states * (head_dim + 2);
         if let Some(more) = states.checked_sub(self.states.len()) {
-            let no_memory = |_| Error::Device(format!("no memory for {states} numbers of states"));
+            let no_memory = |_| Error::OutOfMemory { bytes: states.saturating_mul(4) };
             self.states.try_reserve_exact(more).map_err(no_memory)?;
             self.states.resize(states, 0.0);
         }

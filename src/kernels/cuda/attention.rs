@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::mixed::{Fusion, Mixed};
 use super::pack::StepLimits;
 use super::params::{self, inflight_attention_params, inflight_mixed_params};
-use super::sides::{Side, Sides};
+use super::sides::Side;
 use super::step::StepBuffer;
 use super::tensor::{DeviceCache, DeviceTensor};
-use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, Kernels};
+use super::workspace::{Loaded, Scratch, Workspace};
+use crate::device::cuda::{Cuda, CudaStream};
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionConfig, BatchView, Mask};
 use crate::plan::{Extent, Plan, PlanConfig};
@@ -27,7 +28,9 @@ use crate::plan::{Extent, Plan, PlanConfig};
 ///
 /// Tiles that are split take memory for their parts, mostly those of rows with many queries: with
 /// head dimension 128 and 264 thread blocks at most 34 MiB. Where one launch may compute all rows,
-/// those with few queries have their own besides, an eighth as much.
+/// those with few queries have their own besides, an eighth as much. The attention allocates it, or
+/// is given a [`Workspace`] of [`workspace_bytes`](Self::workspace_bytes). Counters of parts, 4 bytes
+/// a tile that can be split, are always its own: they are 0 between runs.
 #[derive(Debug)]
 pub struct Attention {
     config: AttentionConfig,
@@ -37,10 +40,7 @@ pub struct Attention {
     mixed: Option<Mixed>,
     /// Queries of a row that `decode` takes at most.
     few: u32,
-    state_o: CudaBuffer,
-    state_ml: CudaBuffer,
-    /// The first state of `prefill`'s plans.
-    prefill_states: u64,
+    scratch: Scratch,
     mask: OwnedMask,
     has_mask: bool,
     extents: Vec<Extent>,
@@ -113,36 +113,59 @@ impl Attention {
         limits: StepLimits,
         fusion: Fusion,
     ) -> Result<Self> {
-        config.check()?;
-        limits.check()?;
-        let sides = Sides::new(&config)?;
-        let kernels = Kernels::new(cuda);
-        let decode = sides.decode(&kernels, &limits)?;
-        let prefill = sides.prefill(&kernels, &limits)?;
-        let mixed = Mixed::new(&kernels, fusion, &sides, &decode, &prefill)?;
-        // One after the other they share their states; at once they must not. A graph's launches
-        // keep the addresses, so these go by the bounds and not by the plans.
-        let prefill_states = if mixed.is_some() { decode.bounds.states } else { 0 };
-        let states = prefill_states.checked_add(prefill.bounds.states);
-        let states = states.map(|states| states.max(decode.bounds.states));
-        let state = |numbers: usize| {
-            let each = (config.group_size() * numbers * size_of::<f32>()) as u64;
-            let bytes = states.and_then(|states| states.checked_mul(each));
-            let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
-                Error::argument("limits", "the states of their steps do not fit 64 bits")
-            })?;
-            CudaBuffer::new(cuda, bytes)
-        };
+        let loaded = Loaded::new(cuda, &config, &limits, fusion)?;
+        Self::made(cuda, config, limits, loaded, None)
+    }
+
+    /// The same in memory of the caller's, which others may share: see [`Workspace`].
+    ///
+    /// # Errors
+    /// As [`with_fusion`](Self::with_fusion), and [`Error::InvalidArgument`] naming
+    /// `workspace.bytes` where it is smaller than [`workspace_bytes`](Self::workspace_bytes), or
+    /// `workspace` where it is not at a multiple of 16, or not memory that the device can reach.
+    pub fn with_workspace(
+        cuda: &Arc<Cuda>,
+        config: AttentionConfig,
+        limits: StepLimits,
+        fusion: Fusion,
+        workspace: Workspace,
+    ) -> Result<Self> {
+        let loaded = Loaded::new(cuda, &config, &limits, fusion)?;
+        Self::made(cuda, config, limits, loaded, Some(workspace))
+    }
+
+    /// Bytes of the [`Workspace`] that [`with_workspace`](Self::with_workspace) asks for, and that
+    /// [`with_fusion`](Self::with_fusion) allocates. Loads the kernels, on whose occupancy it depends;
+    /// they stay loaded.
+    ///
+    /// # Errors
+    /// As [`with_fusion`](Self::with_fusion).
+    pub fn workspace_bytes(
+        cuda: &Arc<Cuda>,
+        config: &AttentionConfig,
+        limits: &StepLimits,
+        fusion: Fusion,
+    ) -> Result<usize> {
+        Ok(Loaded::new(cuda, config, limits, fusion)?.states.bytes())
+    }
+
+    fn made(
+        cuda: &Arc<Cuda>,
+        config: AttentionConfig,
+        limits: StepLimits,
+        loaded: Loaded,
+        given: Option<Workspace>,
+    ) -> Result<Self> {
+        let scratch = Scratch::new(cuda, &loaded, given)?;
+        let Loaded { decode, prefill, mixed, few, .. } = loaded;
         Ok(Self {
             config,
             limits,
             decode,
             prefill,
             mixed,
-            few: sides.few,
-            state_o: state(config.head_dim)?,
-            state_ml: state(2)?,
-            prefill_states,
+            few,
+            scratch,
             mask: OwnedMask::default(),
             has_mask: false,
             extents: Vec::new(),
@@ -162,13 +185,6 @@ impl Attention {
         &self.limits
     }
 
-    /// Bytes of device memory that it holds: states of split tiles, and counters.
-    #[must_use]
-    pub fn workspace_bytes(&self) -> usize {
-        let counters = self.decode.arrived.len() + self.prefill.arrived.len();
-        self.state_o.len() + self.state_ml.len() + counters
-    }
-
     /// The plans made last: of rows with few queries, and of others.
     #[must_use]
     pub fn parts(&self) -> [&Plan; 2] {
@@ -179,6 +195,11 @@ impl Attention {
     #[must_use]
     pub fn is_fused(&self) -> bool {
         self.planned.is_some_and(|planned| planned.fused)
+    }
+
+    /// Forgets the plan made last.
+    pub(crate) fn forget_plan(&mut self) {
+        self.planned = None;
     }
 
     /// Divides a step's work among thread blocks, for caches of at least `num_blocks` blocks. The
@@ -266,8 +287,8 @@ impl Attention {
     /// * This work is ordered behind the step's upload, and before any later upload to that buffer.
     /// * The addresses among `args` are 0, or those of as many numbers as they are said to have; in
     ///   capture the LSE's of as many as the limits' tokens have.
-    /// * All runs of this `Attention` are in one order: on one stream, or on streams that wait for
-    ///   each other. They share states and counters.
+    /// * All runs of this `Attention`, and of those with the same [`Workspace`], are in one order: on
+    ///   one stream, or on streams that wait for each other. They share states and counters.
     /// * In capture, all this holds whenever the graph is launched, and steps uploaded for it have
     ///   the same groups and caches of the same block size, with all blocks within those captured.
     pub unsafe fn run(
@@ -357,12 +378,7 @@ impl Attention {
         side: usize,
     ) -> inflight_attention_params {
         let config = &self.config;
-        let (first_state, arrived) = match side {
-            0 => (0, &self.decode.arrived),
-            _ => (self.prefill_states * config.group_size() as u64, &self.prefill.arrived),
-        };
-        let state_o = first_state * (config.head_dim * size_of::<f32>()) as u64;
-        let state_ml = first_state * (2 * size_of::<f32>()) as u64;
+        let [state_o, state_ml, arrived] = self.scratch.addresses(side == 1);
         let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = args.cache.strides();
         let (k, v) = args.cache.addresses();
         let (k_scale, v_scale, scale_stride) = args.cache.scales();
@@ -388,9 +404,9 @@ impl Attention {
             v_scale,
             alibi_slopes: args.alibi_slopes,
             sinks: args.sinks,
-            state_o: self.state_o.address() + state_o,
-            state_ml: self.state_ml.address() + state_ml,
-            arrived: arrived.address(),
+            state_o,
+            state_ml,
+            arrived,
             plan: (2 * group + side) as u32,
             num_q_heads: config.num_q_heads as u32,
             num_kv_heads: config.num_kv_heads as u32,
@@ -441,7 +457,7 @@ impl Attention {
 
     /// The device it is on.
     pub(super) fn cuda(&self) -> &Arc<Cuda> {
-        self.state_o.cuda()
+        self.scratch.cuda()
     }
 
     /// Bytes of its plans in a step buffer.

@@ -95,8 +95,8 @@ impl BlockMover {
     /// Waits where four launches before are not done yet. Not for streams in capture.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming `ops` or `stream`, nothing being queued then; what the
-    /// driver refuses.
+    /// [`Error::InvalidArgument`] naming `ops`, `host` where one swaps and there is none, or `stream`,
+    /// nothing being queued then; what the driver refuses.
     pub fn run(&mut self, stream: &CudaStream, ops: &[BlockOp]) -> Result<()> {
         self.check_ops(ops)?;
         if stream.is_capturing()? {
@@ -158,6 +158,9 @@ impl BlockMover {
                 BlockOp::SWAP_IN => (host, device),
                 kind => return Err(Error::argument("ops", format!("{i} is of no kind: {kind}"))),
             };
+            if op.kind != BlockOp::COPY && host == 0 {
+                return Err(Error::argument("host", format!("has no layers, and {i} swaps")));
+            }
             if op.src as usize >= from || op.dst as usize >= to {
                 let reason = format!("{i} goes from {} of {from} to {} of {to}", op.src, op.dst);
                 return Err(Error::argument("ops", reason));

@@ -100,6 +100,7 @@ mod shapes;
 mod sides;
 mod step;
 mod tensor;
+mod workspace;
 
 use std::ffi::CString;
 
@@ -111,6 +112,7 @@ pub use mixed::Fusion;
 pub use pack::{StepArrays, StepLimits};
 pub use step::StepBuffer;
 pub use tensor::{DeviceCache, DeviceScales, DeviceTensor};
+pub use workspace::Workspace;
 
 /// The kernel of a file that is named after it.
 fn kernel_name(file: &str) -> CString {

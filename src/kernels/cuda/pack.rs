@@ -67,11 +67,11 @@ impl StepLimits {
             ("max_kv_len", self.max_kv_len),
         ];
         for (field, value) in fields {
-            if value == 0 || value > u32::MAX as usize >> 2 {
+            if value == 0 || value > 1 << 30 {
                 return Err(Error::argument(field, format!("{value} is not within 1 to 2^30")));
             }
         }
-        if self.max_mask_bytes > u32::MAX as usize >> 2 {
+        if self.max_mask_bytes > 1 << 30 {
             let reason = format!("{} is not within 0 to 2^30", self.max_mask_bytes);
             return Err(Error::argument("max_mask_bytes", reason));
         }

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use super::pack::StepLimits;
 use super::params;
 use super::shapes::{self, Block, DIMS};
-use crate::device::cuda::{CudaBuffer, CudaStream, Kernel, Kernels, Launch};
+use crate::device::cuda::{Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionConfig, DType};
 use crate::plan::{Costs, Plan, PlanBounds, PlanConfig};
@@ -21,8 +21,6 @@ pub(super) struct Side {
     pub(super) config: PlanConfig,
     pub(super) plan: Plan,
     pub(super) bounds: PlanBounds,
-    /// Parts that have arrived at each merge: 0 between launches.
-    pub(super) arrived: CudaBuffer,
 }
 
 /// The head dimension of the kernel for a configuration, whose other limits are checked too.
@@ -158,11 +156,7 @@ impl Sides {
         let [rows, tokens, keys] =
             [limits.max_rows, limits.max_tokens, limits.max_kv_len].map(|n| n as u32);
         let bounds = plan.bounds(rows, tokens, keys);
-        let arrived = CudaBuffer::new(cuda, (bounds.merges as usize).max(1) * size_of::<u32>())?;
-        let stream = CudaStream::new(cuda)?;
-        stream.fill(&arrived, 0, arrived.len(), 0)?;
-        stream.synchronize()?;
         let launch = Launch::new(shares, threads, shared).dependent();
-        Ok(Side { plain, general, launch, config: plan, plan: Plan::default(), bounds, arrived })
+        Ok(Side { plain, general, launch, config: plan, plan: Plan::default(), bounds })
     }
 }

@@ -31,7 +31,8 @@ SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);
 SIMT_EXPORT void simt_set_driver_version(int version);
 // The nth call from now on of this function returns the code and does nothing else, once; sticky:
 // the context is lost with it. A null function is any but those that give back, free, destroy,
-// release, end a capture, and those that push and pop a context for it. With nth 0, none.
+// release, end a capture, and those that push and pop a context or a mode for it. With nth 0,
+// none.
 SIMT_EXPORT void simt_fail_call(const char* function, uint64_t nth, int code, int sticky);
 // Whether the failure asked for is still to come.
 SIMT_EXPORT int simt_fail_pending();

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <set>
+#include <utility>
 
 using namespace simt;
 
@@ -55,12 +56,16 @@ CUresult enqueue(CUstream handle, Work work) {
     return is_default(handle) ? drain(s, ~0ull) : CUDA_SUCCESS;
 }
 
+// What this thread has asked for: global (0), its own captures only (1), or relaxed (2).
+static thread_local int thread_mode = 0;
+
 // In a global capture of any thread, or one of this thread that is not relaxed, calls that may
-// wait for streams are refused, and end the capture.
+// wait for streams are refused, and end the capture; unless the thread has asked for less.
 bool unsafe_call_during_capture() {
     for (Capture* c : captures) {
         const bool mine = c->thread == std::this_thread::get_id();
-        if (c->mode == 0 || (c->mode == 1 && mine)) {
+        const bool others = c->mode == 0 && thread_mode == 0;
+        if (mine ? c->mode != 2 && thread_mode != 2 : others) {
             c->invalidated = true;
             return true;
         }
@@ -245,6 +250,15 @@ CU_API cuStreamBeginCapture_v2(CUstream s, int mode) {
     captures.insert(c);
     s->capture = c;
     s->captured_ops = s->rejoined = 0;
+    return CUDA_SUCCESS;
+}
+
+// Of the thread alone: no context is looked at.
+CU_API cuThreadExchangeStreamCaptureMode(int* mode) {
+    CU_LOCKED;
+    CU_TRY(asked_to_fail(__func__));
+    if (!mode || *mode < 0 || *mode > 2) return CUDA_ERROR_INVALID_VALUE;
+    std::swap(*mode, thread_mode);
     return CUDA_SUCCESS;
 }
 
