@@ -28,8 +28,8 @@ pub fn silu_product(gate_up: &[f32], width: usize, out: &mut [f32]) {
 pub fn exp(x: f32) -> f32 {
     // Added to a small number, it leaves the nearest integer in the last bits.
     const ROUND: f32 = 12_582_912.0;
-    // The logarithm of 2, as a sum: the first part times an integer is exact.
-    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+    // The logarithm of 2, as a sum: the first part (0.693359375) times an integer is exact.
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const TERMS: [f32; 6] =
         [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     let near = x.max(-87.0);

@@ -68,6 +68,8 @@ async def load(url: str) -> list[tuple[str, str]]:
 
 def test_hundreds_of_clients_who_come_and_go(program: str, model: str) -> None:
     options = ["--max-num-seqs", "32", "--max-waiting", "100", "--num-blocks", "48"]
+    # Swapped, not computed again: in a chunk, numbers are rounded otherwise than one by one.
+    options += ["--num-host-blocks", "200"]
     options += ["--served-model-name", "smol", "--batch-invariant"]
     with serving(program, model, *options) as server:
         status = Path(f"/proc/{server.process.pid}/status")
