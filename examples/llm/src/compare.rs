@@ -5,6 +5,7 @@
 //! what it would have said before.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -65,13 +66,10 @@ impl Compare {
         let mut prompts = prompts::read(&self.file, with, vocab)?;
         prompts.truncate(self.limit);
         let mut engine = loaded.engine;
-        let mut exact: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
-        let mut tokens: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
+        let exact: Vec<Mutex<Vec<Vec<f32>>>> = prompts.iter().map(|_| Mutex::default()).collect();
         continue_all(&mut engine, &prompts, self.max_tokens, |prompt, _, logits| {
-            let token = argmax(logits);
-            exact[prompt].push(logits.to_vec());
-            tokens[prompt].push(token);
-            token
+            locked(&exact[prompt]).push(logits.to_vec());
+            argmax(logits)
         })?;
         println!(
             "{} prompts, {} tokens each, against f32 throughout:",
@@ -84,12 +82,13 @@ impl Compare {
                 let options = Options { dtype, kv_dtype: Some(kv_dtype), ..self.options.clone() };
                 let model = Model::load(&mut Gguf::open(&options.model)?)?;
                 let mut engine = options.engine(model)?;
-                let mut difference = Difference::default();
+                let difference = Mutex::<Difference>::default();
                 continue_all(&mut engine, &prompts, self.max_tokens, |prompt, at, logits| {
-                    difference.add(&exact[prompt][at], logits);
-                    tokens[prompt][at]
+                    let exact = &locked(&exact[prompt])[at];
+                    locked(&difference).add(exact, logits);
+                    argmax(exact)
                 })?;
-                let Difference { steps, agree, sum, count, largest } = difference;
+                let Difference { steps, agree, sum, count, largest } = *locked(&difference);
                 println!(
                     "{:11}  {:5}  {:13.2e}  {largest:12.2e}  {agree} of {steps}",
                     format!("{dtype:?}").to_lowercase(),
@@ -102,12 +101,16 @@ impl Compare {
     }
 }
 
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Continues all prompts at once; `choose` gets prompt, place among its outputs, and logits.
 fn continue_all(
     engine: &mut Engine,
     prompts: &[Vec<Token>],
     max_tokens: u32,
-    mut choose: impl FnMut(usize, usize, &[f32]) -> Token,
+    choose: impl Fn(usize, usize, &[f32]) -> Token + Sync,
 ) -> Result<()> {
     for (number, prompt) in prompts.iter().enumerate() {
         let request = Request::new(RequestId(number as u64), prompt.clone(), max_tokens);

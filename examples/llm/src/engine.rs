@@ -38,12 +38,12 @@ impl Engine {
         &self.runner
     }
 
-    /// One iteration. `choose` gets the row and the logits of each row that samples, in order, and
-    /// says the token.
+    /// One iteration. `choose` gets each row that samples with its logits, on any thread and in any
+    /// order, and says the token.
     pub fn step(
         &mut self,
         now: Time,
-        mut choose: impl FnMut(&Row, &mut [f32]) -> Token,
+        choose: impl Fn(&Row, &mut [f32]) -> Token + Sync,
     ) -> Result<Outputs<'_>> {
         let id = self.scheduler.schedule(now)?.id();
         let step = self.scheduler.step(id).context("the step that was just scheduled")?;
@@ -52,10 +52,16 @@ impl Engine {
             let batch = self.builder.build(&self.scheduler, step)?;
             let padding = step.num_padded_tokens() - step.num_tokens();
             let vocab = self.runner.model().shape.vocab;
-            let logits = self.runner.run(batch, padding)?;
+            let (logits, threads) = self.runner.run(batch, padding)?;
             let rows = step.rows().iter().filter(|row| row.samples);
-            let rows = rows.zip(logits.chunks_exact_mut(vocab));
-            self.sampled.extend(rows.map(|(row, logits)| choose(row, logits)));
+            let mut rows: Vec<(&Row, &mut [f32], Token)> = rows
+                .zip(logits.chunks_exact_mut(vocab))
+                .map(|(row, logits)| (row, logits, 0))
+                .collect();
+            threads.run_rows(&mut rows, 1, |_, rows| {
+                rows.iter_mut().for_each(|(row, logits, token)| *token = choose(row, logits));
+            });
+            self.sampled.extend(rows.iter().map(|&(_, _, token)| token));
         }
         Ok(self.scheduler.commit(id, Sampled::One(&self.sampled))?)
     }

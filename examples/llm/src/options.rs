@@ -91,7 +91,8 @@ pub struct Options {
     /// Computes every prompt anew
     #[arg(long)]
     pub no_prefix_cache: bool,
-    /// A request's results do not depend on who runs beside it, bit by bit
+    /// A request's results do not depend on who runs beside it, bit by bit, unless it is preempted
+    /// and computed again
     #[arg(long)]
     pub batch_invariant: bool,
 }

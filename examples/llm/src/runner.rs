@@ -125,14 +125,9 @@ impl Runner {
         &self.model
     }
 
-    /// The threads of matrix products, for what else is to be computed.
-    pub fn threads(&self) -> &Threads {
-        &self.threads
-    }
-
-    /// Runs a step: `[logits_indices, vocab]`. `padding` tokens beyond the batch's take part in the
+    /// Runs a step: `[logits_indices, vocab]`, and the threads to work on them with. `padding` tokens beyond the batch's take part in the
     /// matrix products, as those of a static batch's rectangle do.
-    pub fn run(&mut self, batch: &RaggedBatch, padding: usize) -> Result<&mut [f32]> {
+    pub fn run(&mut self, batch: &RaggedBatch, padding: usize) -> Result<(&mut [f32], &Threads)> {
         let shape = self.model.shape;
         let tokens = batch.tokens();
         self.work.resize(&shape, tokens.len() + padding);
@@ -159,7 +154,7 @@ impl Runner {
             self.work.layer(&shape, layer, &self.threads, self.precision, attend)?;
         }
         self.head(batch)?;
-        Ok(&mut self.logits)
+        Ok((&mut self.logits, &self.threads))
     }
 
     /// The logits of the tokens for which they are wanted.

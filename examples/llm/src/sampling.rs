@@ -1,9 +1,12 @@
 //! From logits to a token.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::ops::exp;
 
 /// How a request's tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,8 +63,6 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// How often each token was output, where a penalty asks.
     counts: HashMap<u32, u32>,
-    /// Never chosen: what would end a text that is to go on.
-    banned: Vec<u32>,
     candidates: Vec<(f32, u32)>,
 }
 
@@ -69,14 +70,7 @@ impl Sampler {
     /// A sampler before its request's first token.
     pub fn new(sampling: Sampling, logprobs: Option<usize>) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        let (counts, banned, candidates) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { sampling, logprobs, rng, counts, banned, candidates }
-    }
-
-    /// The same, but for tokens that it does not choose.
-    pub fn without(mut self, banned: &[u32]) -> Self {
-        self.banned = banned.to_vec();
-        self
+        Self { sampling, logprobs, rng, counts: HashMap::new(), candidates: Vec::new() }
     }
 
     /// The next token. `logits` are changed.
@@ -114,51 +108,97 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        for &token in &self.banned {
-            logits[token as usize] = f32::NEG_INFINITY;
-        }
     }
 
-    fn draw(&mut self, logits: &[f32], temperature: f32) -> u32 {
+    /// Turns logits to weights, and draws.
+    fn draw(&mut self, logits: &mut [f32], temperature: f32) -> u32 {
         let Sampling { top_p, top_k, min_p, .. } = self.sampling;
-        let largest = maximum(logits);
-        let weight = |logit: f32| ((logit - largest) / temperature).exp();
-        let total: f64 = logits.iter().map(|&logit| f64::from(weight(logit))).sum();
-        // All tokens below this together have less than `1 - top_p`: no nucleus needs them.
-        let nucleus = f64::from(1.0 - top_p) * total / logits.len() as f64;
-        let least = nucleus.max(f64::from(min_p)) as f32;
-        let all = logits.iter().enumerate().map(|(token, &logit)| (weight(logit), token as u32));
+        let total = to_weights(logits, temperature);
+        let all = logits.iter().copied().zip(0..);
+        let part = self.rng.random::<f64>();
+        if top_p >= 1.0 && top_k == 0 && min_p == 0.0 {
+            return pick(all, part * total);
+        }
+        // All tokens below this together have less than `1 - top_p`: no nucleus needs them. One of
+        // what top_k leaves may.
+        let nucleus = match top_k {
+            0 => f64::from(1.0 - top_p) * total / logits.len() as f64,
+            _ => 0.0,
+        };
+        // No weight is below this that is not 0.
+        let least = (nucleus as f32).max(min_p).max(f32::MIN_POSITIVE);
         self.candidates.clear();
-        self.candidates.extend(all.filter(|&(weight, _)| weight >= least && weight > 0.0));
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        self.candidates.extend(all.filter(|&(weight, _)| weight >= least));
         if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, order);
+            self.candidates.select_nth_unstable_by(top_k - 1, likelier);
             self.candidates.truncate(top_k);
         }
-        let mut sum: f64 = self.candidates.iter().map(|&(weight, _)| f64::from(weight)).sum();
+        let mut sum = sum(&self.candidates);
         if top_p < 1.0 {
-            self.candidates.sort_unstable_by(order);
-            // Of the tokens that top_k left.
             let kept = if top_k > 0 { sum } else { total };
-            let (mut reached, mut count) = (0.0, 0);
-            while count < self.candidates.len() && (count == 0 || reached < f64::from(top_p) * kept)
-            {
-                reached += f64::from(self.candidates[count].0);
-                count += 1;
-            }
-            self.candidates.truncate(count);
-            sum = reached;
+            sum = keep_nucleus(&mut self.candidates, f64::from(top_p) * kept);
         }
-        let mut left = self.rng.random::<f64>() * sum;
-        for &(weight, token) in &self.candidates {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return token;
-            }
-        }
-        // Rounding may leave a crumb; without candidates all logits are NaN.
-        self.candidates.last().map_or_else(|| argmax(logits), |&(_, token)| token)
+        pick(self.candidates.iter().copied(), part * sum)
     }
+}
+
+/// Turns logits to weights relative to the likeliest token's; their sum.
+fn to_weights(logits: &mut [f32], temperature: f32) -> f64 {
+    let largest = maximum(logits);
+    logits.iter_mut().for_each(|logit| *logit = exp((*logit - largest) / temperature));
+    // In lanes; f32 within a piece, f64 over all.
+    let piece = |piece: &[f32]| {
+        let mut lanes = [0.0_f32; 16];
+        let chunks = piece.chunks_exact(16);
+        let rest: f32 = chunks.remainder().iter().sum();
+        for chunk in chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, weight)| *lane += weight);
+        }
+        f64::from(lanes.iter().sum::<f32>() + rest)
+    };
+    logits.chunks(1024).map(piece).sum()
+}
+
+fn sum(candidates: &[(f32, u32)]) -> f64 {
+    candidates.iter().map(|&(weight, _)| f64::from(weight)).sum()
+}
+
+/// Likeliest first; of equals, the one with the lower number.
+fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// Keeps the likeliest that together have `wanted`, sorted; at least one. Their sum.
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, wanted: f64) -> f64 {
+    let (mut reached, mut kept, mut sorted) = (0.0, 0, 0);
+    while kept < candidates.len() && (kept == 0 || reached < wanted) {
+        if kept == sorted {
+            // Few of thousands are in most nuclei: no more are sorted than have to be.
+            let next = candidates.len().min(64.max(4 * sorted));
+            if next < candidates.len() {
+                candidates[sorted..].select_nth_unstable_by(next - sorted, likelier);
+            }
+            candidates[sorted..next].sort_unstable_by(likelier);
+            sorted = next;
+        }
+        reached += f64::from(candidates[kept].0);
+        kept += 1;
+    }
+    candidates.truncate(kept);
+    reached
+}
+
+/// The candidate at which `left` of the sum is used up; the last, where rounding leaves a crumb.
+fn pick(candidates: impl Iterator<Item = (f32, u32)>, mut left: f64) -> u32 {
+    let mut token = 0;
+    for candidate in candidates.filter(|candidate| candidate.0 > 0.0) {
+        left -= f64::from(candidate.0);
+        token = candidate.1;
+        if left < 0.0 {
+            break;
+        }
+    }
+    token
 }
 
 /// The first of the largest.
@@ -181,23 +221,28 @@ fn maximum(logits: &[f32]) -> f32 {
 }
 
 fn log_sum_exp(logits: &[f32]) -> f32 {
-    let largest = maximum(logits);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - largest).exp())).sum();
-    (f64::from(largest) + sum.ln()) as f32
+    let sum = to_weights(&mut logits.to_vec(), 1.0);
+    (f64::from(maximum(logits)) + sum.ln()) as f32
 }
 
-/// The likeliest tokens, likeliest first.
+/// The likeliest tokens, likeliest first; of equals, the one with the lower number.
 fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
-    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
-    let order =
-        |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    let count = count.min(tokens.len());
     if count == 0 {
         return Vec::new();
     }
-    tokens.select_nth_unstable_by(count - 1, order);
-    tokens.truncate(count);
-    tokens.sort_unstable_by(order);
+    let mut tokens: Vec<u32> = Vec::with_capacity(count + 1);
+    let mut least = f32::NEG_INFINITY;
+    for (&logit, token) in logits.iter().zip(0..) {
+        if logit > least || tokens.len() < count {
+            let place = tokens.partition_point(|&other| logits[other as usize] >= logit);
+            tokens.insert(place, token);
+            tokens.truncate(count);
+            least = match tokens.last() {
+                Some(&last) if tokens.len() == count => logits[last as usize],
+                _ => f32::NEG_INFINITY,
+            };
+        }
+    }
     tokens
 }
 
@@ -251,8 +296,52 @@ mod tests {
         assert_eq!(kept(Sampling { top_k: 3, top_p: 0.5, ..plain }), [0, 1]);
     }
 
+    /// Logits of a vocabulary, none like another but for some.
+    fn many() -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        (0..5_000).map(|_| (rng.random::<f32>() * 900.0).round() / 100.0).collect()
+    }
+
     #[test]
-    fn penalties_biases_and_bans_change_the_choice() {
+    fn nuclei_of_many_are_those_of_a_full_sort() {
+        for (temperature, top_p, top_k) in [(1.0, 0.95, 0), (0.7, 0.5, 0), (1.5, 0.99, 900)] {
+            let mut sorted: Vec<(f32, u32)> = many()
+                .iter()
+                .zip(0..)
+                .map(|(&l, t)| (((l - 9.0) / temperature).exp(), t))
+                .collect();
+            sorted.sort_unstable_by(likelier);
+            sorted.truncate(if top_k > 0 { top_k } else { sorted.len() });
+            let (mut sum, all) = (0.0, sum(&sorted));
+            let nucleus = sorted.iter().take_while(|candidate| {
+                let more = sum < f64::from(top_p) * all;
+                sum += f64::from(candidate.0);
+                more
+            });
+            let wanted = nucleus.count();
+            let sampling = Sampling { temperature, top_p, top_k, ..Sampling::greedy() };
+            let mut sampler = Sampler::new(sampling, None);
+            sampler.sample(&mut many());
+            let got: Vec<u32> = sampler.candidates.iter().map(|candidate| candidate.1).collect();
+            assert!(got.len().abs_diff(wanted) <= 1, "{} tokens, not {wanted}", got.len());
+            assert!(got.iter().zip(&sorted).all(|(got, wanted)| *got == wanted.1));
+        }
+    }
+
+    #[test]
+    fn the_likeliest_are_those_of_a_full_sort() {
+        let logits = many();
+        let mut sorted: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+        sorted.sort_unstable_by(likelier);
+        for count in [0, 1, 20, 5_000] {
+            let wanted: Vec<u32> = sorted[..count].iter().map(|&(_, token)| token).collect();
+            assert_eq!(likeliest(&logits, count), wanted);
+        }
+        assert_eq!(likeliest(&[f32::NEG_INFINITY, 0.0], 5), [1, 0]);
+    }
+
+    #[test]
+    fn penalties_and_biases_change_the_choice() {
         let logits = [1.0, 0.9, 0.0, 0.0];
         let mut sampler =
             Sampler::new(Sampling { presence_penalty: 0.5, ..Sampling::greedy() }, None);
@@ -260,7 +349,6 @@ mod tests {
         assert_eq!([next(&mut sampler), next(&mut sampler), next(&mut sampler)], [0, 1, 0]);
         let biased = Sampling { logit_bias: vec![(3, 5.0), (99, 1.0)], ..Sampling::greedy() };
         assert_eq!(draws(&biased, &logits, 1), [3]);
-        assert_eq!(next(&mut Sampler::new(Sampling::greedy(), None).without(&[0])), 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Text to tokens and back: the tokenizer and the chat template that a GGUF file carries.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -40,6 +41,10 @@ pub struct Tokenizer {
     bos: Option<u32>,
     /// Tokens that end a text.
     ends: Vec<u32>,
+    /// Bytes of the longest token, or more.
+    longest: usize,
+    /// The bytes that the characters of tokens stand for, in byte-level BPE.
+    bytes: HashMap<char, u8>,
 }
 
 impl Tokenizer {
@@ -59,12 +64,23 @@ impl Tokenizer {
         ends.sort_unstable();
         ends.dedup();
         let add_bos = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
-        Ok(Self { inner, bos: id("bos_token_id").filter(|_| add_bos), ends })
+        let bos = id("bos_token_id").filter(|_| add_bos);
+        let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(0);
+        let bytes = match inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => byte_level(),
+            _ => HashMap::new(),
+        };
+        Ok(Self { inner, bos, ends, longest, bytes })
     }
 
     /// Tokens that end a text.
     pub fn ends(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// No token has more bytes.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The tokens of a text; names of special tokens in it stand for them.
@@ -83,6 +99,13 @@ impl Tokenizer {
     /// How a token is written, special ones included.
     pub fn piece(&self, token: u32) -> String {
         self.inner.decode(&[token], false).unwrap_or_default()
+    }
+
+    /// The bytes of a token: a character may take several tokens.
+    pub fn bytes(&self, token: u32) -> Vec<u8> {
+        let word = self.inner.id_to_token(token).unwrap_or_default();
+        let bytes = word.chars().map(|char| self.bytes.get(&char).copied());
+        bytes.collect::<Option<_>>().unwrap_or_else(|| self.piece(token).into_bytes())
     }
 
     /// The text of tokens as they come.
@@ -167,6 +190,15 @@ fn from_gguf(gguf: &Gguf) -> Result<tokenizers::Tokenizer> {
         added.map_err(|error| anyhow!(error))?;
     }
     Ok(tokenizer)
+}
+
+/// Byte-level BPE writes a byte as the character of its number where that can be seen, else as one of
+/// those that follow 255.
+fn byte_level() -> HashMap<char, u8> {
+    let seen = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let (seen, unseen): (Vec<u8>, Vec<u8>) = (0..=255).partition(seen);
+    let unseen = ('\u{100}'..='\u{143}').zip(unseen);
+    seen.into_iter().map(|byte| (char::from(byte), byte)).chain(unseen).collect()
 }
 
 fn strings(gguf: &Gguf, key: &str) -> Result<Vec<String>> {

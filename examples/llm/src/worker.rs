@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -153,18 +153,34 @@ impl Handle {
 
 /// A request that waits or runs.
 struct Live {
+    /// Rows are shared out among threads: each locks its own, and none waits.
+    chooser: Mutex<Chooser>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Live {
+    fn chooser(&self) -> MutexGuard<'_, Chooser> {
+        self.chooser.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Chooser {
     sampler: Sampler,
     ends: Vec<Token>,
     min_tokens: u32,
-    events: mpsc::UnboundedSender<Event>,
     /// Of the token that was sampled last.
     logprobs: Option<Logprobs>,
 }
 
-impl Live {
+impl Chooser {
     fn choose(&mut self, row: &Row, logits: &mut [f32]) -> Token {
         if row.num_output < self.min_tokens {
-            self.ends.iter().for_each(|&end| logits[end as usize] = f32::NEG_INFINITY);
+            for &end in &self.ends {
+                // Files may name an end that the model does not have.
+                if let Some(logit) = logits.get_mut(end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
         }
         let (token, logprobs) = self.sampler.sample(logits);
         self.logprobs = logprobs;
@@ -286,7 +302,8 @@ impl Worker {
         // Whoever is gone is cancelled before the next step.
         let _ = events.send(Event::Accepted);
         let sampler = Sampler::new(sampling, logprobs);
-        self.live.insert(id, Live { sampler, ends, min_tokens, events, logprobs: None });
+        let chooser = Mutex::new(Chooser { sampler, ends, min_tokens, logprobs: None });
+        self.live.insert(id, Live { chooser, events });
     }
 
     /// Cancels the requests of clients that went away.
@@ -303,18 +320,19 @@ impl Worker {
     /// Runs a step, and delivers what it gives.
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
-        let (now, live) = (self.now(), &mut self.live);
-        let outputs = self.engine.step(now, |row, logits| match live.get_mut(&row.id) {
-            Some(live) => live.choose(row, logits),
+        let (now, live) = (self.now(), &self.live);
+        let outputs = self.engine.step(now, |row, logits| match live.get(&row.id) {
+            Some(live) => live.chooser().choose(row, logits),
             // A static batch goes on with rows whose clients are gone.
             None => 0,
         })?;
         self.stats.computed_tokens += outputs.step().num_tokens() as u64;
         for output in outputs.as_slice() {
-            let Some(live) = self.live.get_mut(&output.id) else { continue };
+            let Some(live) = self.live.get(&output.id) else { continue };
+            let mut logprobs = live.chooser().logprobs.take();
             for &token in outputs.tokens(output) {
                 // A client that went away is seen before the next step.
-                let _ = live.events.send(Event::Token { token, logprobs: live.logprobs.take() });
+                let _ = live.events.send(Event::Token { token, logprobs: logprobs.take() });
             }
             if let Some(reason) = output.finish {
                 let _ = live.events.send(Event::Finished(reason));

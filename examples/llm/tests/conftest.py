@@ -1,6 +1,6 @@
 """What the tests share: the program, the model, and a server.
 
-`LLM_PROGRAM` names the program, `LLM_MODEL` the model; `../check` sets both.
+`LLM_MODEL` names the model; `LLM_PROGRAM` the program, where it is not in `../target/release`.
 """
 
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-ORACLE = ROOT.parent / "shared" / "oracle" / "smollm2_greedy.json"
+LLM = Path(__file__).resolve().parents[1]
+ORACLE = LLM.parents[2] / "shared" / "oracle" / "smollm2_greedy.json"
 
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    return os.environ.get("LLM_PROGRAM", str(ROOT / "target" / "release" / "llm"))
+    return os.environ.get("LLM_PROGRAM", str(LLM / "target" / "release" / "llm"))
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,11 @@ impl Answer {
     /// The next piece of any completion; `None` after the last piece of the last one.
     async fn next(&mut self) -> Option<Result<(usize, Piece), ApiError>> {
         loop {
-            let (index, event) = self.events.next().await?;
+            let Some((index, event)) = self.events.next().await else {
+                // An engine that panicked says nothing.
+                let ended = self.choices.iter().all(Choice::has_ended);
+                return (!ended).then(|| Err(ApiError::no_engine()));
+            };
             if matches!(event, Event::Token { .. }) {
                 self.watch.token();
             }
@@ -116,9 +120,6 @@ impl Answer {
         while let Some(next) = self.next().await {
             let (index, piece) = next?;
             wholes[index].extend(piece);
-        }
-        if wholes.iter().any(|whole| whole.finish.is_none()) {
-            return Err(ApiError::engine("the engine has stopped"));
         }
         self.watch.finish();
         let usage = self.usage();

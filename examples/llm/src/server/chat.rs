@@ -48,12 +48,10 @@ pub struct Request {
     messages: Vec<Said>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
-    #[serde(default)]
-    logprobs: bool,
+    logprobs: Option<bool>,
     top_logprobs: Option<usize>,
     response_format: Option<ResponseFormat>,
-    #[serde(default)]
-    tools: Vec<Value>,
+    tools: Option<Vec<Value>>,
     #[serde(flatten)]
     params: Params,
 }
@@ -63,17 +61,18 @@ pub async fn chat(
     State(server): State<&'static Server>,
     body: Result<Json<Request>, JsonRejection>,
 ) -> Result<Response, ApiError> {
-    let Json(request) = body.map_err(|error| ApiError::body(error.body_text()))?;
+    let Json(request) = body?;
     let Request { messages, mut params, .. } = request;
     server.check(request.model.as_deref())?;
-    if !request.tools.is_empty() {
+    if request.tools.is_some_and(|tools| !tools.is_empty()) {
         return Err(ApiError::field("tools", "are not offered"));
     }
     if let Some(format) = request.response_format.filter(|format| format.kind != "text") {
         let message = format!("`{}` is not offered, only `text`", format.kind);
         return Err(ApiError::field("response_format", message));
     }
-    if request.top_logprobs.is_some() && !request.logprobs {
+    let logprobs = request.logprobs.unwrap_or(false);
+    if request.top_logprobs.is_some() && !logprobs {
         return Err(ApiError::field("top_logprobs", "is for requests with `logprobs`"));
     }
     let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
@@ -82,10 +81,10 @@ pub async fn chat(
     }
     let refused = |error: anyhow::Error| ApiError::field("messages", format!("{error:#}"));
     let text = server.template.render(&messages).map_err(refused)?;
-    let prompt = server.tokenizer.encode(&text).map_err(refused)?;
+    let prompt = server.encode("messages", &text)?;
     let wanted = request.max_completion_tokens.or(request.max_tokens);
     let max_tokens = server.max_tokens(&prompt, wanted)?;
-    let logprobs = request.logprobs.then(|| request.top_logprobs.unwrap_or(0));
+    let logprobs = logprobs.then(|| request.top_logprobs.unwrap_or(0));
     let ends = server.tokenizer.ends();
     let generation = |choice| params.generation(prompt.clone(), max_tokens, logprobs, ends, choice);
     let generations = (0..params.n()?).map(generation).collect::<Result<Vec<_>, _>>()?;
@@ -146,7 +145,7 @@ impl Chat {
     fn logprobs(&self, tokens: &[TokenInfo]) -> Value {
         let entry = |token: u32, logprob: f32| {
             let piece = self.tokenizer.piece(token);
-            json!({ "token": piece, "logprob": logprob, "bytes": piece.as_bytes() })
+            json!({ "token": piece, "logprob": logprob, "bytes": self.tokenizer.bytes(token) })
         };
         let content = |token: &TokenInfo| {
             let mut content = entry(token.token, token.logprobs.chosen);

@@ -47,6 +47,7 @@ pub struct Choice {
     stops: StopTexts,
     ends: &'static [u32],
     num_output: usize,
+    ended: bool,
 }
 
 impl Choice {
@@ -57,7 +58,13 @@ impl Choice {
             stops: StopTexts::new(stops),
             ends: tokenizer.ends(),
             num_output: 0,
+            ended: false,
         }
+    }
+
+    /// Whether its last piece was given.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Tokens output, the one that ended it included.
@@ -93,6 +100,7 @@ impl Choice {
             Event::Refused(error) => return Err(error.into()),
             Event::Failed(why) => return Err(ApiError::engine(why)),
         }
+        self.ended = piece.finish.is_some();
         Ok((!piece.is_empty()).then_some(piece))
     }
 }

@@ -24,14 +24,23 @@ enum Prompts {
     ManyTokens(Vec<Vec<u32>>),
 }
 
+impl Prompts {
+    fn count(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Tokens(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::ManyTokens(many) => many.len(),
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub struct Request {
     model: Option<String>,
     prompt: Prompts,
     max_tokens: Option<u32>,
     logprobs: Option<usize>,
-    #[serde(default)]
-    echo: bool,
+    echo: Option<bool>,
     best_of: Option<usize>,
     suffix: Option<String>,
     #[serde(flatten)]
@@ -40,17 +49,19 @@ pub struct Request {
 
 /// OpenAI's, where nothing is said.
 const MAX_TOKENS: u32 = 16;
+/// Completions of all prompts at most.
+const MAX_CHOICES: usize = 1024;
 
 /// Continues prompts.
 pub async fn completions(
     State(server): State<&'static Server>,
     body: Result<Json<Request>, JsonRejection>,
 ) -> Result<Response, ApiError> {
-    let Json(request) = body.map_err(|error| ApiError::body(error.body_text()))?;
+    let Json(request) = body?;
     let Request { model, prompt, max_tokens, logprobs, echo, best_of, suffix, mut params } =
         request;
     server.check(model.as_deref())?;
-    let n = params.n()?;
+    let (n, echo) = (params.n()?, echo.unwrap_or(false));
     if best_of.is_some_and(|best_of| best_of != n) {
         return Err(ApiError::field("best_of", "is offered as `n` only"));
     }
@@ -60,11 +71,13 @@ pub async fn completions(
     if echo && logprobs.is_some() {
         return Err(ApiError::field("echo", "logprobs of prompts are not computed"));
     }
-    let prompts = server.prompts(prompt)?;
-    if prompts.is_empty() {
-        return Err(ApiError::field("prompt", "there is none"));
+    let choices = prompt.count() * n;
+    if !(1..=MAX_CHOICES).contains(&choices) {
+        let message = format!("{choices} completions are not within 1 to {MAX_CHOICES}");
+        return Err(ApiError::field("prompt", message));
     }
-    let mut generations = Vec::with_capacity(prompts.len() * n);
+    let prompts = server.prompts(prompt)?;
+    let mut generations = Vec::with_capacity(choices);
     for prompt in &prompts {
         let max_tokens = server.max_tokens(prompt, Some(max_tokens.unwrap_or(MAX_TOKENS)))?;
         for _ in 0..n {
@@ -98,11 +111,7 @@ pub async fn completions(
 
 impl Server {
     fn prompts(&self, prompts: Prompts) -> Result<Vec<Vec<u32>>, ApiError> {
-        let encode = |text: String| {
-            self.tokenizer
-                .encode(&text)
-                .map_err(|error| ApiError::field("prompt", error.to_string()))
-        };
+        let encode = |text: String| self.encode("prompt", &text);
         match prompts {
             Prompts::Text(text) => Ok(vec![encode(text)?]),
             Prompts::Tokens(tokens) => Ok(vec![tokens]),

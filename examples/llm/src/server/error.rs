@@ -1,6 +1,7 @@
 //! Errors as OpenAI's clients read them.
 
 use axum::Json;
+use axum::extract::rejection::JsonRejection;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -61,6 +62,16 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is shutting down")
     }
 
+    /// The engine has failed, and takes no requests.
+    pub fn no_engine() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the engine has stopped")
+    }
+
+    /// Nothing answers at this path.
+    pub fn no_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "there is nothing here")
+    }
+
     /// The engine failed.
     pub fn engine(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
@@ -78,6 +89,17 @@ impl ApiError {
             "param": self.param,
             "code": self.code,
         } })
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        // What axum answers with 422 is 400 to OpenAI's clients.
+        let status = match rejection.status() {
+            status @ (StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE) => status,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, "invalid_request_error", rejection.body_text())
     }
 }
 

@@ -7,6 +7,7 @@ mod completions;
 mod error;
 mod metrics;
 mod params;
+mod signals;
 mod stop;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,14 +15,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use clap::Args;
+use inflight::Config;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use crate::chat::Template;
 use crate::options::Options;
@@ -30,6 +32,7 @@ use crate::worker::{Generation, Handle, start};
 use answer::Answer;
 use error::ApiError;
 use metrics::Metrics;
+use signals::Signals;
 
 /// Serves completions over HTTP.
 #[derive(Args, Debug)]
@@ -74,7 +77,9 @@ impl Serve {
     pub fn run(mut self) -> Result<()> {
         self.options.max_waiting = self.options.max_waiting.min(MAX_WAITING);
         let loaded = self.options.load()?;
-        let max_model_len = loaded.engine.scheduler().config().max_model_len;
+        let Config { max_model_len, cache, .. } = *loaded.engine.scheduler().config();
+        // A small cache ends a request before the model does. Its last token needs no room.
+        let max_model_len = max_model_len.min((cache.num_blocks - 1) * cache.block_size + 1);
         let vocab = loaded.engine.runner().model().shape.vocab;
         let (engine, thread) = start(loaded.engine)?;
         let server: &'static Server = Box::leak(Box::new(Server {
@@ -107,6 +112,7 @@ impl Server {
             .await
             .with_context(|| format!("cannot listen at {host}:{port}"))?;
         let address = listener.local_addr()?;
+        let mut signals = Signals::count();
         println!("listening at http://{address}, model {}", self.model);
         let app = Router::new()
             .route("/v1/completions", post(completions::completions))
@@ -115,27 +121,29 @@ impl Server {
             .route("/v1/models/{*id}", get(model))
             .route("/health", get(health))
             .route("/metrics", get(figures))
-            .fallback(async || (StatusCode::NOT_FOUND, "there is nothing here\n"))
+            .fallback(async || ApiError::no_path())
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self);
-        let (stopping, stopped) = oneshot::channel();
-        let signal = async move {
-            wait_for_signal().await;
+        let listener = listener.tap_io(|connection| {
+            // A token does not wait for the next one's packet. Where this fails, tokens come late.
+            let _ = connection.set_nodelay(true);
+        });
+        let mut late = signals.clone();
+        let stop = async move {
+            signals.wait(1).await;
             self.stopping.store(true, Ordering::Relaxed);
-            eprintln!("stopping: requests have {} s to end", deadline.as_secs());
-            // The receiver waits for it as long as it serves.
-            let _ = stopping.send(());
+            let seconds = deadline.as_secs();
+            eprintln!("stopping: requests have {seconds} s to end, or until the next signal");
         };
         let late = async move {
-            // It never comes where serving ended first.
-            if stopped.await.is_ok() {
-                tokio::time::sleep(deadline).await;
-            } else {
-                std::future::pending::<()>().await;
+            late.wait(1).await;
+            tokio::select! {
+                () = tokio::time::sleep(deadline) => {}
+                () = late.wait(2) => {}
             }
         };
         tokio::select! {
-            served = axum::serve(listener, app).with_graceful_shutdown(signal) => Ok(served?),
+            served = axum::serve(listener, app).with_graceful_shutdown(stop) => Ok(served?),
             () = late => {
                 eprintln!("requests that have not ended are given up");
                 Ok(())
@@ -176,6 +184,18 @@ impl Server {
         Ok(wanted)
     }
 
+    /// The tokens of a text. One that is too long by its bytes alone is not looked at.
+    fn encode(&self, field: &str, text: &str) -> Result<Vec<u32>, ApiError> {
+        let most = self.max_model_len.saturating_mul(self.tokenizer.longest());
+        if text.len() > most {
+            let message = format!("{} bytes of prompt, and {most} are the most", text.len());
+            return Err(ApiError::too_long(message));
+        }
+        // Long texts take a while, in which other clients get their tokens.
+        tokio::task::block_in_place(|| self.tokenizer.encode(text))
+            .map_err(|error| ApiError::field(field, format!("{error:#}")))
+    }
+
     async fn submit(
         &'static self,
         generations: Vec<Generation>,
@@ -199,23 +219,6 @@ impl Server {
 
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// SIGINT or SIGTERM.
-async fn wait_for_signal() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    // Without signals the program ends otherwise.
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 fn entry(server: &Server) -> serde_json::Value {
@@ -248,7 +251,7 @@ async fn health(State(server): State<&'static Server>) -> Response {
     }
     match server.engine.is_running() {
         true => "ok\n".into_response(),
-        false => ApiError::engine("the engine has stopped").into_response(),
+        false => ApiError::no_engine().into_response(),
     }
 }
 

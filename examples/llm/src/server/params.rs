@@ -13,6 +13,11 @@ use crate::worker::Generation;
 const MAX_LOGPROBS: usize = 20;
 /// Completions of one prompt at most.
 const MAX_N: usize = 128;
+/// Texts that end a completion at most, and their bytes: each completion keeps its own.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+/// Tokens that have a bias at most.
+const MAX_BIASES: usize = 1024;
 
 /// One, or several.
 #[derive(Debug, Deserialize)]
@@ -75,10 +80,11 @@ impl Params {
     /// Texts that end a completion.
     pub fn stops(&mut self) -> Result<Vec<String>, ApiError> {
         let stops = self.stop.take().map_or_else(Vec::new, OneOrMany::into_vec);
-        match stops.len() {
-            0..=16 => Ok(stops),
-            many => Err(ApiError::field("stop", format!("{many} texts, and 16 are the most"))),
+        if stops.len() > MAX_STOPS || stops.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+            let message = format!("{MAX_STOPS} texts of {MAX_STOP_BYTES} bytes are the most");
+            return Err(ApiError::field("stop", message));
         }
+        Ok(stops)
     }
 
     /// Whether the answer is to come in pieces, and whether usage follows it.
@@ -119,6 +125,11 @@ impl Params {
             }
             Err(ApiError::field(field, format!("{value} is not within {least} to {most}")))
         };
+        let biases = self.logit_bias.as_ref().map_or(0, HashMap::len);
+        if biases > MAX_BIASES {
+            let message = format!("{biases} tokens, and {MAX_BIASES} are the most");
+            return Err(ApiError::field("logit_bias", message));
+        }
         let bias = |(token, &bias): (&String, &f32)| match token.parse() {
             Ok(token) => Ok((token, within("logit_bias", Some(bias), 0.0, -100.0, 100.0)?)),
             Err(_) => Err(ApiError::field("logit_bias", format!("`{token}` is no token"))),
