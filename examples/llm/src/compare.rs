@@ -82,7 +82,7 @@ impl Compare {
         for dtype in [Precise::F32, Precise::Int8] {
             for kv_dtype in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Fp8] {
                 let options = Options { dtype, kv_dtype: Some(kv_dtype), ..self.options.clone() };
-                let model = Model::load(&mut Gguf::open(&options.model)?)?;
+                let model = Model::load(&mut Gguf::open(&options.model)?, options.precision())?;
                 let mut engine = options.engine(model)?;
                 let mut difference = Difference::default();
                 continue_all(&mut engine, &prompts, self.max_tokens, |prompt, at, logits| {

@@ -115,12 +115,21 @@ impl Options {
         let mut gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::new(&gguf, self.tokenizer.as_deref())?;
         let template = Template::new(&gguf)?;
-        let model = Model::load(&mut gguf).with_context(|| format!("in {}", path.display()))?;
+        let model = Model::load(&mut gguf, self.precision())
+            .with_context(|| format!("in {}", path.display()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Loaded { tokenizer, template, engine: self.engine(model)?, name: stem })
     }
 
-    /// A model with a cache and a scheduler.
+    /// Of matrix products.
+    pub fn precision(&self) -> Precision {
+        match self.dtype {
+            Precise::F32 => Precision::F32,
+            Precise::Int8 => Precision::Int8,
+        }
+    }
+
+    /// A model, loaded for the same precision, with a cache and a scheduler.
     pub fn engine(&self, model: Model) -> Result<Engine> {
         let context = model.shape.context;
         let max_model_len = self.max_model_len.unwrap_or(context);
@@ -149,10 +158,7 @@ impl Options {
         };
         let policy = Policy::by_name(&self.policy)?;
         let runner = RunnerConfig {
-            precision: match self.dtype {
-                Precise::F32 => Precision::F32,
-                Precise::Int8 => Precision::Int8,
-            },
+            precision: self.precision(),
             kv_dtype: kv_dtype.dtype(),
             num_blocks,
             num_host_blocks: self.num_host_blocks,
