@@ -40,7 +40,8 @@ pub struct Layer {
 }
 
 impl Model {
-    /// Reads the weights, for products of a precision.
+    /// Reads the weights, for products of a precision. A file with a tensor that has no place here is
+    /// refused: without it the text would be another.
     pub fn load(gguf: &mut Gguf, precision: Precision) -> Result<Self> {
         let shape = gguf.shape()?;
         let mut arena = Arena::default();
@@ -78,6 +79,9 @@ impl Model {
             true => vector(gguf, "rope_freqs.weight", shape.rotary_dim / 2)?,
             false => Vec::new(),
         };
+        if let Some(name) = gguf.unread() {
+            bail!("the model has a tensor `{name}`, which this program does not know");
+        }
         Ok(Self { shape, embedding, head, norm, layers, rope_factors })
     }
 
