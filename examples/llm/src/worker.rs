@@ -164,7 +164,11 @@ struct Live {
 impl Live {
     fn choose(&mut self, row: &Row, logits: &mut [f32]) -> Token {
         if row.num_output < self.min_tokens {
-            self.ends.iter().for_each(|&end| logits[end as usize] = f32::NEG_INFINITY);
+            for &end in &self.ends {
+                if let Some(logit) = logits.get_mut(end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
         }
         let (token, logprobs) = self.sampler.sample(logits);
         self.logprobs = logprobs;
