@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::gguf::Gguf;
 use crate::model::Model;
 use crate::options::{CacheType, Options, Precise};
-use crate::prompts;
+use crate::prompts::{self, Prompt};
 use crate::sampling::argmax;
 
 /// Compares logits of all types of activations and caches.
@@ -113,12 +113,12 @@ impl Compare {
 /// Continues all prompts at once; `choose` gets prompt, place among its outputs, and logits.
 fn continue_all(
     engine: &mut Engine,
-    prompts: &[Vec<Token>],
+    prompts: &[Prompt],
     max_tokens: u32,
     mut choose: impl FnMut(usize, usize, &[f32]) -> Token,
 ) -> Result<()> {
     for (number, prompt) in prompts.iter().enumerate() {
-        let request = Request::new(RequestId(number as u64), prompt.clone(), max_tokens);
+        let request = Request::new(RequestId(number as u64), prompt.tokens.clone(), max_tokens);
         engine.scheduler_mut().submit(request).with_context(|| format!("line {}", prompt.line))?;
     }
     while engine.scheduler().num_unfinished() > 0 {

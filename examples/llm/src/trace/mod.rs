@@ -63,7 +63,8 @@ impl Trace {
             let mut engine = loaded.engine;
             let shape = engine.runner().model().shape;
             let with = (&loaded.tokenizer, &loaded.template);
-            let text = prompts::read(&self.prompts, with, shape.vocab)?.concat();
+            let text = prompts::read(&self.prompts, with, shape.vocab)?;
+            let text: Vec<_> = text.into_iter().flat_map(|prompt| prompt.tokens).collect();
             let scale = Scale {
                 limit: self.limit,
                 shorten: self.shorten,
