@@ -36,24 +36,35 @@ impl Arena {
     pub(super) fn place<T: Copy>(&mut self, values: &[T]) -> inflight::Result<Array<T>> {
         const { assert!(align_of::<T>() <= ALIGN) };
         let bytes = size_of_val(values);
-        let (owner, start) = match &self.current {
-            Some((owner, start)) if bytes <= owner.len() - self.used => (Arc::clone(owner), *start),
-            _ => {
-                let mut buffer = Buffer::zeroed(bytes.max(self.chunk).next_multiple_of(ALIGN))?;
-                let start = NonNull::from(&mut buffer[..]).cast::<u8>();
-                let owner = Arc::new(buffer);
-                (self.current, self.used) = (Some((Arc::clone(&owner), start)), 0);
-                (owner, start)
-            }
-        };
-        // SAFETY: `used + bytes` bytes are inside the buffer; `used` and the buffer's start are
-        // multiples of the alignment.
-        let start = unsafe { start.add(self.used) }.cast::<T>();
-        // SAFETY: nobody else has these bytes: `used` only grows.
+        let (owner, start) = if bytes > self.chunk { allocate(bytes)? } else { self.take(bytes)? };
+        let start = start.cast::<T>();
+        // SAFETY: there are so many bytes, aligned to `ALIGN`, and nobody else has them.
         unsafe { start.as_ptr().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
-        self.used = (self.used + bytes).next_multiple_of(ALIGN);
         Ok(Array { _owner: owner, start, len: values.len() })
     }
+
+    /// The next bytes of a chunk, which are given out once.
+    fn take(&mut self, bytes: usize) -> inflight::Result<(Arc<Buffer>, NonNull<u8>)> {
+        let (owner, start) = match &self.current {
+            Some((owner, start)) if bytes <= owner.len() - self.used => (owner, start),
+            _ => {
+                self.used = 0;
+                let (owner, start) = self.current.insert(allocate(self.chunk)?);
+                (&*owner, &*start)
+            }
+        };
+        // SAFETY: `used + bytes` bytes are inside the buffer.
+        let taken = (Arc::clone(owner), unsafe { start.add(self.used) });
+        self.used = (self.used + bytes).next_multiple_of(ALIGN);
+        Ok(taken)
+    }
+}
+
+/// Whole lines of a buffer, which starts on one.
+fn allocate(bytes: usize) -> inflight::Result<(Arc<Buffer>, NonNull<u8>)> {
+    let mut buffer = Buffer::zeroed(bytes.next_multiple_of(ALIGN))?;
+    let start = NonNull::from(&mut buffer[..]).cast();
+    Ok((Arc::new(buffer), start))
 }
 
 /// An array in an arena, whose memory lives as long as any of its arrays.

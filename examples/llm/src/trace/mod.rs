@@ -84,6 +84,9 @@ impl Trace {
             runs.push(replay(&mut engine, &arrivals, policy)?);
         }
         print!("{}", table(&runs));
+        if self.policies.iter().any(|policy| policy == "static") {
+            println!("static's padding is multiplied by weights, but not attended to, nor sampled");
+        }
         if let Some(path) = &self.json {
             let json = serde_json::to_vec_pretty(&runs)?;
             std::fs::write(path, json).with_context(|| path.display().to_string())?;
