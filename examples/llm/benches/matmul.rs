@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Device, Module, Result, Tensor};
-use inflight_llm::matmul::{Input, Matrix, Precision, Threads};
+use inflight_llm::matmul::{Arena, Input, Matrix, Precision, Threads};
 
 const ROUNDS: usize = 7;
 const TOKENS: [usize; 4] = [1, 8, 32, 512];
@@ -30,6 +30,7 @@ impl Product {
         tensors: &[String],
         content: &Content,
         file: &mut (impl Read + Seek),
+        arena: &mut Arena,
     ) -> Result<Self> {
         let layers =
             content.tensor_infos.keys().filter(|key| key.ends_with("attn_q.weight")).count();
@@ -42,7 +43,7 @@ impl Product {
                     content.tensor(file, &tensor.replace('#', &layer.to_string()), &Device::Cpu)
                 })
                 .collect::<Result<Vec<QTensor>>>()?;
-            matrices.push(Matrix::new(&parts.iter().collect::<Vec<_>>())?);
+            matrices.push(Matrix::new(&parts.iter().collect::<Vec<_>>(), Precision::Int8, arena)?);
             candle.push(parts.into_iter().map(QMatMul::from_qtensor).collect::<Result<_>>()?);
         }
         Ok(Self { name, matrices, candle })
@@ -64,7 +65,7 @@ impl Product {
         let mut input = Input::new();
         best(|| {
             for matrix in &self.matrices {
-                input.set(&x, cols, precision, threads);
+                input.set(&x, matrix, precision, threads);
                 matrix.multiply(threads, &input, &mut y);
             }
             black_box(&y);
@@ -127,6 +128,7 @@ fn main() -> Result<()> {
     let layer = |names: &[&str]| -> Vec<String> {
         names.iter().map(|name| format!("blk.#.{name}.weight")).collect()
     };
+    let mut arena = Arena::default();
     let products = [
         ("q, k, v", layer(&["attn_q", "attn_k", "attn_v"])),
         ("attention out", layer(&["attn_output"])),
@@ -135,7 +137,7 @@ fn main() -> Result<()> {
         ("head", vec![head.to_string()]),
     ]
     .into_iter()
-    .map(|(name, tensors)| Product::load(name, &tensors, &content, &mut file))
+    .map(|(name, tensors)| Product::load(name, &tensors, &content, &mut file, &mut arena))
     .collect::<Result<Vec<_>>>()?;
 
     let empty = best(|| (0..1000).for_each(|_| threads.run(|_, _| {})));

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -12,7 +12,7 @@ use inflight::FinishReason;
 use serde::Serialize;
 
 use crate::options::Options;
-use crate::prompts;
+use crate::prompts::{self, Prompt};
 use crate::sampling::Sampling;
 use crate::worker::{Event, Generation, Handle, Stats, start};
 
@@ -44,17 +44,32 @@ pub struct Batch {
     /// Prompts taken from the file at most
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Writes prompt_ids, output_ids, text and finish_reason of each line, in order
+    /// Writes prompt_ids, output_ids, text and finish_reason of each line, in order, as they end
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
+/// A line of the results.
 #[derive(Serialize)]
-struct Done {
-    prompt_ids: Vec<u32>,
+struct Done<'a> {
+    prompt_ids: &'a [u32],
     output_ids: Vec<u32>,
     text: String,
     finish_reason: &'static str,
+    /// Why there is no output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Counts of all lines.
+#[derive(Default)]
+struct Sums {
+    requests: usize,
+    prompt: usize,
+    output: usize,
+    /// Of the first prompt that was refused, and how many were.
+    refused: Option<String>,
+    num_refused: usize,
 }
 
 impl Batch {
@@ -65,74 +80,102 @@ impl Batch {
         let vocab = loaded.engine.runner().model().shape.vocab;
         let mut prompts = prompts::read(&self.file, (tokenizer, &loaded.template), vocab)?;
         prompts.truncate(self.limit.unwrap_or(usize::MAX));
+        let mut json = self.json.as_ref().map(|path| Results::create(path)).transpose()?;
         let ends = if self.ignore_eos { &[][..] } else { tokenizer.ends() };
         let (engine, thread) = start(loaded.engine)?;
         let started = Instant::now();
-        let submit = |(line, prompt): (usize, &Vec<u32>)| {
+        let submit = |(number, prompt): (usize, &Prompt)| {
             let Self { temperature, top_p, .. } = self;
-            let seed = self.seed.wrapping_add(line as u64);
+            let seed = self.seed.wrapping_add(number as u64);
             let sampling = Sampling { temperature, top_p, seed, ..Sampling::greedy() };
-            let greedy = Generation::greedy(prompt.clone(), self.max_tokens, ends);
+            let greedy = Generation::greedy(prompt.tokens.clone(), self.max_tokens, ends);
             engine.submit(Generation { sampling, ..greedy })
         };
         let requests: Vec<_> = prompts.iter().enumerate().map(submit).collect();
         engine.drain();
-        let mut done = Vec::with_capacity(prompts.len());
-        let progress = Progress::new(prompts.len(), &engine);
-        for (line, (prompt_ids, mut events)) in prompts.into_iter().zip(requests).enumerate() {
+        let mut sums = Sums::default();
+        let mut progress = Progress::new(prompts.len(), &engine);
+        for (prompt, mut events) in prompts.iter().zip(requests) {
             let mut output_ids = Vec::new();
-            let reason = loop {
+            let outcome = loop {
                 match events.blocking_recv() {
                     Some(Event::Accepted) => {}
                     Some(Event::Token { token, .. }) => output_ids.push(token),
-                    Some(Event::Finished(reason)) => break reason,
-                    Some(Event::Refused(error)) => bail!("prompt {}: {error}", line + 1),
+                    Some(Event::Finished(reason)) => break Ok(reason),
+                    Some(Event::Refused(error)) => break Err(error.to_string()),
                     Some(Event::Failed(why)) => bail!(why),
                     None => bail!("the engine stopped"),
                 }
                 progress.show();
             };
-            let text = tokenizer.decode(&output_ids)?;
-            let finish_reason = match reason {
-                FinishReason::Length => "length",
-                FinishReason::Repetition => "repetition",
-                FinishReason::Eos | FinishReason::StopToken(_) => "stop",
+            let finish_reason = match outcome {
+                Ok(FinishReason::Length) => "length",
+                Ok(FinishReason::Repetition) => "repetition",
+                Ok(FinishReason::Eos | FinishReason::StopToken(_)) => "stop",
+                Err(_) => "error",
             };
-            done.push(Done { prompt_ids, output_ids, text, finish_reason });
+            let text = tokenizer.decode(&output_ids)?;
+            let (prompt_ids, error) = (&prompt.tokens[..], outcome.err());
+            let done = Done { prompt_ids, output_ids, text, finish_reason, error };
+            sums.add(prompt.line, &done);
+            json.as_mut().map_or(Ok(()), |json| json.write(&done))?;
         }
         thread.join().unwrap_or_else(|_| bail!("the engine panicked"))?;
         let seconds = started.elapsed().as_secs_f64();
         progress.finish();
-        report(&done, &engine.stats(), seconds);
-        self.json.as_ref().map_or(Ok(()), |path| {
-            write(path, &done).with_context(|| format!("cannot write {}", path.display()))
-        })
+        sums.report(&engine.stats(), seconds);
+        match sums.refused {
+            Some(first) => bail!("{} prompts were refused; {first}", sums.num_refused),
+            None => Ok(()),
+        }
     }
 }
 
-fn write(path: &PathBuf, done: &[Done]) -> Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    for done in done {
-        serde_json::to_writer(&mut file, done)?;
-        writeln!(file)?;
-    }
-    Ok(file.flush()?)
+/// The file of results: each is there as soon as it and all before it have ended.
+struct Results<'a> {
+    path: &'a Path,
+    file: BufWriter<File>,
 }
 
-fn report(done: &[Done], stats: &Stats, seconds: f64) {
-    let prompt: usize = done.iter().map(|done| done.prompt_ids.len()).sum();
-    let output: usize = done.iter().map(|done| done.output_ids.len()).sum();
-    let Stats { steps, preemptions, hit_tokens, computed_tokens, .. } = *stats;
-    eprintln!(
-        "{} requests in {seconds:.2} s: {prompt} prompt and {output} output tokens",
-        done.len()
-    );
-    eprintln!(
-        "{:.1} output tokens/s, {:.1} tokens/s in all; {steps} steps, {computed_tokens} tokens \
-         computed, {hit_tokens} found in the prefix cache, {preemptions} preemptions",
-        output as f64 / seconds,
-        (prompt + output) as f64 / seconds,
-    );
+impl<'a> Results<'a> {
+    fn create(path: &'a Path) -> Result<Self> {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path, file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, done: &Done<'_>) -> Result<()> {
+        let Self { path, file } = self;
+        let written = serde_json::to_writer(&mut *file, done).map_err(std::io::Error::from);
+        let written = written.and_then(|()| writeln!(file)).and_then(|()| file.flush());
+        written.with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Sums {
+    fn add(&mut self, line: usize, done: &Done<'_>) {
+        self.requests += 1;
+        self.prompt += done.prompt_ids.len();
+        self.output += done.output_ids.len();
+        if let Some(error) = &done.error {
+            self.num_refused += 1;
+            self.refused.get_or_insert_with(|| format!("line {line}: {error}"));
+        }
+    }
+
+    fn report(&self, stats: &Stats, seconds: f64) {
+        let Self { requests, prompt, output, .. } = self;
+        let Stats { steps, preemptions, hit_tokens, computed_tokens, .. } = *stats;
+        eprintln!(
+            "{requests} requests in {seconds:.2} s: {prompt} prompt and {output} output tokens"
+        );
+        eprintln!(
+            "{:.1} output tokens/s, {:.1} tokens/s in all; {steps} steps, {computed_tokens} tokens \
+             computed, {hit_tokens} found in the prefix cache, {preemptions} preemptions",
+            *output as f64 / seconds,
+            (prompt + output) as f64 / seconds,
+        );
+    }
 }
 
 /// How far a batch is.
@@ -140,24 +183,66 @@ struct Progress<'a> {
     bar: ProgressBar,
     engine: &'a Handle,
     started: Instant,
+    shown: Duration,
 }
+
+/// Tokens come faster than anybody reads.
+const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
 impl<'a> Progress<'a> {
     fn new(requests: usize, engine: &'a Handle) -> Self {
         let bar = ProgressBar::new(requests as u64);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} requests, {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, engine, started: Instant::now() }
+        Self { bar, engine, started: Instant::now(), shown: Duration::ZERO }
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
+        let elapsed = self.started.elapsed();
+        if elapsed < self.shown + SHOWN_EVERY {
+            return;
+        }
+        self.shown = elapsed;
         let stats = self.engine.stats();
-        let rate = stats.output_tokens as f64 / self.started.elapsed().as_secs_f64();
+        let rate = stats.output_tokens as f64 / elapsed.as_secs_f64();
         self.bar.set_position(stats.finished);
         self.bar.set_message(format!("{} running, {rate:.0} tokens/s", stats.running));
     }
 
     fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_the_file_at_once_and_a_refused_prompt_is_one_of_them() {
+        let path = std::env::temp_dir().join(format!("inflight-llm-{}.jsonl", std::process::id()));
+        let mut results = Results::create(&path).unwrap();
+        let mut sums = Sums::default();
+        let done = |output_ids: &[u32], error: Option<&str>| Done {
+            prompt_ids: &[1, 2],
+            output_ids: output_ids.to_vec(),
+            text: "é".to_owned(),
+            finish_reason: if error.is_some() { "error" } else { "stop" },
+            error: error.map(str::to_owned),
+        };
+        for (line, done) in [(3, done(&[7], None)), (5, done(&[], Some("too long")))] {
+            results.write(&done).unwrap();
+            sums.add(line, &done);
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(
+            text,
+            "{\"prompt_ids\":[1,2],\"output_ids\":[7],\"text\":\"é\",\"finish_reason\":\"stop\"}\n\
+             {\"prompt_ids\":[1,2],\"output_ids\":[],\"text\":\"é\",\"finish_reason\":\"error\",\
+             \"error\":\"too long\"}\n"
+        );
+        assert_eq!((sums.requests, sums.prompt, sums.output, sums.num_refused), (2, 4, 1, 1));
+        assert_eq!(sums.refused.as_deref(), Some("line 5: too long"));
     }
 }

@@ -69,10 +69,9 @@ impl Bench {
         let started = Instant::now();
         let (mut begun, mut prompts_took, mut early) = (0, None, 0);
         while engine.scheduler().num_unfinished() > 0 {
-            let outputs = engine.step(Time(0), |row, logits| {
-                begun += usize::from(row.num_output == 0);
-                argmax(logits)
-            })?;
+            let outputs = engine.step(Time(0), |_, logits| argmax(logits))?;
+            let rows = outputs.step().rows().iter();
+            begun += rows.filter(|row| row.samples && row.num_output == 0).count();
             if prompts_took.is_none() {
                 early += outputs.num_tokens();
                 prompts_took = (begun == streams).then(|| started.elapsed().as_secs_f64());

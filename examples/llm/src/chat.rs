@@ -1,5 +1,7 @@
 //! A model's chat template: messages to the text that the model was trained on.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::{Context, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -37,6 +39,17 @@ pub struct Template {
 impl Template {
     /// The template of a model; ChatML where it has none.
     pub fn new(gguf: &Gguf) -> Result<Self> {
+        let source = gguf.text("tokenizer.chat_template").unwrap_or(CHATML);
+        let word = |key: &str| -> Option<String> {
+            let id = gguf.number(&format!("tokenizer.ggml.{key}")).ok()?;
+            let words = gguf.array("tokenizer.ggml.tokens").ok()?;
+            words.get(id)?.to_string().ok().cloned()
+        };
+        let [bos, eos] = ["bos_token_id", "eos_token_id"].map(|key| word(key).unwrap_or_default());
+        Self::with(source.to_owned(), bos, eos)
+    }
+
+    fn with(source: String, bos: String, eos: String) -> Result<Self> {
         let mut environment = Environment::new();
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -46,20 +59,11 @@ impl Template {
         environment.add_function("raise_exception", |said: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });
-        let source = gguf.text("tokenizer.chat_template").unwrap_or(CHATML).to_owned();
+        environment.add_function("strftime_now", |format: String| strftime(&format, unix_time()));
         environment
             .add_template_owned("chat", source)
             .context("the model's chat template cannot be read")?;
-        let word = |key: &str| -> Option<String> {
-            let id = gguf.number(&format!("tokenizer.ggml.{key}")).ok()?;
-            let words = gguf.array("tokenizer.ggml.tokens").ok()?;
-            words.get(id)?.to_string().ok().cloned()
-        };
-        Ok(Self {
-            environment,
-            bos: word("bos_token_id").unwrap_or_default(),
-            eos: word("eos_token_id").unwrap_or_default(),
-        })
+        Ok(Self { environment, bos, eos })
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
@@ -72,5 +76,92 @@ impl Template {
             eos_token => self.eos.as_str(),
         };
         template.render(context).context("the model's chat template refuses the messages")
+    }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// A time in UTC by the fields that templates use; others stay as they are written.
+fn strftime(format: &str, seconds: u64) -> String {
+    const DAYS: [&str; 7] =
+        ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    let (day, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 1 March of the year 0, in eras of 400 years; a year ends with its February.
+    let shifted = day + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let date = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = (from_march + 2) % 12;
+    let year = 400 * era + year_of_era + u64::from(month < 2);
+    let (month_name, day_name) = (MONTHS[month as usize], DAYS[(day % 7) as usize]);
+    let (mut text, mut fields) = (String::new(), format.chars());
+    while let Some(next) = fields.next() {
+        let field = if next == '%' { fields.next() } else { None };
+        match field {
+            Some('Y') => text += &year.to_string(),
+            Some('y') => text += &format!("{:02}", year % 100),
+            Some('m') => text += &format!("{:02}", month + 1),
+            Some('B') => text += month_name,
+            Some('b') => text += &month_name[..3],
+            Some('d') => text += &format!("{date:02}"),
+            Some('A') => text += day_name,
+            Some('a') => text += &day_name[..3],
+            Some('H') => text += &format!("{:02}", second / 3600),
+            Some('M') => text += &format!("{:02}", second / 60 % 60),
+            Some('S') => text += &format!("{:02}", second % 60),
+            Some('%') => text.push('%'),
+            other => text.extend([Some(next), other].into_iter().flatten()),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_may_leave_loops_and_ask_for_the_date() {
+        let source = "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}\
+                      {{ m.content }}{% break %}{% endfor %} {{ strftime_now('%Y') | length }}";
+        let template = Template::with(source.to_owned(), String::new(), String::new()).unwrap();
+        let said = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        };
+        let messages = [said("system", "x"), said("user", "a"), said("user", "b")];
+        assert_eq!(template.render(&messages).unwrap(), "a 4");
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let all = "%A %a %d %B %b %m %Y %y %H:%M:%S %% %q";
+        for (seconds, wanted) in [
+            (0, "Thursday Thu 01 January Jan 01 1970 70 00:00:00 % %q"),
+            (951_782_399, "Monday Mon 28 February Feb 02 2000 00 23:59:59 % %q"),
+            (951_782_400, "Tuesday Tue 29 February Feb 02 2000 00 00:00:00 % %q"),
+            (1_735_689_599, "Tuesday Tue 31 December Dec 12 2024 24 23:59:59 % %q"),
+            (4_107_542_400, "Monday Mon 01 March Mar 03 2100 00 00:00:00 % %q"),
+        ] {
+            assert_eq!(strftime(all, seconds), wanted);
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::gguf::Gguf;
 use crate::model::Model;
 use crate::options::{CacheType, Options, Precise};
-use crate::prompts;
+use crate::prompts::{self, Prompt};
 use crate::sampling::argmax;
 
 /// Compares logits of all types of activations and caches.
@@ -77,10 +77,15 @@ impl Compare {
             self.max_tokens
         );
         println!("activations  cache  mean |Δlogit|  max |Δlogit|  same likeliest token");
+        // One model at a time, and one cache.
+        let mut shared = Some(engine.into_model());
         for dtype in [Precise::F32, Precise::Int8] {
             for kv_dtype in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Fp8] {
                 let options = Options { dtype, kv_dtype: Some(kv_dtype), ..self.options.clone() };
-                let model = Model::load(&mut Gguf::open(&options.model)?)?;
+                let model = match shared.take() {
+                    Some(model) => model,
+                    None => Model::load(&mut Gguf::open(&options.model)?, options.precision())?,
+                };
                 let mut engine = options.engine(model)?;
                 let difference = Mutex::<Difference>::default();
                 continue_all(&mut engine, &prompts, self.max_tokens, |prompt, at, logits| {
@@ -95,7 +100,10 @@ impl Compare {
                     format!("{kv_dtype:?}").to_lowercase(),
                     sum / count as f64,
                 );
+                shared = Some(engine.into_model());
             }
+            // The other type's weights may be laid out otherwise.
+            shared = None;
         }
         Ok(())
     }
@@ -108,13 +116,13 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Continues all prompts at once; `choose` gets prompt, place among its outputs, and logits.
 fn continue_all(
     engine: &mut Engine,
-    prompts: &[Vec<Token>],
+    prompts: &[Prompt],
     max_tokens: u32,
     choose: impl Fn(usize, usize, &[f32]) -> Token + Sync,
 ) -> Result<()> {
     for (number, prompt) in prompts.iter().enumerate() {
-        let request = Request::new(RequestId(number as u64), prompt.clone(), max_tokens);
-        engine.scheduler_mut().submit(request).with_context(|| format!("prompt {}", number + 1))?;
+        let request = Request::new(RequestId(number as u64), prompt.tokens.clone(), max_tokens);
+        engine.scheduler_mut().submit(request).with_context(|| format!("line {}", prompt.line))?;
     }
     while engine.scheduler().num_unfinished() > 0 {
         engine.step(Time(0), |row, logits| {

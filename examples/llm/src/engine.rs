@@ -5,6 +5,7 @@ use inflight::batch::{BatchBuilder, RowBuckets};
 use inflight::scheduler::{Outputs, Row};
 use inflight::{Config, Policy, Sampled, Scheduler, Time, Token};
 
+use crate::model::Model;
 use crate::runner::Runner;
 
 /// A scheduler over a model.
@@ -36,6 +37,11 @@ impl Engine {
     /// The model.
     pub fn runner(&self) -> &Runner {
         &self.runner
+    }
+
+    /// The model, for another engine.
+    pub fn into_model(self) -> Model {
+        self.runner.into_model()
     }
 
     /// One iteration. `choose` gets each row that samples with its logits, on any thread and in any

@@ -1,6 +1,6 @@
 //! `llm generate`: one prompt, its text as it comes.
 
-use std::io::{Write, stdout};
+use std::io::{ErrorKind, Write, stdout};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -38,7 +38,8 @@ pub struct Generate {
 impl Generate {
     /// Prints the text to standard output, and how fast it came to standard error.
     pub fn run(self) -> Result<()> {
-        let loaded = self.options.load()?;
+        // The cache of one request is enough.
+        let loaded = Options { max_num_seqs: 1, ..self.options.clone() }.load()?;
         let tokenizer = &loaded.tokenizer;
         let text = match self.raw {
             true => self.prompt,
@@ -65,8 +66,10 @@ impl Generate {
                     first.get_or_insert_with(|| started.elapsed());
                     count += 1;
                     if !tokenizer.ends().contains(&token) {
-                        print!("{}", text.push(token)?);
-                        stdout().flush()?;
+                        let text = text.push(token)?;
+                        if !show(&mut stdout(), &text)? {
+                            return Ok(());
+                        }
                     }
                 }
                 Event::Finished(_) => break,
@@ -74,7 +77,9 @@ impl Generate {
                 Event::Failed(why) => bail!(why),
             }
         }
-        println!("{}", text.finish()?);
+        if !show(&mut stdout(), &format!("{}\n", text.finish()?))? {
+            return Ok(());
+        }
         let (first, all) = (first.unwrap_or_default(), started.elapsed());
         let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
         eprintln!(
@@ -83,5 +88,40 @@ impl Generate {
             rate(count.max(1) - 1, (all - first).as_secs_f64()),
         );
         thread.join().unwrap_or_else(|_| bail!("the engine panicked"))
+    }
+}
+
+/// Whether somebody still reads what is written.
+fn show(out: &mut impl Write, text: &str) -> Result<bool> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken(ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_error() {
+        let mut text = Vec::new();
+        assert!(show(&mut text, "abc").unwrap());
+        assert_eq!(text, b"abc");
+        assert!(!show(&mut Broken(ErrorKind::BrokenPipe), "abc").unwrap());
+        assert!(show(&mut Broken(ErrorKind::StorageFull), "abc").is_err());
     }
 }

@@ -5,7 +5,7 @@ use candle_core::quantized::QTensor;
 use inflight::kernels::rope::RopeConfig;
 
 use crate::gguf::{Gguf, Shape};
-use crate::matmul::Matrix;
+use crate::matmul::{Arena, Matrix, Precision};
 
 /// A Llama model's weights.
 pub struct Model {
@@ -40,11 +40,16 @@ pub struct Layer {
 }
 
 impl Model {
-    /// Reads the weights.
-    pub fn load(gguf: &mut Gguf) -> Result<Self> {
+    /// Reads the weights, for products of a precision. A file with a tensor that has no place here is
+    /// refused: without it the text would be another.
+    pub fn load(gguf: &mut Gguf, precision: Precision) -> Result<Self> {
         let shape = gguf.shape()?;
+        let mut arena = Arena::default();
+        let mut matrix = |gguf: &mut Gguf, names: &[String], rows, cols| {
+            matrix(gguf, names, (rows, cols), precision, &mut arena)
+        };
         let (hidden, ffn) = (shape.hidden, shape.feed_forward);
-        let layer = |gguf: &mut Gguf, at: usize| -> Result<Layer> {
+        let mut layer = |gguf: &mut Gguf, at: usize| -> Result<Layer> {
             let name = |part: &str| format!("blk.{at}.{part}.weight");
             let mut matrix = |parts: &[&str], rows, cols| {
                 matrix(gguf, &parts.iter().map(|part| name(part)).collect::<Vec<_>>(), rows, cols)
@@ -74,6 +79,9 @@ impl Model {
             true => vector(gguf, "rope_freqs.weight", shape.rotary_dim / 2)?,
             false => Vec::new(),
         };
+        if let Some(name) = gguf.unread() {
+            bail!("the model has a tensor `{name}`, which this program does not know");
+        }
         Ok(Self { shape, embedding, head, norm, layers, rope_factors })
     }
 
@@ -106,9 +114,15 @@ impl Model {
 }
 
 /// Tensors, one below the other.
-fn matrix(gguf: &mut Gguf, names: &[String], rows: usize, cols: usize) -> Result<Matrix> {
+fn matrix(
+    gguf: &mut Gguf,
+    names: &[String],
+    (rows, cols): (usize, usize),
+    precision: Precision,
+    arena: &mut Arena,
+) -> Result<Matrix> {
     let parts = names.iter().map(|name| gguf.tensor(name)).collect::<Result<Vec<_>>>()?;
-    let matrix = Matrix::new(&parts.iter().collect::<Vec<&QTensor>>())?;
+    let matrix = Matrix::new(&parts.iter().collect::<Vec<&QTensor>>(), precision, arena)?;
     if (matrix.rows(), matrix.cols()) != (rows, cols) {
         let (is, what) = ((matrix.rows(), matrix.cols()), names.join(", "));
         bail!("{what}: {is:?} rows and columns, and ({rows}, {cols}) were told");

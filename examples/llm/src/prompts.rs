@@ -51,8 +51,17 @@ impl Line {
     }
 }
 
-/// The tokens of each line's prompt; empty lines are skipped.
-pub fn read(path: &Path, with: (&Tokenizer, &Template), vocab: usize) -> Result<Vec<Vec<u32>>> {
+/// A prompt of a file.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Its line, counted from 1.
+    pub line: usize,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+}
+
+/// Each line's prompt; empty lines are skipped.
+pub fn read(path: &Path, with: (&Tokenizer, &Template), vocab: usize) -> Result<Vec<Prompt>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let reader: Box<dyn Read> = match path.extension().is_some_and(|extension| extension == "gz") {
         true => Box::new(MultiGzDecoder::new(file)),
@@ -66,7 +75,8 @@ pub fn read(path: &Path, with: (&Tokenizer, &Template), vocab: usize) -> Result<
             continue;
         }
         let line: Line = serde_json::from_str(&line).with_context(at)?;
-        prompts.push(line.tokens(with, vocab).with_context(at)?);
+        let tokens = line.tokens(with, vocab).with_context(at)?;
+        prompts.push(Prompt { line: number + 1, tokens });
     }
     if prompts.is_empty() {
         bail!("{} has no prompts", path.display());

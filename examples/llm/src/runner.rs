@@ -3,6 +3,8 @@
 //! This is where the library's kernels meet a model. The scheduler's batch says which tokens, where
 //! their keys and values go, and which blocks each row sees; everything else is matrix products.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use inflight::batch::RaggedBatch;
 use inflight::device::cpu::{Cpu, CpuConfig};
@@ -38,6 +40,10 @@ pub struct RunnerConfig {
     pub threads: Option<usize>,
 }
 
+/// Tokens whose numbers are kept room for after a step with more.
+const KEPT_TOKENS: usize = 2048;
+/// Numbers of a cache line.
+const LINE: usize = 16;
 /// Without a calibration: numbers are stored as they are.
 const FP8_SCALE: &[f32] = &[1.0];
 
@@ -56,10 +62,13 @@ pub struct Runner {
     cos_sin: Vec<f32>,
     work: Work,
     logits: Vec<f32>,
+    /// Those of the last step among them.
+    wanted: Range<usize>,
 }
 
 /// Numbers of a step, of all its tokens.
 struct Work {
+    q_dtype: DType,
     input: Input,
     /// `[tokens, hidden]`, as all without a remark.
     x: Vec<f32>,
@@ -115,6 +124,7 @@ impl Runner {
             cos_sin: model.rope_table(config.max_positions)?,
             work: Work::new(q_dtype)?,
             logits: Vec::new(),
+            wanted: 0..0,
             cpu,
             model,
         })
@@ -125,12 +135,18 @@ impl Runner {
         &self.model
     }
 
-    /// Runs a step: `[logits_indices, vocab]`, and the threads to work on them with. `padding` tokens beyond the batch's take part in the
+    /// The model, for another runner.
+    pub fn into_model(self) -> Model {
+        self.model
+    }
+
+    /// Runs a step: `[logits_indices, vocab]`, and the threads to work on them with. `padding` tokens
+    /// beyond the batch's take part in the
     /// matrix products, as those of a static batch's rectangle do.
     pub fn run(&mut self, batch: &RaggedBatch, padding: usize) -> Result<(&mut [f32], &Threads)> {
         let shape = self.model.shape;
         let tokens = batch.tokens();
-        self.work.resize(&shape, tokens.len() + padding);
+        self.work.resize(&shape, tokens.len() + padding)?;
         for (&token, x) in tokens.iter().zip(self.work.x.chunks_exact_mut(shape.hidden)) {
             if token as usize >= shape.vocab {
                 anyhow::bail!("token {token}: the model has {}", shape.vocab);
@@ -154,7 +170,7 @@ impl Runner {
             self.work.layer(&shape, layer, &self.threads, self.precision, attend)?;
         }
         self.head(batch)?;
-        Ok((&mut self.logits, &self.threads))
+        Ok((&mut self.logits[self.wanted.clone()], &self.threads))
     }
 
     /// The logits of the tokens for which they are wanted.
@@ -168,7 +184,11 @@ impl Runner {
         }
         work.normed.resize(work.product.len(), 0.0);
         rms_norm(&self.threads, &work.product, &self.model.norm, shape.rms_eps, &mut work.normed);
-        self.logits.resize(wanted.len() * shape.vocab, 0.0);
+        let count = wanted.len() * shape.vocab;
+        self.logits.resize(count + LINE, 0.0);
+        // From a cache line on: a pair of panels then writes whole ones.
+        let start = self.logits.as_ptr().align_offset(4 * LINE).min(LINE);
+        self.wanted = start..start + count;
         let head = self.model.head.as_ref().unwrap_or(&self.model.embedding);
         multiply(
             &mut work.input,
@@ -176,7 +196,7 @@ impl Runner {
             self.precision,
             &self.threads,
             &work.normed,
-            &mut self.logits,
+            &mut self.logits[self.wanted.clone()],
         );
         Ok(())
     }
@@ -196,7 +216,7 @@ fn multiply(
     x: &[f32],
     y: &mut [f32],
 ) {
-    input.set(x, weights.cols(), precision, threads);
+    input.set(x, weights, precision, threads);
     weights.multiply(threads, input, y);
 }
 
@@ -214,6 +234,7 @@ impl Work {
     fn new(q_dtype: DType) -> Result<Self> {
         let numbers = || Numbers::new(q_dtype);
         Ok(Self {
+            q_dtype,
             input: Input::default(),
             x: Vec::new(),
             normed: Vec::new(),
@@ -229,7 +250,12 @@ impl Work {
         })
     }
 
-    fn resize(&mut self, shape: &crate::gguf::Shape, tokens: usize) {
+    fn resize(&mut self, shape: &crate::gguf::Shape, tokens: usize) -> Result<()> {
+        // A static batch's prompts are all computed at once: as much would never be needed again.
+        let large = self.x.len() > KEPT_TOKENS * shape.hidden;
+        if large && tokens <= KEPT_TOKENS {
+            *self = Self::new(self.q_dtype)?;
+        }
         self.x.resize(tokens * shape.hidden, 0.0);
         self.normed.resize(tokens * shape.hidden, 0.0);
         self.product.resize(tokens * shape.hidden, 0.0);
@@ -241,6 +267,7 @@ impl Work {
         self.o.resize(tokens * shape.q_dim());
         self.k.resize(tokens * shape.kv_dim());
         self.v.resize(tokens * shape.kv_dim());
+        Ok(())
     }
 
     /// A layer: `x` goes in and comes out.
@@ -319,5 +346,33 @@ impl Attend<'_, '_> {
             },
         )?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_of_a_large_step_is_given_back() {
+        let shape = crate::gguf::Shape {
+            layers: 1,
+            hidden: 8,
+            feed_forward: 12,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            rotary_dim: 4,
+            rope_theta: 1e4,
+            rms_eps: 1e-5,
+            context: 64,
+            vocab: 5,
+        };
+        let mut work = Work::new(DType::F16).unwrap();
+        for (tokens, room) in [(512, 512), (1, 512), (KEPT_TOKENS + 1, KEPT_TOKENS + 1), (3, 3)] {
+            work.resize(&shape, tokens).unwrap();
+            assert_eq!(work.x.len(), tokens * shape.hidden);
+            assert_eq!(work.gate_up.capacity() / 24, room, "after {tokens} tokens");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::ops::exp;
+use crate::ops::{exp, vectors};
 
 /// How a request's tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,7 +145,7 @@ impl Sampler {
 /// Turns logits to weights relative to the likeliest token's; their sum.
 fn to_weights(logits: &mut [f32], temperature: f32) -> f64 {
     let largest = maximum(logits);
-    logits.iter_mut().for_each(|logit| *logit = exp((*logit - largest) / temperature));
+    vectors(|| logits.iter_mut().for_each(|x| *x = exp((*x - largest) / temperature)));
     // In lanes; f32 within a piece, f64 over all.
     let piece = |piece: &[f32]| {
         let mut lanes = [0.0_f32; 16];

@@ -22,7 +22,23 @@ use crate::gguf::Gguf;
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// A token's kinds in `tokenizer.ggml.token_type`.
+/// What llama.cpp splits by where a file names nothing else, each within what the last one left.
+const DEFAULT: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+];
+
+/// Names of Llama 3's way to split text. It implies, as in llama.cpp, that a word of the vocabulary
+/// is not merged from its parts, and that texts begin with the token for that.
+const LLAMA_3_NAMES: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+
+/// Ends of documents and turns, where a file has them as control tokens.
+const ENDS: [&str; 4] = ["<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>"];
+
+/// Where a file has its tokens' kinds.
+const KINDS: &str = "tokenizer.ggml.token_type";
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 
@@ -61,9 +77,15 @@ impl Tokenizer {
         // Files that name the end of a text alone end their turns with one of these.
         let turns = ["<|im_end|>", "<|eot_id|>", "<|end|>"];
         ends.extend(turns.into_iter().filter_map(|turn| inner.token_to_id(turn)));
+        let words = gguf.array("tokenizer.ggml.tokens").unwrap_or_default();
+        ends.extend(control_ends(words, gguf.array(KINDS).unwrap_or_default()));
+        // A tokenizer of another file may have more tokens than the model.
+        let vocab = gguf.vocab()?;
+        ends.retain(|&end| (end as usize) < vocab);
         ends.sort_unstable();
         ends.dedup();
-        let add_bos = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+        let add_bos = gguf.flag("tokenizer.ggml.add_bos_token");
+        let add_bos = add_bos.unwrap_or_else(|| LLAMA_3_NAMES.contains(&pre(gguf)));
         let bos = id("bos_token_id").filter(|_| add_bos);
         let longest = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(0);
         let bytes = match inner.get_decoder() {
@@ -154,32 +176,37 @@ fn from_gguf(gguf: &Gguf) -> Result<tokenizers::Tokenizer> {
     });
     let merges = merges.collect::<Result<Vec<_>>>()?;
     let vocab = words.iter().enumerate().map(|(id, word)| (word.clone(), id as u32));
-    let pre = gguf.text("tokenizer.ggml.pre").unwrap_or("default");
+    let pre = pre(gguf);
     let bpe = BPE::builder()
         .vocab_and_merges(vocab.collect::<tokenizers::models::bpe::Vocab>(), merges)
-        .ignore_merges(pre == "llama-bpe")
+        .ignore_merges(LLAMA_3_NAMES.contains(&pre))
         .build()
         .map_err(|error| anyhow!(error))?;
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     let plain = |regex| ByteLevel::new(false, true, regex);
-    let split = |regex: &str| -> Result<PreTokenizerWrapper> {
-        let pattern = SplitPattern::Regex(regex.to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-        let split = split.map_err(|error| anyhow!(error))?;
-        Ok(Sequence::new(vec![split.into(), plain(false).into()]).into())
+    let split = |regexes: &[&str]| -> Result<PreTokenizerWrapper> {
+        let split = |regex: &&str| {
+            let pattern = SplitPattern::Regex((*regex).to_owned());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+            split.map(PreTokenizerWrapper::from).map_err(|error| anyhow!(error))
+        };
+        let splits = regexes.iter().map(split);
+        let all = splits.chain([Ok(plain(false).into())]).collect::<Result<_>>()?;
+        Ok(Sequence::new(all).into())
     };
     tokenizer.with_pre_tokenizer(Some(match pre {
         "smollm" => Sequence::new(vec![Digits::new(true).into(), plain(true).into()]).into(),
-        "llama-bpe" | "llama3" => split(LLAMA_3)?,
-        "qwen2" => split(QWEN_2)?,
-        "default" | "gpt-2" => plain(true).into(),
+        llama if LLAMA_3_NAMES.contains(&llama) => split(&[LLAMA_3])?,
+        "qwen2" => split(&[QWEN_2])?,
+        "gpt-2" => plain(true).into(),
+        "default" => split(&DEFAULT)?,
         other => bail!("the model splits text as `{other}`: name its tokenizer.json"),
     }));
     if pre == "qwen2" {
         tokenizer.with_normalizer(Some(NFC)).map_err(|error| anyhow!(error))?;
     }
     tokenizer.with_decoder(Some(plain(true)));
-    let kinds = gguf.array("tokenizer.ggml.token_type").unwrap_or_default();
+    let kinds = gguf.array(KINDS).unwrap_or_default();
     for (word, kind) in words.iter().zip(kinds) {
         let token = |special| AddedToken::from(word.clone(), special);
         let added = match kind_of(kind) {
@@ -201,6 +228,21 @@ fn byte_level() -> HashMap<char, u8> {
     seen.into_iter().map(|byte| (char::from(byte), byte)).chain(unseen).collect()
 }
 
+/// How the text is split before it is merged.
+fn pre(gguf: &Gguf) -> &str {
+    gguf.text("tokenizer.ggml.pre").unwrap_or("default")
+}
+
+/// The control tokens that end a text by their names.
+fn control_ends<'a>(words: &'a [Value], kinds: &'a [Value]) -> impl Iterator<Item = u32> + 'a {
+    let all = words.iter().zip(kinds).enumerate();
+    all.filter(|(_, (word, kind))| {
+        let named = word.to_string().is_ok_and(|word| ENDS.contains(&word.as_str()));
+        named && kind_of(kind) == Some(CONTROL)
+    })
+    .map(|(id, _)| id as u32)
+}
+
 fn strings(gguf: &Gguf, key: &str) -> Result<Vec<String>> {
     let strings = gguf.array(key)?.iter().map(|value| value.to_string().cloned());
     strings.collect::<candle_core::Result<_>>().with_context(|| format!("`{key}`"))
@@ -211,5 +253,64 @@ fn kind_of(value: &Value) -> Option<u32> {
         Value::I32(kind) => u32::try_from(*kind).ok(),
         Value::U32(kind) => Some(*kind),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::tests::small;
+
+    /// A file whose words are bytes, "ab", "abc" (which no merge makes), and ends; the model has
+    /// five tokens.
+    fn made(name: &str, pre: Option<&str>, words: &[&str], kinds: &[u32]) -> Result<Tokenizer> {
+        let strings = |all: &[&str]| {
+            Value::Array(all.iter().map(|&word| Value::String(word.to_owned())).collect())
+        };
+        let kinds = kinds.iter().map(|&kind| Value::I32(kind as i32)).collect();
+        let mut metadata = vec![
+            ("tokenizer.ggml.model", Value::String("gpt2".to_owned())),
+            ("tokenizer.ggml.tokens", strings(words)),
+            ("tokenizer.ggml.merges", strings(&["a b"])),
+            (KINDS, Value::Array(kinds)),
+            ("tokenizer.ggml.bos_token_id", Value::U32(0)),
+        ];
+        metadata.extend(pre.map(|pre| ("tokenizer.ggml.pre", Value::String(pre.to_owned()))));
+        Tokenizer::new(&small(name, &metadata, None)?, None)
+    }
+
+    #[test]
+    fn control_tokens_end_texts_by_their_names_where_the_model_has_them() {
+        let words = ["a", "<|endoftext|>", "</s>", "<|eom_id|>", "b", "ab", "<|end_of_text|>"];
+        let kinds = [1, CONTROL, 1, CONTROL, 1, 1, CONTROL];
+        let tokenizer = made("ends", Some("gpt-2"), &words, &kinds).unwrap();
+        // Not 2, which is a word, nor 6, which the model has no row for.
+        assert_eq!(tokenizer.ends(), [1, 3]);
+    }
+
+    #[test]
+    fn llama_3_begins_texts_and_takes_whole_words_by_all_its_names() {
+        let words = ["<s>", "a", "b", "c", "abc", "ab"];
+        let kinds = [CONTROL, 1, 1, 1, 1, 1];
+        for name in LLAMA_3_NAMES {
+            let tokenizer = made(name, Some(name), &words, &kinds).unwrap();
+            assert_eq!(tokenizer.encode("abc").unwrap(), [0, 4], "{name}");
+        }
+        let tokenizer = made("gpt", Some("gpt-2"), &words, &kinds).unwrap();
+        assert_eq!(tokenizer.encode("abc").unwrap(), [5, 3]);
+    }
+
+    #[test]
+    fn without_a_name_digits_go_by_threes() {
+        let words = ["<s>", "1", "2", "12", "a", "b", "ab", "."];
+        let kinds = [CONTROL, 1, 1, 1, 1, 1, 1, 1];
+        let tokenizer = made("default", None, &words, &kinds).unwrap();
+        let regexes = tokenizer.inner.get_pre_tokenizer().expect("there is one");
+        let mut text = tokenizers::PreTokenizedString::from("a.. 12345");
+        tokenizers::PreTokenizer::pre_tokenize(regexes, &mut text).unwrap();
+        let (kind, from) = (tokenizers::OffsetType::Byte, tokenizers::OffsetReferential::Original);
+        let pieces = text.get_splits(from, kind);
+        let pieces: Vec<&str> = pieces.iter().map(|(piece, ..)| *piece).collect();
+        assert_eq!(pieces, ["a", "..", "\u{120}", "123", "45"]);
     }
 }

@@ -38,7 +38,7 @@ class Server:
         self.process = process
         self.url = url
 
-    def stop(self, seconds: float = 30.0) -> int:
+    def stop(self, seconds: float = 120.0) -> int:
         """Asks it to stop; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -59,7 +59,7 @@ def serving(program: str, model: str, *options: str) -> Iterator[Server]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -71,7 +71,7 @@ def server(program: str, model: str) -> Iterator[Server]:
         yield it
 
 
-def until(condition, seconds: float = 20.0) -> None:
+def until(condition, seconds: float = 120.0) -> None:
     """Waits for a condition."""
     end = time.monotonic() + seconds
     while not condition():

@@ -5,7 +5,6 @@ import json
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
@@ -31,7 +30,7 @@ def connect(server: Server, receive_buffer: int | None = None) -> socket.socket:
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.settimeout(120)
+    connection.settimeout(600)
     connection.connect((url.hostname, url.port))
     return connection
 
@@ -168,7 +167,7 @@ def test_bodies_of_the_wrong_kind_or_size(
 ) -> None:
     sent = urllib.request.Request(server.url + "/v1/completions", data, {"Content-Type": kind})
     try:
-        answer = urllib.request.urlopen(sent, timeout=20)
+        answer = urllib.request.urlopen(sent, timeout=120)
     except urllib.error.HTTPError as error:
         answer = error
     assert answer.status == status
@@ -214,7 +213,7 @@ def test_a_client_that_does_not_read_stops_nobody(server: Server, client: openai
         until(lambda: metrics(server)["llm_requests_running"] == 15)
         assert client.completions.create(model="smol", prompt=PROMPT, max_tokens=8).choices
         # The engine is done with it, while its answer waits to be read.
-        until(lambda: metrics(server)["llm_requests_running"] == 0, seconds=120)
+        until(lambda: metrics(server)["llm_requests_running"] == 0, seconds=600)
         assert metrics(server)["llm_http_requests_open"] == 1
         got = b"".join(iter(lambda: slow.recv(1 << 20), b""))
     assert got.count(b"data: ") == 15 * 401 + 1 and b"data: [DONE]" in got
@@ -222,16 +221,16 @@ def test_a_client_that_does_not_read_stops_nobody(server: Server, client: openai
 
 
 def test_a_second_signal_stops_at_once(program: str, model: str) -> None:
-    with serving(program, model, "--served-model-name", "smol") as server:
+    # After one signal requests have ten minutes, more than `stop` waits.
+    options = ["--served-model-name", "smol", "--drain-seconds", "600"]
+    with serving(program, model, *options) as server:
         with connect(server) as connection:
             connection.sendall(post(LONG | {"stream": True, "max_tokens": 8000}))
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
             server.process.send_signal(signal.SIGTERM)
             with pytest.raises(subprocess.TimeoutExpired):
                 server.process.wait(timeout=1)
-            started = time.monotonic()
             assert server.stop() == 0
-            assert time.monotonic() - started < 20, "30 s are given after one signal"
 
 
 def test_a_port_in_use(server: Server, program: str, model: str) -> None:

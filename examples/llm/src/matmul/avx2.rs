@@ -81,8 +81,8 @@ fn round(x: &[f32], out: &mut [Block]) {
         }
         let largest = floats(largest).into_iter().fold(0.0, f32::max);
         let poison = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(poison, poison));
-        let scale = if poison == 0 { largest / 127.0 } else { f32::NAN };
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let (scale, inverse) = portable::scales(largest);
+        let scale = if poison == 0 { scale } else { f32::NAN };
         let inverse = _mm256_set1_ps(inverse);
         // Rounds to the nearest, ties to even.
         let [a, b, c, d] = values.map(|value| _mm256_cvtps_epi32(_mm256_mul_ps(value, inverse)));

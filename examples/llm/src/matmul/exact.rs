@@ -1,12 +1,12 @@
-//! Products in f32: a panel is dequantised once, then read by every tile of tokens.
+//! Products in f32: panels are dequantised once, then read by every tile of tokens.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::kernels::Kernels;
 use super::pack::{LANES, Panel, Part};
-use super::store;
 use super::threads::Columns;
+use super::{pair, pairs, rows_of, store};
 
 /// Tokens of a tile: one strand of each stays in registers, beside a weight and an activation.
 const TILE: usize = 12;
@@ -14,7 +14,7 @@ const TILE: usize = 12;
 const RESIDENT: usize = 192 << 10;
 
 thread_local! {
-    /// A dequantised panel.
+    /// Two dequantised panels.
     static SCRATCH: RefCell<Vec<[f32; LANES]>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -30,19 +30,22 @@ pub(super) fn multiply(
     let cols = part.cols;
     let resident = (RESIDENT / (4 * cols)).max(TILE) / TILE * TILE;
     SCRATCH.with_borrow_mut(|scratch| {
-        scratch.resize(cols, [0.0; LANES]);
+        scratch.resize(2 * cols, [0.0; LANES]);
         for (chunk, x) in x.chunks(resident * cols).enumerate() {
-            for panel in panels.clone() {
-                let rows = panel * LANES..part.rows.min((panel + 1) * LANES);
-                let rows = first_row + rows.start..first_row + rows.end;
-                let (w, token) = (part.panel(panel), chunk * resident);
-                match (x.len() / cols, w) {
-                    (1, w) => few::<1>(kernels, w, scratch, x, token, rows, columns),
-                    (2, w) => few::<2>(kernels, w, scratch, x, token, rows, columns),
-                    (_, Panel::F32(w)) => tiles(kernels, w, x, token, rows, columns),
-                    (_, w) => {
-                        kernels.expand(w, scratch);
-                        tiles(kernels, scratch, x, token, rows, columns);
+            for pair in pairs(panels.clone()) {
+                let rows = rows_of(part, &pair, first_row);
+                let weights = pair.clone().map(|panel| part.panel(panel));
+                let token = chunk * resident;
+                match x.len() / cols {
+                    1 => few::<1>(kernels, weights, scratch, x, token, rows, columns),
+                    2 => few::<2>(kernels, weights, scratch, x, token, rows, columns),
+                    _ => {
+                        let mut w: [&[[f32; LANES]]; 2] = [&[]; 2];
+                        let scratch = scratch.chunks_exact_mut(cols);
+                        for ((w, panel), scratch) in w.iter_mut().zip(weights).zip(scratch) {
+                            *w = expand(kernels, panel, scratch);
+                        }
+                        tiles(kernels, &w[..pair.len()], x, token, rows, columns);
                     }
                 }
             }
@@ -50,38 +53,54 @@ pub(super) fn multiply(
     });
 }
 
-/// A panel times so few tokens that dequantised weights need no memory.
-fn few<const T: usize>(
+/// A panel dequantised, in `scratch` unless it is in f32 already.
+fn expand<'a>(
     kernels: impl Kernels,
-    w: Panel<'_>,
+    panel: Panel<'a>,
+    scratch: &'a mut [[f32; LANES]],
+) -> &'a [[f32; LANES]] {
+    match panel {
+        Panel::F32(w) => w,
+        w => {
+            kernels.expand(w, scratch);
+            scratch
+        }
+    }
+}
+
+/// Panels times so few tokens that dequantised weights need no memory.
+fn few<'a, const T: usize>(
+    kernels: impl Kernels,
+    panels: impl Iterator<Item = Panel<'a>>,
     scratch: &mut [[f32; LANES]],
     x: &[f32],
     token: usize,
     rows: Range<usize>,
     columns: &mut Columns<'_>,
 ) {
-    let mut out = [[0.0; LANES]; T];
-    kernels.few(w, scratch, x, &mut out);
+    let scratch = &mut scratch[..x.len() / T];
+    let out = pair::<T, _>(panels, |w, out| kernels.few(w, scratch, x, out));
     store(columns, token, rows, &out);
 }
 
 fn tiles(
     kernels: impl Kernels,
-    w: &[[f32; LANES]],
+    panels: &[&[[f32; LANES]]],
     x: &[f32],
     token: usize,
     rows: Range<usize>,
     columns: &mut Columns<'_>,
 ) {
-    for (at, x) in x.chunks(TILE * w.len()).enumerate() {
-        tile(kernels, w, x, token + at * TILE, rows.clone(), columns);
+    let cols = panels[0].len();
+    for (at, x) in x.chunks(TILE * cols).enumerate() {
+        tile(kernels, panels, x, token + at * TILE, rows.clone(), columns);
     }
 }
 
 /// Small tiles run several strands at once, so that no sum waits for the one before.
 fn tile(
     kernels: impl Kernels,
-    w: &[[f32; LANES]],
+    panels: &[&[[f32; LANES]]],
     x: &[f32],
     token: usize,
     rows: Range<usize>,
@@ -89,11 +108,12 @@ fn tile(
 ) {
     macro_rules! tile {
         ($($tokens:literal x $strands:literal),*) => {
-            match x.len() / w.len() {
+            match x.len() / panels[0].len() {
                 $($tokens => {
-                    let mut out = [[0.0; LANES]; $tokens];
-                    kernels.f32::<$tokens, $strands>(w, x, &mut out);
-                    store(columns, token, rows, &out);
+                    let out = pair(panels.iter(), |w, out| {
+                        kernels.f32::<$tokens, $strands>(w, x, out);
+                    });
+                    store::<$tokens>(columns, token, rows, &out);
                 })*
                 tokens => unreachable!("a tile of {tokens} tokens"),
             }

@@ -1,11 +1,9 @@
 //! Activations of a step, prepared once and read by several products.
 
-use std::borrow::Cow;
-
-use super::Precision;
 use super::kernels::{Isa, Kernels};
 use super::pack::BLOCK;
 use super::threads::Threads;
+use super::{Matrix, Precision};
 
 /// 32 activations in 8 bits: `codes * scale`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,16 +38,21 @@ impl Input {
         Self::default()
     }
 
-    /// Takes the rows `x`, `[tokens, cols]`.
-    pub fn set(&mut self, x: &[f32], cols: usize, precision: Precision, threads: &Threads) {
+    /// Takes the rows `x`, `[tokens, cols]`, for products with `weights`: rounded for those that are
+    /// integers, as they are for others.
+    pub fn set(&mut self, x: &[f32], weights: &Matrix, precision: Precision, threads: &Threads) {
+        let cols = weights.cols();
+        let (integers, others) = weights.kinds();
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} values of {cols} columns", x.len());
         (self.tokens, self.cols) = (x.len() / cols, cols);
-        self.int8 = precision == Precision::Int8;
-        if !self.int8 {
-            self.floats.clear();
+        self.int8 = precision == Precision::Int8 && integers;
+        self.floats.clear();
+        if !self.int8 || others {
             // In pieces: some C libraries copy more than a few KB with `rep movsb`, which is slow
             // for some alignments.
             x.chunks(256).for_each(|piece| self.floats.extend_from_slice(piece));
+        }
+        if !self.int8 {
             return;
         }
         let width = cols.div_ceil(BLOCK);
@@ -78,27 +81,17 @@ impl Input {
         self.cols
     }
 
-    pub(super) fn is_int8(&self) -> bool {
-        self.int8
-    }
-
     pub(super) fn int8(&self) -> Option<&[Block]> {
         self.int8.then_some(&self.blocks)
     }
 
-    /// The activations as floats, rounded or not: weights that are no integers need them.
-    pub(super) fn floats(&self) -> Cow<'_, [f32]> {
-        if !self.int8 {
-            return Cow::Borrowed(&self.floats);
-        }
-        let rows = self.blocks.chunks_exact(self.cols.div_ceil(BLOCK));
-        Cow::Owned(
-            rows.flat_map(|row| {
-                row.iter()
-                    .flat_map(|block| block.codes.map(|code| f32::from(code) * block.scale))
-                    .take(self.cols)
-            })
-            .collect(),
-        )
+    /// The activations as they are.
+    pub(super) fn floats(&self) -> &[f32] {
+        assert_eq!(
+            self.floats.len(),
+            self.tokens * self.cols,
+            "the input was set for such weights"
+        );
+        &self.floats
     }
 }

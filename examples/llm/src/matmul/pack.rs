@@ -8,10 +8,15 @@
 //!
 //! So a 32-bit lane holds four columns of one row: what `vpmaddubsw` and `vpmaddwd` sum up.
 //! Scales (and minima) are apart, eight to a block. Q4_0 is Q4_1 with a minimum of -8 scales.
+//!
+//! Other types become F32, or Q8_0 where activations are rounded to 8 bits as well.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, bail};
 use half::{bf16, f16};
+
+use super::Precision;
+use super::arena::{Arena, Array};
 
 /// Rows of a panel.
 pub(super) const LANES: usize = 8;
@@ -19,21 +24,21 @@ pub(super) const LANES: usize = 8;
 pub(super) const BLOCK: usize = 32;
 
 /// A block of a panel in 4 bits. Aligned so that a line is read from one cache line.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Nibbles(pub [u8; LANES * BLOCK / 2]);
 
 /// A block of a panel in 8 bits.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Bytes(pub [i8; LANES * BLOCK]);
 
 enum Packed {
-    Q4 { codes: Vec<Nibbles>, scales: Vec<[f16; LANES]>, minima: Vec<[f16; LANES]> },
-    Q8 { codes: Vec<Bytes>, scales: Vec<[f16; LANES]> },
-    F32(Vec<[f32; LANES]>),
-    F16(Vec<[f16; LANES]>),
-    BF16(Vec<[bf16; LANES]>),
+    Q4 { codes: Array<Nibbles>, scales: Array<[f16; LANES]>, minima: Array<[f16; LANES]> },
+    Q8 { codes: Array<Bytes>, scales: Array<[f16; LANES]> },
+    F32(Array<[f32; LANES]>),
+    F16(Array<[f16; LANES]>),
+    BF16(Array<[bf16; LANES]>),
 }
 
 /// The rows of one tensor.
@@ -67,26 +72,30 @@ pub(super) struct Q8<'a> {
 }
 
 impl Part {
-    pub fn new(tensor: &QTensor) -> Result<Self> {
+    pub fn new(tensor: &QTensor, precision: Precision, arena: &mut Arena) -> Result<Self> {
         let (rows, cols) = tensor.shape().dims2()?;
         if rows == 0 || cols == 0 {
             bail!("a matrix of {rows} rows and {cols} columns");
         }
         let data = tensor.data()?;
         let packed = match tensor.dtype() {
-            GgmlDType::Q4_0 if q4_0_fits(&data) => q4(&data, rows, cols, false),
-            GgmlDType::Q4_1 => q4(&data, rows, cols, true),
-            GgmlDType::Q8_0 => q8(&data, rows, cols),
-            GgmlDType::F32 => Packed::F32(floats(rows, cols, |at| {
+            GgmlDType::Q4_0 if q4_0_fits(&data) => q4(&data, rows, cols, false, arena)?,
+            GgmlDType::Q4_1 => q4(&data, rows, cols, true, arena)?,
+            GgmlDType::Q8_0 => q8(&data, rows, cols, arena)?,
+            GgmlDType::F32 => Packed::F32(floats(arena, rows, cols, |at| {
                 f32::from_le_bytes(data[4 * at..][..4].try_into().expect("4 bytes"))
-            })),
-            GgmlDType::F16 => Packed::F16(floats(rows, cols, |at| half(&data, 2 * at))),
-            GgmlDType::BF16 => Packed::BF16(floats(rows, cols, |at| {
+            })?),
+            GgmlDType::F16 => Packed::F16(floats(arena, rows, cols, |at| half(&data, 2 * at))?),
+            GgmlDType::BF16 => Packed::BF16(floats(arena, rows, cols, |at| {
                 bf16::from_bits(u16::from_le_bytes([data[2 * at], data[2 * at + 1]]))
-            })),
+            })?),
             _ => {
                 let values = tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-                Packed::F32(floats(rows, cols, |at| values[at]))
+                let wanted = precision == Precision::Int8 && cols.is_multiple_of(BLOCK);
+                match wanted.then(|| to_q8(&values)).flatten() {
+                    Some(blocks) => q8(&blocks, rows, cols, arena)?,
+                    None => Packed::F32(floats(arena, rows, cols, |at| values[at])?),
+                }
             }
         };
         Ok(Self { rows, cols, packed })
@@ -138,14 +147,14 @@ impl Part {
             let (block, within) = (col / BLOCK, col % BLOCK);
             *out = match panel {
                 Panel::Q4(w) => {
-                    let byte = w.codes[block].0[place(lane, within % 16)];
-                    let code = if within < 16 { byte & 15 } else { byte >> 4 };
+                    let both = w.codes[block].0[byte(lane, within % 16)];
+                    let code = if within < 16 { both & 15 } else { both >> 4 };
                     // The product is exact in f32: 11 + 4 bits.
                     w.scales[block][lane].to_f32() * f32::from(code)
                         + w.minima[block][lane].to_f32()
                 }
                 Panel::Q8(w) => {
-                    let code = w.codes[block].0[place(lane, within)];
+                    let code = w.codes[block].0[byte(lane, within)];
                     w.scales[block][lane].to_f32() * f32::from(code)
                 }
                 Panel::F32(w) => w[col][lane],
@@ -157,7 +166,7 @@ impl Part {
 }
 
 /// Where a column of a lane stands in its block.
-fn place(lane: usize, col: usize) -> usize {
+fn byte(lane: usize, col: usize) -> usize {
     col / 4 * (4 * LANES) + 4 * lane + col % 4
 }
 
@@ -180,7 +189,13 @@ fn minimum(scale: f16) -> f16 {
     f16::from_f32(-8.0 * scale.to_f32())
 }
 
-fn q4(data: &[u8], rows: usize, cols: usize, has_minimum: bool) -> Packed {
+fn q4(
+    data: &[u8],
+    rows: usize,
+    cols: usize,
+    has_minimum: bool,
+    arena: &mut Arena,
+) -> Result<Packed> {
     let (blocks, size) = (cols / BLOCK, if has_minimum { Q4_1 } else { Q4_0 });
     let count = rows.div_ceil(LANES) * blocks;
     let mut codes = vec![Nibbles([0; LANES * BLOCK / 2]); count];
@@ -191,14 +206,18 @@ fn q4(data: &[u8], rows: usize, cols: usize, has_minimum: bool) -> Packed {
         let (to, lane) = (row / LANES * blocks + block, row % LANES);
         scales[to][lane] = half(source, 0);
         minima[to][lane] = if has_minimum { half(source, 2) } else { minimum(half(source, 0)) };
-        for (col, &byte) in source[size - BLOCK / 2..].iter().enumerate() {
-            codes[to].0[place(lane, col)] = byte;
+        for (col, &both) in source[size - BLOCK / 2..].iter().enumerate() {
+            codes[to].0[byte(lane, col)] = both;
         }
     }
-    Packed::Q4 { codes, scales, minima }
+    Ok(Packed::Q4 {
+        codes: place(arena, &codes)?,
+        scales: place(arena, &scales)?,
+        minima: place(arena, &minima)?,
+    })
 }
 
-fn q8(data: &[u8], rows: usize, cols: usize) -> Packed {
+fn q8(data: &[u8], rows: usize, cols: usize, arena: &mut Arena) -> Result<Packed> {
     let blocks = cols / BLOCK;
     let count = rows.div_ceil(LANES) * blocks;
     let mut codes = vec![Bytes([0; LANES * BLOCK]); count];
@@ -207,23 +226,45 @@ fn q8(data: &[u8], rows: usize, cols: usize) -> Packed {
         let (row, block) = (at / blocks, at % blocks);
         let (to, lane) = (row / LANES * blocks + block, row % LANES);
         scales[to][lane] = half(source, 0);
-        for (col, &byte) in source[2..].iter().enumerate() {
-            codes[to].0[place(lane, col)] = byte as i8;
+        for (col, &code) in source[2..].iter().enumerate() {
+            codes[to].0[byte(lane, col)] = code as i8;
         }
     }
-    Packed::Q8 { codes, scales }
+    Ok(Packed::Q8 { codes: place(arena, &codes)?, scales: place(arena, &scales)? })
+}
+
+/// Blocks of Q8_0, each code to half a 254th of the block's largest weight, which is finer than
+/// any type that is not kept as it is. `None` where a scale is no f16.
+pub(super) fn to_q8(values: &[f32]) -> Option<Vec<u8>> {
+    let mut data = Vec::with_capacity(values.len() / BLOCK * Q8_0);
+    for block in values.chunks(BLOCK) {
+        let largest = block.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let scale = f16::from_f32(largest / 127.0);
+        if !scale.is_finite() || (scale == f16::ZERO && largest > 0.0) {
+            return None;
+        }
+        data.extend(scale.to_bits().to_le_bytes());
+        let inverse = if largest > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+        data.extend(block.iter().map(|value| (value * inverse).round() as i8 as u8));
+    }
+    Some(data)
 }
 
 fn floats<T: Copy + Default>(
+    arena: &mut Arena,
     rows: usize,
     cols: usize,
     value: impl Fn(usize) -> T,
-) -> Vec<[T; LANES]> {
+) -> Result<Array<[T; LANES]>> {
     let mut out = vec![[T::default(); LANES]; rows.div_ceil(LANES) * cols];
     for row in 0..rows {
         for col in 0..cols {
             out[row / LANES * cols + col][row % LANES] = value(row * cols + col);
         }
     }
-    out
+    place(arena, &out)
+}
+
+fn place<T: Copy>(arena: &mut Arena, values: &[T]) -> Result<Array<T>> {
+    arena.place(values).map_err(candle_core::Error::wrap)
 }

@@ -125,6 +125,13 @@ fn widen(values: [f16; LANES]) -> [f32; LANES] {
     values.map(f16::to_f32)
 }
 
+/// A block's scale and what its values are multiplied by. Both are 0 where the block is zero, or so
+/// small that the second is no number.
+pub(super) fn scales(largest: f32) -> (f32, f32) {
+    let inverse = 127.0 / largest;
+    if inverse.is_finite() { (largest / 127.0, inverse) } else { (0.0, 0.0) }
+}
+
 /// Rounds to the nearest integer of 8 bits, ties to even.
 pub(super) fn round(x: &[f32], out: &mut [Block]) {
     // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
@@ -142,8 +149,8 @@ pub(super) fn round(x: &[f32], out: &mut [Block]) {
             }
         }
         let largest = largest.into_iter().fold(0.0, f32::max);
-        let scale = largest / 127.0 + poison.iter().sum::<f32>();
-        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let (scale, inverse) = scales(largest);
+        let scale = scale + poison.iter().sum::<f32>();
         let mut sum = 0;
         for (code, value) in out.codes.iter_mut().zip(values) {
             let rounded = (value * inverse + ROUND).to_bits() as i8;

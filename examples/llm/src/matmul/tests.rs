@@ -10,7 +10,7 @@ use super::input::Block;
 use super::kernels::Kernels;
 use super::pack::BLOCK;
 use super::portable::Portable;
-use super::{Input, Matrix, Precision, Threads};
+use super::{Arena, Input, Matrix, Precision, Threads};
 
 const TYPES: [GgmlDType; 7] = [
     GgmlDType::Q4_0,
@@ -78,9 +78,22 @@ fn widths(dtype: GgmlDType) -> &'static [usize] {
     if dtype.block_size() == 1 { &[1, 3, 30, 64, 301] } else { &[32, 96, 288] }
 }
 
+fn matrix_of(tensors: &[&QTensor], precision: Precision) -> Matrix {
+    Matrix::new(tensors, precision, &mut Arena::exact()).unwrap()
+}
+
+/// All rows, as they are kept.
+fn kept(matrix: &Matrix) -> Vec<f32> {
+    let mut rows = vec![f32::NAN; matrix.rows() * matrix.cols()];
+    for (at, row) in rows.chunks_exact_mut(matrix.cols()).enumerate() {
+        matrix.read_row(at, row);
+    }
+    rows
+}
+
 fn product(matrix: &Matrix, threads: &Threads, x: &[f32], precision: Precision) -> Vec<f32> {
     let mut input = Input::new();
-    input.set(x, matrix.cols(), precision, threads);
+    input.set(x, matrix, precision, threads);
     let mut y = vec![f32::NAN; input.tokens() * matrix.rows()];
     matrix.multiply(threads, &input, &mut y);
     y
@@ -93,7 +106,7 @@ fn portable_product(
     precision: Precision,
 ) -> Vec<f32> {
     let mut input = Input::new();
-    input.set(x, matrix.cols(), precision, threads);
+    input.set(x, matrix, precision, threads);
     let mut y = vec![f32::NAN; input.tokens() * matrix.rows()];
     matrix.multiply_with(Portable, threads, &input, &mut y);
     y
@@ -133,29 +146,46 @@ fn products_are_those_of_the_dequantised_weights() {
         for &cols in widths(dtype) {
             for rows in [1, 8, 21] {
                 let tensor = tensor(&mut random, dtype, rows, cols);
-                let matrix = Matrix::new(&[&tensor]).unwrap();
-                let w = dequantised(&tensor);
-                // Of the largest weight: 15 scales and a minimum, or 128 scales.
-                let slack = f64::from(w.iter().fold(16.0f32, |a, w| a.max(w.abs())));
-                for tokens in (1..=14).chain([24, 33, 40]) {
-                    let x = random.floats(tokens * cols);
-                    check(&w, &x, cols, &product(&matrix, &threads, &x, Precision::F32), slack);
-                    let y = portable_product(&matrix, &threads, &x, Precision::F32);
-                    check(&w, &x, cols, &y, slack);
-                    let round = rounded(&x, cols);
-                    check(
-                        &w,
-                        &round,
-                        cols,
-                        &product(&matrix, &threads, &x, Precision::Int8),
-                        slack,
-                    );
-                    let y = portable_product(&matrix, &threads, &x, Precision::Int8);
-                    check(&w, &round, cols, &y, slack);
+                for precision in [Precision::F32, Precision::Int8] {
+                    let matrix = matrix_of(&[&tensor], precision);
+                    let w = kept(&matrix);
+                    // Of the largest weight: 15 scales and a minimum, or 128 scales.
+                    let slack = f64::from(w.iter().fold(16.0f32, |a, w| a.max(w.abs())));
+                    let rounds = precision == Precision::Int8 && dtype.block_size() > 1;
+                    for tokens in (1..=14).chain([24, 33, 40]) {
+                        let x = random.floats(tokens * cols);
+                        let y = product(&matrix, &threads, &x, precision);
+                        let portable = portable_product(&matrix, &threads, &x, precision);
+                        let x = if rounds { rounded(&x, cols) } else { x };
+                        check(&w, &x, cols, &y, slack);
+                        check(&w, &x, cols, &portable, slack);
+                    }
                 }
             }
         }
     }
+}
+
+/// Types that are not kept become blocks of 8 bits for products in 8 bits, f32 else.
+#[test]
+fn other_types_are_repacked_finer_than_they_were() {
+    let mut random = Random(8);
+    for dtype in [GgmlDType::Q5_0, GgmlDType::Q5_1, GgmlDType::Q4K, GgmlDType::Q6K] {
+        let values = candle_core::Tensor::from_vec(random.floats(9 * 512), (9, 512), &Device::Cpu);
+        let tensor = QTensor::quantize(&values.unwrap(), dtype).unwrap();
+        let (w, matrix) = (dequantised(&tensor), matrix_of(&[&tensor], Precision::Int8));
+        assert_eq!(matrix.bytes(), 16 * 512 / BLOCK * 34);
+        assert_eq!(matrix_of(&[&tensor], Precision::F32).bytes(), 16 * 512 * 4);
+        for (kept, w) in kept(&matrix).chunks(BLOCK).zip(w.chunks(BLOCK)) {
+            let largest = w.iter().fold(0.0f32, |a, w| a.max(w.abs()));
+            for (kept, w) in kept.iter().zip(w) {
+                assert!((kept - w).abs() <= largest * 0.503 / 127.0, "{kept} for {w}");
+            }
+        }
+    }
+    // Too small or too large for a scale in f16: f32 keeps them.
+    assert!(super::pack::to_q8(&[1e-9; 32]).is_none());
+    assert!(super::pack::to_q8(&[1e9; 32]).is_none());
 }
 
 #[test]
@@ -165,7 +195,7 @@ fn rows_are_read_exactly() {
         for &cols in widths(dtype) {
             let tensors =
                 [tensor(&mut random, dtype, 9, cols), tensor(&mut random, dtype, 16, cols)];
-            let matrix = Matrix::new(&[&tensors[0], &tensors[1]]).unwrap();
+            let matrix = matrix_of(&[&tensors[0], &tensors[1]], Precision::F32);
             assert_eq!((matrix.rows(), matrix.cols()), (25, cols));
             let w = [dequantised(&tensors[0]), dequantised(&tensors[1])].concat();
             let mut row = vec![f32::NAN; cols];
@@ -184,10 +214,10 @@ fn batch_and_threads_change_no_bit() {
     for dtype in TYPES {
         let cols = *widths(dtype).last().unwrap();
         let tensors = [tensor(&mut random, dtype, 13, cols), tensor(&mut random, dtype, 30, cols)];
-        let matrix = Matrix::new(&[&tensors[0], &tensors[1]]).unwrap();
         // More than stay in the cache at once.
         let x = random.floats(700 * cols);
         for precision in [Precision::F32, Precision::Int8] {
+            let matrix = matrix_of(&[&tensors[0], &tensors[1]], precision);
             let all = product(&matrix, &teams[1], &x, precision);
             for (token, x) in x.chunks(cols).enumerate().step_by(23) {
                 let alone = product(&matrix, &teams[0], x, precision);
@@ -211,13 +241,13 @@ fn stacked_parts_of_several_types_are_one_product() {
         .zip([5, 8, 1, 17, 3, 24, 9])
         .map(|(&t, rows)| tensor(&mut random, t, rows, 64))
         .collect();
-    let matrix = Matrix::new(&tensors.iter().collect::<Vec<_>>()).unwrap();
     let x = random.floats(5 * 64);
     for precision in [Precision::F32, Precision::Int8] {
+        let matrix = matrix_of(&tensors.iter().collect::<Vec<_>>(), precision);
         let all = product(&matrix, &threads, &x, precision);
         let mut first = 0;
         for tensor in &tensors {
-            let part = Matrix::new(&[tensor]).unwrap();
+            let part = matrix_of(&[tensor], precision);
             let y = product(&part, &threads, &x, precision);
             for (y, all) in y.chunks(part.rows()).zip(all.chunks(matrix.rows())) {
                 assert_eq!(y, &all[first..][..part.rows()]);
@@ -248,7 +278,7 @@ fn sums_of_integers_are_exact_at_their_extremes() {
         }
         let storage = QStorage::from_data(Cow::Owned(data), &Device::Cpu, dtype).unwrap();
         let tensor = QTensor::new(storage, (rows, cols)).unwrap();
-        let matrix = Matrix::new(&[&tensor]).unwrap();
+        let matrix = matrix_of(&[&tensor], Precision::F32);
         let weight = dequantised(&tensor)[0];
         for sign in [127.0, -127.0] {
             let x = vec![sign; 3 * cols];
@@ -264,21 +294,26 @@ fn sums_of_integers_are_exact_at_their_extremes() {
 #[test]
 fn activations_round_to_the_nearest_everywhere_alike() {
     let mut random = Random(5);
-    let mut x = random.floats(70);
+    let mut x = random.floats(134);
     x[..4].copy_from_slice(&[1.0, -1.0, 0.5 / 127.0, 1.5 / 127.0]);
     x[32..64].fill(0.0);
-    let mut blocks = [Block::ZERO; 3];
+    // The first is divided by as it is, of the second not even the inverse is a number.
+    x[64..96].fill(-1e-36);
+    x[96..128].fill(-1e-37);
+    let mut blocks = [Block::ZERO; 5];
     Portable.round(&x, &mut blocks);
     assert_eq!(blocks[0].codes[..4], [127, -127, 0, 2]);
     assert_eq!(blocks[1], Block::ZERO);
-    assert_eq!(blocks[2].codes[6..], [0; 26]);
+    assert_eq!(blocks[2].codes, [-127; 32]);
+    assert_eq!(blocks[3], Block::ZERO);
+    assert_eq!(blocks[4].codes[6..], [0; 26]);
     for block in &blocks {
         let sum: i32 = block.codes.iter().map(|&code| i32::from(code)).sum();
         assert_eq!(block.sum, block.scale * sum as f32);
     }
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = super::avx2::Avx2::detect() {
-        let mut same = [Block::ZERO; 3];
+        let mut same = [Block::ZERO; 5];
         avx2.round(&x, &mut same);
         assert_eq!(blocks, same);
     }
@@ -289,11 +324,12 @@ fn what_is_not_finite_stays_so() {
     let mut random = Random(6);
     let threads = Threads::new(1);
     for dtype in TYPES {
-        let matrix = Matrix::new(&[&tensor(&mut random, dtype, 8, 64)]).unwrap();
+        let tensor = tensor(&mut random, dtype, 8, 64);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = random.floats(2 * 64);
             x[40] = bad;
             for precision in [Precision::F32, Precision::Int8] {
+                let matrix = matrix_of(&[&tensor], precision);
                 let y = product(&matrix, &threads, &x, precision);
                 assert!(y[..8].iter().all(|y| !y.is_finite()), "{dtype:?}, {precision:?}: {y:?}");
                 assert!(y[8..].iter().all(|y| y.is_finite()));
@@ -305,8 +341,9 @@ fn what_is_not_finite_stays_so() {
 #[test]
 fn parts_must_fit() {
     let mut random = Random(7);
-    assert!(Matrix::new(&[]).is_err());
+    let new = |tensors: &[&QTensor]| Matrix::new(tensors, Precision::F32, &mut Arena::exact());
+    assert!(new(&[]).is_err());
     let (a, b) =
         (tensor(&mut random, GgmlDType::F32, 2, 3), tensor(&mut random, GgmlDType::F32, 2, 4));
-    assert!(Matrix::new(&[&a, &b]).is_err());
+    assert!(new(&[&a, &b]).is_err());
 }

@@ -94,8 +94,9 @@ impl Threads {
         self.start(&job);
         let own = catch_unwind(AssertUnwindSafe(|| job(0, count)));
         self.wait();
-        drop(guard);
+        // Before the next caller's workers may leave theirs.
         let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(guard);
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
         }
@@ -156,8 +157,8 @@ impl Threads {
         });
     }
 
-    /// Divides the columns of `data` (rows of `width`) among the threads: thread `t` gets columns
-    /// `cuts[t]..cuts[t + 1]`.
+    /// Divides the columns of `data` (rows of `width`) into shares: share `n` is columns
+    /// `cuts[n]..cuts[n + 1]`, which the next thread that is free takes: `job(n, columns)`.
     pub fn run_columns(
         &self,
         data: &mut [f32],
@@ -166,15 +167,17 @@ impl Threads {
         job: impl Fn(usize, &mut Columns<'_>) + Sync,
     ) {
         assert!(width > 0 && data.len().is_multiple_of(width));
-        assert!(
-            cuts.len() == self.count() + 1 && cuts.is_sorted() && cuts[cuts.len() - 1] <= width
-        );
+        assert!(cuts.is_sorted() && cuts.last().is_some_and(|&end| end <= width));
         let rows = data.len() / width;
         let data = SharedMut::new(data);
-        self.run(|thread, _| {
-            let range = cuts[thread]..cuts[thread + 1];
-            if !range.is_empty() && rows > 0 {
-                job(thread, &mut Columns { data: &data, rows, width, range });
+        let next = AtomicUsize::new(0);
+        self.run(|_, _| {
+            loop {
+                let share = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&[start, end]) = cuts.get(share..share + 2) else { return };
+                if start < end && rows > 0 {
+                    job(share, &mut Columns { data: &data, rows, width, range: start..end });
+                }
             }
         });
     }
@@ -272,7 +275,7 @@ impl Columns<'_> {
         let end = column + values.len();
         assert!(row < self.rows && self.range.start <= column && end <= self.range.end);
         let at = row * self.width;
-        // SAFETY: `cuts` ascend, so no other thread has these columns, and `&mut self` is the only
+        // SAFETY: `cuts` ascend and a share is taken once, so nobody else has these columns, and `&mut self` is the only
         // access of this one.
         unsafe { self.data.slice(at + column..at + end) }.copy_from_slice(values);
     }
@@ -361,14 +364,15 @@ mod tests {
                 row.fill((first + at) as f32);
             }
         });
-        team.run_columns(&mut data, 5, &[0, 2, 2, 5], |thread, columns| {
-            let (at, len) = if thread == 0 { (0, 2) } else { (2, 3) };
-            columns.write(6, at, &vec![thread as f32 + 100.0; len]);
+        // More shares than threads, an empty one among them.
+        team.run_columns(&mut data, 5, &[0, 1, 2, 2, 4, 5], |share, columns| {
+            let (at, len) = [(0, 1), (1, 1), (2, 0), (2, 2), (4, 1)][share];
+            columns.write(6, at, &vec![share as f32 + 100.0; len]);
         });
         for (row, values) in data[..30].chunks(5).enumerate() {
             assert_eq!(values, [row as f32; 5]);
         }
-        assert_eq!(data[30..], [100.0, 100.0, 102.0, 102.0, 102.0]);
+        assert_eq!(data[30..], [100.0, 101.0, 103.0, 103.0, 104.0]);
         let outside = catch_unwind(AssertUnwindSafe(|| {
             team.run_columns(&mut data, 5, &[0, 2, 2, 5], |_, columns| {
                 columns.write(0, 1, &[0.0; 2])

@@ -13,7 +13,7 @@ pub struct Life {
     pub first: f64,
     /// Its last token.
     pub finished: f64,
-    /// When its slot was free again.
+    /// When its slot was free again: with its batch, where that ends together.
     pub released: f64,
     /// Tokens it output.
     pub output: u32,
@@ -62,11 +62,12 @@ impl Run {
         };
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
         let at = |values: &[f64], part: f64| {
-            let at = ((values.len() as f64 * part) as usize).min(values.len().max(1) - 1);
-            values.get(at).copied().unwrap_or_default()
+            // The least value that so many are not above.
+            let rank = (values.len() as f64 * part).ceil() as usize;
+            values.get(rank.max(1) - 1).copied().unwrap_or_default()
         };
         let first = of(|life| life.first - life.arrived);
-        let latency = of(|life| life.finished - life.arrived);
+        let latency = of(|life| life.released - life.arrived);
         let token = of(|life| (life.finished - life.first) / f64::from(life.output.max(2) - 1));
         // A slot is of use from admission to its request's last token.
         let used: f64 = self.lives.iter().map(|life| life.finished - life.admitted).sum();
@@ -100,4 +101,34 @@ pub fn table(runs: &[Run]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_ends_with_the_batch_and_percentiles_are_ranks() {
+        let life = |released: usize| Life {
+            first: 0.5,
+            finished: 1.0,
+            released: released as f64,
+            output: 2,
+            ..Life::default()
+        };
+        let run = |lives: Vec<Life>| Run {
+            policy: "static".to_owned(),
+            slots: 4,
+            seconds: 100.0,
+            busy: 100.0,
+            computed: 3,
+            padding: 1,
+            lives,
+        };
+        let figures = run((1..=100).map(life).collect()).figures();
+        assert_eq!((figures[7], figures[8]), (50.0, 99.0));
+        assert_eq!((figures[0], figures[3], figures[6]), (2.0, 25.0, 500.0));
+        let alone = run(vec![life(3)]).figures();
+        assert_eq!((alone[7], alone[8]), (3.0, 3.0));
+    }
 }

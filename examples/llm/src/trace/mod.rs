@@ -1,4 +1,7 @@
 //! `llm trace`: requests that come as they did in a trace, under several policies, on the real clock.
+//!
+//! `static` does better here than a program that is built for it would: what fills its rectangle takes
+//! part in the matrix products, but not in attention, and requests that have ended are not sampled.
 
 mod figures;
 mod picture;
@@ -42,6 +45,9 @@ pub struct Trace {
     /// Requests a second on average; the trace's own by default
     #[arg(long)]
     rate: Option<f64>,
+    /// Runs of each policy; their order turns from round to round
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    rounds: usize,
     /// Writes all runs, each request's times included
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -57,13 +63,17 @@ impl Trace {
             bail!("--shorten is at least 1, --rate above 0");
         }
         let mut runs = Vec::new();
-        for policy in &self.policies {
+        let (there, back) = (&self.policies, self.policies.iter().rev());
+        let back: Vec<_> = back.cloned().collect();
+        let rounds = (0..self.rounds).map(|round| if round % 2 == 0 { there } else { &back });
+        for policy in rounds.flatten() {
             let options = Options { policy: policy.clone(), ..self.options.clone() };
             let loaded = options.load()?;
             let mut engine = loaded.engine;
             let shape = engine.runner().model().shape;
             let with = (&loaded.tokenizer, &loaded.template);
-            let text = prompts::read(&self.prompts, with, shape.vocab)?.concat();
+            let text = prompts::read(&self.prompts, with, shape.vocab)?;
+            let text: Vec<_> = text.into_iter().flat_map(|prompt| prompt.tokens).collect();
             let scale = Scale {
                 limit: self.limit,
                 shorten: self.shorten,
@@ -74,6 +84,9 @@ impl Trace {
             runs.push(replay(&mut engine, &arrivals, policy)?);
         }
         print!("{}", table(&runs));
+        if self.policies.iter().any(|policy| policy == "static") {
+            println!("static's padding is multiplied by weights, but not attended to, nor sampled");
+        }
         if let Some(path) = &self.json {
             let json = serde_json::to_vec_pretty(&runs)?;
             std::fs::write(path, json).with_context(|| path.display().to_string())?;
@@ -99,13 +112,18 @@ fn replay(engine: &mut Engine, arrivals: &[Arrival], policy: &str) -> Result<Run
     };
     let started = Instant::now();
     let now = || started.elapsed().as_secs_f64();
-    let (mut next, mut held) = (0, HashMap::new());
+    let (mut next, mut held, mut refused) = (0, HashMap::new(), Vec::new());
     while next < arrivals.len() || engine.scheduler().num_unfinished() > 0 {
         while let Some(arrival) = arrivals.get(next).filter(|arrival| arrival.at <= now()) {
             let id = RequestId(next as u64);
             let request = Request::new(id, arrival.prompt.clone(), arrival.output);
-            engine.scheduler_mut().submit(request)?;
-            run.lives[next].arrived = arrival.at;
+            match engine.scheduler_mut().submit(request) {
+                Ok(_) => run.lives[next].arrived = arrival.at,
+                Err(error) => {
+                    eprintln!("{policy}: request {}: {error}", next + 1);
+                    refused.push(next);
+                }
+            }
             next += 1;
         }
         if engine.scheduler().num_unfinished() == 0 {
@@ -139,6 +157,9 @@ fn replay(engine: &mut Engine, arrivals: &[Arrival], policy: &str) -> Result<Run
             life.admitted = held.remove(id).unwrap_or(start);
         }
         run.seconds = end;
+    }
+    for at in refused.into_iter().rev() {
+        run.lives.remove(at);
     }
     Ok(run)
 }

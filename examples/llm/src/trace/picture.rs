@@ -12,7 +12,7 @@ const HEAD: f64 = 34.0;
 /// Draws runs on one time axis.
 pub fn draw(runs: &[Run]) -> String {
     let end = runs.iter().map(|run| run.seconds).fold(1e-9, f64::max);
-    let bands: Vec<(&Run, Vec<(usize, &Life)>, usize)> = runs
+    let bands: Vec<_> = runs
         .iter()
         .map(|run| {
             let (lives, slots) = slots(run);
