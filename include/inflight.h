@@ -152,7 +152,9 @@
 #define INFLIGHT_POLICY_STATIC 1
 
 /**
- * Lowest `priority` value first, with ageing; the least urgent gives way.
+ * Lowest `priority` value first; the least urgent gives way. Waiting makes up for it: 256 admissions
+ * of others count as one level, and who has seen 1,024 goes first whatever its priority. These
+ * numbers are fixed here.
  */
 #define INFLIGHT_POLICY_PRIORITY 2
 
@@ -658,11 +660,13 @@ typedef struct inflight_error {
      */
     uint32_t has_request;
     /**
-     * The field or argument at fault, as it is spelt in this header; empty where there is none.
+     * The field or argument at fault, as it is spelt in this header, with INVALID_ARGUMENT and
+     * STRUCT_SIZE; empty with all others.
      */
     char field[INFLIGHT_ERROR_FIELD_SIZE];
     /**
-     * What is wrong, in English, UTF-8, cut to fit.
+     * What is wrong, in English, UTF-8, cut to fit. With a field it goes on from the field's name
+     * ("is NULL"): print `field: message`.
      */
     char message[INFLIGHT_ERROR_MESSAGE_SIZE];
 } inflight_error;
@@ -772,8 +776,8 @@ typedef struct inflight_request {
      */
     int32_t priority;
     /**
-     * Repetitions of a pattern at the end of the output that end the request; at least 2, or 0
-     * (the default) for no such rule.
+     * Repetitions of a pattern at the end of the output that end the request; at least 2, with
+     * `repetition_max_pattern` set too, or 0 (the default) for no such rule.
      */
     uint32_t repetition_count;
     /**
@@ -781,7 +785,7 @@ typedef struct inflight_request {
      */
     uint32_t repetition_min_pattern;
     /**
-     * Longest pattern looked for, in tokens.
+     * Longest pattern looked for, in tokens: at least the shortest, where there is a rule.
      */
     uint32_t repetition_max_pattern;
     /**
@@ -1524,7 +1528,8 @@ typedef struct inflight_device_info {
 /**
  * Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
  *
- * `inflight_tensor_set_strides` fills in the strides of one without gaps.
+ * `inflight_tensor_set_strides` fills in the strides of one without gaps. It has no `_init`: zero it
+ * first (`inflight_tensor tensor = {0};`).
  */
 typedef struct inflight_tensor {
     /**
@@ -1570,6 +1575,9 @@ typedef struct inflight_tensor {
  *
  * Bases, and strides of dimensions above 1, are multiples of 16 bytes.
  * `inflight_kv_cache_set_strides` fills in the usual ones.
+ *
+ * It has no `_init`: zero it first (`inflight_kv_cache cache = {0};`), for fields that are 0 by
+ * default and those of later versions.
  */
 typedef struct inflight_kv_cache {
     /**
@@ -1650,7 +1658,8 @@ typedef struct inflight_kv_cache {
  * a scheduler's step.
  *
  * A row's keys are those in its blocks: the full ones, and `kv_last_page_len` in the last. They
- * include its own new tokens.
+ * include its own new tokens, which are the last of them: query `i` of a row of `q_len` queries and
+ * `kv_len` keys is at position `kv_len - q_len + i`, by which mask, window and ALiBi go.
  */
 typedef struct inflight_batch {
     /**
@@ -1680,7 +1689,7 @@ typedef struct inflight_batch {
      */
     const int64_t *slot_mapping;
     /**
-     * Position of each token, for rotary embeddings; `[num_tokens]`, or NULL.
+     * Position of each token, for rotary embeddings alone; `[num_tokens]`, or NULL.
      */
     const uint32_t *positions;
     /**

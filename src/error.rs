@@ -27,6 +27,8 @@ pub enum Error {
         prompt_len: usize,
         /// The limit, in tokens of prompt and output together.
         max_model_len: usize,
+        /// The cache's blocks, where the limit is what they hold.
+        blocks: Option<usize>,
     },
     /// The request would not fit even if it had the whole cache to itself.
     NeverFits {
@@ -211,11 +213,14 @@ impl fmt::Display for Error {
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::DuplicateRequest(id) => write!(f, "request {id} is already waiting or running"),
             Self::UnknownRequest(id) => write!(f, "request {id} is neither waiting nor running"),
-            Self::PromptTooLong { id, prompt_len, max_model_len } => write!(
-                f,
-                "request {id}: a prompt of {prompt_len} tokens leaves no room for output below \
-                 max_model_len {max_model_len}"
-            ),
+            Self::PromptTooLong { id, prompt_len, max_model_len, blocks } => {
+                write!(
+                    f,
+                    "request {id}: a prompt of {prompt_len} tokens leaves no room for output below \
+                     max_model_len {max_model_len}"
+                )?;
+                blocks.map_or(Ok(()), |blocks| write!(f, " (all that {blocks} blocks hold)"))
+            }
             Self::NeverFits { id, needed, usable } => write!(
                 f,
                 "request {id} may come to need {needed} blocks, and the cache has {usable}"
@@ -237,7 +242,7 @@ impl fmt::Display for Error {
                 write!(f, "step {step} was named where step {expected} is due")
             }
             Self::OutputMismatch { step, expected, given } => {
-                write!(f, "step {step} samples {expected} rows, and outputs came for {given}")
+                write!(f, "step {step} samples {expected} rows, and samples of {given} came")
             }
             Self::Stalled { head, needed, free } if needed <= free => write!(
                 f,

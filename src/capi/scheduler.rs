@@ -26,7 +26,9 @@ use super::event::{EventKind, inflight_event};
 pub const INFLIGHT_POLICY_CONTINUOUS: u32 = 0;
 /// Request-level batching, the baseline: a batch runs until its last request has ended.
 pub const INFLIGHT_POLICY_STATIC: u32 = 1;
-/// Lowest `priority` value first, with ageing; the least urgent gives way.
+/// Lowest `priority` value first; the least urgent gives way. Waiting makes up for it: 256 admissions
+/// of others count as one level, and who has seen 1,024 goes first whatever its priority. These
+/// numbers are fixed here.
 pub const INFLIGHT_POLICY_PRIORITY: u32 = 2;
 /// Nobody is admitted who might have to give way: TensorRT-LLM's default.
 pub const INFLIGHT_POLICY_NO_EVICT: u32 = 3;

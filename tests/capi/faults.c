@@ -194,7 +194,8 @@ static void request_faults(void) {
     REQUEST(BAD, "contents.id_len", request.contents = &bad_content, request.num_contents = 1);
     REQUEST(BAD, "skip_prefix_cache", request.skip_prefix_cache = 2);
     REQUEST(BAD, "repetition_count", request.repetition_count = 1);
-    REQUEST(BAD, "repetition_count", request.repetition_count = 2,
+    REQUEST(BAD, "repetition_max_pattern", request.repetition_count = 2);
+    REQUEST(BAD, "repetition_max_pattern", request.repetition_count = 2,
             request.repetition_min_pattern = 3, request.repetition_max_pattern = 2);
     static const uint32_t long_prompt[128];
     REQUEST(INFLIGHT_STATUS_PROMPT_TOO_LONG, "", request.prompt = long_prompt,
@@ -315,6 +316,14 @@ static void requests_of_faults(void) {
     request = new_request(big, PROMPT, 20, 400);
     ABOUT(big, INFLIGHT_STATUS_NEVER_FITS, inflight_scheduler_submit(small, &request, &error));
     inflight_scheduler_free(small);
+
+    /* Where nobody said a limit, it says whence it is. */
+    config.max_model_len = 0;
+    small = new_scheduler(&config);
+    request.prompt_len = 3 * config.block_size;
+    ABOUT(big, INFLIGHT_STATUS_PROMPT_TOO_LONG, inflight_scheduler_submit(small, &request, &error));
+    CHECK(strstr(error.message, "(all that 3 blocks hold)") != NULL);
+    inflight_scheduler_free(small);
 }
 
 static void step_faults(void) {
@@ -357,6 +366,9 @@ static void step_faults(void) {
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens = 0);
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens--);
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens++);
+    SAYS("samples of 4 came", COMMIT(id));
+    samples.struct_size = 7;
+    SAYS("not within", COMMIT(id));
     uint32_t indptr[4] = {0, 1, 2, 3};
     SAMPLES(BAD, "samples.indptr", samples.indptr_len = 4);
     SAMPLES(BAD, "samples.indptr", samples.indptr = MISALIGNED(indptr), samples.indptr_len = 3);

@@ -97,7 +97,7 @@ static void append_faults(void) {
     REFUSED_FIELD(cache, block_size = PAGE - 1, "cache.block_size", APPEND);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "slot_mapping", APPEND);
     REFUSED_FIELD(cache, num_heads = 1, "k", APPEND);
-    REFUSED_FIELD(cache, num_scales = 1, "cache.k_scales", APPEND);
+    REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", APPEND);
     REFUSED_FIELD(cache, num_scales = UINT32_MAX, "cache.num_scales", APPEND);
 
     /* Rotation. */

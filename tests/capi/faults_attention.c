@@ -444,8 +444,11 @@ static void run_faults(void) {
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "cache", RUN);
     REFUSED_FIELD(cache, block_size = PAGE - 1, "cache", RUN);
     REFUSED_FIELD(cache, num_heads = 1, "cache", RUN);
-    REFUSED_FIELD(cache, num_scales = 1, "cache.k_scales", RUN);
+    REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", RUN);
     REFUSED_FIELD(cache, num_scales = 3, "cache.num_scales", RUN);
+    cache.num_scales = KV_HEADS;
+    SAYS("fp8 caches only", RUN);
+    cache.num_scales = 0;
     REFUSED_FIELD(cache, num_scales = UINT32_MAX, "cache.num_scales", RUN);
     REFUSED_FIELD(args, lse = MISALIGNED(w.lse), "lse", RUN);
     REFUSED_FIELD(args, alibi_slopes = MISALIGNED(w.slopes), "alibi_slopes", RUN);
