@@ -46,6 +46,8 @@ pub enum Error {
     },
     /// The pool cannot give that many blocks now: retry when some have been freed.
     OutOfBlocks {
+        /// The pool.
+        pool: Pool,
         /// Blocks asked for.
         needed: usize,
         /// Blocks free.
@@ -112,6 +114,24 @@ pub enum Error {
         /// What kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none were.
         built: &'static str,
     },
+}
+
+/// Where blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The pool that kernels read.
+    Device,
+    /// The pool that sequences are swapped to.
+    Host,
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        })
+    }
 }
 
 /// What a call of the CUDA driver returned.
@@ -228,8 +248,8 @@ impl fmt::Display for Error {
             Self::QueueFull { max_waiting } => {
                 write!(f, "max_waiting: {max_waiting} requests are waiting already")
             }
-            Self::OutOfBlocks { needed, free } => {
-                write!(f, "{needed} blocks are needed and {free} are free")
+            Self::OutOfBlocks { pool, needed, free } => {
+                write!(f, "{needed} {pool} blocks are needed and {free} are free")
             }
             Self::OutOfMemory { bytes } => {
                 write!(f, "{bytes} bytes of memory are needed, and the system has too few")

@@ -292,7 +292,7 @@ impl From<Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::CudaUnavailable;
+    use crate::error::{CudaUnavailable, Pool};
     use crate::types::StepId;
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
             Error::OutputMismatch { step, expected: 1, given: 1 },
             Error::Closed,
             Error::QueueFull { max_waiting: 1 },
-            Error::OutOfBlocks { needed: 1, free: 1 },
+            Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 1 },
             Error::TooManyStepsInFlight { limit: 1 },
             Error::Stalled { head: id, needed: 1, free: 1 },
             Error::OutOfMemory { bytes: 1 },

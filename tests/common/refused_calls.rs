@@ -1,7 +1,7 @@
 //! Calls that are refused: a typed error, and nothing has changed.
 
 use inflight::cache::CacheConfig;
-use inflight::error::{CudaError, CudaUnavailable};
+use inflight::error::{CudaError, CudaUnavailable, Pool};
 use inflight::request::Repetition;
 use inflight::{Config, Error, FinishReason, Policy, Request, RequestId, Sampled, Scheduler};
 use inflight::{StepId, Token};
@@ -177,7 +177,7 @@ fn status_numbers_never_change() {
         (106, Error::StepOutOfOrder { step, expected: step }),
         (107, Error::OutputMismatch { step, expected: 1, given: 0 }),
         (200, Error::QueueFull { max_waiting: 1 }),
-        (201, Error::OutOfBlocks { needed: 1, free: 0 }),
+        (201, Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 0 }),
         (202, Error::TooManyStepsInFlight { limit: 1 }),
         (203, Error::Stalled { head: id, needed: 1, free: 0 }),
         (204, Error::OutOfMemory { bytes: 1 }),
