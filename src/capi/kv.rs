@@ -16,7 +16,8 @@ pub const INFLIGHT_LAYOUT_HND: u32 = 2;
 
 /// A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
 /// elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
-/// interleaved.
+/// interleaved. That the rows of each are apart is checked, and that `v` is not `k`; whether K and V
+/// overlap otherwise is not, nor whether they overlap other tensors.
 ///
 /// Bases, and strides of dimensions above 1, are multiples of 16 bytes.
 /// `inflight_kv_cache_set_strides` fills in the usual ones.

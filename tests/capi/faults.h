@@ -42,12 +42,12 @@ static void compare(const struct world* w, const struct state* before, inflight_
     } while (0)
 
 /* What the message says. */
-#define SAYS(text, call)                                 \
-    do {                                                 \
-        inflight_error detail = new_error();             \
-        inflight_error* error = &detail;                 \
-        CHECK((call) != INFLIGHT_STATUS_OK);             \
-        CHECK(strstr(error->message, text) != NULL);     \
+#define SAYS(text, call)                             \
+    do {                                             \
+        inflight_error detail = new_error();         \
+        inflight_error* error = &detail;             \
+        CHECK((call) != INFLIGHT_STATUS_OK);         \
+        CHECK(strstr(error->message, text) != NULL); \
     } while (0)
 
 #define BAD INFLIGHT_STATUS_INVALID_ARGUMENT

@@ -130,6 +130,8 @@ static void append_faults(void) {
 #define Q_FAULT(assignment) REFUSED_FIELD(q, assignment, "q", APPEND)
     Q_FAULT(data = NULL);
     Q_FAULT(data = MISALIGNED(w.q));
+    Q_FAULT(data = args.k.data);
+    Q_FAULT(data = args.v.data);
     Q_FAULT(tokens = TOKENS - 1);
     Q_FAULT(tokens = UINT64_MAX);
     Q_FAULT(heads = 0);

@@ -438,6 +438,8 @@ static void run_faults(void) {
     REFUSED_FIELD(args, o.heads = KV_HEADS, "o", RUN);
     REFUSED_FIELD(args, q.dtype = INFLIGHT_DTYPE_F16, "q", RUN);
     REFUSED_FIELD(args, o.dtype = INFLIGHT_DTYPE_BF16, "o", RUN);
+    REFUSED_FIELD(args, o.data = w.q, "o", RUN);
+    REFUSED_FIELD(args, q.data = w.o, "o", RUN);
     REFUSED_FIELD(args, cache = NULL, "cache", RUN);
     REFUSED_FIELD(args, cache = MISALIGNED(&cache), "cache", RUN);
     KV_FAULTS(cache, RUN);
