@@ -7,7 +7,6 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
- *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
  *     check(inflight_scheduler_create(&config, &scheduler, NULL));
  *     check(inflight_scheduler_submit(scheduler, &request, NULL));
@@ -882,8 +881,9 @@ typedef struct inflight_scheduler_config {
      */
     uint32_t max_padded_rows;
     /**
-     * 1 (the default) to collect events, which the caller then takes with
-     * `inflight_scheduler_events` after each step: they are kept until then, however many.
+     * 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
+     * or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
+     * they are kept, however many. 0 for none.
      */
     uint32_t events;
     /**
@@ -1571,7 +1571,8 @@ typedef struct inflight_tensor {
 /**
  * A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
  * elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
- * interleaved.
+ * interleaved. That the rows of each are apart is checked, and that `v` is not `k`; whether K and V
+ * overlap otherwise is not, nor whether they overlap other tensors.
  *
  * Bases, and strides of dimensions above 1, are multiples of 16 bytes.
  * `inflight_kv_cache_set_strides` fills in the usual ones.
@@ -1863,7 +1864,8 @@ typedef struct inflight_attention_args {
      */
     struct inflight_tensor q;
     /**
-     * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else.
+     * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
+     * `q` in its place is refused, other overlaps are not seen.
      */
     struct inflight_tensor o;
     /**
@@ -2272,7 +2274,8 @@ inflight_status inflight_scheduler_abandon(struct inflight_scheduler *scheduler,
                                            struct inflight_error *error);
 
 /**
- * Takes the oldest events, at most `capacity` of them.
+ * Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+ * submitter: its commits, and the `preempted` of its steps, say the same.
  *
  * Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
  * NULL if `capacity` is 0.
@@ -2374,7 +2377,8 @@ inflight_status inflight_scheduler_reset_prefix_cache(struct inflight_scheduler 
                                                       struct inflight_error *error);
 
 /**
- * A submitter for a scheduler.
+ * A submitter for a scheduler. From the first one on the scheduler collects events, unless its
+ * `config.events` was 0: take them after each step.
  *
  * Outputs: `*out`, to be freed with `inflight_submitter_free`; NULL on failure.
  * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
@@ -2676,7 +2680,7 @@ inflight_status inflight_cache_close(struct inflight_cache *cache,
  * `inflight_cache_take_ops`, to be made before anybody writes to those blocks.
  *
  * Fails, and nothing has changed: OUT_OF_BLOCKS of the host pool; INVALID_ARGUMENT when the
- * sequence has no blocks on the device; IN_USE, POISONED.
+ * sequence has no blocks on the device, or more than the host pool; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_swap_out(struct inflight_cache *cache,

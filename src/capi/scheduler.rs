@@ -16,7 +16,7 @@ use super::step::{
 use crate::batch::{BatchBuilder, RaggedBatch, RowBuckets};
 use crate::cache::CacheConfig;
 use crate::error::Error;
-use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler};
+use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler, Submitter};
 use crate::types::{RequestId, StepId, Time};
 
 use super::event::{EventKind, inflight_event};
@@ -87,8 +87,9 @@ pub struct inflight_scheduler_config {
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
     /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
-    /// 1 (the default) to collect events, which the caller then takes with
-    /// `inflight_scheduler_events` after each step: they are kept until then, however many.
+    /// 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
+    /// or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
+    /// they are kept, however many. 0 for none.
     pub events: u32,
     /// 0.
     pub reserved: u32,
@@ -222,6 +223,8 @@ pub(super) struct State {
     in_flight: VecDeque<InFlight>,
     spare: Vec<InFlight>,
     outputs: Vec<inflight_output>,
+    wants_events: bool,
+    /// None while nobody could ask for them: without submitters, or not wanted.
     events: Option<VecDeque<inflight_event>>,
 }
 
@@ -230,6 +233,14 @@ impl State {
         if let Some(events) = events {
             events.push_back(event);
         }
+    }
+
+    /// Hands out a way to submit. From here on there are events to be taken.
+    pub(super) fn submitter(&mut self) -> Submitter {
+        if self.wants_events {
+            self.events.get_or_insert_default();
+        }
+        self.scheduler.submitter()
     }
 
     fn receive(&mut self) -> Result<()> {
@@ -331,7 +342,8 @@ pub unsafe extern "C" fn inflight_scheduler_create(
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             outputs: Vec::new(),
-            events: flag("events", config.events)?.then(VecDeque::new),
+            wants_events: flag("events", config.events)?,
+            events: None,
         };
         Ok(inflight_scheduler { state: Exclusive::new(state) })
     };
@@ -526,7 +538,8 @@ pub unsafe extern "C" fn inflight_scheduler_abandon(
     unsafe { call(error, body) }
 }
 
-/// Takes the oldest events, at most `capacity` of them.
+/// Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+/// submitter: its commits, and the `preempted` of its steps, say the same.
 ///
 /// Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
 /// NULL if `capacity` is 0.

@@ -438,6 +438,36 @@ static void order_faults(void) {
     close_world(&w);
 }
 
+/* Runs a request of one token: how many events there are. */
+static size_t events_of(inflight_scheduler* scheduler, uint64_t id) {
+    inflight_request request = new_request(id, PROMPT, 3, 1);
+    inflight_step_view step = new_step();
+    uint32_t token = 5;
+    const inflight_samples samples = new_samples(&token, 1);
+    inflight_event events[8];
+    size_t num_events = 77;
+    CHECK(inflight_scheduler_submit(scheduler, &request, NULL) == INFLIGHT_STATUS_OK);
+    CHECK(inflight_scheduler_schedule(scheduler, 1, &step, NULL) == INFLIGHT_STATUS_OK);
+    CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, NULL, NULL) == 0);
+    CHECK(inflight_scheduler_events(scheduler, events, 8, &num_events, NULL) == 0);
+    return num_events;
+}
+
+/* A program that has no submitter need not know of events. */
+static void events_begin_with_a_submitter(void) {
+    inflight_scheduler_config config = new_config(64);
+    for (config.events = 0; config.events <= 1; config.events++) {
+        inflight_scheduler* scheduler = new_scheduler(&config);
+        CHECK(events_of(scheduler, 1) == 0);
+        CHECK(inflight_submitter_create(scheduler, NULL, NULL) == BAD);
+        CHECK(events_of(scheduler, 2) == 0);
+        inflight_submitter_free(new_submitter(scheduler));
+        CHECK(events_of(scheduler, 3) == config.events);
+        CHECK(events_of(scheduler, 4) == config.events);
+        inflight_scheduler_free(scheduler);
+    }
+}
+
 static void report_faults(void) {
     struct world w = open_world();
     inflight_scheduler_stats stats;
@@ -488,6 +518,7 @@ int main(void) {
     step_faults();
     order_faults();
     report_faults();
+    events_begin_with_a_submitter();
     for (int32_t status = -1; status < 1000; status++) {
         CHECK(inflight_status_string(status)[0] != 0);
     }

@@ -89,6 +89,7 @@ fn the_loops_that_readers_copy_serve_a_request() {
         size_t num_events;
         inflight_scheduler_config config = new_config(64);
         inflight_scheduler *scheduler = new_scheduler(&config);
+        inflight_submitter_free(new_submitter(scheduler));
         const size_t prompt_len = 3;";
     let example = format!("{example}inflight_scheduler_free(scheduler);");
     serves("guide_loop", before, &example, 1);
