@@ -7,7 +7,6 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
- *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
  *     check(inflight_scheduler_create(&config, &scheduler, NULL));
  *     check(inflight_scheduler_submit(scheduler, &request, NULL));
@@ -152,7 +151,9 @@
 #define INFLIGHT_POLICY_STATIC 1
 
 /**
- * Lowest `priority` value first, with ageing; the least urgent gives way.
+ * Lowest `priority` value first; the least urgent gives way. Waiting makes up for it: 256 admissions
+ * of others count as one level, and who has seen 1,024 goes first whatever its priority. These
+ * numbers are fixed here.
  */
 #define INFLIGHT_POLICY_PRIORITY 2
 
@@ -658,11 +659,13 @@ typedef struct inflight_error {
      */
     uint32_t has_request;
     /**
-     * The field or argument at fault, as it is spelt in this header; empty where there is none.
+     * The field or argument at fault, as it is spelt in this header, with INVALID_ARGUMENT and
+     * STRUCT_SIZE; empty with all others.
      */
     char field[INFLIGHT_ERROR_FIELD_SIZE];
     /**
-     * What is wrong, in English, UTF-8, cut to fit.
+     * What is wrong, in English, UTF-8, cut to fit. With a field it goes on from the field's name
+     * ("is NULL"): print `field: message`.
      */
     char message[INFLIGHT_ERROR_MESSAGE_SIZE];
 } inflight_error;
@@ -772,8 +775,8 @@ typedef struct inflight_request {
      */
     int32_t priority;
     /**
-     * Repetitions of a pattern at the end of the output that end the request; at least 2, or 0
-     * (the default) for no such rule.
+     * Repetitions of a pattern at the end of the output that end the request; at least 2, with
+     * `repetition_max_pattern` set too, or 0 (the default) for no such rule.
      */
     uint32_t repetition_count;
     /**
@@ -781,7 +784,7 @@ typedef struct inflight_request {
      */
     uint32_t repetition_min_pattern;
     /**
-     * Longest pattern looked for, in tokens.
+     * Longest pattern looked for, in tokens: at least the shortest, where there is a rule.
      */
     uint32_t repetition_max_pattern;
     /**
@@ -878,8 +881,9 @@ typedef struct inflight_scheduler_config {
      */
     uint32_t max_padded_rows;
     /**
-     * 1 (the default) to collect events, which the caller then takes with
-     * `inflight_scheduler_events` after each step: they are kept until then, however many.
+     * 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
+     * or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
+     * they are kept, however many. 0 for none.
      */
     uint32_t events;
     /**
@@ -1524,7 +1528,8 @@ typedef struct inflight_device_info {
 /**
  * Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
  *
- * `inflight_tensor_set_strides` fills in the strides of one without gaps.
+ * `inflight_tensor_set_strides` fills in the strides of one without gaps. It has no `_init`: zero it
+ * first (`inflight_tensor tensor = {0};`).
  */
 typedef struct inflight_tensor {
     /**
@@ -1566,10 +1571,14 @@ typedef struct inflight_tensor {
 /**
  * A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
  * elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
- * interleaved.
+ * interleaved. That the rows of each are apart is checked, and that `v` is not `k`; whether K and V
+ * overlap otherwise is not, nor whether they overlap other tensors.
  *
  * Bases, and strides of dimensions above 1, are multiples of 16 bytes.
  * `inflight_kv_cache_set_strides` fills in the usual ones.
+ *
+ * It has no `_init`: zero it first (`inflight_kv_cache cache = {0};`), for fields that are 0 by
+ * default and those of later versions.
  */
 typedef struct inflight_kv_cache {
     /**
@@ -1650,7 +1659,8 @@ typedef struct inflight_kv_cache {
  * a scheduler's step.
  *
  * A row's keys are those in its blocks: the full ones, and `kv_last_page_len` in the last. They
- * include its own new tokens.
+ * include its own new tokens, which are the last of them: query `i` of a row of `q_len` queries and
+ * `kv_len` keys is at position `kv_len - q_len + i`, by which mask, window and ALiBi go.
  */
 typedef struct inflight_batch {
     /**
@@ -1680,7 +1690,7 @@ typedef struct inflight_batch {
      */
     const int64_t *slot_mapping;
     /**
-     * Position of each token, for rotary embeddings; `[num_tokens]`, or NULL.
+     * Position of each token, for rotary embeddings alone; `[num_tokens]`, or NULL.
      */
     const uint32_t *positions;
     /**
@@ -1854,7 +1864,8 @@ typedef struct inflight_attention_args {
      */
     struct inflight_tensor q;
     /**
-     * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else.
+     * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
+     * `q` in its place is refused, other overlaps are not seen.
      */
     struct inflight_tensor o;
     /**
@@ -2263,7 +2274,8 @@ inflight_status inflight_scheduler_abandon(struct inflight_scheduler *scheduler,
                                            struct inflight_error *error);
 
 /**
- * Takes the oldest events, at most `capacity` of them.
+ * Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+ * submitter: its commits, and the `preempted` of its steps, say the same.
  *
  * Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
  * NULL if `capacity` is 0.
@@ -2365,7 +2377,8 @@ inflight_status inflight_scheduler_reset_prefix_cache(struct inflight_scheduler 
                                                       struct inflight_error *error);
 
 /**
- * A submitter for a scheduler.
+ * A submitter for a scheduler. From the first one on the scheduler collects events, unless its
+ * `config.events` was 0: take them after each step.
  *
  * Outputs: `*out`, to be freed with `inflight_submitter_free`; NULL on failure.
  * Fails: INVALID_ARGUMENT, IN_USE, POISONED.
@@ -2667,7 +2680,7 @@ inflight_status inflight_cache_close(struct inflight_cache *cache,
  * `inflight_cache_take_ops`, to be made before anybody writes to those blocks.
  *
  * Fails, and nothing has changed: OUT_OF_BLOCKS of the host pool; INVALID_ARGUMENT when the
- * sequence has no blocks on the device; IN_USE, POISONED.
+ * sequence has no blocks on the device, or more than the host pool; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_swap_out(struct inflight_cache *cache,

@@ -14,7 +14,19 @@
  *     }
  *
  * inflight.h stays the reference: what a call does, when it fails and on which threads it may be
- * made is said there, under the same name. What this header adds:
+ * made is said there, under the same name: a method has that of its call without the handle's, a
+ * constructor is _create, and _get_ is left out. Other names have
+ *
+ *   scheduler::make_submitter    inflight_submitter_create
+ *   scheduler::request_now       inflight_scheduler_get_request
+ *   cache::register_blocks       inflight_cache_register; unregister_blocks, release_blocks alike
+ *   cache::forget_prefixes       inflight_cache_reset, where OUT_OF_BLOCKS is false
+ *   device::cpu, device::cuda    inflight_device_create_cpu, inflight_device_create_cuda
+ *   device::cuda_count           inflight_cuda_device_count
+ *   batch::from                  inflight_batch_from_step
+ *   make_tensor, make_kv_cache   inflight_tensor_set_strides, inflight_kv_cache_set_strides
+ *
+ * What this header adds:
  *
  * Handles
  *   Each is one pointer, can be moved and not copied, and frees what it has. Calls with a handle
@@ -671,7 +683,8 @@ class step {
     inflight_step_view raw_;
 };
 
-/// What a commit delivers. Its arrays are the scheduler's, valid until the next call with it.
+/// What a commit delivers. Its arrays are the scheduler's, valid until its next schedule, commit or
+/// abandon.
 class outputs_view {
    public:
     outputs_view() noexcept { inflight_outputs_view_init(&raw_, sizeof raw_); }

@@ -27,6 +27,8 @@ pub enum Error {
         prompt_len: usize,
         /// The limit, in tokens of prompt and output together.
         max_model_len: usize,
+        /// The cache's blocks, where the limit is what they hold.
+        blocks: Option<usize>,
     },
     /// The request would not fit even if it had the whole cache to itself.
     NeverFits {
@@ -44,6 +46,8 @@ pub enum Error {
     },
     /// The pool cannot give that many blocks now: retry when some have been freed.
     OutOfBlocks {
+        /// The pool.
+        pool: Pool,
         /// Blocks asked for.
         needed: usize,
         /// Blocks free.
@@ -110,6 +114,24 @@ pub enum Error {
         /// What kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none were.
         built: &'static str,
     },
+}
+
+/// Where blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The pool that kernels read.
+    Device,
+    /// The pool that sequences are swapped to.
+    Host,
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        })
+    }
 }
 
 /// What a call of the CUDA driver returned.
@@ -211,11 +233,14 @@ impl fmt::Display for Error {
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::DuplicateRequest(id) => write!(f, "request {id} is already waiting or running"),
             Self::UnknownRequest(id) => write!(f, "request {id} is neither waiting nor running"),
-            Self::PromptTooLong { id, prompt_len, max_model_len } => write!(
-                f,
-                "request {id}: a prompt of {prompt_len} tokens leaves no room for output below \
-                 max_model_len {max_model_len}"
-            ),
+            Self::PromptTooLong { id, prompt_len, max_model_len, blocks } => {
+                write!(
+                    f,
+                    "request {id}: a prompt of {prompt_len} tokens leaves no room for output below \
+                     max_model_len {max_model_len}"
+                )?;
+                blocks.map_or(Ok(()), |blocks| write!(f, " (all that {blocks} blocks hold)"))
+            }
             Self::NeverFits { id, needed, usable } => write!(
                 f,
                 "request {id} may come to need {needed} blocks, and the cache has {usable}"
@@ -223,8 +248,8 @@ impl fmt::Display for Error {
             Self::QueueFull { max_waiting } => {
                 write!(f, "max_waiting: {max_waiting} requests are waiting already")
             }
-            Self::OutOfBlocks { needed, free } => {
-                write!(f, "{needed} blocks are needed and {free} are free")
+            Self::OutOfBlocks { pool, needed, free } => {
+                write!(f, "{needed} {pool} blocks are needed and {free} are free")
             }
             Self::OutOfMemory { bytes } => {
                 write!(f, "{bytes} bytes of memory are needed, and the system has too few")
@@ -237,7 +262,7 @@ impl fmt::Display for Error {
                 write!(f, "step {step} was named where step {expected} is due")
             }
             Self::OutputMismatch { step, expected, given } => {
-                write!(f, "step {step} samples {expected} rows, and outputs came for {given}")
+                write!(f, "step {step} samples {expected} rows, and samples of {given} came")
             }
             Self::Stalled { head, needed, free } if needed <= free => write!(
                 f,

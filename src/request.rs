@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::cache::ExtraKey;
+use crate::error::{Error, Result};
 use crate::types::{RequestId, Time, Token};
 
 /// A request to generate from a prompt.
@@ -71,9 +72,19 @@ pub struct Repetition {
 }
 
 impl Repetition {
-    /// Whether the fields fit together.
-    pub(crate) fn is_valid(&self) -> bool {
-        self.min_count >= 2 && self.min_pattern.max(1) <= self.max_pattern
+    /// Checks that the fields fit together.
+    pub(crate) fn check(&self, id: RequestId) -> Result<()> {
+        let &Self { min_pattern, max_pattern, min_count } = self;
+        if min_count < 2 {
+            let reason = format!("request {id}: {min_count} is below 2");
+            return Err(Error::argument("repetition.min_count", reason));
+        }
+        if max_pattern < min_pattern.max(1) {
+            let (has, least) = (max_pattern, min_pattern.max(1));
+            let reason = format!("request {id}: {has} is below the shortest pattern, {least}");
+            return Err(Error::argument("repetition.max_pattern", reason));
+        }
+        Ok(())
     }
 
     /// Whether `output` ends in such a repetition.

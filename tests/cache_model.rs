@@ -15,6 +15,7 @@ mod rng;
 
 use cache_world::{World, field, hashes};
 use inflight::cache::{CacheConfig, KvCache};
+use inflight::error::Pool;
 use inflight::{BlockId, Error};
 
 #[test]
@@ -78,7 +79,10 @@ fn handles_of_another_cache_and_empty_sequences_are_refused() {
     assert_eq!(field(cache.free(strangers[1])), "seq");
     assert_eq!(field(cache.swap_out(seq)), "seq", "nothing to swap");
     assert_eq!(field(cache.swap_in(seq)), "seq", "not swapped out");
-    assert_eq!(cache.allocate(seq, &[], 0, 7), Err(Error::OutOfBlocks { needed: 4, free: 3 }));
+    assert_eq!(
+        cache.allocate(seq, &[], 0, 7),
+        Err(Error::OutOfBlocks { pool: Pool::Device, needed: 4, free: 3 })
+    );
     assert_eq!(cache.allocate(seq, &[], 0, 6), Ok(3));
     assert_eq!(cache.num_free(), 0);
     cache.verify().expect("every invariant");

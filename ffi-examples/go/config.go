@@ -70,7 +70,8 @@ type Config struct {
 	// MaxPaddedRows is the largest number of rows that batches are padded to, for CUDA graphs; no
 	// padding by default.
 	MaxPaddedRows int
-	// NoEvents collects no events. With them, [Scheduler.Events] has to be called now and again.
+	// NoEvents collects no events. Without it they are collected from the first [Submitter] on, and
+	// [Scheduler.Events] has to be called now and again.
 	NoEvents bool
 }
 

@@ -201,7 +201,7 @@ type Event struct {
 }
 
 // Events takes the oldest events, as many as events has room for, and returns their number. The
-// others stay for the next call.
+// others stay for the next call. There are none before the first [Submitter].
 func (s *Scheduler) Events(events []Event) (int, error) {
 	border, err := s.enter("events", nil)
 	if err != nil {

@@ -61,6 +61,7 @@ func request(id uint64, prompt string, maxTokens uint32) *inflight.Request {
 func TestRequestsRunToTheirEnd(t *testing.T) {
 	config := inflight.Config{NumBlocks: 64, MaxNumBatchedTokens: 32}
 	s, model := scheduler(t, config), toy.New(config)
+	_ = submitter(t, s) // From here on there are events.
 	prompts := map[uint64]string{1: "once upon a time", 2: "a", 3: "a long one that takes two steps"}
 	for id, prompt := range prompts {
 		if err := s.Submit(request(id, prompt, 40)); err != nil {

@@ -57,7 +57,7 @@ pub use hash::{BlockHash, ExtraKey, HashChain};
 pub use pool::BlockPool;
 pub use table::SeqId;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Pool, Result};
 use crate::types::BlockId;
 use prefix::PrefixIndex;
 use swap::HostPool;
@@ -296,7 +296,11 @@ impl KvCache {
         }
         let needed = self.blocks_needed(seq, hit, write_from, num_tokens);
         if needed > self.pool.num_free() {
-            return Err(Error::OutOfBlocks { needed, free: self.pool.num_free() });
+            return Err(Error::OutOfBlocks {
+                pool: Pool::Device,
+                needed,
+                free: self.pool.num_free(),
+            });
         }
         let mut blocks = std::mem::take(&mut self.tables.get_mut(seq)?.blocks);
         hit.iter().for_each(|&block| self.pool.acquire(block));
@@ -468,7 +472,7 @@ fn pop(
     prefix: &mut Option<PrefixIndex>,
     stats: &mut CacheStats,
 ) -> Result<BlockId> {
-    let block = pool.pop().ok_or(Error::OutOfBlocks { needed: 1, free: 0 })?;
+    let block = pool.pop().ok_or(Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 0 })?;
     if prefix.as_mut().is_some_and(|prefix| prefix.remove(block)) {
         stats.evicted_blocks += 1;
     }

@@ -2,7 +2,7 @@
 
 use super::pool::room;
 use super::{BlockOp, KvCache, SeqId, pop, release_all};
-use crate::error::{Error, Result};
+use crate::error::{Error, Pool, Result};
 
 /// Free blocks of the host pool.
 pub(super) struct HostPool {
@@ -58,15 +58,19 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::OutOfBlocks`] of the host pool, [`Error::InvalidArgument`] when `seq` is unknown,
-    /// swapped out already or without blocks; nothing has changed.
+    /// swapped out already, without blocks or larger than the host pool; nothing has changed.
     pub fn swap_out(&mut self, seq: SeqId) -> Result<()> {
         let table = self.tables.get_mut(seq)?;
         if !table.host.is_empty() || table.blocks.is_empty() {
             return Err(Error::argument("seq", "has no blocks on the device"));
         }
         let (needed, free) = (table.blocks.len(), self.host.free.len());
+        if needed > self.host.num_blocks {
+            let reason = format!("has {needed} blocks, and the host pool {}", self.host.num_blocks);
+            return Err(Error::argument("seq", reason));
+        }
         if needed > free {
-            return Err(Error::OutOfBlocks { needed, free });
+            return Err(Error::OutOfBlocks { pool: Pool::Host, needed, free });
         }
         table.host.extend(self.host.free.drain(free - needed..).rev());
         for (block, &host) in table.blocks.iter().zip(&table.host) {
@@ -91,7 +95,7 @@ impl KvCache {
         }
         let (needed, free) = (table.host.len(), self.pool.num_free());
         if needed > free {
-            return Err(Error::OutOfBlocks { needed, free });
+            return Err(Error::OutOfBlocks { pool: Pool::Device, needed, free });
         }
         for &host in &table.host {
             let block = pop(&mut self.pool, &mut self.prefix, &mut self.stats)?;

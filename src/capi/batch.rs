@@ -13,7 +13,8 @@ use crate::types::BlockId;
 /// a scheduler's step.
 ///
 /// A row's keys are those in its blocks: the full ones, and `kv_last_page_len` in the last. They
-/// include its own new tokens.
+/// include its own new tokens, which are the last of them: query `i` of a row of `q_len` queries and
+/// `kv_len` keys is at position `kv_len - q_len + i`, by which mask, window and ALiBi go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_batch {
@@ -31,7 +32,7 @@ pub struct inflight_batch {
     /// Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
     /// `[num_tokens]`, or NULL where nothing is appended.
     pub slot_mapping: *const i64,
-    /// Position of each token, for rotary embeddings; `[num_tokens]`, or NULL.
+    /// Position of each token, for rotary embeddings alone; `[num_tokens]`, or NULL.
     pub positions: *const u32,
     /// Input tokens, for kernels of the caller's on a GPU; `[num_tokens]`, or NULL.
     pub tokens: *const u32,

@@ -9,7 +9,7 @@ use super::guard::{
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
-use crate::error::Error;
+use crate::error::{Error, Pool};
 use crate::types::{BlockId, Token};
 
 /// What a cache manager is made for.
@@ -199,7 +199,7 @@ pub unsafe extern "C" fn inflight_cache_reset(
             return Ok(());
         }
         let (needed, free) = (state.cache.pool().num_usable(), state.cache.num_free());
-        Err(Error::OutOfBlocks { needed, free }.into())
+        Err(Error::OutOfBlocks { pool: Pool::Device, needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

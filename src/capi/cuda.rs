@@ -114,15 +114,8 @@ impl inflight_kv_cache {
             v: self.v_scales.addr() as u64,
             per_head,
         };
-        let scales = match self.num_scales {
-            0 => None,
-            1 => Some(scales(false)),
-            each if each == self.num_heads => Some(scales(true)),
-            other => {
-                let reason = format!("{other} for {} heads", self.num_heads);
-                return Err(Failure::argument("cache.num_scales", reason));
-            }
-        };
+        self.check_num_scales()?;
+        let scales = (self.num_scales > 0).then(|| scales(self.num_scales > 1));
         let (k, v) = (self.k.addr() as u64, self.v.addr() as u64);
         // SAFETY: as the caller promises.
         unsafe { DeviceCache::new(k, v, layout, scales) }.map_err(failure)

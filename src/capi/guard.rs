@@ -98,7 +98,7 @@ fn check_size<T: Versioned>(field: &'static str, size: usize) -> Result<()> {
         return Ok(());
     }
     let least = T::FIRST_SIZE;
-    let reason = format!("struct_size is {size}, and at least {least} is known; call its _init");
+    let reason = format!("struct_size is {size}, not within {least} to {MOST}: call its _init");
     Err(Failure::new(inflight_status::StructSize, field, reason))
 }
 

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::guard::{Result, array, call, count, output, shared};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::{dtype_of, stride};
+use super::tensor::{INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;
 use crate::kernels::kv::KV_ALIGN;
 use crate::kernels::{KvCache, KvLayout, KvScales, KvStrides};
@@ -16,10 +16,14 @@ pub const INFLIGHT_LAYOUT_HND: u32 = 2;
 
 /// A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
 /// elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
-/// interleaved.
+/// interleaved. That the rows of each are apart is checked, and that `v` is not `k`; whether K and V
+/// overlap otherwise is not, nor whether they overlap other tensors.
 ///
 /// Bases, and strides of dimensions above 1, are multiples of 16 bytes.
 /// `inflight_kv_cache_set_strides` fills in the usual ones.
+///
+/// It has no `_init`: zero it first (`inflight_kv_cache cache = {0};`), for fields that are 0 by
+/// default and those of later versions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_kv_cache {
@@ -159,6 +163,19 @@ impl inflight_kv_cache {
         Ok(layout)
     }
 
+    /// Checks how many scales there are, where there are any.
+    pub(super) fn check_num_scales(&self) -> Result<()> {
+        let (has, heads) = (self.num_scales, self.num_heads);
+        let reason = if has > 0 && self.dtype != INFLIGHT_DTYPE_FP8_E4M3 {
+            format!("is {has}, and scales are for fp8 caches only")
+        } else if has > 1 && has != heads {
+            format!("is {has}, for {heads} heads")
+        } else {
+            return Ok(());
+        };
+        Err(Failure::argument("cache.num_scales", reason))
+    }
+
     /// The cache in this process's memory.
     ///
     /// # Safety
@@ -175,11 +192,8 @@ impl inflight_kv_cache {
     /// # Safety
     /// They are NULL, or as many as the struct says.
     pub(super) unsafe fn host_scales<'a>(&self) -> Result<KvScales<'a>> {
+        self.check_num_scales()?;
         let count = self.num_scales as usize;
-        if count > 1 && self.num_scales != self.num_heads {
-            let reason = format!("{count} for {} heads", self.num_heads);
-            return Err(Failure::argument("cache.num_scales", reason));
-        }
         // SAFETY: as the caller promises.
         let k = unsafe { array("cache.k_scales", self.k_scales, count) }?;
         // SAFETY: as the caller promises.

@@ -256,7 +256,8 @@ pub struct inflight_attention_args {
     pub struct_size: usize,
     /// Queries, `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
     pub q: inflight_tensor,
-    /// Outputs: type of `q`, and its shape with any strides. Overlaps nothing else.
+    /// Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
+    /// `q` in its place is refused, other overlaps are not seen.
     pub o: inflight_tensor,
     /// The layer's K and V, this step's already appended.
     pub cache: *const inflight_kv_cache,

@@ -7,7 +7,6 @@
  *     inflight_scheduler_config config;
  *     inflight_scheduler_config_init(&config, sizeof config);
  *     config.num_blocks = 1024;
- *     config.events = 0;                   // they are for submitters, and then taken in the loop
  *     inflight_scheduler *scheduler;
  *     check(inflight_scheduler_create(&config, &scheduler, NULL));
  *     check(inflight_scheduler_submit(scheduler, &request, NULL));

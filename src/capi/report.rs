@@ -3,7 +3,7 @@
 use super::guard::{Result, Versioned, call, write};
 use super::scheduler::{State, enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
-use crate::error::Error;
+use crate::error::{Error, Pool};
 use crate::types::RequestId;
 
 /// Counters since a scheduler was made, and its state now.
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn inflight_scheduler_reset_prefix_cache(
         }
         let cache = state.scheduler.cache();
         let (needed, free) = (cache.pool().num_usable(), cache.num_free());
-        Err(Error::OutOfBlocks { needed, free }.into())
+        Err(Error::OutOfBlocks { pool: Pool::Device, needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

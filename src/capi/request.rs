@@ -71,12 +71,12 @@ pub struct inflight_request {
     pub eos: u32,
     /// Lower runs first, under a policy that looks at it.
     pub priority: i32,
-    /// Repetitions of a pattern at the end of the output that end the request; at least 2, or 0
-    /// (the default) for no such rule.
+    /// Repetitions of a pattern at the end of the output that end the request; at least 2, with
+    /// `repetition_max_pattern` set too, or 0 (the default) for no such rule.
     pub repetition_count: u32,
     /// Shortest pattern looked for, in tokens; 0 reads as 1.
     pub repetition_min_pattern: u32,
-    /// Longest pattern looked for, in tokens.
+    /// Longest pattern looked for, in tokens: at least the shortest, where there is a rule.
     pub repetition_max_pattern: u32,
     /// 1 if it must not start from a cached prefix: for requests that want the logits of every
     /// prompt position. Its blocks serve others either way.

@@ -16,7 +16,7 @@ use super::step::{
 use crate::batch::{BatchBuilder, RaggedBatch, RowBuckets};
 use crate::cache::CacheConfig;
 use crate::error::Error;
-use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler};
+use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler, Submitter};
 use crate::types::{RequestId, StepId, Time};
 
 use super::event::{EventKind, inflight_event};
@@ -26,7 +26,9 @@ use super::event::{EventKind, inflight_event};
 pub const INFLIGHT_POLICY_CONTINUOUS: u32 = 0;
 /// Request-level batching, the baseline: a batch runs until its last request has ended.
 pub const INFLIGHT_POLICY_STATIC: u32 = 1;
-/// Lowest `priority` value first, with ageing; the least urgent gives way.
+/// Lowest `priority` value first; the least urgent gives way. Waiting makes up for it: 256 admissions
+/// of others count as one level, and who has seen 1,024 goes first whatever its priority. These
+/// numbers are fixed here.
 pub const INFLIGHT_POLICY_PRIORITY: u32 = 2;
 /// Nobody is admitted who might have to give way: TensorRT-LLM's default.
 pub const INFLIGHT_POLICY_NO_EVICT: u32 = 3;
@@ -85,8 +87,9 @@ pub struct inflight_scheduler_config {
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
     /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
-    /// 1 (the default) to collect events, which the caller then takes with
-    /// `inflight_scheduler_events` after each step: they are kept until then, however many.
+    /// 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
+    /// or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
+    /// they are kept, however many. 0 for none.
     pub events: u32,
     /// 0.
     pub reserved: u32,
@@ -220,6 +223,8 @@ pub(super) struct State {
     in_flight: VecDeque<InFlight>,
     spare: Vec<InFlight>,
     outputs: Vec<inflight_output>,
+    wants_events: bool,
+    /// None while nobody could ask for them: without submitters, or not wanted.
     events: Option<VecDeque<inflight_event>>,
 }
 
@@ -228,6 +233,14 @@ impl State {
         if let Some(events) = events {
             events.push_back(event);
         }
+    }
+
+    /// Hands out a way to submit. From here on there are events to be taken.
+    pub(super) fn submitter(&mut self) -> Submitter {
+        if self.wants_events {
+            self.events.get_or_insert_default();
+        }
+        self.scheduler.submitter()
     }
 
     fn receive(&mut self) -> Result<()> {
@@ -329,7 +342,8 @@ pub unsafe extern "C" fn inflight_scheduler_create(
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             outputs: Vec::new(),
-            events: flag("events", config.events)?.then(VecDeque::new),
+            wants_events: flag("events", config.events)?,
+            events: None,
         };
         Ok(inflight_scheduler { state: Exclusive::new(state) })
     };
@@ -524,7 +538,8 @@ pub unsafe extern "C" fn inflight_scheduler_abandon(
     unsafe { call(error, body) }
 }
 
-/// Takes the oldest events, at most `capacity` of them.
+/// Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+/// submitter: its commits, and the `preempted` of its steps, say the same.
 ///
 /// Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
 /// NULL if `capacity` is 0.

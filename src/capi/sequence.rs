@@ -433,7 +433,7 @@ pub unsafe extern "C" fn inflight_cache_close(
 /// `inflight_cache_take_ops`, to be made before anybody writes to those blocks.
 ///
 /// Fails, and nothing has changed: OUT_OF_BLOCKS of the host pool; INVALID_ARGUMENT when the
-/// sequence has no blocks on the device; IN_USE, POISONED.
+/// sequence has no blocks on the device, or more than the host pool; IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_swap_out(

@@ -175,9 +175,11 @@ pub struct inflight_error {
     /// 1 if the failure is about one request: the one that was submitted or named, or with STALLED
     /// the one at the head of the queue.
     pub has_request: u32,
-    /// The field or argument at fault, as it is spelt in this header; empty where there is none.
+    /// The field or argument at fault, as it is spelt in this header, with INVALID_ARGUMENT and
+    /// STRUCT_SIZE; empty with all others.
     pub field: [c_char; INFLIGHT_ERROR_FIELD_SIZE],
-    /// What is wrong, in English, UTF-8, cut to fit.
+    /// What is wrong, in English, UTF-8, cut to fit. With a field it goes on from the field's name
+    /// ("is NULL"): print `field: message`.
     pub message: [c_char; INFLIGHT_ERROR_MESSAGE_SIZE],
 }
 
@@ -275,21 +277,22 @@ impl From<Error> for Failure {
         let status = status.unwrap_or(inflight_status::Corrupt);
         let request = error.request();
         let failure = match error {
-            // One field of a request in Rust, three in C.
-            Error::InvalidArgument { field: "repetition", reason } => {
-                Self::new(status, "repetition_count", reason)
-            }
             Error::InvalidArgument { field, reason } => Self::new(status, field, reason),
             other => Self::new(status, "", other.to_string()),
         };
-        Self { request, ..failure }
+        // A struct in a request in Rust, fields of the request in C.
+        let names = [
+            ("repetition.min_count", "repetition_count"),
+            ("repetition.max_pattern", "repetition_max_pattern"),
+        ];
+        Self { request, ..failure }.renamed(&names)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::CudaUnavailable;
+    use crate::error::{CudaUnavailable, Pool};
     use crate::types::StepId;
 
     #[test]
@@ -299,14 +302,14 @@ mod tests {
             Error::argument("field", "reason"),
             Error::DuplicateRequest(id),
             Error::UnknownRequest(id),
-            Error::PromptTooLong { id, prompt_len: 1, max_model_len: 1 },
+            Error::PromptTooLong { id, prompt_len: 1, max_model_len: 1, blocks: None },
             Error::NeverFits { id, needed: 1, usable: 1 },
             Error::UnknownStep(step),
             Error::StepOutOfOrder { step, expected: step },
             Error::OutputMismatch { step, expected: 1, given: 1 },
             Error::Closed,
             Error::QueueFull { max_waiting: 1 },
-            Error::OutOfBlocks { needed: 1, free: 1 },
+            Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 1 },
             Error::TooManyStepsInFlight { limit: 1 },
             Error::Stalled { head: id, needed: 1, free: 1 },
             Error::OutOfMemory { bytes: 1 },

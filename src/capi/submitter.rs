@@ -28,7 +28,8 @@ impl inflight_submitter {
     }
 }
 
-/// A submitter for a scheduler.
+/// A submitter for a scheduler. From the first one on the scheduler collects events, unless its
+/// `config.events` was 0: take them after each step.
 ///
 /// Outputs: `*out`, to be freed with `inflight_submitter_free`; NULL on failure.
 /// Fails: INVALID_ARGUMENT, IN_USE, POISONED.
@@ -41,10 +42,10 @@ pub unsafe extern "C" fn inflight_submitter_create(
 ) -> inflight_status {
     let make = || {
         // SAFETY: NULL or a scheduler that lives.
-        let state = unsafe { enter(scheduler) }?;
+        let mut state = unsafe { enter(scheduler) }?;
         // SAFETY: as above.
         let watch = unsafe { shared("scheduler", scheduler.cast_const()) }?.state.watch();
-        Ok(inflight_submitter { submitter: state.scheduler.submitter(), scheduler: watch })
+        Ok(inflight_submitter { submitter: state.submitter(), scheduler: watch })
     };
     // SAFETY: `out` is NULL or the caller's to be written, `error` NULL or the caller's.
     unsafe { create("out", out, error, make) }

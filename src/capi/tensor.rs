@@ -39,7 +39,8 @@ pub(super) fn number_of(dtype: DType) -> u32 {
 
 /// Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
 ///
-/// `inflight_tensor_set_strides` fills in the strides of one without gaps.
+/// `inflight_tensor_set_strides` fills in the strides of one without gaps. It has no `_init`: zero it
+/// first (`inflight_tensor tensor = {0};`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_tensor {

@@ -320,6 +320,15 @@ pub struct AttentionArgs<'a> {
     pub mask: Option<Mask<'a>>,
 }
 
+/// Refuses outputs in the place of the queries, which other threads still read. Without tokens there
+/// are neither.
+pub(crate) fn check_not_in_place<T: PartialEq>(num_tokens: usize, q: T, o: T) -> Result<()> {
+    if num_tokens > 0 && q == o {
+        return Err(Error::argument("o", "is q: attention does not work in place"));
+    }
+    Ok(())
+}
+
 impl AttentionArgs<'_> {
     /// Checks all against the configuration and the rows planned: `extents` of (q_len, kv_len).
     pub(crate) fn check(
@@ -335,6 +344,7 @@ impl AttentionArgs<'_> {
         self.q.check("q", q_dtype, num_tokens, num_q_heads, head_dim)?;
         self.o.check("o", q_dtype, num_tokens, num_q_heads, head_dim)?;
         self.o.check_disjoint("o")?;
+        check_not_in_place(num_tokens, self.q.as_ptr(), self.o.as_ptr().cast_const())?;
         let KvLayout { dtype, num_heads, head_dim: dim, .. } = *self.cache.layout();
         if dtype != kv_dtype || num_heads != num_kv_heads || dim != head_dim {
             let reason = format!(

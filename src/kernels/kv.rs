@@ -136,6 +136,15 @@ impl KvLayout {
     }
 }
 
+/// Refuses V in the place of K: the one overlap that is told from the bases alone, and what is left
+/// of an interleaved layout whose V was forgotten.
+pub(crate) fn check_apart<T: PartialEq>(k: T, v: T) -> Result<()> {
+    if k == v {
+        return Err(Error::argument("v", "is k: values would be written over the keys"));
+    }
+    Ok(())
+}
+
 /// Refuses a head dimension that no kernel has.
 pub(crate) fn check_head_dim(head_dim: usize) -> Result<()> {
     if head_dim == 0 || head_dim > 256 || !head_dim.is_multiple_of(8) {
@@ -219,7 +228,8 @@ impl<'a> KvCache<'a> {
     /// K and V in memory that another language owns.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming `k`, `v` or the field of `layout` at fault.
+    /// [`Error::InvalidArgument`] naming `k`, `v` (where it is `k`, too) or the field of `layout` at
+    /// fault.
     ///
     /// # Safety
     /// All that `layout` spans from `k` and from `v` is initialised memory, valid for 'a and
@@ -231,6 +241,7 @@ impl<'a> KvCache<'a> {
                 return Err(Error::argument(field, "is null or not aligned to 16 bytes"));
             }
         }
+        check_apart(k.addr(), v.addr())?;
         Ok(Self { k, v, layout, borrow: PhantomData })
     }
 

@@ -33,13 +33,14 @@ impl Limits {
         if request.max_tokens == 0 {
             return Err(Error::argument("max_tokens", format!("request {id} asks for 0 tokens")));
         }
-        if request.repetition.is_some_and(|rule| !rule.is_valid()) {
-            let reason = "needs 2 <= min_count and max(1, min_pattern) <= max_pattern";
-            return Err(Error::argument("repetition", format!("request {id}: {reason}")));
+        if let Some(rule) = request.repetition {
+            rule.check(id)?;
         }
         let (prompt_len, max_model_len) = (request.prompt.len(), self.max_model_len);
         if prompt_len >= max_model_len {
-            return Err(Error::PromptTooLong { id, prompt_len, max_model_len });
+            let whole = self.usable.saturating_mul(self.block_size) == max_model_len;
+            let blocks = whole.then_some(self.usable);
+            return Err(Error::PromptTooLong { id, prompt_len, max_model_len, blocks });
         }
         // The KV of the last token is never computed.
         let most = (prompt_len + request.max_tokens as usize).min(max_model_len) - 1;

@@ -194,7 +194,8 @@ static void request_faults(void) {
     REQUEST(BAD, "contents.id_len", request.contents = &bad_content, request.num_contents = 1);
     REQUEST(BAD, "skip_prefix_cache", request.skip_prefix_cache = 2);
     REQUEST(BAD, "repetition_count", request.repetition_count = 1);
-    REQUEST(BAD, "repetition_count", request.repetition_count = 2,
+    REQUEST(BAD, "repetition_max_pattern", request.repetition_count = 2);
+    REQUEST(BAD, "repetition_max_pattern", request.repetition_count = 2,
             request.repetition_min_pattern = 3, request.repetition_max_pattern = 2);
     static const uint32_t long_prompt[128];
     REQUEST(INFLIGHT_STATUS_PROMPT_TOO_LONG, "", request.prompt = long_prompt,
@@ -315,6 +316,14 @@ static void requests_of_faults(void) {
     request = new_request(big, PROMPT, 20, 400);
     ABOUT(big, INFLIGHT_STATUS_NEVER_FITS, inflight_scheduler_submit(small, &request, &error));
     inflight_scheduler_free(small);
+
+    /* Where nobody said a limit, it says whence it is. */
+    config.max_model_len = 0;
+    small = new_scheduler(&config);
+    request.prompt_len = 3 * config.block_size;
+    ABOUT(big, INFLIGHT_STATUS_PROMPT_TOO_LONG, inflight_scheduler_submit(small, &request, &error));
+    CHECK(strstr(error.message, "(all that 3 blocks hold)") != NULL);
+    inflight_scheduler_free(small);
 }
 
 static void step_faults(void) {
@@ -357,6 +366,9 @@ static void step_faults(void) {
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens = 0);
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens--);
     SAMPLES(INFLIGHT_STATUS_OUTPUT_MISMATCH, "", samples.num_tokens++);
+    SAYS("samples of 4 came", COMMIT(id));
+    samples.struct_size = 7;
+    SAYS("not within", COMMIT(id));
     uint32_t indptr[4] = {0, 1, 2, 3};
     SAMPLES(BAD, "samples.indptr", samples.indptr_len = 4);
     SAMPLES(BAD, "samples.indptr", samples.indptr = MISALIGNED(indptr), samples.indptr_len = 3);
@@ -426,6 +438,36 @@ static void order_faults(void) {
     close_world(&w);
 }
 
+/* Runs a request of one token: how many events there are. */
+static size_t events_of(inflight_scheduler* scheduler, uint64_t id) {
+    inflight_request request = new_request(id, PROMPT, 3, 1);
+    inflight_step_view step = new_step();
+    uint32_t token = 5;
+    const inflight_samples samples = new_samples(&token, 1);
+    inflight_event events[8];
+    size_t num_events = 77;
+    CHECK(inflight_scheduler_submit(scheduler, &request, NULL) == INFLIGHT_STATUS_OK);
+    CHECK(inflight_scheduler_schedule(scheduler, 1, &step, NULL) == INFLIGHT_STATUS_OK);
+    CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, NULL, NULL) == 0);
+    CHECK(inflight_scheduler_events(scheduler, events, 8, &num_events, NULL) == 0);
+    return num_events;
+}
+
+/* A program that has no submitter need not know of events. */
+static void events_begin_with_a_submitter(void) {
+    inflight_scheduler_config config = new_config(64);
+    for (config.events = 0; config.events <= 1; config.events++) {
+        inflight_scheduler* scheduler = new_scheduler(&config);
+        CHECK(events_of(scheduler, 1) == 0);
+        CHECK(inflight_submitter_create(scheduler, NULL, NULL) == BAD);
+        CHECK(events_of(scheduler, 2) == 0);
+        inflight_submitter_free(new_submitter(scheduler));
+        CHECK(events_of(scheduler, 3) == config.events);
+        CHECK(events_of(scheduler, 4) == config.events);
+        inflight_scheduler_free(scheduler);
+    }
+}
+
 static void report_faults(void) {
     struct world w = open_world();
     inflight_scheduler_stats stats;
@@ -476,6 +518,7 @@ int main(void) {
     step_faults();
     order_faults();
     report_faults();
+    events_begin_with_a_submitter();
     for (int32_t status = -1; status < 1000; status++) {
         CHECK(inflight_status_string(status)[0] != 0);
     }

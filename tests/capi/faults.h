@@ -41,6 +41,15 @@ static void compare(const struct world* w, const struct state* before, inflight_
         compare(&w, &before, status, wanted, error, name, #call, __FILE__, __LINE__); \
     } while (0)
 
+/* What the message says. */
+#define SAYS(text, call)                             \
+    do {                                             \
+        inflight_error detail = new_error();         \
+        inflight_error* error = &detail;             \
+        CHECK((call) != INFLIGHT_STATUS_OK);         \
+        CHECK(strstr(error->message, text) != NULL); \
+    } while (0)
+
 #define BAD INFLIGHT_STATUS_INVALID_ARGUMENT
 #define SIZE INFLIGHT_STATUS_STRUCT_SIZE
 #define ABOVE_MAX ((uint32_t)INFLIGHT_MAX_COUNT + 1)

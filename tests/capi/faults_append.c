@@ -97,7 +97,7 @@ static void append_faults(void) {
     REFUSED_FIELD(cache, block_size = PAGE - 1, "cache.block_size", APPEND);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "slot_mapping", APPEND);
     REFUSED_FIELD(cache, num_heads = 1, "k", APPEND);
-    REFUSED_FIELD(cache, num_scales = 1, "cache.k_scales", APPEND);
+    REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", APPEND);
     REFUSED_FIELD(cache, num_scales = UINT32_MAX, "cache.num_scales", APPEND);
 
     /* Rotation. */
@@ -130,6 +130,8 @@ static void append_faults(void) {
 #define Q_FAULT(assignment) REFUSED_FIELD(q, assignment, "q", APPEND)
     Q_FAULT(data = NULL);
     Q_FAULT(data = MISALIGNED(w.q));
+    Q_FAULT(data = args.k.data);
+    Q_FAULT(data = args.v.data);
     Q_FAULT(tokens = TOKENS - 1);
     Q_FAULT(tokens = UINT64_MAX);
     Q_FAULT(heads = 0);

@@ -276,6 +276,7 @@ static void sequence_faults(void) {
     REFUSED(BAD, "seq", inflight_cache_swap_in(w.cache, held, error));
     REFUSED(BAD, "seq", inflight_cache_swap_in(w.cache, bare, error));
     REFUSED(INFLIGHT_STATUS_OUT_OF_BLOCKS, "", inflight_cache_swap_out(w.cache, held, error));
+    SAYS("3 host blocks are needed", inflight_cache_swap_out(w.cache, held, error));
 
     /* Numbers of tokens that are more than there are ask for all there is. */
     struct state before = look(&w);
@@ -330,7 +331,9 @@ static void allocation_faults(void) {
     CHECK(inflight_cache_allocate(w.cache, all, 0, 0, 32, NULL, NULL) == INFLIGHT_STATUS_OK);
     REFUSED(INFLIGHT_STATUS_OUT_OF_BLOCKS, "",
             inflight_cache_swap_in(w.cache, w.sequences[SWAPPED], error));
-    REFUSED(INFLIGHT_STATUS_OUT_OF_BLOCKS, "", inflight_cache_swap_out(w.cache, all, error));
+    SAYS("device blocks are needed", inflight_cache_swap_in(w.cache, w.sequences[SWAPPED], error));
+    /* It is no matter of time where the host pool is too small. */
+    REFUSED(BAD, "seq", inflight_cache_swap_out(w.cache, all, error));
     CHECK(inflight_cache_close(w.cache, all, NULL) == INFLIGHT_STATUS_OK);
     close_world(&w);
 }

@@ -62,7 +62,6 @@ static inline void tell(const inflight_event *events, size_t n) {
 int main(void) {
     static const uint32_t prompt[] = {1, 2, 3};
     static uint32_t sampled[8];
-    inflight_request request = new_request(1, prompt, 3, 5);
 "#;
 
 /// Runs an example: one request of 5 tokens is served, and the events are as many as it takes.
@@ -79,7 +78,8 @@ fn the_loops_that_readers_copy_serve_a_request() {
     let header = text();
     let lines = header.lines().skip_while(|line| !line.starts_with(" *     "));
     let lines = lines.map_while(|line| line.strip_prefix(" *     "));
-    serves("header_loop", "", &lines.collect::<Vec<_>>().join("\n"), 0);
+    let before = "inflight_request request = new_request(1, prompt, 3, 5);";
+    serves("header_loop", before, &lines.collect::<Vec<_>>().join("\n"), 0);
 
     let guide = fs::read_to_string(root().join("docs/c-abi.md")).expect("the guide is there");
     let (_, rest) = guide.split_once("```c\n").expect("it has an example");
@@ -89,7 +89,8 @@ fn the_loops_that_readers_copy_serve_a_request() {
         size_t num_events;
         inflight_scheduler_config config = new_config(64);
         inflight_scheduler *scheduler = new_scheduler(&config);
-        check(inflight_scheduler_submit(scheduler, &request, &error));";
+        inflight_submitter_free(new_submitter(scheduler));
+        const size_t prompt_len = 3;";
     let example = format!("{example}inflight_scheduler_free(scheduler);");
     serves("guide_loop", before, &example, 1);
 }

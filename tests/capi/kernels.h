@@ -133,6 +133,7 @@ static inline void fill(float* numbers, size_t len, uint64_t seed) {
     do {                                                                         \
         SIDE_FAULTS(cache, k, "cache.k", call);                                  \
         SIDE_FAULTS(cache, v, "cache.v", call);                                  \
+        REFUSED_FIELD(cache, v = (cache).k, "cache.v", call);                    \
         REFUSED_FIELD(cache, num_blocks = 0, "cache.num_blocks", call);          \
         REFUSED_FIELD(cache, num_blocks = ABOVE_MAX, "cache.num_blocks", call);  \
         REFUSED_FIELD(cache, num_blocks = UINT64_MAX, "cache.num_blocks", call); \

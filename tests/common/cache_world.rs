@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use inflight::cache::{BlockHash, CacheConfig, ExtraKey, HashChain, KvCache, SeqId};
+use inflight::error::Pool;
 use inflight::{BlockId, Error, Token};
 
 use crate::device::{Device, histories};
@@ -188,7 +189,7 @@ impl World {
         let result = self.cache.allocate(s.id, hit, from, end);
         if needed > free {
             self.counts.out_of_blocks += 1;
-            assert_eq!(result, Err(Error::OutOfBlocks { needed, free }));
+            assert_eq!(result, Err(Error::OutOfBlocks { pool: Pool::Device, needed, free }));
             return false;
         }
         assert_eq!(result, Ok(needed));
@@ -342,9 +343,12 @@ impl World {
         if needed == 0 {
             return assert_eq!(field(result), "seq", "nothing to swap, or swapped already");
         }
+        if needed > self.config.num_host_blocks {
+            return assert_eq!(field(result), "seq", "it never fits");
+        }
         if needed > free {
             self.counts.out_of_host_blocks += 1;
-            return assert_eq!(result, Err(Error::OutOfBlocks { needed, free }));
+            return assert_eq!(result, Err(Error::OutOfBlocks { pool: Pool::Host, needed, free }));
         }
         assert_eq!(result, Ok(()));
         let mut ops = Vec::new();
@@ -367,7 +371,10 @@ impl World {
         let result = self.cache.swap_in(s.id);
         if needed > free {
             self.counts.out_of_blocks += 1;
-            return assert_eq!(result, Err(Error::OutOfBlocks { needed, free }));
+            return assert_eq!(
+                result,
+                Err(Error::OutOfBlocks { pool: Pool::Device, needed, free })
+            );
         }
         assert_eq!(result, Ok(()));
         self.naive.swap_in(&mut s.table);

@@ -1,7 +1,7 @@
 //! Calls that are refused: a typed error, and nothing has changed.
 
 use inflight::cache::CacheConfig;
-use inflight::error::{CudaError, CudaUnavailable};
+use inflight::error::{CudaError, CudaUnavailable, Pool};
 use inflight::request::Repetition;
 use inflight::{Config, Error, FinishReason, Policy, Request, RequestId, Sampled, Scheduler};
 use inflight::{StepId, Token};
@@ -99,13 +99,15 @@ fn a_request_that_cannot_be_served_is_refused() {
     let id = RequestId(0);
     assert_eq!(field(submit(request(0, 0, 1))), "prompt");
     assert_eq!(field(submit(request(0, 1, 0))), "max_tokens");
-    for rule in [(1, 1, 1), (2, 1, 2), (0, 0, 2)] {
+    for (rule, at) in
+        [((1, 1, 1), "min_count"), ((2, 1, 2), "max_pattern"), ((0, 0, 2), "max_pattern")]
+    {
         let (min_pattern, max_pattern, min_count) = rule;
         let mut bad = request(0, 1, 1);
         bad.repetition = Some(Repetition { min_pattern, max_pattern, min_count });
-        assert_eq!(field(submit(bad)), "repetition", "{rule:?}");
+        assert_eq!(field(submit(bad)), format!("repetition.{at}"), "{rule:?}");
     }
-    let too_long = Error::PromptTooLong { id, prompt_len: 30, max_model_len: 30 };
+    let too_long = Error::PromptTooLong { id, prompt_len: 30, max_model_len: 30, blocks: None };
     assert_eq!(submit(request(0, 30, 1)), too_long);
     let never = Error::NeverFits { id, needed: 6, usable: 5 };
     assert_eq!(submit(request(0, 1, 21)), never, "21 tokens of KV");
@@ -169,13 +171,13 @@ fn status_numbers_never_change() {
         (100, argument),
         (101, Error::DuplicateRequest(id)),
         (102, Error::UnknownRequest(id)),
-        (103, Error::PromptTooLong { id, prompt_len: 1, max_model_len: 1 }),
+        (103, Error::PromptTooLong { id, prompt_len: 1, max_model_len: 1, blocks: None }),
         (104, Error::NeverFits { id, needed: 1, usable: 0 }),
         (105, Error::UnknownStep(step)),
         (106, Error::StepOutOfOrder { step, expected: step }),
         (107, Error::OutputMismatch { step, expected: 1, given: 0 }),
         (200, Error::QueueFull { max_waiting: 1 }),
-        (201, Error::OutOfBlocks { needed: 1, free: 0 }),
+        (201, Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 0 }),
         (202, Error::TooManyStepsInFlight { limit: 1 }),
         (203, Error::Stalled { head: id, needed: 1, free: 0 }),
         (204, Error::OutOfMemory { bytes: 1 }),

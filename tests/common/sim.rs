@@ -124,7 +124,9 @@ impl Sim {
         let expected = if self.live.contains_key(&id) {
             Err(Error::DuplicateRequest(id))
         } else if prompt_len >= max_model_len {
-            Err(Error::PromptTooLong { id, prompt_len, max_model_len })
+            let usable = cache.num_blocks - 1;
+            let blocks = (usable * cache.block_size == max_model_len).then_some(usable);
+            Err(Error::PromptTooLong { id, prompt_len, max_model_len, blocks })
         } else if needed > cache.num_blocks - 1 {
             Err(Error::NeverFits { id, needed, usable: cache.num_blocks - 1 })
         } else if self.scheduler.num_waiting() >= self.setup.config.max_waiting {

@@ -119,7 +119,7 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
 
     type Change = fn(&mut AttentionArgs);
-    let attend: [(&str, Change); 17] = [
+    let attend: [(&str, Change); 18] = [
         ("q", |a| a.q = tensor(a.q, 2, |_| ())),
         ("q", |a| a.q = tensor(a.q, 8, |_| ())),
         ("q", |a| a.q = tensor(a.q, 0, |s| s.token_stride += 1)),
@@ -133,6 +133,7 @@ fn addresses_and_strides_that_kernels_cannot_use() {
         ("o", |a| a.o = tensor(a.o, 0, |s| s.head_stride = 0)),
         ("o", |a| a.o = tensor(a.o, 0, |s| s.token_stride = 64)),
         ("o", |a| a.o = tensor(a.o, 0, |s| s.tokens = 0)),
+        ("o", |a| a.o = a.q),
         ("lse", |a| a.lse += 1),
         ("lse", |a| a.lse += 2),
         ("alibi_slopes", |a| a.alibi_slopes = a.lse + 3),
@@ -161,17 +162,18 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     assert_eq!(kv(base, 0, good, None), "v");
     assert_eq!(kv(base + 2, base, good, None), "k");
     assert_eq!(kv(base, base + 8, good, None), "v");
-    assert_eq!(kv(base, base, with(|l| l.k.block += 4), None), "layout.k");
-    assert_eq!(kv(base, base, with(|l| l.v.block += 1), None), "layout.v");
-    assert_eq!(kv(base, base, with(|l| l.dtype = DType::F32), None), "dtype");
+    assert_eq!(kv(base, base, good, None), "v", "in the place of k");
+    assert_eq!(kv(base, base + 16, with(|l| l.k.block += 4), None), "layout.k");
+    assert_eq!(kv(base, base + 16, with(|l| l.v.block += 1), None), "layout.v");
+    assert_eq!(kv(base, base + 16, with(|l| l.dtype = DType::F32), None), "dtype");
     let scales = |k, v| Some(DeviceScales { k, v, per_head: false });
-    assert_eq!(kv(base, base, good, scales(base, base)), "scales");
+    assert_eq!(kv(base, base + 16, good, scales(base, base)), "scales");
     let fp8 = with(|l| l.dtype = DType::Fp8E4m3);
-    assert_eq!(kv(base, base, fp8, None), "scales");
-    assert_eq!(kv(base, base, fp8, scales(0, base)), "scales");
-    assert_eq!(kv(base, base, fp8, scales(base, 0)), "scales");
-    assert_eq!(kv(base, base, fp8, scales(base + 2, base)), "scales");
-    assert_eq!(kv(base, base, fp8, scales(base, base + 1)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, None), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(0, base)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, 0)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(base + 2, base)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, base + 1)), "scales");
 
     let append = Append::new(&gpu.cuda, DType::Bf16, DType::Bf16).unwrap();
     let new = tensor(device.args.q, 0, |s| (s.heads, s.token_stride) = (2, 256));
@@ -184,7 +186,7 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     };
     let args = AppendArgs { k: new, v: new, cache: device.args.cache, rope: Some(rope) };
     type AppendChange = fn(&mut AppendArgs, &mut Rope);
-    let appends: [(&str, AppendChange); 12] = [
+    let appends: [(&str, AppendChange); 13] = [
         ("k", |a, _| a.k = tensor(a.k, 2, |_| ())),
         ("k", |a, _| a.k = tensor(a.k, 0, |s| s.token_stride += 4)),
         ("k", |a, _| a.k = tensor(a.k, 0, |s| s.tokens -= 1)),
@@ -197,6 +199,8 @@ fn addresses_and_strides_that_kernels_cannot_use() {
         ("rotary_dim", |_, r| r.rotary_dim = 66),
         ("q", |_, r| r.q = r.q.map(|q| tensor(q, 4, |_| ()))),
         ("q", |_, r| r.q = r.q.map(|q| tensor(q, 0, |s| s.token_stride += 2))),
+        // All is well but that the keys are where the queries are.
+        ("q", |_, _| ()),
     ];
     for (i, (want, change)) in appends.into_iter().enumerate() {
         let (mut args, mut rope) = (args, rope);

@@ -579,7 +579,7 @@ class Scheduler(Guarded):
             step._end()
 
     def events(self) -> List[Event]:
-        """Takes what happened since the last call."""
+        """Takes what happened since the last call; nothing is collected before the first submitter."""
         buffer, count = (c.Event * _EVENTS_AT_ONCE)(), c_size_t(_EVENTS_AT_ONCE)
         with self._lock:
             # Where a call fails, those before it are kept for the next.

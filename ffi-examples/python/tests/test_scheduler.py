@@ -51,6 +51,7 @@ def drain(scheduler, outputs=None):
 def test_requests_run_to_their_end():
     prompts = {i: np.arange(100 * i, 100 * i + 20 + 7 * i, dtype=np.uint32) for i in range(5)}
     with Scheduler(num_blocks=32, max_num_batched_tokens=32, max_num_seqs=3) as scheduler:
+        scheduler.submitter()  # from here on there are events
         for i, prompt in prompts.items():
             scheduler.submit(Request(i, prompt, max_tokens=4 + i))
         outputs = drain(scheduler)
@@ -209,6 +210,7 @@ def test_threads_do_not_share_what_they_give():
 
 def test_no_event_is_lost(monkeypatch):
     scheduler = Scheduler(num_blocks=64, max_num_seqs=300)
+    scheduler.submitter()
     for i in range(200):
         scheduler.submit(Request(i, [1], 1))
     drain(scheduler)
@@ -228,6 +230,7 @@ def test_no_event_is_lost(monkeypatch):
 
 def test_each_event_is_taken_once(monkeypatch):
     scheduler = Scheduler(num_blocks=64, max_waiting=2000)
+    scheduler.submitter()
     for i in range(1100):
         scheduler.submit(Request(i, [1], 1))
     drain(scheduler)
@@ -275,6 +278,7 @@ def test_threads_take_each_event_once():
 
 def test_numbers_of_newer_libraries_are_kept(monkeypatch):
     scheduler = Scheduler(num_blocks=16)
+    scheduler.submitter()
     for i in (1, 2):
         scheduler.submit(Request(i, [1, 2, 3], 1))
     commit, take = scheduler_module._commit, scheduler_module.lib.inflight_scheduler_events
@@ -423,6 +427,7 @@ def test_two_steps_in_flight():
 def test_preemption_is_told_and_changes_no_tokens():
     prompts = {i: [10 * i + j for j in range(8)] for i in range(4)}
     with Scheduler(num_blocks=9, block_size=4) as scheduler:
+        scheduler.submitter()
         for i, prompt in prompts.items():
             scheduler.submit(Request(i, prompt, 12))
         assert drain(scheduler) == {i: expected(p, 12) for i, p in prompts.items()}

@@ -395,7 +395,7 @@ fn every_field_of_a_run_is_checked() {
         (inflight_kv_cache { num_heads: 1, ..cache }, "cache"),
         (inflight_kv_cache { head_dim: 12, ..cache }, "cache.head_dim"),
         (inflight_kv_cache { dtype: 9, ..cache }, "cache.dtype"),
-        (inflight_kv_cache { num_scales: 1, ..cache }, "cache.k_scales"),
+        (inflight_kv_cache { num_scales: 1, ..cache }, "cache.num_scales"),
         (
             inflight_kv_cache {
                 num_scales: 1,
@@ -403,7 +403,7 @@ fn every_field_of_a_run_is_checked() {
                 v_scales: scale.as_ptr(),
                 ..cache
             },
-            "cache.k_scales",
+            "cache.num_scales",
         ),
         (inflight_kv_cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..cache }, "cache.reserved"),
     ] {

@@ -327,7 +327,7 @@ fn what_cannot_be_is_refused() {
         let other = cache.open(ptr::null());
         let full = refused(|e| inflight_cache_allocate(c, other, 0, 0, 1, none, e)).0;
         assert_eq!(full, inflight_status::OutOfBlocks);
-        assert_eq!(refused(|e| inflight_cache_swap_out(c, seq, e)).0, inflight_status::OutOfBlocks);
+        assert_eq!(field(|e| inflight_cache_swap_out(c, seq, e)), "seq");
         assert_eq!(field(|e| inflight_cache_swap_in(c, seq, e)), "seq");
         done(|e| inflight_cache_truncate(c, seq, huge, e));
         done(|e| inflight_cache_register(c, seq, huge, e));

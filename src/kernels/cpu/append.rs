@@ -104,9 +104,23 @@ impl Append<'_> {
         self.scales.check(layout)?;
         if let Some(rope) = &self.rope {
             rope.check(tokens, head_dim)?;
+            let q = rope.q.as_ref().map(|q| q.as_ptr().cast_const());
+            check_queries_apart(tokens, q, [self.k.as_ptr(), self.v.as_ptr()])?;
         }
         check_slots(self.slot_mapping, layout.num_blocks as u64 * layout.block_size as u64)
     }
+}
+
+/// Refuses queries, which are rotated in place, in the place of the new keys or values.
+pub(crate) fn check_queries_apart<T: PartialEq>(
+    tokens: usize,
+    q: Option<T>,
+    new: [T; 2],
+) -> Result<()> {
+    if tokens > 0 && q.is_some_and(|q| new.contains(&q)) {
+        return Err(Error::argument("q", "is k or v: it is rotated in place"));
+    }
+    Ok(())
 }
 
 impl Rope<'_> {

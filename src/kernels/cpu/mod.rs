@@ -60,6 +60,8 @@ mod part;
 mod simd;
 mod softmax;
 
+#[cfg(feature = "cuda-driver")]
+pub(crate) use append::check_queries_apart;
 pub use append::{Append, Rope, append};
 pub use attention::Attention;
 pub use blocks::move_blocks;

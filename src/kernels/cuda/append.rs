@@ -8,6 +8,7 @@ use super::tensor::{DeviceCache, DeviceTensor};
 use crate::device::cuda::{Cuda, CudaStream, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
 use crate::kernels::DType;
+use crate::kernels::cpu::check_queries_apart;
 use crate::kernels::rope::RopePairs;
 
 /// Rotary position embedding, applied to new keys and, in place, to queries; positions are the
@@ -195,6 +196,8 @@ impl Append {
         if let Some(q) = rope.q {
             q.check_room("q", tokens, capturing)?;
             q.check("q", self.new, tokens, q.shape().heads, dim)?;
+            let new = [args.k.address(), args.v.address()];
+            check_queries_apart(tokens, Some(q.address()), new)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::tensor::{DeviceCache, DeviceTensor};
 use super::workspace::{Loaded, Scratch, Workspace};
 use crate::device::cuda::{Cuda, CudaStream};
 use crate::error::{Error, Result};
+use crate::kernels::attention::check_not_in_place;
 use crate::kernels::{AttentionConfig, BatchView, Mask};
 use crate::plan::{Extent, Plan, PlanConfig};
 
@@ -429,6 +430,7 @@ impl Attention {
             tensor.check_room(field, tokens, capturing)?;
             tensor.check(field, q_dtype, tokens, num_q_heads, head_dim)?;
         }
+        check_not_in_place(tokens, args.q.address(), args.o.address())?;
         let layout = args.cache.layout();
         if (layout.dtype, layout.num_heads, layout.head_dim) != (kv_dtype, num_kv_heads, head_dim) {
             let reason = format!(

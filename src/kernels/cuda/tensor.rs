@@ -2,6 +2,7 @@
 
 use crate::device::cuda::check_alignment;
 use crate::error::{Error, Result};
+use crate::kernels::kv::check_apart;
 use crate::kernels::tensor::{DType, Shape};
 use crate::kernels::{KvLayout, KvStrides};
 
@@ -140,6 +141,7 @@ impl DeviceCache {
             ];
             check_alignment(field, address, &strides)?;
         }
+        check_apart(k, v)?;
         match (layout.dtype, scales) {
             (DType::Fp8E4m3, None) => Err(Error::argument("scales", "an fp8 cache has some")),
             (DType::Fp8E4m3, Some(DeviceScales { k: 0, .. } | DeviceScales { v: 0, .. })) => {

@@ -52,13 +52,14 @@ fn bad_caches(good: inflight_kv_cache) -> Vec<(inflight_kv_cache, &'static str)>
     vec![
         (Cache { k: ptr::null_mut(), ..good }, "cache.k"),
         (Cache { v: odd(good.v, 8), ..good }, "cache.v"),
+        (Cache { v: good.k, ..good }, "cache.v"),
         (Cache { k_block_stride: -1, ..good }, "cache.k"),
         (Cache { v_token_stride: good.v_token_stride + 4, ..good }, "cache.v"),
         (Cache { num_blocks: 0, ..good }, "cache.num_blocks"),
         (Cache { head_dim: 12, ..good }, "cache.head_dim"),
         (Cache { dtype: 9, ..good }, "cache.dtype"),
         (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache.dtype"),
-        (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.k_scales"),
+        (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.num_scales"),
         (Cache { dtype: INFLIGHT_DTYPE_FP8_E4M3, ..good }, "cache.k_scales"),
         (Cache { num_scales: 7, ..good }, "cache.num_scales"),
         (Cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..good }, "cache.reserved"),
@@ -97,6 +98,7 @@ fn every_field_of_a_layer_is_checked() {
         assert_eq!(field(run(Run { q: bad, ..good })), "q", "{bad:?}");
         assert_eq!(field(run(Run { o: bad, ..good })), "o", "{bad:?}");
     }
+    assert_eq!(field(run(Run { o: good.q, ..good })), "o");
     let at = odd(good.lse, 2);
     assert_eq!(field(run(Run { lse: at, ..good })), "lse");
     assert_eq!(field(run(Run { alibi_slopes: at, ..good })), "alibi_slopes");
@@ -132,6 +134,11 @@ fn every_field_of_a_layer_is_checked() {
     for bad in bad_tensors(good.q) {
         let bad = Rope { q: &raw const bad, ..rope };
         assert_eq!(field(append(model.append_args(&bad))), "q", "{bad:?}");
+    }
+    for data in [new.k.data, new.v.data] {
+        let queries = inflight_tensor { data, ..good.q };
+        let bad = Rope { q: &raw const queries, ..rope };
+        assert_eq!(field(append(model.append_args(&bad))), "q", "in place of keys or values");
     }
 
     // A step without slots or positions.
