@@ -46,7 +46,9 @@ fn the_cache_does_what_the_naive_model_does() {
         assert!(cached.iter().all(|&n| (n > 50) == prefix_cache), "{c:?}");
         let swapped = [c.swaps_out, c.swaps_in];
         assert!(swapped.iter().all(|&n| (n > 50) == (num_host_blocks > 0)), "{c:?}");
-        assert!(c.out_of_host_blocks > 5 && c.resets > 5, "{c:?}");
+        // Without a host pool no sequence ever fits it, which is told otherwise.
+        assert_eq!(c.out_of_host_blocks > 5, num_host_blocks > 0, "{c:?}");
+        assert!(c.resets > 5, "{c:?}");
     }
     println!("{operations} operations");
     assert_eq!(operations, 100_000);
