@@ -88,7 +88,7 @@ def test_logprobs_of_the_chosen_alone(client: openai.OpenAI) -> None:
 
 
 def test_max_tokens_may_be_left_out(program: str, model: str) -> None:
-    # Room for 321 tokens: less than the model's context.
+    # Room for 320 tokens: less than the model's context.
     options = ["--num-blocks", "20", "--served-model-name", "smol"]
     with serving(program, model, *options) as server:
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
@@ -97,7 +97,7 @@ def test_max_tokens_may_be_left_out(program: str, model: str) -> None:
             model="smol", messages=messages, temperature=0, extra_body={"ignore_eos": True}
         )
         assert answer.choices[0].finish_reason == "length"
-        assert answer.usage.total_tokens == 321
+        assert answer.usage.total_tokens == 320
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(model="smol", messages=messages, max_tokens=321)
         assert refused.value.body["code"] == "context_length_exceeded"

@@ -1,7 +1,7 @@
 """llama.cpp beside `llm bench`, on the same machine, one after the other, several times.
 
     pip install llama-cpp-python        # builds llama.cpp, some minutes
-    python3 llama_cpp.py MODEL.gguf --program ../../../target/release/llm
+    python3 beside_llama_cpp.py MODEL.gguf --program ../../../target/release/llm
 
 llama.cpp runs through its own API: prompts of all streams in batches of 512 tokens, then one token of
 each stream a batch, as its `llama-batched-bench` does. Nothing is sampled there.
