@@ -353,11 +353,13 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
         let config = unsafe { read("config", config) }?.config()?;
         // SAFETY: NULL or limits.
         let limits = unsafe { Limits::of(limits) }?;
-        bytes.write(match &backend {
+        bytes.write(match (&backend, limits) {
             // All that it would refuse later it refuses now.
-            Backend::Cpu(_) => CpuAttention::new(config).map(|_| 0)?,
+            (Backend::Cpu(_), _) => CpuAttention::new(config).map(|_| 0)?,
             #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => backend.workspace_bytes(&config, &limits.into())? as u64,
+            (Backend::Cuda(backend), limits) => {
+                backend.workspace_bytes(&config, &limits.into())? as u64
+            }
         });
         Ok(())
     };
