@@ -141,8 +141,7 @@ impl Runner {
     }
 
     /// Runs a step: `[logits_indices, vocab]`, and the threads to work on them with. `padding` tokens
-    /// beyond the batch's take part in the
-    /// matrix products, as those of a static batch's rectangle do.
+    /// beyond the batch's take part in the matrix products, as those of a static batch's rectangle do.
     pub fn run(&mut self, batch: &RaggedBatch, padding: usize) -> Result<(&mut [f32], &Threads)> {
         let shape = self.model.shape;
         let tokens = batch.tokens();
