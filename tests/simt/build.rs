@@ -1,5 +1,7 @@
 //! Compiles the kernels of `csrc/` and the emulator into two libraries that look like libcuda.
 
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,14 +19,17 @@ fn build() -> Result<(), String> {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let root = here.join("../..").canonicalize().map_err(|e| e.to_string())?;
     let csrc = root.join("csrc");
+    let mut all = vec![here.join("build.rs")];
     for dir in [here.join("src"), here.join("kernels"), here.join("checks"), csrc.clone()] {
-        for file in files(&dir) {
-            println!("cargo::rerun-if-changed={}", file.display());
-        }
+        all.extend(files(&dir));
         println!("cargo::rerun-if-changed={}", dir.display());
     }
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed=INFLIGHT_SIMT_LIBRARY");
+    for file in &all {
+        println!("cargo::rerun-if-changed={}", file.display());
+    }
+    for variable in ["INFLIGHT_SIMT_LIBRARY", "CXX", "CXXFLAGS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
     if std::env::var_os("INFLIGHT_SIMT_LIBRARY").is_some() {
         return Err("INFLIGHT_SIMT_LIBRARY was to name a library to open, built elsewhere".into());
     }
@@ -37,46 +42,100 @@ fn build() -> Result<(), String> {
     let emulator = with_extension(files(&here.join("src")), "cpp");
     let mut kernels = with_extension(files(&csrc), "cu");
     kernels.extend(with_extension(files(&here.join("kernels")), "cu"));
-    for checking in [false, true] {
-        let name = if checking { "checking" } else { "fast" };
-        let out = PathBuf::from(var("OUT_DIR")).join(name);
-        let mut objects = compile(&emulator, &out.join("emulator"), checking, |build| {
-            build.opt_level(3);
-        })?;
-        objects.extend(compile(&kernels, &out.join("kernels"), checking, |build| {
-            build.opt_level(2).include(&csrc).include(here.join("src"));
-            if checking {
-                build.flag("-fsanitize=thread");
-                build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
-            }
-        })?);
-        let library = out.join("libcuda.so");
-        let shared = ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
-        link(compiler.path(), &objects, &library, &shared)?;
-        println!("cargo::rustc-env=SIMT_{}={}", name.to_uppercase(), library.display());
-        if !checking {
-            // A program of its own: it calls functions of the kernels, which no driver offers.
-            let check = [here.join("checks/cache.cpp")];
-            objects.extend(compile(&check, &out.join("checks"), false, |build| {
-                build.opt_level(2).include(&csrc).include(here.join("src"));
-            })?);
-            let program = out.join("check-cache");
-            link(compiler.path(), &objects, &program, &[])?;
-            println!("cargo::rustc-env=SIMT_CHECK_CACHE={}", program.display());
-        }
+    let sources = Sources { all, csrc, here, emulator, kernels };
+    let built = sources.built(&compiler)?;
+    for (name, file) in [("FAST", FAST), ("CHECKING", CHECKING), ("CHECK_CACHE", CHECK_CACHE)] {
+        println!("cargo::rustc-env=SIMT_{name}={}", built.join(file).display());
     }
     Ok(())
+}
+
+const FAST: &str = "fast/libcuda.so";
+const CHECKING: &str = "checking/libcuda.so";
+const CHECK_CACHE: &str = "check-cache";
+
+struct Sources {
+    /// Everything that the results depend on.
+    all: Vec<PathBuf>,
+    csrc: PathBuf,
+    here: PathBuf,
+    emulator: Vec<PathBuf>,
+    kernels: Vec<PathBuf>,
+}
+
+impl Sources {
+    /// The folder with what is built of them. Cargo runs this script once for every choice of
+    /// packages and features; it takes minutes, so all in a target folder share the results.
+    fn built(&self, compiler: &cc::Tool) -> Result<PathBuf, String> {
+        let out = PathBuf::from(var("OUT_DIR"));
+        // OUT_DIR is target/PROFILE/build/simt-HASH/out.
+        let shared = out.ancestors().nth(4).unwrap_or(&out).join("simt");
+        let failed = |e: std::io::Error| format!("{}: {e}", shared.display());
+        fs::create_dir_all(&shared).map_err(failed)?;
+        let lock = fs::File::create(shared.join("lock")).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let built = shared.join(format!("{:016x}", self.key(compiler).map_err(failed)?));
+        let is_built = built.join("built");
+        if is_built.exists() {
+            return Ok(built);
+        }
+        for old in fs::read_dir(&shared).map_err(failed)?.flatten() {
+            if old.path().is_dir() {
+                fs::remove_dir_all(old.path()).map_err(failed)?;
+            }
+        }
+        self.build(compiler, &built)?;
+        fs::write(is_built, "").map_err(failed)?;
+        Ok(built)
+    }
+
+    /// Differs where anything does that the results depend on.
+    fn key(&self, compiler: &cc::Tool) -> std::io::Result<u64> {
+        let mut key = DefaultHasher::new();
+        (compiler.path(), version(compiler), var("CXXFLAGS")).hash(&mut key);
+        for file in &self.all {
+            (file, fs::read(file)?).hash(&mut key);
+        }
+        Ok(key.finish())
+    }
+
+    fn build(&self, compiler: &cc::Tool, built: &Path) -> Result<(), String> {
+        let Self { csrc, here, emulator, kernels, .. } = self;
+        let src = here.join("src");
+        for (checking, library) in [(false, FAST), (true, CHECKING)] {
+            let library = built.join(library);
+            let objects_in = library.with_extension("objects");
+            let mut objects = compile(emulator, &objects_in.join("emulator"), checking, |build| {
+                build.opt_level(3);
+            })?;
+            objects.extend(compile(kernels, &objects_in.join("kernels"), checking, |build| {
+                build.opt_level(2).include(csrc).include(&src);
+                if checking {
+                    build.flag("-fsanitize=thread");
+                    build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
+                }
+            })?);
+            let shared = ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
+            link(compiler.path(), &objects, &library, &shared)?;
+            if !checking {
+                // A program of its own: it calls functions of the kernels, which no driver offers.
+                let check = [here.join("checks/cache.cpp")];
+                objects.extend(compile(&check, &objects_in.join("checks"), false, |build| {
+                    build.opt_level(2).include(csrc).include(&src);
+                })?);
+                link(compiler.path(), &objects, &built.join(CHECK_CACHE), &[])?;
+            }
+            fs::remove_dir_all(&objects_in).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
 }
 
 fn compiler() -> Result<cc::Tool, String> {
     let mut build = cc::Build::new();
     build.cpp(true).cargo_metadata(false);
     let tool = build.try_get_compiler().map_err(|e| format!("no C++ compiler: {e}"))?;
-    let version = Command::new(tool.path())
-        .args(["-dumpversion"])
-        .output()
-        .map_err(|e| format!("no C++ compiler: {} does not run: {e}", tool.path().display()))?;
-    let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+    let version = version(&tool);
     let major = version.split('.').next().and_then(|v| v.parse().ok()).unwrap_or(0);
     if !tool.is_like_gnu() || major < OLDEST_GCC {
         return Err(format!(
@@ -85,6 +144,15 @@ fn compiler() -> Result<cc::Tool, String> {
         ));
     }
     Ok(tool)
+}
+
+/// What a compiler says of itself; empty where it does not run.
+fn version(compiler: &cc::Tool) -> String {
+    let said = Command::new(compiler.path()).arg("-dumpfullversion").output();
+    said.map_or_else(
+        |_| String::new(),
+        |said| String::from_utf8_lossy(&said.stdout).trim().to_owned(),
+    )
 }
 
 fn compile(
@@ -96,7 +164,7 @@ fn compile(
     if sources.is_empty() {
         return Ok(Vec::new());
     }
-    std::fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let mut build = cc::Build::new();
     build
         .cpp(true)
@@ -139,7 +207,7 @@ fn link(compiler: &Path, objects: &[PathBuf], out: &Path, flags: &[&str]) -> Res
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
             found.extend(files(&path));

@@ -77,7 +77,7 @@ impl Batch {
     pub fn run(self) -> Result<()> {
         let loaded = self.options.load()?;
         let tokenizer = &loaded.tokenizer;
-        let vocab = loaded.engine.runner().model().shape.vocab;
+        let vocab = loaded.engine.runner().shape().vocab;
         let mut prompts = prompts::read(&self.file, (tokenizer, &loaded.template), vocab)?;
         prompts.truncate(self.limit.unwrap_or(usize::MAX));
         let mut json = self.json.as_ref().map(|path| Results::create(path)).transpose()?;

@@ -59,7 +59,7 @@ impl Bench {
     /// Tokens a second of prompts, until all have given their first output, and of the outputs
     /// that follow.
     fn measure(&self, engine: &mut Engine, streams: usize, run: usize) -> Result<(f64, f64)> {
-        let vocab = engine.runner().model().shape.vocab as u64;
+        let vocab = engine.runner().shape().vocab as u64;
         for stream in 0..streams {
             let id = (run * streams + stream) as u64;
             let token = |at: usize| ((id * 7919 + at as u64 * 104_729 + 13) % vocab) as Token;
@@ -69,7 +69,7 @@ impl Bench {
         let started = Instant::now();
         let (mut begun, mut prompts_took, mut early) = (0, None, 0);
         while engine.scheduler().num_unfinished() > 0 {
-            let outputs = engine.step(Time(0), |_, logits| argmax(logits))?;
+            let outputs = engine.step_with(Time(0), |_| true, |_, logits| argmax(logits))?;
             let rows = outputs.step().rows().iter();
             begun += rows.filter(|row| row.samples && row.num_output == 0).count();
             if prompts_took.is_none() {

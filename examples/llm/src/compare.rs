@@ -13,8 +13,8 @@ use inflight::{Request, RequestId, Time, Token};
 
 use crate::engine::Engine;
 use crate::gguf::Gguf;
-use crate::model::Model;
-use crate::options::{CacheType, Options, Precise};
+use crate::hub;
+use crate::options::{CacheType, Options, Place, Precise};
 use crate::prompts::{self, Prompt};
 use crate::sampling::argmax;
 
@@ -59,9 +59,14 @@ impl Difference {
 impl Compare {
     /// Prints a table.
     pub fn run(self) -> Result<()> {
-        let exact = Options { dtype: Precise::F32, kv_dtype: None, ..self.options.clone() };
+        let exact = Options {
+            device: Place::Cpu,
+            dtype: Some(Precise::F32),
+            kv_dtype: None,
+            ..self.options.clone()
+        };
         let loaded = exact.load()?;
-        let vocab = loaded.engine.runner().model().shape.vocab;
+        let vocab = loaded.engine.runner().shape().vocab;
         let with = (&loaded.tokenizer, &loaded.template);
         let mut prompts = prompts::read(&self.file, with, vocab)?;
         prompts.truncate(self.limit);
@@ -76,17 +81,27 @@ impl Compare {
             prompts.len(),
             self.max_tokens
         );
-        println!("activations  cache  mean |Δlogit|  max |Δlogit|  same likeliest token");
-        // One model at a time, and one cache.
-        let mut shared = Some(engine.into_model());
-        for dtype in [Precise::F32, Precise::Int8] {
-            for kv_dtype in [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Fp8] {
-                let options = Options { dtype, kv_dtype: Some(kv_dtype), ..self.options.clone() };
-                let model = match shared.take() {
-                    Some(model) => model,
-                    None => Model::load(&mut Gguf::open(&options.model)?, options.precision())?,
+        println!("products  cache  mean |Δlogit|  max |Δlogit|  same likeliest token");
+        drop(engine);
+        use {CacheType as C, Precise as P};
+        let (products, caches) = match self.options.device.gpu() {
+            None => (&[P::F32, P::Int8][..], &[C::F32, C::F16, C::Bf16, C::Fp8][..]),
+            Some(_) => (&[P::F32, P::F16, P::Bf16, P::Int8][..], &[C::F16, C::Bf16, C::Fp8][..]),
+        };
+        for &dtype in products {
+            // One model at a time, and one cache.
+            let mut shared = None;
+            for &kv_dtype in caches {
+                let options = Options {
+                    dtype: Some(dtype),
+                    kv_dtype: Some(kv_dtype),
+                    ..self.options.clone()
                 };
-                let mut engine = options.engine(model)?;
+                let weights = match shared.take() {
+                    Some(weights) => weights,
+                    None => options.weights(&mut Gguf::open(&hub::locate(&options.model)?)?)?,
+                };
+                let mut engine = options.engine(weights)?;
                 let difference = Mutex::<Difference>::default();
                 continue_all(&mut engine, &prompts, self.max_tokens, |prompt, at, logits| {
                     let exact = &locked(&exact[prompt])[at];
@@ -95,15 +110,13 @@ impl Compare {
                 })?;
                 let Difference { steps, agree, sum, count, largest } = *locked(&difference);
                 println!(
-                    "{:11}  {:5}  {:13.2e}  {largest:12.2e}  {agree} of {steps}",
+                    "{:8}  {:5}  {:13.2e}  {largest:12.2e}  {agree} of {steps}",
                     format!("{dtype:?}").to_lowercase(),
                     format!("{kv_dtype:?}").to_lowercase(),
                     sum / count as f64,
                 );
-                shared = Some(engine.into_model());
+                shared = Some(engine.into_weights());
             }
-            // The other type's weights may be laid out otherwise.
-            shared = None;
         }
         Ok(())
     }

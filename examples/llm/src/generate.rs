@@ -1,13 +1,17 @@
 //! `llm generate`: one prompt, its text as it comes.
 
 use std::io::{ErrorKind, Write, stdout};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use inflight::Token;
 
+use crate::beam;
+use crate::branches::Branches;
 use crate::chat::Message;
-use crate::options::Options;
+use crate::options::{Loaded, Options};
 use crate::sampling::Sampling;
 use crate::worker::{Event, Generation, start};
 
@@ -33,19 +37,54 @@ pub struct Generate {
     /// The same seed draws the same tokens
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Searches with so many beams, and prints the best text once it is found
+    #[arg(long, value_name = "N", conflicts_with_all = ["temperature", "top_p", "seed"])]
+    beams: Option<NonZeroUsize>,
 }
 
 impl Generate {
     /// Prints the text to standard output, and how fast it came to standard error.
     pub fn run(self) -> Result<()> {
-        // The cache of one request is enough.
-        let loaded = Options { max_num_seqs: 1, ..self.options.clone() }.load()?;
-        let tokenizer = &loaded.tokenizer;
+        // The cache of one request, or of the beams, is enough.
+        let max_num_seqs = self.beams.map_or(1, NonZeroUsize::get);
+        let loaded = Options { max_num_seqs, ..self.options.clone() }.load()?;
         let text = match self.raw {
-            true => self.prompt,
-            false => loaded.template.render(&[Message::user(self.prompt)])?,
+            true => self.prompt.clone(),
+            false => loaded.template.render(&[Message::user(self.prompt.clone())])?,
         };
-        let prompt = tokenizer.encode(&text)?;
+        let prompt = loaded.tokenizer.encode(&text)?;
+        match self.beams {
+            Some(_) => self.search(loaded, &prompt, max_num_seqs),
+            None => self.stream(loaded, prompt),
+        }
+    }
+
+    fn search(&self, loaded: Loaded, prompt: &[Token], beams: usize) -> Result<()> {
+        let config = *loaded.engine.scheduler().config();
+        let most = config.max_model_len.saturating_sub(prompt.len());
+        let max_tokens = most.min(self.max_tokens as usize);
+        let mut branches = Branches::new(loaded.engine.into_runner(), config.cache)?;
+        let (of, chunk) = ((beams, max_tokens), config.max_num_batched_tokens);
+        let started = Instant::now();
+        let ends = loaded.tokenizer.ends();
+        let found = beam::search(&mut branches, prompt, of, ends, chunk)?;
+        let seconds = started.elapsed().as_secs_f64();
+        if let Some(best) = found.first() {
+            let mut tokens = &best.tokens[..];
+            if let Some((last, rest)) = tokens.split_last()
+                && ends.contains(last)
+            {
+                tokens = rest;
+            }
+            show(&mut stdout(), &format!("{}\n", loaded.tokenizer.decode(tokens)?))?;
+        }
+        let scores: Vec<_> = found.iter().map(|found| format!("{:.3}", found.score())).collect();
+        eprintln!("{seconds:.2} s; mean logarithms of the beams' tokens: {}", scores.join(", "));
+        Ok(())
+    }
+
+    fn stream(self, loaded: Loaded, prompt: Vec<Token>) -> Result<()> {
+        let tokenizer = &loaded.tokenizer;
         let Self { temperature, top_p, seed, .. } = self;
         let sampling = Sampling { temperature, top_p, seed, ..Sampling::greedy() };
         let num_prompt = prompt.len();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -51,6 +51,7 @@ impl Shape {
 
 /// An open file.
 pub struct Gguf {
+    path: PathBuf,
     content: Content,
     reader: BufReader<File>,
     /// Tensors that nobody has asked for.
@@ -65,7 +66,12 @@ impl Gguf {
         let content = Content::read(&mut reader)
             .with_context(|| format!("{} is no GGUF file", path.display()))?;
         let unread = content.tensor_infos.keys().cloned().collect();
-        Ok(Self { content, reader, unread })
+        Ok(Self { path: path.to_owned(), content, reader, unread })
+    }
+
+    /// Which file it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The model's numbers.
@@ -113,16 +119,16 @@ impl Gguf {
     }
 
     /// A tensor of the file, in the type in which it is stored.
-    pub fn tensor(&mut self, name: &str) -> Result<QTensor> {
+    pub fn tensor(&mut self, name: &str, device: &Device) -> Result<QTensor> {
         self.unread.remove(name);
         self.content
-            .tensor(&mut self.reader, name, &Device::Cpu)
+            .tensor(&mut self.reader, name, device)
             .with_context(|| format!("the model has no tensor `{name}`"))
     }
 
     /// A tensor as numbers.
     pub fn floats(&mut self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.tensor(name)?.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+        Ok(self.tensor(name, &Device::Cpu)?.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 
     /// A tensor that was not read yet.

@@ -4,12 +4,15 @@
 //! the library's paged cache, [`worker`] the thread that requests come to and tokens come from.
 
 pub mod batch;
+pub mod beam;
 pub mod bench;
+pub mod branches;
 pub mod chat;
 pub mod compare;
 pub mod engine;
 pub mod generate;
 pub mod gguf;
+pub mod hub;
 pub mod matmul;
 pub mod model;
 pub mod numbers;

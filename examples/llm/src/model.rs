@@ -1,55 +1,74 @@
 //! The weights of a Llama model.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use candle_core::quantized::QTensor;
 use inflight::kernels::rope::RopeConfig;
 
 use crate::gguf::{Gguf, Shape};
 use crate::matmul::{Arena, Matrix, Precision};
 
-/// A Llama model's weights.
-pub struct Model {
+/// A Llama model's weights; `M` is a matrix as one device multiplies by it.
+pub struct Model<M = Matrix> {
     /// Its numbers.
     pub shape: Shape,
     /// `[vocab, hidden]`.
-    pub embedding: Matrix,
+    pub embedding: M,
     /// `[vocab, hidden]`; `None` where it is the embedding.
-    pub head: Option<Matrix>,
+    pub head: Option<M>,
     /// `[hidden]`.
     pub norm: Vec<f32>,
     /// The layers in order.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<Layer<M>>,
     /// What the frequencies of the rotation are divided by, one a pair; empty for 1.
     rope_factors: Vec<f32>,
 }
 
 /// A layer's weights; products over the same input are one matrix.
-pub struct Layer {
+pub struct Layer<M = Matrix> {
     /// `[hidden]`.
     pub attention_norm: Vec<f32>,
     /// Queries, keys, values: `[q_dim + 2 kv_dim, hidden]`.
-    pub qkv: Matrix,
+    pub qkv: M,
     /// `[hidden, q_dim]`.
-    pub out: Matrix,
+    pub out: M,
     /// `[hidden]`.
     pub feed_forward_norm: Vec<f32>,
     /// Gates, then ups: `[2 feed_forward, hidden]`.
-    pub gate_up: Matrix,
+    pub gate_up: M,
     /// `[hidden, feed_forward]`.
-    pub down: Matrix,
+    pub down: M,
 }
 
 impl Model {
-    /// Reads the weights, for products of a precision. A file with a tensor that has no place here is
-    /// refused: without it the text would be another.
+    /// Reads the weights, for a processor's products of a precision.
     pub fn load(gguf: &mut Gguf, precision: Precision) -> Result<Self> {
-        let shape = gguf.shape()?;
         let mut arena = Arena::default();
+        Self::load_with(gguf, &Device::Cpu, |parts| {
+            Ok(Matrix::new(&parts.iter().collect::<Vec<_>>(), precision, &mut arena)?)
+        })
+    }
+
+    /// Bytes of all weights as they are kept.
+    pub fn bytes(&self) -> usize {
+        self.matrices().map(Matrix::bytes).sum()
+    }
+}
+
+impl<M> Model<M> {
+    /// Reads the weights to a device; `make` makes a matrix of tensors that lie one below the other.
+    /// A file with a tensor that has no place here is refused: without it the text would be another.
+    pub fn load_with(
+        gguf: &mut Gguf,
+        device: &Device,
+        mut make: impl FnMut(Vec<QTensor>) -> Result<M>,
+    ) -> Result<Self> {
+        let shape = gguf.shape()?;
         let mut matrix = |gguf: &mut Gguf, names: &[String], rows, cols| {
-            matrix(gguf, names, (rows, cols), precision, &mut arena)
+            make(tensors(gguf, names, (rows, cols), device)?)
         };
         let (hidden, ffn) = (shape.hidden, shape.feed_forward);
-        let mut layer = |gguf: &mut Gguf, at: usize| -> Result<Layer> {
+        let mut layer = |gguf: &mut Gguf, at: usize| -> Result<Layer<M>> {
             let name = |part: &str| format!("blk.{at}.{part}.weight");
             let mut matrix = |parts: &[&str], rows, cols| {
                 matrix(gguf, &parts.iter().map(|part| name(part)).collect::<Vec<_>>(), rows, cols)
@@ -106,28 +125,34 @@ impl Model {
         Ok(table)
     }
 
-    /// Bytes of all weights as they are kept.
-    pub fn bytes(&self) -> usize {
+    /// All matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = &M> {
         let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.out, &l.gate_up, &l.down]);
-        layers.chain(self.head.as_ref()).chain([&self.embedding]).map(Matrix::bytes).sum()
+        layers.chain(self.head.as_ref()).chain([&self.embedding])
     }
 }
 
-/// Tensors, one below the other.
-fn matrix(
+/// Tensors that lie one below the other.
+fn tensors(
     gguf: &mut Gguf,
     names: &[String],
-    (rows, cols): (usize, usize),
-    precision: Precision,
-    arena: &mut Arena,
-) -> Result<Matrix> {
-    let parts = names.iter().map(|name| gguf.tensor(name)).collect::<Result<Vec<_>>>()?;
-    let matrix = Matrix::new(&parts.iter().collect::<Vec<&QTensor>>(), precision, arena)?;
-    if (matrix.rows(), matrix.cols()) != (rows, cols) {
-        let (is, what) = ((matrix.rows(), matrix.cols()), names.join(", "));
-        bail!("{what}: {is:?} rows and columns, and ({rows}, {cols}) were told");
+    wanted: (usize, usize),
+    device: &Device,
+) -> Result<Vec<QTensor>> {
+    let parts = names.iter().map(|name| gguf.tensor(name, device));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let (mut rows, what) = (0, || names.join(", "));
+    for part in &parts {
+        let (has, cols) = part.shape().dims2().with_context(what)?;
+        if cols != wanted.1 {
+            bail!("{}: {cols} columns, and {} were told", what(), wanted.1);
+        }
+        rows += has;
     }
-    Ok(matrix)
+    if rows != wanted.0 {
+        bail!("{}: {rows} rows, and {} were told", what(), wanted.0);
+    }
+    Ok(parts)
 }
 
 fn vector(gguf: &mut Gguf, name: &str, len: usize) -> Result<Vec<f32>> {

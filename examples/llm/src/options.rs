@@ -1,6 +1,7 @@
 //! Options that all commands share: which model, and how it is run.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -11,18 +12,62 @@ use inflight::{Config, Policy};
 use crate::chat::Template;
 use crate::engine::Engine;
 use crate::gguf::Gguf;
+use crate::hub;
 use crate::matmul::Precision;
 use crate::model::Model;
-use crate::runner::{Runner, RunnerConfig};
+use crate::runner::cuda::{self, Gpu, Products};
+use crate::runner::{Runner, RunnerConfig, Weights};
 use crate::tokenizer::Tokenizer;
 
-/// Of activations in matrix products.
+/// How matrix products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precise {
     /// Exact weights, f32 sums.
     F32,
-    /// Activations rounded to 8 bits in blocks of 32, as llama.cpp does.
+    /// Weights and activations in f16, on a GPU.
+    F16,
+    /// Weights and activations in bf16, on a GPU.
+    Bf16,
+    /// Weights as they are stored, activations rounded to 8 bits in blocks of 32, as llama.cpp does.
     Int8,
+}
+
+/// Where the model is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On a GPU where there is one and the program is built for it, else on the processor.
+    Auto,
+    /// On the processor.
+    Cpu,
+    /// On this GPU, as the driver counts.
+    Cuda(usize),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text.split_once(':').unwrap_or((text, "0")) {
+            ("auto", "0") => Self::Auto,
+            ("cpu", "0") => Self::Cpu,
+            ("cuda", number) => {
+                Self::Cuda(number.parse().map_err(|_| format!("{number:?} is no number"))?)
+            }
+            _ => return Err("it is auto, cpu, cuda or cuda:N".to_owned()),
+        })
+    }
+}
+
+impl Place {
+    /// The GPU that it means; `None` for the processor.
+    pub fn gpu(self) -> Option<usize> {
+        let built = cfg!(feature = "cuda");
+        match self {
+            Self::Cuda(ordinal) => Some(ordinal),
+            Self::Auto if built => inflight::device::cuda::probe().ok().map(|_| 0),
+            Self::Cpu | Self::Auto => None,
+        }
+    }
 }
 
 /// Of the KV cache.
@@ -52,16 +97,20 @@ const NUM_BLOCKS: usize = 2048;
 /// The model, and how it is run.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// A GGUF file of the Llama architecture
+    /// A GGUF file of the Llama architecture, or hf:OWNER/REPO[@REVISION][/FILE.gguf] on Hugging
+    /// Face's hub
     #[arg(long, short, env = "LLM_MODEL", value_name = "FILE")]
     pub model: PathBuf,
     /// A tokenizer.json, where the model's tokenizer is not byte-level BPE
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Activations in matrix products
-    #[arg(long, value_enum, default_value = "int8")]
-    pub dtype: Precise,
-    /// The KV cache; f32 with --dtype f32, else f16
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: Place,
+    /// How matrix products are computed; int8 on a processor, f16 on a GPU by default
+    #[arg(long, value_enum)]
+    pub dtype: Option<Precise>,
+    /// The KV cache; by default f32 on a processor with --dtype f32, bf16 with bf16, else f16
     #[arg(long, value_enum)]
     pub kv_dtype: Option<CacheType>,
     /// Threads; one a core by default
@@ -115,29 +164,54 @@ pub struct Loaded {
 impl Options {
     /// Reads the model and allocates its cache.
     pub fn load(&self) -> Result<Loaded> {
-        let path = &self.model;
+        let path = &hub::locate(&self.model)?;
         let mut gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::new(&gguf, self.tokenizer.as_deref())?;
         let template = Template::new(&gguf)?;
-        let model = Model::load(&mut gguf, self.precision())
-            .with_context(|| format!("in {}", path.display()))?;
-        let (stored, kept) = (gguf.tensor_bytes() as f64 / 1e9, model.bytes() as f64 / 1e9);
-        if kept > 1.5 * stored {
+        let weights = self.weights(&mut gguf)?;
+        let (stored, kept) = (gguf.tensor_bytes() as f64 / 1e9, weights.bytes() as f64 / 1e9);
+        if kept > 1.5 * stored && matches!(weights, Weights::Cpu(..)) {
             eprintln!(
                 "the weights take {kept:.1} GB of memory and {stored:.1} GB in the file: their types \
                  are none that products are computed in"
             );
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Loaded { tokenizer, template, engine: self.engine(model)?, name: stem })
+        Ok(Loaded { tokenizer, template, engine: self.engine(weights)?, name: stem })
     }
 
-    /// Of matrix products.
-    pub fn precision(&self) -> Precision {
-        match self.dtype {
-            Precise::F32 => Precision::F32,
-            Precise::Int8 => Precision::Int8,
-        }
+    /// Reads the weights to where they are multiplied by.
+    pub fn weights(&self, gguf: &mut Gguf) -> Result<Weights> {
+        let path = gguf.path().to_owned();
+        let within = || format!("in {}", path.display());
+        let Some(ordinal) = self.device.gpu() else {
+            let precision = match self.dtype {
+                None | Some(Precise::Int8) => Precision::Int8,
+                Some(Precise::F32) => Precision::F32,
+                Some(Precise::F16 | Precise::Bf16) => {
+                    bail!("--dtype: products of f16 and bf16 are a GPU's; use f32 or int8")
+                }
+            };
+            let model = Model::load(gguf, precision).with_context(within)?;
+            return Ok(Weights::Cpu(model, precision));
+        };
+        let products = match self.dtype {
+            None | Some(Precise::F16) => Products::F16,
+            Some(Precise::Bf16) => Products::Bf16,
+            Some(Precise::F32) => Products::F32,
+            Some(Precise::Int8) => Products::Int8,
+        };
+        let gpu = Gpu::new(ordinal).with_context(|| format!("--device cuda:{ordinal}"))?;
+        Ok(Weights::Cuda(cuda::Weights::load(gguf, gpu, products).with_context(within)?))
+    }
+
+    /// The type of the cache, where it is not said: what attention computes in with these weights.
+    fn kv_dtype(&self, weights: &Weights) -> CacheType {
+        self.kv_dtype.unwrap_or(match weights {
+            Weights::Cpu(_, Precision::F32) => CacheType::F32,
+            Weights::Cuda(weights) if weights.products() == Products::Bf16 => CacheType::Bf16,
+            Weights::Cpu(_, Precision::Int8) | Weights::Cuda(_) => CacheType::F16,
+        })
     }
 
     /// Tokens of a request at most, and blocks of the cache: one request always fits.
@@ -155,15 +229,11 @@ impl Options {
         Ok((max_model_len, self.num_blocks.unwrap_or(NUM_BLOCKS.min(used))))
     }
 
-    /// A model, loaded for the same precision, with a cache and a scheduler.
-    pub fn engine(&self, model: Model) -> Result<Engine> {
-        let (max_model_len, num_blocks) = self.lengths(model.shape.context)?;
+    /// A model with a cache and a scheduler.
+    pub fn engine(&self, weights: Weights) -> Result<Engine> {
+        let (max_model_len, num_blocks) = self.lengths(weights.shape().context)?;
         // Block 0 is the null block.
         let num_blocks = num_blocks.saturating_add(1);
-        let kv_dtype = self.kv_dtype.unwrap_or(match self.dtype {
-            Precise::F32 => CacheType::F32,
-            Precise::Int8 => CacheType::F16,
-        });
         let cache = CacheConfig {
             num_blocks,
             block_size: self.block_size,
@@ -180,16 +250,21 @@ impl Options {
         };
         let policy = Policy::by_name(&self.policy)?;
         let runner = RunnerConfig {
-            precision: self.precision(),
-            kv_dtype: kv_dtype.dtype(),
+            kv_dtype: self.kv_dtype(&weights).dtype(),
             num_blocks,
             num_host_blocks: self.num_host_blocks,
             block_size: self.block_size,
             max_positions: max_model_len,
+            max_rows: self.max_num_seqs,
+            max_tokens: match self.policy.as_str() {
+                // All prompts of a batch at once.
+                "static" => self.max_num_seqs.saturating_mul(max_model_len),
+                _ => self.max_num_batched_tokens,
+            },
             invariant: self.batch_invariant,
             threads: self.threads,
         };
-        Engine::new(Runner::new(model, runner)?, config, policy)
+        Engine::new(Runner::new(weights, runner)?, config, policy)
     }
 }
 

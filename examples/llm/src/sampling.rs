@@ -73,6 +73,12 @@ impl Sampler {
         Self { sampling, logprobs, rng, counts: HashMap::new(), candidates: Vec::new() }
     }
 
+    /// Whether the likeliest token is chosen, and nothing is to be said of others.
+    pub fn is_likeliest(&self) -> bool {
+        let greedy = self.sampling.temperature <= 0.0 && self.sampling.logit_bias.is_empty();
+        greedy && self.logprobs.is_none() && !self.has_penalties()
+    }
+
     /// The next token. `logits` are changed.
     pub fn sample(&mut self, logits: &mut [f32]) -> (u32, Option<Logprobs>) {
         let before = self.logprobs.map(|top| (log_sum_exp(logits), likeliest(logits, top)));
@@ -220,13 +226,14 @@ fn maximum(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-fn log_sum_exp(logits: &[f32]) -> f32 {
+/// The logarithm of the sum of weights.
+pub fn log_sum_exp(logits: &[f32]) -> f32 {
     let sum = to_weights(&mut logits.to_vec(), 1.0);
     (f64::from(maximum(logits)) + sum.ln()) as f32
 }
 
 /// The likeliest tokens, likeliest first; of equals, the one with the lower number.
-fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
+pub fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
     if count == 0 {
         return Vec::new();
     }

@@ -173,6 +173,11 @@ struct Chooser {
 }
 
 impl Chooser {
+    /// Whether it is certain to choose the likeliest token, and nothing else is asked of the logits.
+    fn is_likeliest(&self, row: &Row) -> bool {
+        self.sampler.is_likeliest() && row.num_output >= self.min_tokens
+    }
+
     fn choose(&mut self, row: &Row, logits: &mut [f32]) -> Token {
         if row.num_output < self.min_tokens {
             for &end in &self.ends {
@@ -321,10 +326,11 @@ impl Worker {
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
         let (now, live) = (self.now(), &self.live);
-        let outputs = self.engine.step(now, |row, logits| match live.get(&row.id) {
-            Some(live) => live.chooser().choose(row, logits),
+        let is_likeliest =
+            |row: &Row| live.get(&row.id).is_none_or(|live| live.chooser().is_likeliest(row));
+        let outputs = self.engine.step_with(now, is_likeliest, |row, logits| {
             // A static batch goes on with rows whose clients are gone.
-            None => 0,
+            live.get(&row.id).map_or(0, |live| live.chooser().choose(row, logits))
         })?;
         self.stats.computed_tokens += outputs.step().num_tokens() as u64;
         for output in outputs.as_slice() {

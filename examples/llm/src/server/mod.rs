@@ -80,7 +80,7 @@ impl Serve {
         let Config { max_model_len, cache, .. } = *loaded.engine.scheduler().config();
         // A small cache ends a request before the model does. Its last token needs no room.
         let max_model_len = max_model_len.min((cache.num_blocks - 1) * cache.block_size + 1);
-        let vocab = loaded.engine.runner().model().shape.vocab;
+        let vocab = loaded.engine.runner().shape().vocab;
         let (engine, thread) = start(loaded.engine)?;
         let server: &'static Server = Box::leak(Box::new(Server {
             engine: engine.clone(),

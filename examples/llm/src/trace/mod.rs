@@ -70,7 +70,7 @@ impl Trace {
             let options = Options { policy: policy.clone(), ..self.options.clone() };
             let loaded = options.load()?;
             let mut engine = loaded.engine;
-            let shape = engine.runner().model().shape;
+            let shape = engine.runner().shape();
             let with = (&loaded.tokenizer, &loaded.template);
             let text = prompts::read(&self.prompts, with, shape.vocab)?;
             let text: Vec<_> = text.into_iter().flat_map(|prompt| prompt.tokens).collect();
@@ -132,7 +132,8 @@ fn replay(engine: &mut Engine, arrivals: &[Arrival], policy: &str) -> Result<Run
             continue;
         }
         let start = now();
-        let outputs = engine.step(Time::from_secs_f64(start), |_, logits| argmax(logits))?;
+        let time = Time::from_secs_f64(start);
+        let outputs = engine.step_with(time, |_| true, |_, logits| argmax(logits))?;
         let (end, step) = (now(), outputs.step());
         run.busy += end - start;
         run.computed += step.num_tokens() as u64;

@@ -1,44 +1,20 @@
-//! A step of the model on a processor: tokens in, logits out.
-//!
-//! This is where the library's kernels meet a model. The scheduler's batch says which tokens, where
-//! their keys and values go, and which blocks each row sees; everything else is matrix products.
+//! Steps on a processor.
 
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use inflight::batch::RaggedBatch;
 use inflight::device::cpu::{Cpu, CpuConfig};
 use inflight::device::memory::Buffer;
 use inflight::kernels::cpu::{Append, Attention, Rope, append, move_blocks};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::{DType, Shape as Tokens};
-use inflight::kernels::{AttentionArgs, AttentionConfig, BatchView, KvCache, KvLayout, KvScales};
+use inflight::kernels::{AttentionArgs, AttentionConfig, KvCache, KvLayout, KvScales};
 
 use crate::matmul::{Input, Matrix, Precision, Threads};
 use crate::model::{Layer, Model};
 use crate::numbers::Numbers;
 use crate::ops::{add, rms_norm, silu_product};
-
-/// How a model is run.
-#[derive(Clone, Copy, Debug)]
-pub struct RunnerConfig {
-    /// Of the activations in matrix products.
-    pub precision: Precision,
-    /// Of the KV cache; queries have the same, or f32 where it is fp8.
-    pub kv_dtype: DType,
-    /// Blocks of the cache, the null block included.
-    pub num_blocks: usize,
-    /// Blocks that preempted requests are moved to.
-    pub num_host_blocks: usize,
-    /// Tokens a block.
-    pub block_size: usize,
-    /// Tokens of a sequence at most.
-    pub max_positions: usize,
-    /// Batch-invariant attention: a row's result depends on nothing but the row.
-    pub invariant: bool,
-    /// Threads; `None` for one a core.
-    pub threads: Option<usize>,
-}
+use crate::runner::{RunnerConfig, Step, Weights};
 
 /// Tokens whose numbers are kept room for after a step with more.
 const KEPT_TOKENS: usize = 2048;
@@ -47,7 +23,7 @@ const LINE: usize = 16;
 /// Without a calibration: numbers are stored as they are.
 const FP8_SCALE: &[f32] = &[1.0];
 
-/// A model with its KV cache.
+/// A model with its KV cache on a processor.
 pub struct Runner {
     model: Model,
     precision: Precision,
@@ -90,7 +66,7 @@ struct Work {
 
 impl Runner {
     /// Allocates the cache.
-    pub fn new(model: Model, config: RunnerConfig) -> Result<Self> {
+    pub fn new(model: Model, precision: Precision, config: RunnerConfig) -> Result<Self> {
         let shape = model.shape;
         let cpu = Cpu::new(&CpuConfig { threads: config.threads, ..CpuConfig::default() })?;
         let q_dtype = match config.kv_dtype {
@@ -114,7 +90,7 @@ impl Runner {
             (0..shape.layers).map(layer).collect()
         };
         Ok(Self {
-            precision: config.precision,
+            precision,
             threads: Threads::new(cpu.threads()),
             attention,
             caches: caches(&device)?,
@@ -135,47 +111,44 @@ impl Runner {
         &self.model
     }
 
-    /// The model, for another runner.
-    pub fn into_model(self) -> Model {
-        self.model
+    /// The weights, for another runner.
+    pub fn into_weights(self) -> Weights {
+        Weights::Cpu(self.model, self.precision)
     }
 
     /// Runs a step: `[logits_indices, vocab]`, and the threads to work on them with. `padding` tokens
-    /// beyond the batch's take part in the matrix products, as those of a static batch's rectangle do.
-    pub fn run(&mut self, batch: &RaggedBatch, padding: usize) -> Result<(&mut [f32], &Threads)> {
+    /// beyond the step's take part in the matrix products, as those of a static batch's rectangle do.
+    pub fn run(&mut self, step: Step<'_>, padding: usize) -> Result<(&mut [f32], &Threads)> {
         let shape = self.model.shape;
-        let tokens = batch.tokens();
+        let tokens = step.tokens;
         self.work.resize(&shape, tokens.len() + padding)?;
         for (&token, x) in tokens.iter().zip(self.work.x.chunks_exact_mut(shape.hidden)) {
-            if token as usize >= shape.vocab {
-                anyhow::bail!("token {token}: the model has {}", shape.vocab);
-            }
             self.model.embedding.read_row(token as usize, x);
         }
         self.work.x[tokens.len() * shape.hidden..].fill(0.0);
         let mut caches = views(&mut self.caches, self.layout)?;
         let mut hosts = views(&mut self.host_caches, self.host_layout)?;
-        move_blocks(&self.cpu, batch.ops(), &mut caches, &mut hosts)?;
-        self.attention.plan(&self.cpu, BatchView::from(batch), self.layout.num_blocks)?;
+        move_blocks(&self.cpu, step.ops, &mut caches, &mut hosts)?;
+        self.attention.plan(&self.cpu, step.rows, self.layout.num_blocks)?;
         for (layer, cache) in self.model.layers.iter().zip(&mut caches) {
             let attend = Attend {
                 cpu: &self.cpu,
                 attention: &mut self.attention,
                 cache,
-                batch,
+                step,
                 cos_sin: &self.cos_sin,
                 rotary_dim: shape.rotary_dim,
             };
             self.work.layer(&shape, layer, &self.threads, self.precision, attend)?;
         }
-        self.head(batch)?;
+        self.head(step)?;
         Ok((&mut self.logits[self.wanted.clone()], &self.threads))
     }
 
     /// The logits of the tokens for which they are wanted.
-    fn head(&mut self, batch: &RaggedBatch) -> Result<()> {
+    fn head(&mut self, step: Step<'_>) -> Result<()> {
         let (shape, work) = (self.model.shape, &mut self.work);
-        let wanted = batch.logits_indices();
+        let wanted = step.logits_indices;
         work.product.resize(wanted.len() * shape.hidden, 0.0);
         for (&token, to) in wanted.iter().zip(work.product.chunks_exact_mut(shape.hidden)) {
             let at = token as usize * shape.hidden;
@@ -224,7 +197,7 @@ struct Attend<'a, 'c> {
     cpu: &'a Cpu,
     attention: &'a mut Attention,
     cache: &'a mut KvCache<'c>,
-    batch: &'a RaggedBatch,
+    step: Step<'a>,
     cos_sin: &'a [f32],
     rotary_dim: usize,
 }
@@ -250,7 +223,7 @@ impl Work {
     }
 
     fn resize(&mut self, shape: &crate::gguf::Shape, tokens: usize) -> Result<()> {
-        // A static batch's prompts are all computed at once: as much would never be needed again.
+        // A static step's prompts are all computed at once: as much would never be needed again.
         let large = self.x.len() > KEPT_TOKENS * shape.hidden;
         if large && tokens <= KEPT_TOKENS {
             *self = Self::new(self.q_dtype)?;
@@ -309,8 +282,8 @@ impl Attend<'_, '_> {
         q: &mut Numbers,
         o: &mut Numbers,
     ) -> Result<()> {
-        let Self { cpu, attention, cache, batch, cos_sin, rotary_dim } = self;
-        let tokens = batch.tokens().len();
+        let Self { cpu, attention, cache, step, cos_sin, rotary_dim } = self;
+        let tokens = step.tokens.len();
         let keys = Tokens::contiguous(tokens, shape.kv_heads, shape.head_dim);
         let queries = Tokens::contiguous(tokens, shape.heads, shape.head_dim);
         let scales = match cache.layout().dtype {
@@ -318,7 +291,7 @@ impl Attend<'_, '_> {
             _ => KvScales::NONE,
         };
         let rope = Rope {
-            positions: batch.positions(),
+            positions: step.positions,
             cos_sin,
             rotary_dim,
             // GGUF files keep the weights as the authors of Llama did.
@@ -328,7 +301,7 @@ impl Attend<'_, '_> {
         let new = Append {
             scales,
             rope: Some(rope),
-            ..Append::new(k.view(keys)?, v.view(keys)?, batch.slot_mapping())
+            ..Append::new(k.view(keys)?, v.view(keys)?, step.slot_mapping)
         };
         append(cpu, cache, new)?;
         attention.run(
