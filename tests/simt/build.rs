@@ -4,18 +4,23 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 const OLDEST_GCC: u32 = 10;
 
-fn main() {
-    let reason = match build() {
-        Ok(()) => String::new(),
+fn main() -> Result<(), String> {
+    let reason = match compiler() {
+        Ok(compiler) => {
+            build(&compiler)?;
+            String::new()
+        }
         Err(reason) => reason,
     };
     println!("cargo::rustc-env=SIMT_NOT_BUILT={}", reason.replace('\n', " "));
+    Ok(())
 }
 
-fn build() -> Result<(), String> {
+fn build(compiler: &cc::Tool) -> Result<(), String> {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let root = here.join("../..").canonicalize().map_err(|e| e.to_string())?;
     let csrc = root.join("csrc");
@@ -27,23 +32,11 @@ fn build() -> Result<(), String> {
     for file in &all {
         println!("cargo::rerun-if-changed={}", file.display());
     }
-    for variable in ["INFLIGHT_SIMT_LIBRARY", "CXX", "CXXFLAGS"] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
-    if std::env::var_os("INFLIGHT_SIMT_LIBRARY").is_some() {
-        return Err("INFLIGHT_SIMT_LIBRARY was to name a library to open, built elsewhere".into());
-    }
-    if (var("CARGO_CFG_TARGET_OS"), var("CARGO_CFG_TARGET_ARCH"))
-        != ("linux".into(), "x86_64".into())
-    {
-        return Err("kernels are emulated on Linux x86-64 only".into());
-    }
-    let compiler = compiler()?;
     let emulator = with_extension(files(&here.join("src")), "cpp");
     let mut kernels = with_extension(files(&csrc), "cu");
     kernels.extend(with_extension(files(&here.join("kernels")), "cu"));
     let sources = Sources { all, csrc, here, emulator, kernels };
-    let built = sources.built(&compiler)?;
+    let built = sources.built(compiler)?;
     for (name, file) in [("FAST", FAST), ("CHECKING", CHECKING), ("CHECK_CACHE", CHECK_CACHE)] {
         println!("cargo::rustc-env=SIMT_{name}={}", built.join(file).display());
     }
@@ -76,16 +69,17 @@ impl Sources {
         lock.lock().map_err(failed)?;
         let built = shared.join(format!("{:016x}", self.key(compiler).map_err(failed)?));
         let is_built = built.join("built");
+        // Where it has been removed, the script is to run again.
+        println!("cargo::rerun-if-changed={}", is_built.display());
         if is_built.exists() {
             return Ok(built);
         }
-        for old in fs::read_dir(&shared).map_err(failed)?.flatten() {
-            if old.path().is_dir() {
-                fs::remove_dir_all(old.path()).map_err(failed)?;
-            }
-        }
         self.build(compiler, &built)?;
-        fs::write(is_built, "").map_err(failed)?;
+        // Cargo takes a file for changed that is newer than the script's start.
+        let stamp = fs::File::create(&is_built).map_err(failed)?;
+        stamp
+            .set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30))
+            .map_err(failed)?;
         Ok(built)
     }
 
@@ -131,7 +125,19 @@ impl Sources {
     }
 }
 
+/// What to compile with; or why there is to be no emulator.
 fn compiler() -> Result<cc::Tool, String> {
+    for variable in ["INFLIGHT_SIMT_LIBRARY", "CXX", "CXXFLAGS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if std::env::var_os("INFLIGHT_SIMT_LIBRARY").is_some() {
+        return Err("INFLIGHT_SIMT_LIBRARY was to name a library to open, built elsewhere".into());
+    }
+    if (var("CARGO_CFG_TARGET_OS"), var("CARGO_CFG_TARGET_ARCH"))
+        != ("linux".into(), "x86_64".into())
+    {
+        return Err("kernels are emulated on Linux x86-64 only".into());
+    }
     let mut build = cc::Build::new();
     build.cpp(true).cargo_metadata(false);
     let tool = build.try_get_compiler().map_err(|e| format!("no C++ compiler: {e}"))?;

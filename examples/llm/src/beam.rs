@@ -50,58 +50,116 @@ pub fn search(
     if prompt.is_empty() || width == 0 || max_tokens == 0 || chunk == 0 {
         bail!("a search has a prompt, beams and tokens");
     }
-    let vocab = branches.vocab();
-    let seq = branches.open();
-    let (last, first) = prompt.split_last().expect("the prompt is not empty");
-    for (at, tokens) in first.chunks(chunk).enumerate() {
-        branches.run(&[Row { seq, start: at * chunk, tokens }])?;
+    let mut search = Search { branches, beams: Vec::new(), done: Vec::new(), width, ends };
+    let outcome = search.run(prompt, max_tokens, chunk);
+    // Whatever has happened, its blocks are free again.
+    for beam in std::mem::take(&mut search.beams) {
+        search.branches.close(beam.seq)?;
+        search.done.push(beam.so_far);
     }
-    let so_far = Continuation { tokens: Vec::new(), logprob: 0.0 };
-    let mut beams = vec![Beam { seq, so_far }];
-    let mut done: Vec<Continuation> = Vec::new();
-    for length in 0..max_tokens {
-        let inputs: Vec<Token> =
-            beams.iter().map(|beam| *beam.so_far.tokens.last().unwrap_or(last)).collect();
-        let start = prompt.len() - 1 + length;
-        let rows = beams.iter().zip(&inputs);
-        let rows: Vec<Row<'_>> = rows
-            .map(|(beam, token)| Row { seq: beam.seq, start, tokens: std::slice::from_ref(token) })
-            .collect();
-        let logits = branches.run(&rows)?;
+    outcome?;
+    search.keep_best();
+    Ok(search.done)
+}
+
+struct Search<'a> {
+    branches: &'a mut Branches,
+    /// All sequences that are open.
+    beams: Vec<Beam>,
+    /// What has ended.
+    done: Vec<Continuation>,
+    width: usize,
+    ends: &'a [Token],
+}
+
+impl Search<'_> {
+    fn run(&mut self, prompt: &[Token], max_tokens: usize, chunk: usize) -> Result<()> {
+        let seq = self.branches.open();
+        let so_far = Continuation { tokens: Vec::new(), logprob: 0.0 };
+        self.beams.push(Beam { seq, so_far });
+        let (last, first) = prompt.split_last().expect("the prompt is not empty");
+        for (at, tokens) in first.chunks(chunk).enumerate() {
+            self.branches.run(&[Row { seq, start: at * chunk, tokens }])?;
+        }
+        for start in (prompt.len() - 1..).take(max_tokens) {
+            let candidates = self.step(start, *last)?;
+            let (ended, kept) = choose(candidates, self.width, self.ends);
+            let extended = |Candidate { beam, token, logprob }: &Candidate| {
+                let mut tokens = self.beams[*beam].so_far.tokens.clone();
+                tokens.push(*token);
+                Continuation { tokens, logprob: *logprob }
+            };
+            self.done.extend(ended.iter().map(extended));
+            let kept: Vec<_> = kept.iter().map(|kept| (kept.beam, extended(kept))).collect();
+            self.follow(kept)?;
+            self.keep_best();
+            if self.is_settled(max_tokens) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes each beam's last token, or the prompt's, and says what may follow, likeliest first.
+    fn step(&mut self, start: usize, last: Token) -> Result<Vec<Candidate>> {
+        let last = |beam: &Beam| *beam.so_far.tokens.last().unwrap_or(&last);
+        let inputs: Vec<Token> = self.beams.iter().map(last).collect();
+        let rows = self.beams.iter().zip(inputs.chunks(1));
+        let rows: Vec<Row<'_>> =
+            rows.map(|(beam, tokens)| Row { seq: beam.seq, start, tokens }).collect();
+        let vocab = self.branches.vocab();
+        let logits = self.branches.run(&rows)?;
+        // If a beam is followed by all ends, as many others are left as are kept.
+        let count = self.width + self.ends.len();
         let mut next = Vec::new();
-        for (beam, logits) in logits.chunks_exact(vocab).enumerate() {
+        for ((at, beam), logits) in self.beams.iter().enumerate().zip(logits.chunks_exact(vocab)) {
             let total = log_sum_exp(logits);
-            // Twice as many as are kept: each beam may end.
-            next.extend(likeliest(logits, 2 * width).into_iter().map(|token| Candidate {
-                beam,
+            next.extend(likeliest(logits, count).into_iter().map(|token| Candidate {
+                beam: at,
                 token,
-                logprob: beams[beam].so_far.logprob + f64::from(logits[token as usize])
-                    - f64::from(total),
+                logprob: beam.so_far.logprob + f64::from(logits[token as usize] - total),
             }));
         }
         next.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
-        let (ended, kept) = choose(next, width, ends);
-        let extended = |Candidate { beam, token, logprob }: &Candidate| {
-            let mut tokens = beams[*beam].so_far.tokens.clone();
-            tokens.push(*token);
-            Continuation { tokens, logprob: *logprob }
-        };
-        done.extend(ended.iter().map(extended));
-        let kept: Vec<_> = kept.iter().map(|kept| (kept.beam, extended(kept))).collect();
-        beams = follow(branches, &beams, kept)?;
-        done.sort_by(|a, b| b.score().total_cmp(&a.score()));
-        done.truncate(width);
-        if is_settled(&done, &beams, width, max_tokens) {
-            break;
+        Ok(next)
+    }
+
+    /// Gives each continuation a sequence of its own: its parent's, or a fork of that.
+    fn follow(&mut self, kept: Vec<(usize, Continuation)>) -> Result<()> {
+        let (mut next, mut is_taken) = (Vec::new(), vec![false; self.beams.len()]);
+        let mut forked = Ok(());
+        for (parent, so_far) in kept {
+            let seq = self.beams[parent].seq;
+            let seq = match std::mem::replace(&mut is_taken[parent], true) {
+                false => Ok(seq),
+                true => self.branches.fork(seq),
+            };
+            match seq {
+                Ok(seq) => next.push(Beam { seq, so_far }),
+                Err(error) => forked = Err(error),
+            }
         }
+        for (parent, is_taken) in std::mem::replace(&mut self.beams, next).iter().zip(is_taken) {
+            if !is_taken {
+                self.branches.close(parent.seq)?;
+            }
+        }
+        forked
     }
-    for beam in beams {
-        branches.close(beam.seq)?;
-        done.push(beam.so_far);
+
+    /// Leaves the best of what has ended, best first.
+    fn keep_best(&mut self) {
+        self.done.sort_by(|a, b| b.score().total_cmp(&a.score()));
+        self.done.truncate(self.width);
     }
-    done.sort_by(|a, b| b.score().total_cmp(&a.score()));
-    done.truncate(width);
-    Ok(done)
+
+    /// Whether no beam can do better than what is done: a probability only falls, so that the best
+    /// mean is that of a beam which is certain of all tokens to come.
+    fn is_settled(&self, max_tokens: usize) -> bool {
+        let worst = self.done.get(self.width - 1).map(Continuation::score);
+        let best = |beam: &Beam| beam.so_far.logprob / max_tokens as f64;
+        worst.is_some_and(|worst| self.beams.iter().all(|beam| best(beam) <= worst))
+    }
 }
 
 /// Those of the best candidates that end before `width` that do not have been found, and those.
@@ -121,35 +179,6 @@ fn choose(
         }
     }
     (ended, kept)
-}
-
-/// Each continuation in a sequence of its own: its parent's, or a fork of that.
-fn follow(
-    branches: &mut Branches,
-    parents: &[Beam],
-    kept: Vec<(usize, Continuation)>,
-) -> Result<Vec<Beam>> {
-    let mut is_taken = vec![false; parents.len()];
-    let mut beams = Vec::with_capacity(kept.len());
-    for (parent, so_far) in kept {
-        let seq = match std::mem::replace(&mut is_taken[parent], true) {
-            false => parents[parent].seq,
-            true => branches.fork(parents[parent].seq)?,
-        };
-        beams.push(Beam { seq, so_far });
-    }
-    for (parent, _) in parents.iter().zip(is_taken).filter(|(_, is_taken)| !is_taken) {
-        branches.close(parent.seq)?;
-    }
-    Ok(beams)
-}
-
-/// Whether no beam can do better than what is done: a probability only falls, so that the best mean
-/// is that of a beam which is certain of all tokens to come.
-fn is_settled(done: &[Continuation], beams: &[Beam], width: usize, max_tokens: usize) -> bool {
-    let worst = done.get(width - 1).map(Continuation::score);
-    let best = |beam: &Beam| beam.so_far.logprob / max_tokens as f64;
-    worst.is_some_and(|worst| beams.iter().all(|beam| best(beam) <= worst))
 }
 
 #[cfg(test)]

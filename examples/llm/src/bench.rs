@@ -36,12 +36,18 @@ impl Bench {
             bail!("--prompt and --runs are at least 1, --output at least 2");
         }
         let most = self.streams.iter().copied().max().unwrap_or(1);
-        let options = Options { max_num_seqs: most, no_prefix_cache: true, ..self.options.clone() };
+        let mut options =
+            Options { max_num_seqs: most, no_prefix_cache: true, ..self.options.clone() };
+        if options.num_blocks.is_none() {
+            let blocks = (self.prompt + self.output as usize).div_ceil(options.block_size.max(1));
+            options.num_blocks = Some(most * blocks);
+        }
         let mut engine = options.load()?.engine;
         println!("prompts of {}, outputs of {} tokens; tokens/s", self.prompt, self.output);
         println!("streams    prompts    outputs");
         for &streams in &self.streams {
             let mut runs = Vec::new();
+            let before = engine.scheduler().stats().preemptions;
             for run in 0..self.runs {
                 runs.push(self.measure(&mut engine, streams, run)?);
             }
@@ -52,6 +58,12 @@ impl Bench {
             };
             let (prompts, outputs) = (median(|run| run.0), median(|run| run.1));
             println!("{streams:7} {prompts:10.1} {outputs:10.1}");
+            let preemptions = engine.scheduler().stats().preemptions - before;
+            if preemptions > 0 {
+                eprintln!(
+                    "{preemptions} preemptions: --num-blocks are too few for {streams} streams"
+                );
+            }
         }
         Ok(())
     }

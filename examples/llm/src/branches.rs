@@ -15,6 +15,7 @@ pub struct Branches {
     runner: Runner,
     cache: KvCache,
     arrays: Arrays,
+    has_failed: bool,
 }
 
 /// A sequence goes on.
@@ -45,7 +46,12 @@ struct Arrays {
 impl Branches {
     /// An empty cache; `config` is what the runner was made for.
     pub fn new(runner: Runner, config: CacheConfig) -> Result<Self> {
-        Ok(Self { runner, cache: KvCache::new(config)?, arrays: Arrays::default() })
+        Ok(Self {
+            runner,
+            cache: KvCache::new(config)?,
+            arrays: Arrays::default(),
+            has_failed: false,
+        })
     }
 
     /// The cache, to look at.
@@ -74,16 +80,22 @@ impl Branches {
     }
 
     /// Computes tokens of sequences, each at most once, in one step: the logits after each one's
-    /// last, `[rows, vocab]`.
+    /// last, `[rows, vocab]`. Where the cache has no room, or a row is wrong, nothing is computed;
+    /// where the device fails, nobody knows what the cache holds, and there are no steps any more.
     pub fn run(&mut self, rows: &[Row<'_>]) -> Result<&mut [f32]> {
+        let vocab = self.vocab();
+        if self.has_failed {
+            bail!("a step before has failed");
+        }
+        for row in rows {
+            if row.tokens.is_empty() || row.tokens.iter().any(|&token| token as usize >= vocab) {
+                bail!("a row has tokens, all below {vocab}");
+            }
+        }
         let arrays = &mut self.arrays;
         arrays.clear();
         for row in rows {
-            let end = row.start + row.tokens.len();
-            if row.tokens.is_empty() {
-                bail!("a row has no tokens");
-            }
-            self.cache.allocate(row.seq, &[], row.start, end)?;
+            self.cache.allocate(row.seq, &[], row.start, row.start + row.tokens.len())?;
         }
         // After all have what they write to: the tables are those of this step.
         for row in rows {
@@ -104,7 +116,10 @@ impl Branches {
             logits_indices: &arrays.wanted,
             ops: &arrays.ops,
         };
-        match self.runner.run(step, 0, false)? {
+        self.has_failed = true;
+        let given = self.runner.run(step, 0, false)?;
+        self.has_failed = false;
+        match given {
             Given::Logits(logits, _) => Ok(logits),
             Given::Likeliest(_) => bail!("the logits were asked for"),
         }

@@ -58,7 +58,8 @@ impl Difference {
 
 impl Compare {
     /// Prints a table.
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
+        self.options.model = hub::locate(&self.options.model)?;
         let exact = Options {
             device: Place::Cpu,
             dtype: Some(Precise::F32),
@@ -99,7 +100,7 @@ impl Compare {
                 };
                 let weights = match shared.take() {
                     Some(weights) => weights,
-                    None => options.weights(&mut Gguf::open(&hub::locate(&options.model)?)?)?,
+                    None => options.weights(&mut Gguf::open(&options.model)?)?,
                 };
                 let mut engine = options.engine(weights)?;
                 let difference = Mutex::<Difference>::default();

@@ -61,8 +61,11 @@ impl Generate {
 
     fn search(&self, loaded: Loaded, prompt: &[Token], beams: usize) -> Result<()> {
         let config = *loaded.engine.scheduler().config();
-        let most = config.max_model_len.saturating_sub(prompt.len());
-        let max_tokens = most.min(self.max_tokens as usize);
+        let (length, most) = (prompt.len(), config.max_model_len);
+        if length == 0 || length >= most {
+            bail!("the prompt has {length} tokens, and prompt and output have 2 to {most}");
+        }
+        let max_tokens = (most - length).min(self.max_tokens as usize);
         let mut branches = Branches::new(loaded.engine.into_runner(), config.cache)?;
         let (of, chunk) = ((beams, max_tokens), config.max_num_batched_tokens);
         let started = Instant::now();

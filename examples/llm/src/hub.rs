@@ -1,7 +1,8 @@
 //! Models by name, from Hugging Face's hub: `hf:OWNER/REPO/FILE.gguf`.
 //!
-//! Files are kept where every program of the hub's keeps them (`HF_HOME`), and a file that is there
-//! is not asked for again. `HF_ENDPOINT` names another server, `HF_TOKEN` a user's token.
+//! Files are kept where the hub's own programs keep them (`HF_HOME`), and a file that is there is not
+//! asked for again; only which files a repository has is. `HF_ENDPOINT` names another server,
+//! `HF_TOKEN` a user's token.
 
 use std::path::{Path, PathBuf};
 

@@ -64,7 +64,13 @@ impl Place {
         let built = cfg!(feature = "cuda");
         match self {
             Self::Cuda(ordinal) => Some(ordinal),
-            Self::Auto if built => inflight::device::cuda::probe().ok().map(|_| 0),
+            Self::Auto if built => match inflight::device::cuda::probe() {
+                Ok(_) => Some(0),
+                Err(why) => {
+                    eprintln!("on the processor: {why}");
+                    None
+                }
+            },
             Self::Cpu | Self::Auto => None,
         }
     }
@@ -144,7 +150,7 @@ pub struct Options {
     #[arg(long)]
     pub no_prefix_cache: bool,
     /// A request's results do not depend on who runs beside it, bit by bit, unless it is preempted
-    /// and computed again
+    /// and computed again; on a processor
     #[arg(long)]
     pub batch_invariant: bool,
 }
@@ -164,6 +170,7 @@ pub struct Loaded {
 impl Options {
     /// Reads the model and allocates its cache.
     pub fn load(&self) -> Result<Loaded> {
+        self.check()?;
         let path = &hub::locate(&self.model)?;
         let mut gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::new(&gguf, self.tokenizer.as_deref())?;
@@ -180,17 +187,30 @@ impl Options {
         Ok(Loaded { tokenizer, template, engine: self.engine(weights)?, name: stem })
     }
 
+    /// Refuses what the device does not do, before anything is read.
+    fn check(&self) -> Result<()> {
+        let is_gpu = self.device.gpu().is_some();
+        if !is_gpu && matches!(self.dtype, Some(Precise::F16 | Precise::Bf16)) {
+            bail!("--dtype: products of f16 and bf16 are a GPU's; use f32 or int8");
+        }
+        if is_gpu && self.kv_dtype == Some(CacheType::F32) {
+            bail!("--kv-dtype: on a GPU it is f16, bf16 or fp8");
+        }
+        if is_gpu && self.batch_invariant {
+            bail!("--batch-invariant: a GPU's matrix products depend on the batch");
+        }
+        Ok(())
+    }
+
     /// Reads the weights to where they are multiplied by.
     pub fn weights(&self, gguf: &mut Gguf) -> Result<Weights> {
+        self.check()?;
         let path = gguf.path().to_owned();
         let within = || format!("in {}", path.display());
         let Some(ordinal) = self.device.gpu() else {
             let precision = match self.dtype {
-                None | Some(Precise::Int8) => Precision::Int8,
                 Some(Precise::F32) => Precision::F32,
-                Some(Precise::F16 | Precise::Bf16) => {
-                    bail!("--dtype: products of f16 and bf16 are a GPU's; use f32 or int8")
-                }
+                _ => Precision::Int8,
             };
             let model = Model::load(gguf, precision).with_context(within)?;
             return Ok(Weights::Cpu(model, precision));
@@ -259,7 +279,8 @@ impl Options {
             max_tokens: match self.policy.as_str() {
                 // All prompts of a batch at once.
                 "static" => self.max_num_seqs.saturating_mul(max_model_len),
-                _ => self.max_num_batched_tokens,
+                // Who does without the scheduler runs all sequences at once.
+                _ => self.max_num_batched_tokens.max(self.max_num_seqs),
             },
             invariant: self.batch_invariant,
             threads: self.threads,

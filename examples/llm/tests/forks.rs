@@ -17,8 +17,10 @@ struct Cli {
     options: Options,
 }
 
-/// Prompts and their greedy outputs by a plain f32 forward pass.
-fn oracle() -> Result<Vec<[Vec<Token>; 2]>, String> {
+/// A prompt and its greedy output by a plain f32 forward pass.
+type Known = [Vec<Token>; 2];
+
+fn oracle() -> Result<Vec<Known>, String> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracle/smollm2_greedy.json");
     let text = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -29,7 +31,7 @@ fn oracle() -> Result<Vec<[Vec<Token>; 2]>, String> {
 }
 
 /// The model, and the oracle; or why there is none.
-fn given(options: &str) -> Result<(Branches, Vec<[Vec<Token>; 2]>), String> {
+fn given(options: &str) -> Result<(Branches, Vec<Known>), String> {
     let model = std::env::var_os("LLM_MODEL").map(PathBuf::from);
     let model = model.ok_or("LLM_MODEL names no model")?;
     let oracle = oracle()?;
@@ -117,10 +119,39 @@ fn beams_are_found_and_weighed_as_if_each_were_alone() {
         }
     }
     assert_eq!(branches.cache().num_free(), free);
-    println!(
-        "{} prompts: beams of 1 are greedy, beams of 4 weigh what they do alone",
-        oracle.len()
-    );
+    println!("beams of 1 are greedy, and beams of 4 weigh what they do alone");
+}
+
+#[test]
+fn what_fails_keeps_nothing_and_changes_nothing() {
+    let options = "--max-num-seqs 4 --block-size 4 --num-blocks 16 --max-model-len 64";
+    let (mut branches, oracle) = match given(options) {
+        Ok(given) => given,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let [prompt, output] = &oracle[1];
+    let free = branches.cache().num_free();
+    // The prompt takes 10 of 16 blocks, and eight beams soon more than the rest.
+    let error = beam::search(&mut branches, prompt, (8, 24), &[], 16).unwrap_err();
+    assert!(error.to_string().contains("blocks"), "{error}");
+    assert_eq!(branches.cache().num_free(), free);
+
+    // A wrong row among forks, before it and after it: the copies that it would have made are made.
+    let vocab = branches.vocab();
+    let parent = branches.open();
+    branches.run(&[Row { seq: parent, start: 0, tokens: &prompt[..prompt.len() - 2] }]).unwrap();
+    let seq = branches.fork(parent).unwrap();
+    let start = prompt.len() - 2;
+    let wrong = [prompt[start], vocab as Token];
+    let rows = [Row { seq: parent, start, tokens: &[7] }, Row { seq, start, tokens: &wrong }];
+    assert!(branches.run(&rows).is_err());
+    assert!(branches.run(&[Row { seq, start, tokens: &[] }]).is_err());
+    let rows = [rows[0], Row { seq, start, tokens: &prompt[start..] }];
+    let logits = &branches.run(&rows).unwrap()[vocab..];
+    assert_eq!(argmax(logits), output[0]);
+    [parent, seq].into_iter().for_each(|seq| branches.close(seq).unwrap());
+    assert_eq!(branches.cache().num_free(), free);
+    println!("a search without room, a token that there is not: no block is lost");
 }
 
 /// The logarithm of a continuation's probability, token by token in a sequence of its own.

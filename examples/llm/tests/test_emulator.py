@@ -59,6 +59,19 @@ def lines(oracle: list[dict], path: Path, count: int) -> Path:
     return path
 
 
+def test_what_a_gpu_does_not_do_is_refused(program: str, model: str, emulator: str) -> None:
+    command = [program, "generate", "a", "--model", model, "--device", "cuda"]
+    for options in (["--kv-dtype", "f32"], ["--batch-invariant"]):
+        ran = subprocess.run(
+            [*command, *options],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LD_PRELOAD": emulator},
+        )
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr.startswith(f"error: {options[0]}: "), ran.stderr
+
+
 def test_logits_are_close(
     program: str, model: str, emulator: str, oracle: list[dict], tmp_path: Path
 ) -> None:
@@ -81,9 +94,9 @@ def test_logits_are_close(
         # Preempted and swapped; chunks; sampled by the host, from a distribution of one token.
         "--num-blocks 7 --num-host-blocks 40 --max-num-batched-tokens 24".split()
         + ["--temperature", "1e-4"],
-        ["--batch-invariant", "--no-prefix-cache", "--block-size", "8"],
+        ["--no-prefix-cache", "--block-size", "8", "--policy", "static"],
     ],
-    ids=["together", "swapped in chunks, sampled", "invariant"],
+    ids=["together", "swapped in chunks, sampled", "static, padded"],
 )
 def test_tokens_are_those_of_the_oracle(
     program: str, model: str, emulator: str, oracle: list[dict], tmp_path: Path, options: list[str]

@@ -91,6 +91,9 @@ static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
 /// # Errors
 /// Where it was not built, where another mode was opened before, and where
 /// `INFLIGHT_TEST_DRIVER=real` asks for the real driver.
+///
+/// # Panics
+/// Where the library cannot be opened: that is no reason to leave tests out.
 pub fn device(mode: Mode) -> Result<&'static Emulator, String> {
     if wants_real_driver() {
         return Err("INFLIGHT_TEST_DRIVER=real: the real driver is used".into());
@@ -134,12 +137,12 @@ impl Emulator {
         if handle.is_null() {
             // SAFETY: dlerror returns a C string or null.
             let text = unsafe { libc::dlerror() };
-            return Err(if text.is_null() {
-                format!("cannot open {path}")
-            } else {
+            let text = match text.is_null() {
+                true => "dlopen does not say why".into(),
                 // SAFETY: not null, and valid until this thread's next dl call.
-                unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-            });
+                false => unsafe { CStr::from_ptr(text) }.to_string_lossy(),
+            };
+            panic!("{path} cannot be opened: {text}");
         }
         Ok(Self { handle: handle as usize, mode })
     }

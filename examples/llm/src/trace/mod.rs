@@ -81,6 +81,7 @@ impl Trace {
                 max_model_len: engine.scheduler().config().max_model_len,
             };
             let arrivals = workload::read(&self.file, &text, scale)?;
+            warm_up(&mut engine)?;
             runs.push(replay(&mut engine, &arrivals, policy)?);
         }
         print!("{}", table(&runs));
@@ -97,6 +98,15 @@ impl Trace {
         }
         Ok(())
     }
+}
+
+/// Runs a request that nobody counts: a GPU loads kernels when they are first used.
+fn warm_up(engine: &mut Engine) -> Result<()> {
+    engine.scheduler_mut().submit(Request::new(RequestId(u64::MAX), vec![0, 0], 2))?;
+    while engine.scheduler().num_unfinished() > 0 {
+        engine.step_with(Time(0), |_| true, |_, logits| argmax(logits))?;
+    }
+    Ok(())
 }
 
 /// Runs all requests, each from when it comes.

@@ -14,8 +14,8 @@ mod weights;
 pub use gpu::Gpu;
 pub use weights::{Products, Weight, Weights};
 
-use anyhow::{Context, Result};
-use candle_core::{D, Tensor};
+use anyhow::{Context, Result, bail};
+use candle_core::{D, DType as Numbers, Tensor};
 use candle_nn::ops::rms_norm;
 use inflight::device::cuda::{CudaBuffer, PinnedBuffer};
 use inflight::kernels::cuda::{
@@ -33,6 +33,8 @@ pub struct Runner {
     weights: Weights,
     norms: Vec<[Tensor; 2]>,
     norm: Tensor,
+    /// `[1, vocab]`: numbers that fall from one token to the next.
+    falling: Tensor,
     attention: Attention,
     append: Append,
     step: StepBuffer,
@@ -78,6 +80,9 @@ impl Runner {
         Ok(Self {
             norms: norms.collect::<Result<_>>()?,
             norm: norm(&weights.model.norm)?,
+            falling: Tensor::arange_step(0.0_f32, -(shape.vocab as f32), -1.0, &gpu.tensors)?
+                .affine(1.0, shape.vocab as f64)?
+                .reshape((1, shape.vocab))?,
             append: Append::new(&gpu.cuda, dtype, config.kv_dtype)?,
             step: StepBuffer::new(&gpu.cuda, limits, &[&attention])?,
             mover: BlockMover::new(&gpu.cuda, &memory.device, &memory.host)?,
@@ -109,6 +114,11 @@ impl Runner {
     pub fn run(&mut self, step: Step<'_>, padding: usize, likeliest: bool) -> Result<Given<'_>> {
         let Weights { model, gpu, .. } = &self.weights;
         let shape = model.shape;
+        // candle's kernels count elements in 32 bits.
+        let tokens = step.tokens.len() + padding;
+        if tokens as u64 * shape.feed_forward.max(shape.hidden) as u64 >= 1 << 32 {
+            bail!("a step of {tokens} tokens, padding included, is too large for a GPU here");
+        }
         self.mover.run(&gpu.stream, step.ops)?;
         let blocks = self.caches.first().map_or(0, |cache| cache.layout().num_blocks);
         let arrays = StepArrays {
@@ -140,9 +150,8 @@ impl Runner {
             let attended = qkv.apply_op1_no_bwd(&attend)?.to_dtype(x.dtype())?;
             x = (x + layer.out.multiply(&attended)?)?;
             let normed = rms_norm(&x, &norms[1], shape.rms_eps)?;
-            let gate_up = layer.gate_up.multiply(&normed)?;
-            let gate = gate_up.narrow(1, 0, shape.feed_forward)?.silu()?;
-            let gated = (gate * gate_up.narrow(1, shape.feed_forward, shape.feed_forward)?)?;
+            let [gate, up] = layer.gate_up.multiply_halves(&normed, shape.feed_forward)?;
+            let gated = (gate.silu()? * up)?;
             x = (x + layer.down.multiply(&gated)?)?;
         }
         let wanted = step.logits_indices;
@@ -152,12 +161,28 @@ impl Runner {
         }
         let wanted = Tensor::from_slice(wanted, wanted.len(), &gpu.tensors)?;
         let normed = rms_norm(&x.index_select(&wanted, 0)?, &self.norm, shape.rms_eps)?;
-        let logits = self.weights.head().multiply(&normed)?;
-        if likeliest {
-            return Ok(Given::Likeliest(logits.argmax(D::Minus1)?.to_vec1()?));
+        let logits = self.weights.head().multiply(&normed)?.to_dtype(Numbers::F32)?;
+        let largest = logits.max_keepdim(D::Minus1)?;
+        let maxima: Vec<f32> = largest.flatten_all()?.to_vec1()?;
+        let given = match likeliest {
+            true => Given::Likeliest(self.first_of(&logits, &largest)?.to_vec1()?),
+            false => {
+                self.logits = logits.flatten_all()?.to_vec1()?;
+                Given::Logits(&mut self.logits, &self.threads)
+            }
+        };
+        // Reads into pageable memory need not have ended when they return.
+        gpu.stream.synchronize()?;
+        if maxima.iter().any(|largest| !largest.is_finite()) {
+            bail!("a token's logits are not finite: where f16 is too narrow, --dtype bf16 is not");
         }
-        self.logits = logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?;
-        Ok(Given::Logits(&mut self.logits, &self.threads))
+        Ok(given)
+    }
+
+    /// The first of each row's largest logits, as the host chooses. (candle's own search takes any.)
+    fn first_of(&self, logits: &Tensor, largest: &Tensor) -> candle_core::Result<Tensor> {
+        let is_largest = logits.broadcast_eq(largest)?.to_dtype(Numbers::F32)?;
+        is_largest.broadcast_mul(&self.falling)?.argmax(D::Minus1)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Weights in memory of a GPU, as candle multiplies by them.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use candle_core::quantized::QTensor;
 use candle_core::{DType as Numbers, Tensor};
@@ -67,6 +69,22 @@ impl Weight {
         })
     }
 
+    /// The products with its upper and with its lower `rows` rows: each for itself, since candle
+    /// works best on tensors without gaps.
+    pub fn multiply_halves(&self, x: &Tensor, rows: usize) -> Result<[Tensor; 2]> {
+        let [upper, lower] = match self {
+            Self::Dense(weight) => [0, rows].map(|from| {
+                let half = weight.narrow(0, from, rows)?;
+                x.matmul(&half.t()?)
+            }),
+            Self::Quantized(parts) => match &parts[..] {
+                [upper, lower] => [upper, lower].map(|part| x.apply_op1_no_bwd(part)),
+                parts => bail!("{} tensors, and they are two", parts.len()),
+            },
+        };
+        Ok([upper?, lower?])
+    }
+
     /// Rows of it.
     fn rows(&self, rows: &Tensor) -> Result<Tensor> {
         Ok(match self {
@@ -98,15 +116,17 @@ pub struct Weights {
     /// The weights; the vectors are in the host's memory.
     pub model: Model<Weight>,
     /// Where.
-    pub gpu: Gpu,
+    pub gpu: Arc<Gpu>,
     products: Products,
 }
 
 impl Weights {
     /// Reads them.
-    pub fn load(gguf: &mut Gguf, gpu: Gpu, products: Products) -> Result<Self> {
+    pub fn load(gguf: &mut Gguf, gpu: Arc<Gpu>, products: Products) -> Result<Self> {
         let model =
             Model::load_with(gguf, &gpu.tensors, |parts| Weight::new(parts, products, &gpu))?;
+        // What dequantising took is there for the cache.
+        gpu.trim()?;
         Ok(Self { model, gpu, products })
     }
 
