@@ -92,7 +92,7 @@ def test_logits_are_close(
     [
         [],
         # Preempted and swapped; chunks; sampled by the host, from a distribution of one token.
-        "--num-blocks 7 --num-host-blocks 40 --max-num-batched-tokens 24".split()
+        "--num-blocks 6 --num-host-blocks 40 --max-num-batched-tokens 24".split()
         + ["--temperature", "1e-4"],
         ["--no-prefix-cache", "--block-size", "8", "--policy", "static"],
     ],
