@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use inflight::FinishReason;
 use serde::Serialize;
 
-use crate::options::Options;
+use crate::options::{Options, positive};
 use crate::prompts::{self, Prompt};
 use crate::sampling::Sampling;
 use crate::worker::{Event, Generation, Handle, Stats, start};
@@ -19,7 +19,8 @@ use crate::worker::{Event, Generation, Handle, Stats, start};
 /// Runs a file of prompts.
 #[derive(Args, Debug)]
 pub struct Batch {
-    /// One JSON object a line, with `prompt`, `prompt_ids`, `question` or `turns`; may be gzipped
+    /// One JSON object a line, with `prompt` or `prompt_ids`, which are continued, or `question` or
+    /// `turns`, which are answered; may be gzipped
     file: PathBuf,
     #[command(flatten)]
     options: Options,
@@ -42,9 +43,10 @@ pub struct Batch {
     #[arg(long)]
     ignore_eos: bool,
     /// Prompts taken from the file at most
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     limit: Option<usize>,
-    /// Writes prompt_ids, output_ids, text and finish_reason of each line, in order, as they end
+    /// Writes prompt_ids, output_ids, text and finish_reason of each line, in order, as they end;
+    /// without it nothing but counts and speeds is told
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -75,6 +77,7 @@ struct Sums {
 impl Batch {
     /// Prints how it went, and how fast, to standard error.
     pub fn run(self) -> Result<()> {
+        let sampling = Sampling::new(self.temperature, self.top_p, self.seed)?;
         let loaded = self.options.load()?;
         let tokenizer = &loaded.tokenizer;
         let vocab = loaded.engine.runner().shape().vocab;
@@ -85,9 +88,8 @@ impl Batch {
         let (engine, thread) = start(loaded.engine)?;
         let started = Instant::now();
         let submit = |(number, prompt): (usize, &Prompt)| {
-            let Self { temperature, top_p, .. } = self;
-            let seed = self.seed.wrapping_add(number as u64);
-            let sampling = Sampling { temperature, top_p, seed, ..Sampling::greedy() };
+            let seed = sampling.seed.wrapping_add(number as u64);
+            let sampling = Sampling { seed, ..sampling.clone() };
             let greedy = Generation::greedy(prompt.tokens.clone(), self.max_tokens, ends);
             engine.submit(Generation { sampling, ..greedy })
         };

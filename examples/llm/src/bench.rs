@@ -7,7 +7,8 @@ use clap::Args;
 use inflight::{Request, RequestId, Time, Token};
 
 use crate::engine::Engine;
-use crate::options::Options;
+use crate::options::{Options, positive};
+use crate::print;
 use crate::sampling::argmax;
 
 /// Measures tokens a second.
@@ -16,24 +17,27 @@ pub struct Bench {
     #[command(flatten)]
     options: Options,
     /// Tokens of each prompt
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
     prompt: usize,
     /// Tokens of each output
     #[arg(long, value_name = "N", default_value_t = 128)]
     output: u32,
     /// Requests at once
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32")]
+    #[arg(
+        long, value_name = "N", value_delimiter = ',', default_value = "1,8,32",
+        value_parser = positive
+    )]
     streams: Vec<usize>,
     /// Each is measured so often; the median is told
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = positive)]
     runs: usize,
 }
 
 impl Bench {
     /// Prints a table.
     pub fn run(self) -> Result<()> {
-        if self.prompt == 0 || self.output < 2 || self.runs == 0 {
-            bail!("--prompt and --runs are at least 1, --output at least 2");
+        if self.output < 2 {
+            bail!("--output is at least 2: the first token is the prompt's");
         }
         let most = self.streams.iter().copied().max().unwrap_or(1);
         let mut options =
@@ -43,8 +47,16 @@ impl Bench {
             options.num_blocks = Some(most * blocks);
         }
         let mut engine = options.load()?.engine;
-        println!("prompts of {}, outputs of {} tokens; tokens/s", self.prompt, self.output);
-        println!("streams    prompts    outputs");
+        let (length, most) =
+            (self.prompt + self.output as usize, engine.scheduler().config().max_model_len);
+        if length > most {
+            bail!("--prompt and --output: {length} tokens, and a request has {most} at most");
+        }
+        print::line(format!(
+            "prompts of {}, outputs of {} tokens; tokens/s",
+            self.prompt, self.output
+        ))?;
+        print::line("streams    prompts    outputs")?;
         for &streams in &self.streams {
             let mut runs = Vec::new();
             let before = engine.scheduler().stats().preemptions;
@@ -57,7 +69,7 @@ impl Bench {
                 values[values.len() / 2]
             };
             let (prompts, outputs) = (median(|run| run.0), median(|run| run.1));
-            println!("{streams:7} {prompts:10.1} {outputs:10.1}");
+            print::line(format!("{streams:7} {prompts:10.1} {outputs:10.1}"))?;
             let preemptions = engine.scheduler().stats().preemptions - before;
             if preemptions > 0 {
                 eprintln!(
@@ -79,11 +91,12 @@ impl Bench {
             engine.scheduler_mut().submit(Request::new(RequestId(id), prompt, self.output))?;
         }
         let started = Instant::now();
-        let (mut begun, mut prompts_took, mut early) = (0, None, 0);
+        let (mut begun, mut prompts_took, mut early, mut all) = (0, None, 0, 0);
         while engine.scheduler().num_unfinished() > 0 {
             let outputs = engine.step_with(Time(0), |_| true, |_, logits| argmax(logits))?;
             let rows = outputs.step().rows().iter();
             begun += rows.filter(|row| row.samples && row.num_output == 0).count();
+            all += outputs.num_tokens();
             if prompts_took.is_none() {
                 early += outputs.num_tokens();
                 prompts_took = (begun == streams).then(|| started.elapsed().as_secs_f64());
@@ -91,7 +104,9 @@ impl Bench {
         }
         let prompts_took = prompts_took.unwrap_or_default();
         let rest = started.elapsed().as_secs_f64() - prompts_took;
-        let outputs = streams * self.output as usize - early;
-        Ok(((streams * self.prompt) as f64 / prompts_took, outputs as f64 / rest))
+        if all != streams * self.output as usize {
+            bail!("{all} tokens came of {streams} times {}: see --num-blocks", self.output);
+        }
+        Ok(((streams * self.prompt) as f64 / prompts_took, (all - early) as f64 / rest))
     }
 }

@@ -14,14 +14,16 @@ use inflight::{Request, RequestId, Time, Token};
 use crate::engine::Engine;
 use crate::gguf::Gguf;
 use crate::hub;
-use crate::options::{CacheType, Options, Place, Precise};
+use crate::options::{CacheType, Options, Place, Precise, positive};
+use crate::print;
 use crate::prompts::{self, Prompt};
 use crate::sampling::argmax;
 
 /// Compares logits of all types of activations and caches.
 #[derive(Args, Debug)]
 pub struct Compare {
-    /// One JSON object a line, with `prompt`, `prompt_ids`, `question` or `turns`; may be gzipped
+    /// One JSON object a line, with `prompt` or `prompt_ids`, which are continued, or `question` or
+    /// `turns`, which are answered; may be gzipped
     file: PathBuf,
     #[command(flatten)]
     options: Options,
@@ -29,7 +31,7 @@ pub struct Compare {
     #[arg(long, value_name = "N", default_value_t = 32)]
     max_tokens: u32,
     /// Prompts taken from the file at most: their logits are kept in memory
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
     limit: usize,
 }
 
@@ -77,12 +79,9 @@ impl Compare {
             locked(&exact[prompt]).push(logits.to_vec());
             argmax(logits)
         })?;
-        println!(
-            "{} prompts, {} tokens each, against f32 throughout:",
-            prompts.len(),
-            self.max_tokens
-        );
-        println!("products  cache  mean |Δlogit|  max |Δlogit|  same likeliest token");
+        let count = prompts.len();
+        print::line(format!("{count} prompts, {} tokens each at most:", self.max_tokens))?;
+        print::line("products  cache  mean |Δlogit|  max |Δlogit|  same likeliest token")?;
         drop(engine);
         use {CacheType as C, Precise as P};
         let (products, caches) = match self.options.device.gpu() {
@@ -110,12 +109,12 @@ impl Compare {
                     argmax(exact)
                 })?;
                 let Difference { steps, agree, sum, count, largest } = *locked(&difference);
-                println!(
+                print::line(format!(
                     "{:8}  {:5}  {:13.2e}  {largest:12.2e}  {agree} of {steps}",
                     format!("{dtype:?}").to_lowercase(),
                     format!("{kv_dtype:?}").to_lowercase(),
                     sum / count as f64,
-                );
+                ))?;
                 shared = Some(engine.into_weights());
             }
         }

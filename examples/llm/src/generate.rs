@@ -4,9 +4,9 @@ use std::io::{ErrorKind, Write, stdout};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use inflight::Token;
+use inflight::{FinishReason, Token};
 
 use crate::beam;
 use crate::branches::Branches;
@@ -45,6 +45,7 @@ pub struct Generate {
 impl Generate {
     /// Prints the text to standard output, and how fast it came to standard error.
     pub fn run(self) -> Result<()> {
+        let sampling = Sampling::new(self.temperature, self.top_p, self.seed)?;
         // The cache of one request, or of the beams, is enough.
         let max_num_seqs = self.beams.map_or(1, NonZeroUsize::get);
         let loaded = Options { max_num_seqs, ..self.options.clone() }.load()?;
@@ -55,7 +56,7 @@ impl Generate {
         let prompt = loaded.tokenizer.encode(&text)?;
         match self.beams {
             Some(_) => self.search(loaded, &prompt, max_num_seqs),
-            None => self.stream(loaded, prompt),
+            None => self.stream(loaded, prompt, sampling),
         }
     }
 
@@ -63,14 +64,16 @@ impl Generate {
         let config = *loaded.engine.scheduler().config();
         let (length, most) = (prompt.len(), config.max_model_len);
         if length == 0 || length >= most {
-            bail!("the prompt has {length} tokens, and prompt and output have 2 to {most}");
+            bail!("the prompt has {length} tokens, and with its output {most} are the most");
         }
         let max_tokens = (most - length).min(self.max_tokens as usize);
         let mut branches = Branches::new(loaded.engine.into_runner(), config.cache)?;
         let (of, chunk) = ((beams, max_tokens), config.max_num_batched_tokens);
         let started = Instant::now();
         let ends = loaded.tokenizer.ends();
-        let found = beam::search(&mut branches, prompt, of, ends, chunk)?;
+        let found = beam::search(&mut branches, prompt, of, ends, chunk).with_context(|| {
+            format!("--beams {beams}, with --num-blocks {}", config.cache.num_blocks - 1)
+        })?;
         let seconds = started.elapsed().as_secs_f64();
         if let Some(best) = found.first() {
             let mut tokens = &best.tokens[..];
@@ -86,10 +89,8 @@ impl Generate {
         Ok(())
     }
 
-    fn stream(self, loaded: Loaded, prompt: Vec<Token>) -> Result<()> {
+    fn stream(self, loaded: Loaded, prompt: Vec<Token>, sampling: Sampling) -> Result<()> {
         let tokenizer = &loaded.tokenizer;
-        let Self { temperature, top_p, seed, .. } = self;
-        let sampling = Sampling { temperature, top_p, seed, ..Sampling::greedy() };
         let num_prompt = prompt.len();
         let generation = Generation {
             sampling,
@@ -100,7 +101,7 @@ impl Generate {
         let mut events = engine.submit(generation);
         engine.drain();
         let mut text = tokenizer.stream();
-        let (mut first, mut count) = (None, 0);
+        let (mut first, mut count, mut ended) = (None, 0, "cut short");
         while let Some(event) = events.blocking_recv() {
             match event {
                 Event::Accepted => {}
@@ -114,7 +115,14 @@ impl Generate {
                         }
                     }
                 }
-                Event::Finished(_) => break,
+                Event::Finished(reason) => {
+                    ended = match reason {
+                        FinishReason::Length => "as many as there may be",
+                        FinishReason::Repetition => "which repeat themselves",
+                        FinishReason::Eos | FinishReason::StopToken(_) => "the whole answer",
+                    };
+                    break;
+                }
                 Event::Refused(error) => bail!(error),
                 Event::Failed(why) => bail!(why),
             }
@@ -125,7 +133,8 @@ impl Generate {
         let (first, all) = (first.unwrap_or_default(), started.elapsed());
         let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
         eprintln!(
-            "{num_prompt} tokens of prompt at {:.0} tokens/s, {count} of output at {:.0} tokens/s",
+            "{num_prompt} tokens of prompt at {:.0} tokens/s, {count} of output, {ended}, at {:.0} \
+             tokens/s",
             rate(num_prompt, first.as_secs_f64()),
             rate(count.max(1) - 1, (all - first).as_secs_f64()),
         );

@@ -18,6 +18,7 @@ pub mod model;
 pub mod numbers;
 pub mod ops;
 pub mod options;
+pub mod print;
 pub mod prompts;
 pub mod runner;
 pub mod sampling;

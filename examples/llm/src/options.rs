@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use inflight::cache::CacheConfig;
 use inflight::kernels::DType;
@@ -11,7 +12,7 @@ use inflight::{Config, Policy};
 
 use crate::chat::Template;
 use crate::engine::Engine;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Shape};
 use crate::hub;
 use crate::matmul::Precision;
 use crate::model::Model;
@@ -97,6 +98,14 @@ impl CacheType {
     }
 }
 
+/// A number from 1 on, for options. The limit keeps sums of a few from overflowing.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=0x7fff_ffff) => Ok(number),
+        Ok(_) | Err(_) => Err("it is a number from 1 to 2147483647".to_owned()),
+    }
+}
+
 /// Blocks of the cache, where nothing is said.
 const NUM_BLOCKS: usize = 2048;
 
@@ -123,28 +132,28 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Requests that run at once
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub max_num_seqs: usize,
     /// Tokens computed in a step: prompts are computed in chunks
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub max_num_batched_tokens: usize,
     /// Tokens of prompt and output together; by default the model's context, or all of the cache
     #[arg(long, value_name = "N")]
     pub max_model_len: Option<usize>,
-    /// Blocks of the KV cache; by default 2048, or all that --max-num-seqs requests can use
-    #[arg(long, value_name = "N")]
+    /// Blocks of the KV cache; by default 2048, or fewer where --max-num-seqs requests cannot use them
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub num_blocks: Option<usize>,
     /// Tokens a block
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub block_size: usize,
     /// Blocks that preempted requests are moved to instead of being computed again
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub num_host_blocks: usize,
-    /// Requests that may wait; more are refused
-    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
-    pub max_waiting: usize,
-    /// continuous, static, priority, no-evict, max-utilization or orca
-    #[arg(long, default_value = "continuous")]
+    /// Requests that may wait, and more are refused: 1024 by default in a server, else any number
+    #[arg(long, value_name = "N")]
+    pub max_waiting: Option<usize>,
+    /// Who runs when
+    #[arg(long, default_value = "continuous", value_parser = PossibleValuesParser::new(Policy::NAMES))]
     pub policy: String,
     /// Computes every prompt anew
     #[arg(long)]
@@ -221,7 +230,12 @@ impl Options {
             Some(Precise::F32) => Products::F32,
             Some(Precise::Int8) => Products::Int8,
         };
-        let gpu = Gpu::new(ordinal).with_context(|| format!("--device cuda:{ordinal}"))?;
+        let gpu = Gpu::new(ordinal).with_context(|| match cfg!(feature = "cuda") {
+            true => format!("--device cuda:{ordinal}"),
+            false => format!(
+                "--device cuda:{ordinal}, in a program that is built without the feature `cuda`"
+            ),
+        })?;
         Ok(Weights::Cuda(cuda::Weights::load(gguf, gpu, products).with_context(within)?))
     }
 
@@ -264,13 +278,17 @@ impl Options {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_model_len,
-            max_waiting: self.max_waiting,
+            max_waiting: self.max_waiting.unwrap_or(usize::MAX),
             swap: self.num_host_blocks > 0,
             ..Config::new(cache)
         };
         let policy = Policy::by_name(&self.policy)?;
+        let kv_dtype = self.kv_dtype(&weights).dtype();
+        if matches!(weights, Weights::Cpu(..)) {
+            check_memory(&weights.shape(), kv_dtype, (num_blocks, self.num_host_blocks), self)?;
+        }
         let runner = RunnerConfig {
-            kv_dtype: self.kv_dtype(&weights).dtype(),
+            kv_dtype,
             num_blocks,
             num_host_blocks: self.num_host_blocks,
             block_size: self.block_size,
@@ -287,6 +305,31 @@ impl Options {
         };
         Engine::new(Runner::new(weights, runner)?, config, policy)
     }
+}
+
+/// Refuses a cache that the machine has no memory for: it would be found out block by block.
+fn check_memory(
+    shape: &Shape,
+    kv_dtype: DType,
+    (num_blocks, num_host_blocks): (usize, usize),
+    options: &Options,
+) -> Result<()> {
+    let tokens = (num_blocks as u128 + num_host_blocks as u128) * options.block_size as u128;
+    let needed = tokens * (2 * shape.layers * shape.kv_dim() * kv_dtype.size()) as u128;
+    // Where the system does not say what it has, the allocator does.
+    let said = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = said.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u128>().ok());
+    if let Some(free) = kib.map(|kib| kib << 10).filter(|&free| free < needed) {
+        bail!(
+            "the KV cache of {num_blocks} blocks of {} tokens takes {:.1} GB, and {:.1} GB are free: see \
+             --num-blocks, --block-size and --num-host-blocks",
+            options.block_size,
+            needed as f64 / 1e9,
+            free as f64 / 1e9,
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use anyhow::{Result, bail};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -42,6 +43,21 @@ impl Sampling {
             logit_bias: Vec::new(),
             seed: 0,
         }
+    }
+
+    /// By a temperature and a nucleus, as options name them.
+    ///
+    /// # Errors
+    /// Names the option that is out of its range.
+    pub fn new(temperature: f32, top_p: f32, seed: u64) -> Result<Self> {
+        // Also NaN is not.
+        for (option, value, most) in [("--temperature", temperature, 2.0), ("--top-p", top_p, 1.0)]
+        {
+            if !(0.0..=most).contains(&value) {
+                bail!("{option}: {value} is not within 0 to {most}");
+            }
+        }
+        Ok(Self { temperature, top_p, seed, ..Self::greedy() })
     }
 }
 

@@ -1,6 +1,6 @@
 """What the tests share: the program, the model, and a server.
 
-`LLM_MODEL` names the model; `LLM_PROGRAM` the program, where it is not in `../target/release`.
+`LLM_MODEL` names the model; `LLM_PROGRAM` the program, where it is not in the repository's `target/release`.
 """
 
 import os
@@ -20,7 +20,7 @@ ORACLE = LLM.parents[2] / "shared" / "oracle" / "smollm2_greedy.json"
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    return os.environ.get("LLM_PROGRAM", str(LLM / "target" / "release" / "llm"))
+    return os.environ.get("LLM_PROGRAM", str(LLM.parents[1] / "target" / "release" / "llm"))
 
 
 @pytest.fixture(scope="session")

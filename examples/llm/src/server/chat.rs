@@ -17,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 
 /// Text, or parts of it.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "content: it is a text, or a list of parts with `type` and `text`")]
 enum Content {
     Text(String),
     Parts(Vec<Part>),
@@ -64,6 +64,7 @@ pub async fn chat(
     let Json(request) = body?;
     let Request { messages, mut params, .. } = request;
     server.check(request.model.as_deref())?;
+    params.check_others()?;
     if request.tools.is_some_and(|tools| !tools.is_empty()) {
         return Err(ApiError::field("tools", "are not offered"));
     }

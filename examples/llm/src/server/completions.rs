@@ -16,7 +16,7 @@ use crate::tokenizer::Tokenizer;
 
 /// Text or tokens, one prompt or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "prompt: it is a text, tokens, or a list of either")]
 enum Prompts {
     Text(String),
     Texts(Vec<String>),
@@ -61,6 +61,7 @@ pub async fn completions(
     let Request { model, prompt, max_tokens, logprobs, echo, best_of, suffix, mut params } =
         request;
     server.check(model.as_deref())?;
+    params.check_others()?;
     let (n, echo) = (params.n()?, echo.unwrap_or(false));
     if best_of.is_some_and(|best_of| best_of != n) {
         return Err(ApiError::field("best_of", "is offered as `n` only"));

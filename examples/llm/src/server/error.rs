@@ -18,10 +18,12 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// A field outside its range.
+    /// A field outside its range. Clients show the message alone, so it names the field too.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("{param}: {}", message.into());
         Self {
-            param: Some(param.into()),
+            param: Some(param),
             ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
         }
     }
@@ -33,7 +35,11 @@ impl ApiError {
 
     /// More tokens than the model takes.
     pub fn too_long(message: impl Into<String>) -> Self {
-        Self { code: Some("context_length_exceeded"), ..Self::field("max_tokens", message) }
+        Self {
+            code: Some("context_length_exceeded"),
+            param: Some("max_tokens".to_owned()),
+            ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+        }
     }
 
     /// No such model.

@@ -75,7 +75,7 @@ pub struct Server {
 impl Serve {
     /// Serves until a signal to stop.
     pub fn run(mut self) -> Result<()> {
-        self.options.max_waiting = self.options.max_waiting.min(MAX_WAITING);
+        self.options.max_waiting.get_or_insert(MAX_WAITING);
         let loaded = self.options.load()?;
         let Config { max_model_len, cache, .. } = *loaded.engine.scheduler().config();
         // A small cache ends a request before the model does. Its last token needs no room.

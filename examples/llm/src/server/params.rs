@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use crate::sampling::Sampling;
@@ -21,7 +22,7 @@ const MAX_BIASES: usize = 1024;
 
 /// One, or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is a text, or a list of texts")]
 pub enum OneOrMany<T> {
     /// One.
     One(T),
@@ -66,7 +67,22 @@ pub struct Params {
     pub priority: Option<i32>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
+    /// Fields that are none of these.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
+
+/// Fields that change nothing in an answer of this server.
+const HARMLESS: [&str; 8] = [
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+];
 
 impl Params {
     /// Completions of each prompt.
@@ -74,6 +90,31 @@ impl Params {
         match self.n.unwrap_or(1) {
             n if (1..=MAX_N).contains(&n) => Ok(n),
             n => Err(ApiError::field("n", format!("{n} is not within 1 to {MAX_N}"))),
+        }
+    }
+
+    /// Refuses what is not known here, misspelt fields among it: it would be taken for obeyed.
+    pub fn check_others(&self) -> Result<(), ApiError> {
+        let is_usual = |field: &str, value: &Value| match field {
+            "tool_choice" | "function_call" => value == "none" || value == "auto",
+            "modalities" => *value == json!(["text"]),
+            "repetition_penalty" | "length_penalty" => value.as_f64() == Some(1.0),
+            "use_beam_search" => *value == json!(false),
+            "skip_special_tokens" | "add_generation_prompt" => *value == json!(true),
+            _ => false,
+        };
+        let is_nothing = |value: &Value| match value {
+            Value::Null => true,
+            Value::Array(values) => values.is_empty(),
+            Value::Object(values) => values.is_empty(),
+            _ => false,
+        };
+        let mut others = self.others.iter().filter(|&(field, value)| {
+            !(HARMLESS.contains(&field.as_str()) || is_nothing(value) || is_usual(field, value))
+        });
+        match others.next() {
+            Some((field, _)) => Err(ApiError::field(field, "is not offered here")),
+            None => Ok(()),
         }
     }
 
@@ -155,5 +196,29 @@ impl Params {
             logit_bias,
             seed: seed.wrapping_add(choice as u64),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_refused_and_what_changes_nothing_is_not() {
+        let check = |field: &str, value: Value| {
+            let params = json!({ "temperature": 0.5, field: value });
+            let params: Params = serde_json::from_value(params).unwrap();
+            assert_eq!(params.temperature, Some(0.5));
+            params.check_others().is_ok()
+        };
+        assert!(check("seed", json!(1)));
+        assert!(check("user", json!("somebody")));
+        assert!(check("tool_choice", json!("none")));
+        assert!(check("functions", json!([])));
+        assert!(check("guided_json", json!(null)));
+        assert!(!check("max_tokns", json!(5)));
+        assert!(!check("tool_choice", json!("required")));
+        assert!(!check("repetition_penalty", json!(1.1)));
+        assert!(!check("stop_token_ids", json!([5])));
     }
 }

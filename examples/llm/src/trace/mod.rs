@@ -8,6 +8,8 @@ mod picture;
 mod workload;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,9 +19,9 @@ use clap::Args;
 use inflight::{Request, RequestId, Time};
 
 use crate::engine::Engine;
-use crate::options::Options;
-use crate::prompts;
+use crate::options::{Options, positive};
 use crate::sampling::argmax;
+use crate::{print, prompts};
 use figures::{Life, Run, table};
 use workload::{Arrival, Scale};
 
@@ -33,11 +35,11 @@ pub struct Trace {
     prompts: PathBuf,
     #[command(flatten)]
     options: Options,
-    /// Policies to compare
+    /// Policies to compare; --policy is not looked at
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "static,continuous")]
     policies: Vec<String>,
     /// Requests taken from the trace at most
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     limit: usize,
     /// Divides the trace's lengths
     #[arg(long, value_name = "FACTOR", default_value_t = 8.0)]
@@ -46,7 +48,7 @@ pub struct Trace {
     #[arg(long)]
     rate: Option<f64>,
     /// Runs of each policy; their order turns from round to round
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
     rounds: usize,
     /// Writes all runs, each request's times included
     #[arg(long, value_name = "FILE")]
@@ -59,9 +61,17 @@ pub struct Trace {
 impl Trace {
     /// Prints a table.
     pub fn run(self) -> Result<()> {
-        if !(self.shorten >= 1.0 && self.rate.is_none_or(|rate| rate > 0.0)) {
-            bail!("--shorten is at least 1, --rate above 0");
+        if !(self.shorten >= 1.0 && self.rate.is_none_or(|rate| (1e-3..=1e6).contains(&rate))) {
+            bail!("--shorten is at least 1, --rate from 0.001 to 1000000");
         }
+        // Before minutes of work are done for them.
+        let create = |option: &str, path: &Option<PathBuf>| -> Result<Option<(PathBuf, File)>> {
+            let Some(path) = path else { return Ok(None) };
+            let file = File::create(path);
+            let file = file.with_context(|| format!("{option} {}", path.display()))?;
+            Ok(Some((path.clone(), file)))
+        };
+        let (mut json, mut svg) = (create("--json", &self.json)?, create("--svg", &self.svg)?);
         let mut runs = Vec::new();
         let (there, back) = (&self.policies, self.policies.iter().rev());
         let back: Vec<_> = back.cloned().collect();
@@ -84,17 +94,19 @@ impl Trace {
             warm_up(&mut engine)?;
             runs.push(replay(&mut engine, &arrivals, policy)?);
         }
-        print!("{}", table(&runs));
+        print::line(table(&runs).trim_end())?;
         if self.policies.iter().any(|policy| policy == "static") {
-            println!("static's padding is multiplied by weights, but not attended to, nor sampled");
+            print::line(
+                "static's padding is multiplied by weights, but not attended to, nor sampled",
+            )?;
         }
-        if let Some(path) = &self.json {
+        if let Some((path, file)) = &mut json {
             let json = serde_json::to_vec_pretty(&runs)?;
-            std::fs::write(path, json).with_context(|| path.display().to_string())?;
+            file.write_all(&json).with_context(|| format!("--json {}", path.display()))?;
         }
-        if let Some(path) = &self.svg {
-            std::fs::write(path, picture::draw(&runs))
-                .with_context(|| path.display().to_string())?;
+        if let Some((path, file)) = &mut svg {
+            let svg = picture::draw(&runs);
+            file.write_all(svg.as_bytes()).with_context(|| format!("--svg {}", path.display()))?;
         }
         Ok(())
     }
