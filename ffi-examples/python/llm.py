@@ -288,6 +288,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--serve", type=int, metavar="PORT", help="on 127.0.0.1, until interrupted")
     args = parser.parse_args()
+    if not args.prompts and args.serve is None:
+        parser.error("give prompts, or a port to serve at")
     engine = Engine(Model(args.model))
     if args.prompts:
         generate(engine, args.prompts, args.max_tokens)
