@@ -3,6 +3,7 @@
 `LLM_MODEL` names the model; `LLM_PROGRAM` the program, where it is not in the repository's `target/release`.
 """
 
+import json
 import os
 import re
 import signal
@@ -29,6 +30,14 @@ def model() -> str:
     if not path:
         pytest.skip("LLM_MODEL names no model")
     return path
+
+
+@pytest.fixture(scope="session")
+def oracle() -> list[dict]:
+    """Prompts and their greedy outputs by a plain f32 forward pass."""
+    if not ORACLE.exists():
+        pytest.skip(f"{ORACLE.name} is not here")
+    return json.loads(ORACLE.read_text())["prompts"]
 
 
 class Server:

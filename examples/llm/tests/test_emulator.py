@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ORACLE
-
 # Of each way to multiply and type of the cache, bounds of the mean |Δlogit| from f32 throughout:
 # about twice what was seen. Those of f32 and f16 are of f16's own rounding.
 BOUNDS = {
@@ -38,13 +36,6 @@ def emulator() -> str:
     if not path:
         pytest.skip("LLM_EMULATOR names no emulator")
     return path
-
-
-@pytest.fixture(scope="module")
-def oracle() -> list[dict]:
-    if not ORACLE.exists():
-        pytest.skip(f"{ORACLE.name} is not here")
-    return json.loads(ORACLE.read_text())["prompts"]
 
 
 def emulated(emulator: str, command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ORACLE
-
 # How a batch is run, and what has to have happened in it.
 RUNS = {
     "one at a time": (["--max-num-seqs", "1", "--no-prefix-cache"], 1, {"preemptions": 0}),
@@ -29,13 +27,6 @@ RUNS = {
         {},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def oracle() -> list[dict]:
-    if not ORACLE.exists():
-        pytest.skip(f"{ORACLE.name} is not here")
-    return json.loads(ORACLE.read_text())["prompts"]
 
 
 @pytest.mark.parametrize("name", RUNS)
