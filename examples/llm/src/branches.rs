@@ -6,6 +6,7 @@
 use anyhow::{Result, bail};
 use inflight::cache::{BlockOp, CacheConfig, KvCache, SeqId};
 use inflight::kernels::BatchView;
+use inflight::kernels::cuda::StepArrays;
 use inflight::{BlockId, Token};
 
 use crate::runner::{Given, Runner, Step};
@@ -103,16 +104,18 @@ impl Branches {
         }
         self.cache.take_ops(&mut arrays.ops);
         let step = Step {
-            rows: BatchView {
-                qo_indptr: &arrays.qo_indptr,
-                kv_indptr: &arrays.kv_indptr,
-                kv_indices: &arrays.kv_indices,
-                kv_last_page_len: &arrays.kv_last_page_len,
-                block_size: self.cache.block_size(),
+            arrays: StepArrays {
+                batch: BatchView {
+                    qo_indptr: &arrays.qo_indptr,
+                    kv_indptr: &arrays.kv_indptr,
+                    kv_indices: &arrays.kv_indices,
+                    kv_last_page_len: &arrays.kv_last_page_len,
+                    block_size: self.cache.block_size(),
+                },
+                slot_mapping: &arrays.slots,
+                positions: &arrays.positions,
+                tokens: &arrays.tokens,
             },
-            tokens: &arrays.tokens,
-            positions: &arrays.positions,
-            slot_mapping: &arrays.slots,
             logits_indices: &arrays.wanted,
             ops: &arrays.ops,
         };

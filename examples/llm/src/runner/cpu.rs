@@ -120,7 +120,7 @@ impl Runner {
     /// beyond the step's take part in the matrix products, as those of a static batch's rectangle do.
     pub fn run(&mut self, step: Step<'_>, padding: usize) -> Result<(&mut [f32], &Threads)> {
         let shape = self.model.shape;
-        let tokens = step.tokens;
+        let tokens = step.arrays.tokens;
         self.work.resize(&shape, tokens.len() + padding)?;
         for (&token, x) in tokens.iter().zip(self.work.x.chunks_exact_mut(shape.hidden)) {
             self.model.embedding.read_row(token as usize, x);
@@ -129,7 +129,7 @@ impl Runner {
         let mut caches = views(&mut self.caches, self.layout)?;
         let mut hosts = views(&mut self.host_caches, self.host_layout)?;
         move_blocks(&self.cpu, step.ops, &mut caches, &mut hosts)?;
-        self.attention.plan(&self.cpu, step.rows, self.layout.num_blocks)?;
+        self.attention.plan(&self.cpu, step.arrays.batch, self.layout.num_blocks)?;
         for (layer, cache) in self.model.layers.iter().zip(&mut caches) {
             let attend = Attend {
                 cpu: &self.cpu,
@@ -283,7 +283,7 @@ impl Attend<'_, '_> {
         o: &mut Numbers,
     ) -> Result<()> {
         let Self { cpu, attention, cache, step, cos_sin, rotary_dim } = self;
-        let tokens = step.tokens.len();
+        let tokens = step.arrays.tokens.len();
         let keys = Tokens::contiguous(tokens, shape.kv_heads, shape.head_dim);
         let queries = Tokens::contiguous(tokens, shape.heads, shape.head_dim);
         let scales = match cache.layout().dtype {
@@ -291,7 +291,7 @@ impl Attend<'_, '_> {
             _ => KvScales::NONE,
         };
         let rope = Rope {
-            positions: step.positions,
+            positions: step.arrays.positions,
             cos_sin,
             rotary_dim,
             // GGUF files keep the weights as the authors of Llama did.
@@ -301,7 +301,7 @@ impl Attend<'_, '_> {
         let new = Append {
             scales,
             rope: Some(rope),
-            ..Append::new(k.view(keys)?, v.view(keys)?, step.slot_mapping)
+            ..Append::new(k.view(keys)?, v.view(keys)?, step.arrays.slot_mapping)
         };
         append(cpu, cache, new)?;
         attention.run(

@@ -11,7 +11,8 @@ use anyhow::{Result, bail};
 use inflight::Token;
 use inflight::batch::RaggedBatch;
 use inflight::cache::BlockOp;
-use inflight::kernels::{BatchView, DType};
+use inflight::kernels::DType;
+use inflight::kernels::cuda::StepArrays;
 
 use crate::gguf::Shape;
 use crate::matmul::{Matrix, Precision, Threads};
@@ -69,14 +70,8 @@ impl Weights {
 /// A step: what [`RaggedBatch`] has for it, or a caller without the scheduler.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
-    /// Rows and block tables.
-    pub rows: BatchView<'a>,
-    /// Its tokens, row after row.
-    pub tokens: &'a [Token],
-    /// Where each is in its sequence.
-    pub positions: &'a [u32],
-    /// Where the keys and values of each are written: `block * block_size + offset`.
-    pub slot_mapping: &'a [i64],
+    /// Rows, tokens, where each is in its sequence, and where its keys and values are written.
+    pub arrays: StepArrays<'a>,
     /// The tokens of which logits are wanted.
     pub logits_indices: &'a [u32],
     /// Blocks to be moved before.
@@ -85,14 +80,7 @@ pub struct Step<'a> {
 
 impl<'a> From<&'a RaggedBatch> for Step<'a> {
     fn from(batch: &'a RaggedBatch) -> Self {
-        Self {
-            rows: BatchView::from(batch),
-            tokens: batch.tokens(),
-            positions: batch.positions(),
-            slot_mapping: batch.slot_mapping(),
-            logits_indices: batch.logits_indices(),
-            ops: batch.ops(),
-        }
+        Self { arrays: batch.into(), logits_indices: batch.logits_indices(), ops: batch.ops() }
     }
 }
 
@@ -143,7 +131,7 @@ impl Runner {
     /// a static batch's rectangle do. With `likeliest` nobody needs the logits: a GPU keeps them.
     pub fn run(&mut self, step: Step<'_>, padding: usize, likeliest: bool) -> Result<Given<'_>> {
         let vocab = self.shape().vocab;
-        if let Some(token) = step.tokens.iter().find(|&&token| token as usize >= vocab) {
+        if let Some(token) = step.arrays.tokens.iter().find(|&&token| token as usize >= vocab) {
             bail!("token {token}: the model has {vocab}");
         }
         match self {

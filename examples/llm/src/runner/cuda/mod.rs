@@ -19,7 +19,7 @@ use candle_core::{D, DType as Numbers, Tensor};
 use candle_nn::ops::rms_norm;
 use inflight::device::cuda::{CudaBuffer, PinnedBuffer};
 use inflight::kernels::cuda::{
-    Append, Attention, BlockMover, DeviceCache, DeviceScales, StepArrays, StepBuffer, StepLimits,
+    Append, Attention, BlockMover, DeviceCache, DeviceScales, StepBuffer, StepLimits,
 };
 use inflight::kernels::{AttentionConfig, DType, KvLayout};
 
@@ -115,22 +115,16 @@ impl Runner {
         let Weights { model, gpu, .. } = &self.weights;
         let shape = model.shape;
         // candle's kernels count elements in 32 bits.
-        let tokens = step.tokens.len() + padding;
+        let tokens = step.arrays.tokens.len() + padding;
         if tokens as u64 * shape.feed_forward.max(shape.hidden) as u64 >= 1 << 32 {
             bail!("a step of {tokens} tokens, padding included, is too large for a GPU here");
         }
         self.mover.run(&gpu.stream, step.ops)?;
         let blocks = self.caches.first().map_or(0, |cache| cache.layout().num_blocks);
-        let arrays = StepArrays {
-            batch: step.rows,
-            slot_mapping: step.slot_mapping,
-            positions: step.positions,
-            tokens: &[],
-        };
-        self.attention.plan(step.rows, blocks, None)?;
-        self.step.upload(&gpu.stream, &arrays, &[&self.attention])?;
+        self.attention.plan(step.arrays.batch, blocks, None)?;
+        self.step.upload(&gpu.stream, &step.arrays, &[&self.attention])?;
 
-        let tokens = step.tokens.iter().copied().chain(std::iter::repeat_n(0, padding));
+        let tokens = step.arrays.tokens.iter().copied().chain(std::iter::repeat_n(0, padding));
         let tokens = Tensor::from_iter(tokens, &gpu.tensors)?;
         let mut x = self.weights.embed(&tokens)?;
         for ((layer, norms), &cache) in model.layers.iter().zip(&self.norms).zip(&self.caches) {
@@ -141,7 +135,7 @@ impl Runner {
                 step: &self.step,
                 cache,
                 dtype: self.attention.config().q_dtype,
-                tokens: step.tokens.len(),
+                tokens: step.arrays.tokens.len(),
             };
             let rope = RotationTable { cos_sin: &self.cos_sin, positions: self.max_positions };
             let qkv = layer.qkv.multiply(&normed)?.to_dtype(with.candle_dtype())?;
