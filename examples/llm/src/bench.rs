@@ -43,7 +43,7 @@ impl Bench {
         let mut options =
             Options { max_num_seqs: most, no_prefix_cache: true, ..self.options.clone() };
         if options.num_blocks.is_none() {
-            let blocks = (self.prompt + self.output as usize).div_ceil(options.block_size.max(1));
+            let blocks = (self.prompt + self.output as usize).div_ceil(options.block_size);
             options.num_blocks = Some(most * blocks);
         }
         let mut engine = options.load()?.engine;
@@ -98,7 +98,7 @@ impl Bench {
             begun += rows.filter(|row| row.samples && row.num_output == 0).count();
             all += outputs.num_tokens();
             if prompts_took.is_none() {
-                early += outputs.num_tokens();
+                early = all;
                 prompts_took = (begun == streams).then(|| started.elapsed().as_secs_f64());
             }
         }

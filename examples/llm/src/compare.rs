@@ -14,9 +14,10 @@ use inflight::{Request, RequestId, Time, Token};
 use crate::engine::Engine;
 use crate::gguf::Gguf;
 use crate::hub;
-use crate::options::{CacheType, Options, Place, Precise, positive};
+use crate::options::{CacheType, Options, Place, positive};
 use crate::print;
 use crate::prompts::{self, Prompt};
+use crate::runner::Products;
 use crate::sampling::argmax;
 
 /// Compares logits of all types of activations and caches.
@@ -64,7 +65,7 @@ impl Compare {
         self.options.model = hub::locate(&self.options.model)?;
         let exact = Options {
             device: Place::Cpu,
-            dtype: Some(Precise::F32),
+            dtype: Some(Products::F32),
             kv_dtype: None,
             ..self.options.clone()
         };
@@ -82,15 +83,15 @@ impl Compare {
         let count = prompts.len();
         print::line(format!("{count} prompts, {} tokens each at most:", self.max_tokens))?;
         print::line("products  cache  mean |Δlogit|  max |Δlogit|  same likeliest token")?;
-        drop(engine);
-        use {CacheType as C, Precise as P};
+        use {CacheType as C, Products as P};
         let (products, caches) = match self.options.device.gpu() {
             None => (&[P::F32, P::Int8][..], &[C::F32, C::F16, C::Bf16, C::Fp8][..]),
             Some(_) => (&[P::F32, P::F16, P::Bf16, P::Int8][..], &[C::F16, C::Bf16, C::Fp8][..]),
         };
+        // One model at a time, and one cache; on a processor the first is the exact one's.
+        let mut shared =
+            Some(engine.into_weights()).filter(|_| self.options.device.gpu().is_none());
         for &dtype in products {
-            // One model at a time, and one cache.
-            let mut shared = None;
             for &kv_dtype in caches {
                 let options = Options {
                     dtype: Some(dtype),
@@ -117,6 +118,7 @@ impl Compare {
                 ))?;
                 shared = Some(engine.into_weights());
             }
+            shared = None;
         }
         Ok(())
     }

@@ -1,6 +1,5 @@
 //! `llm generate`: one prompt, its text as it comes.
 
-use std::io::{ErrorKind, Write, stdout};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -12,6 +11,7 @@ use crate::beam;
 use crate::branches::Branches;
 use crate::chat::Message;
 use crate::options::{Loaded, Options};
+use crate::print;
 use crate::sampling::Sampling;
 use crate::worker::{Event, Generation, start};
 
@@ -82,7 +82,7 @@ impl Generate {
             {
                 tokens = rest;
             }
-            show(&mut stdout(), &format!("{}\n", loaded.tokenizer.decode(tokens)?))?;
+            print::line(loaded.tokenizer.decode(tokens)?)?;
         }
         let scores: Vec<_> = found.iter().map(|found| format!("{:.3}", found.score())).collect();
         eprintln!("{seconds:.2} s; mean logarithms of the beams' tokens: {}", scores.join(", "));
@@ -109,10 +109,7 @@ impl Generate {
                     first.get_or_insert_with(|| started.elapsed());
                     count += 1;
                     if !tokenizer.ends().contains(&token) {
-                        let text = text.push(token)?;
-                        if !show(&mut stdout(), &text)? {
-                            return Ok(());
-                        }
+                        print::text(text.push(token)?)?;
                     }
                 }
                 Event::Finished(reason) => {
@@ -127,9 +124,7 @@ impl Generate {
                 Event::Failed(why) => bail!(why),
             }
         }
-        if !show(&mut stdout(), &format!("{}\n", text.finish()?))? {
-            return Ok(());
-        }
+        print::line(text.finish()?)?;
         let (first, all) = (first.unwrap_or_default(), started.elapsed());
         let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
         eprintln!(
@@ -139,40 +134,5 @@ impl Generate {
             rate(count.max(1) - 1, (all - first).as_secs_f64()),
         );
         thread.join().unwrap_or_else(|_| bail!("the engine panicked"))
-    }
-}
-
-/// Whether somebody still reads what is written.
-fn show(out: &mut impl Write, text: &str) -> Result<bool> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Broken(ErrorKind);
-
-    impl Write for Broken {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(self.0.into())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_reader_that_goes_away_is_no_error() {
-        let mut text = Vec::new();
-        assert!(show(&mut text, "abc").unwrap());
-        assert_eq!(text, b"abc");
-        assert!(!show(&mut Broken(ErrorKind::BrokenPipe), "abc").unwrap());
-        assert!(show(&mut Broken(ErrorKind::StorageFull), "abc").is_err());
     }
 }

@@ -16,22 +16,9 @@ use crate::gguf::{Gguf, Shape};
 use crate::hub;
 use crate::matmul::Precision;
 use crate::model::Model;
-use crate::runner::cuda::{self, Gpu, Products};
-use crate::runner::{Runner, RunnerConfig, Weights};
+use crate::runner::cuda::{self, Gpu};
+use crate::runner::{Products, Runner, RunnerConfig, Weights};
 use crate::tokenizer::Tokenizer;
-
-/// How matrix products are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Precise {
-    /// Exact weights, f32 sums.
-    F32,
-    /// Weights and activations in f16, on a GPU.
-    F16,
-    /// Weights and activations in bf16, on a GPU.
-    Bf16,
-    /// Weights as they are stored, activations rounded to 8 bits in blocks of 32, as llama.cpp does.
-    Int8,
-}
 
 /// Where the model is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +52,7 @@ impl Place {
         let built = cfg!(feature = "cuda");
         match self {
             Self::Cuda(ordinal) => Some(ordinal),
-            Self::Auto if built => match inflight::device::cuda::probe() {
-                Ok(_) => Some(0),
-                Err(why) => {
-                    eprintln!("on the processor: {why}");
-                    None
-                }
-            },
+            Self::Auto if built => inflight::device::cuda::probe().ok().map(|_| 0),
             Self::Cpu | Self::Auto => None,
         }
     }
@@ -124,7 +105,7 @@ pub struct Options {
     pub device: Place,
     /// How matrix products are computed; int8 on a processor, f16 on a GPU by default
     #[arg(long, value_enum)]
-    pub dtype: Option<Precise>,
+    pub dtype: Option<Products>,
     /// The KV cache; by default f32 on a processor with --dtype f32, bf16 with bf16, else f16
     #[arg(long, value_enum)]
     pub kv_dtype: Option<CacheType>,
@@ -199,7 +180,7 @@ impl Options {
     /// Refuses what the device does not do, before anything is read.
     fn check(&self) -> Result<()> {
         let is_gpu = self.device.gpu().is_some();
-        if !is_gpu && matches!(self.dtype, Some(Precise::F16 | Precise::Bf16)) {
+        if !is_gpu && matches!(self.dtype, Some(Products::F16 | Products::Bf16)) {
             bail!("--dtype: products of f16 and bf16 are a GPU's; use f32 or int8");
         }
         if is_gpu && self.kv_dtype == Some(CacheType::F32) {
@@ -217,18 +198,18 @@ impl Options {
         let path = gguf.path().to_owned();
         let within = || format!("in {}", path.display());
         let Some(ordinal) = self.device.gpu() else {
+            if cfg!(feature = "cuda")
+                && self.device == Place::Auto
+                && let Err(why) = inflight::device::cuda::probe()
+            {
+                eprintln!("on the processor: {why}");
+            }
             let precision = match self.dtype {
-                Some(Precise::F32) => Precision::F32,
+                Some(Products::F32) => Precision::F32,
                 _ => Precision::Int8,
             };
             let model = Model::load(gguf, precision).with_context(within)?;
             return Ok(Weights::Cpu(model, precision));
-        };
-        let products = match self.dtype {
-            None | Some(Precise::F16) => Products::F16,
-            Some(Precise::Bf16) => Products::Bf16,
-            Some(Precise::F32) => Products::F32,
-            Some(Precise::Int8) => Products::Int8,
         };
         let gpu = Gpu::new(ordinal).with_context(|| match cfg!(feature = "cuda") {
             true => format!("--device cuda:{ordinal}"),
@@ -236,6 +217,7 @@ impl Options {
                 "--device cuda:{ordinal}, in a program that is built without the feature `cuda`"
             ),
         })?;
+        let products = self.dtype.unwrap_or(Products::F16);
         Ok(Weights::Cuda(cuda::Weights::load(gguf, gpu, products).with_context(within)?))
     }
 

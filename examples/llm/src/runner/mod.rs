@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod cuda;
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use inflight::Token;
 use inflight::batch::RaggedBatch;
 use inflight::cache::BlockOp;
@@ -17,6 +18,19 @@ use inflight::kernels::cuda::StepArrays;
 use crate::gguf::Shape;
 use crate::matmul::{Matrix, Precision, Threads};
 use crate::model::Model;
+
+/// How matrix products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Products {
+    /// Exact weights, f32 sums.
+    F32,
+    /// Weights and activations in f16, on a GPU.
+    F16,
+    /// Weights and activations in bf16, on a GPU.
+    Bf16,
+    /// Weights as they are stored, activations rounded to 8 bits in blocks of 32, as llama.cpp does.
+    Int8,
+}
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +49,7 @@ pub struct RunnerConfig {
     pub max_rows: usize,
     /// Tokens of a step at most.
     pub max_tokens: usize,
-    /// Batch-invariant attention: a row's result depends on nothing but the row.
+    /// Batch-invariant attention, on a processor: a row's result depends on nothing but the row.
     pub invariant: bool,
     /// Threads; `None` for one a core.
     pub threads: Option<usize>,

@@ -12,7 +12,7 @@ mod ops;
 mod weights;
 
 pub use gpu::Gpu;
-pub use weights::{Products, Weight, Weights};
+pub use weights::{Weight, Weights};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{D, DType as Numbers, Tensor};
@@ -63,15 +63,8 @@ impl Runner {
         };
         let dtype = weights.attention_dtype(config.kv_dtype)?;
         let plain = AttentionConfig::new(shape.heads, shape.kv_heads, shape.head_dim, dtype);
-        let attention = Attention::new(
-            &gpu.cuda,
-            AttentionConfig {
-                kv_dtype: config.kv_dtype,
-                fixed_split: config.invariant.then_some(2048),
-                ..plain
-            },
-            limits,
-        )?;
+        let attention_config = AttentionConfig { kv_dtype: config.kv_dtype, ..plain };
+        let attention = Attention::new(&gpu.cuda, attention_config, limits)?;
         let memory = Memory::new(gpu, &shape, &config)?;
         let cos_sin = gpu.floats(&weights.model.rope_table(config.max_positions)?)?;
         let norm = |values: &[f32]| weights.vector(values);

@@ -10,28 +10,14 @@ use inflight::kernels::DType;
 use super::gpu::Gpu;
 use crate::gguf::Gguf;
 use crate::model::Model;
+use crate::runner::Products;
 
-/// How products are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Products {
-    /// Weights dequantised to f32, sums in f32.
-    F32,
-    /// Weights dequantised to f16, by tensor cores.
-    F16,
-    /// The same with bf16.
-    Bf16,
-    /// Weights as they are stored, activations rounded to 8 bits in blocks of 32.
-    Int8,
-}
-
-impl Products {
-    /// Of activations between products.
-    fn activations(self) -> Numbers {
-        match self {
-            Self::F32 | Self::Int8 => Numbers::F32,
-            Self::F16 => Numbers::F16,
-            Self::Bf16 => Numbers::BF16,
-        }
+/// The type of activations between products.
+fn activations(products: Products) -> Numbers {
+    match products {
+        Products::F32 | Products::Int8 => Numbers::F32,
+        Products::F16 => Numbers::F16,
+        Products::Bf16 => Numbers::BF16,
     }
 }
 
@@ -48,8 +34,7 @@ impl Weight {
         if products == Products::Int8 && parts.iter().all(is_quantized) {
             return Ok(Self::Quantized(parts));
         }
-        let dense =
-            |part: &QTensor| part.dequantize(&gpu.tensors)?.to_dtype(products.activations());
+        let dense = |part: &QTensor| part.dequantize(&gpu.tensors)?.to_dtype(activations(products));
         let parts = parts.iter().map(dense).collect::<Result<Vec<_>, _>>()?;
         Ok(Self::Dense(Tensor::cat(&parts, 0)?))
     }
@@ -147,7 +132,7 @@ impl Weights {
 
     /// The first activations of tokens.
     pub(super) fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
-        Ok(self.model.embedding.rows(tokens)?.to_dtype(self.products.activations())?)
+        Ok(self.model.embedding.rows(tokens)?.to_dtype(activations(self.products))?)
     }
 
     /// From activations to logits.
@@ -158,6 +143,6 @@ impl Weights {
     /// Numbers that activations are multiplied by.
     pub(super) fn vector(&self, values: &[f32]) -> Result<Tensor> {
         let values = Tensor::from_slice(values, values.len(), &self.gpu.tensors)?;
-        Ok(values.to_dtype(self.products.activations())?)
+        Ok(values.to_dtype(activations(self.products))?)
     }
 }
