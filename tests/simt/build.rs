@@ -103,7 +103,8 @@ impl Sources {
                 build.opt_level(3);
             })?;
             objects.extend(compile(kernels, &objects_in.join("kernels"), checking, |build| {
-                build.opt_level(2).include(csrc).include(&src);
+                // Most of their time is spent in the emulator: more costs minutes and saves seconds.
+                build.opt_level(1).include(csrc).include(&src);
                 if checking {
                     build.flag("-fsanitize=thread");
                     build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
