@@ -11,6 +11,7 @@
 
 mod check;
 mod context;
+mod driver;
 mod event;
 mod graph;
 mod images;
