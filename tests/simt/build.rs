@@ -40,12 +40,25 @@ fn build(compiler: &cc::Tool) -> Result<(), String> {
     for (name, file) in [("FAST", FAST), ("CHECKING", CHECKING), ("CHECK_CACHE", CHECK_CACHE)] {
         println!("cargo::rustc-env=SIMT_{name}={}", built.join(file).display());
     }
+    for version in OLDER {
+        println!("cargo::rustc-env=SIMT_FAST_{version}={}", built.join(older(version)).display());
+    }
     Ok(())
 }
 
 const FAST: &str = "fast/libcuda.so";
 const CHECKING: &str = "checking/libcuda.so";
 const CHECK_CACHE: &str = "check-cache";
+
+/// Drivers before that of the libraries above, which is 13.0: the fast library again, without what
+/// came after them.
+const OLDER: [u32; 3] = [12_030, 12_040, 12_080];
+/// The driver's functions that are emulated, and that 12.0 did not have.
+const NEWER: [(&str, u32); 2] = [("cuFuncLoad", 12_040), ("cuEventElapsedTime_v2", 12_080)];
+
+fn older(version: u32) -> String {
+    format!("fast-{version}/libcuda.so")
+}
 
 struct Sources {
     /// Everything that the results depend on.
@@ -110,9 +123,13 @@ impl Sources {
                     build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
                 }
             })?);
-            let shared = ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
-            link(compiler.path(), &objects, &library, &shared)?;
+            link(compiler.path(), &objects, &library, &SHARED)?;
             if !checking {
+                for version in OLDER {
+                    let folder = objects_in.join(version.to_string());
+                    let library = built.join(older(version));
+                    link_older(compiler.path(), &objects, &folder, &library, version)?;
+                }
                 // A program of its own: it calls functions of the kernels, which no driver offers.
                 let check = [here.join("checks/cache.cpp")];
                 objects.extend(compile(&check, &objects_in.join("checks"), false, |build| {
@@ -195,6 +212,41 @@ fn compile(
     options(&mut build);
     build.try_compile_intermediates().map_err(|e| e.to_string())
 }
+
+/// The same library as the driver of an older version: it says so, and lacks what is newer.
+fn link_older(
+    compiler: &Path,
+    objects: &[PathBuf],
+    folder: &Path,
+    library: &Path,
+    version: u32,
+) -> Result<(), String> {
+    for folder in [Some(folder), library.parent()].into_iter().flatten() {
+        fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::write(&path, text).map(|()| path).map_err(|e| format!("{name}: {e}"))
+    };
+    let hidden: String = NEWER
+        .iter()
+        .filter(|(_, since)| *since > version)
+        .map(|(name, _)| format!(" {name};"))
+        .collect();
+    // A name comes before a pattern.
+    let script = format!("{{ global: cu*; simt_*; local:{hidden} *; }};\n");
+    let script = write("exports", &script)?;
+    let offers =
+        write("offers.cpp", &format!("extern \"C\" {{ int simt_offers = {version}; }}\n"))?;
+    let mut objects = objects.to_vec();
+    objects.extend(compile(&[offers], folder, false, |_| ())?);
+    let script = format!("-Wl,--version-script={}", script.display());
+    let mut flags = SHARED.to_vec();
+    flags.push(&script);
+    link(compiler, &objects, library, &flags)
+}
+
+const SHARED: [&str; 4] = ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
 
 /// The soname is what a later `dlopen("libcuda.so")` of this process is satisfied by.
 fn link(compiler: &Path, objects: &[PathBuf], out: &Path, flags: &[&str]) -> Result<(), String> {

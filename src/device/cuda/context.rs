@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUstreamCaptureMode};
 
 use super::check::call;
 use super::probe::{self, CudaDeviceInfo};
@@ -101,7 +101,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // An error has nobody to go to, and leaves nothing to be undone.
         // SAFETY: retained once, in `new`.
-        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+        let _ = unsafe { call!(cuDevicePrimaryCtxRelease_v2(self.device)) };
     }
 }
 
@@ -124,9 +124,9 @@ impl Drop for Current<'_> {
         if self.is_pushed {
             let mut popped = ptr::null_mut();
             // SAFETY: `popped` outlives the call; the context was pushed on this thread.
-            let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
+            let _ = unsafe { call!(cuCtxPopCurrent_v2(&raw mut popped)) };
         }
         // SAFETY: the mode outlives the call.
-        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.mode) };
+        let _ = unsafe { call!(cuThreadExchangeStreamCaptureMode(&raw mut self.mode)) };
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult};
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUresult};
 
 use super::check::{call, is};
 use super::context::Cuda;
@@ -99,7 +99,7 @@ impl CudaEvent {
         let mut milliseconds = 0.0;
         let elapsed = &raw mut milliseconds;
         // SAFETY: both handles live, and `milliseconds` outlives the call.
-        unsafe { call!(cuEventElapsedTime_v2(elapsed, earlier.event, self.event)) }?;
+        unsafe { call!(cuEventElapsedTime(elapsed, earlier.event, self.event)) }?;
         Ok(f64::from(milliseconds) * 1e-3)
     }
 
@@ -112,7 +112,7 @@ impl Drop for CudaEvent {
     fn drop(&mut self) {
         if let Ok(_current) = self.cuda.enter() {
             // SAFETY: made in `create`, and destroyed once; the driver keeps it while it is used.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
+            let _ = unsafe { call!(cuEventDestroy_v2(self.event)) };
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
+use cudarc::driver::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode};
 
 use super::check::call;
 use super::context::Cuda;
@@ -69,7 +69,7 @@ impl Drop for CudaGraph {
     fn drop(&mut self) {
         if let Ok(_current) = self.cuda.enter() {
             // SAFETY: made in `capture`, and destroyed once; the driver finishes a launch first.
-            let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };
+            let _ = unsafe { call!(cuGraphExecDestroy(self.exec)) };
         }
     }
 }
@@ -104,7 +104,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         if !self.0.is_null() {
             // SAFETY: made by the end of a capture, and destroyed once.
-            let _ = unsafe { sys::cuGraphDestroy(self.0) };
+            let _ = unsafe { call!(cuGraphDestroy(self.0)) };
         }
     }
 }

@@ -85,7 +85,7 @@ impl Drop for CudaBuffer {
         }
         if let Ok(_current) = self.cuda.enter() {
             // SAFETY: allocated in `new`, and freed once.
-            let _ = unsafe { sys::cuMemFree_v2(self.address) };
+            let _ = unsafe { call!(cuMemFree_v2(self.address)) };
         }
     }
 }
@@ -153,7 +153,7 @@ impl Drop for PinnedBuffer {
         }
         if let Ok(_current) = self.cuda.enter() {
             // SAFETY: allocated in `new`, and freed once.
-            let _ = unsafe { sys::cuMemFreeHost(self.start.as_ptr().cast()) };
+            let _ = unsafe { call!(cuMemFreeHost(self.start.as_ptr().cast())) };
         }
     }
 }

@@ -4,75 +4,87 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute as Attribute, CUresult};
-use libloading::Library;
 
-use super::check::{call, describe};
+use super::check::{call, is};
+use super::driver;
 use crate::error::{CudaUnavailable, Error, Result};
 
-/// The CUDA version that kernels are built with, which the driver must offer: 13.0.
-pub const NEEDED_VERSION: i32 = 13_000;
+/// The CUDA version that the driver must offer: 12.4, of release 550. What kernels were compiled
+/// with may need a newer one: see [`toolkit`](super::toolkit).
+pub const NEEDED_VERSION: i32 = 12_040;
 
-/// Every function of the driver that this library calls.
-pub const REQUIRED_SYMBOLS: [&str; 59] = [
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuDeviceGetCount",
-    "cuDeviceGet",
-    "cuDeviceGetName",
-    "cuDeviceGetAttribute",
-    "cuDeviceTotalMem_v2",
-    "cuDeviceGetUuid_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxGetCurrent",
-    "cuCtxSetCurrent",
-    "cuCtxPushCurrent_v2",
-    "cuCtxPopCurrent_v2",
-    "cuCtxGetDevice",
-    "cuCtxSynchronize",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
-    "cuMemHostGetDevicePointer_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemsetD8Async",
-    "cuMemGetInfo_v2",
-    "cuPointerGetAttribute",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamSynchronize",
-    "cuStreamQuery",
-    "cuStreamWaitEvent",
-    "cuStreamGetCtx",
-    "cuStreamIsCapturing",
-    "cuStreamBeginCapture_v2",
-    "cuStreamEndCapture",
-    "cuThreadExchangeStreamCaptureMode",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphExecDestroy",
-    "cuGraphDestroy",
-    "cuEventCreate",
-    "cuEventRecord",
-    "cuEventQuery",
-    "cuEventSynchronize",
-    "cuEventElapsedTime_v2",
-    "cuEventDestroy_v2",
-    "cuLibraryLoadData",
-    "cuLibraryUnload",
-    "cuLibraryGetKernel",
-    "cuKernelSetAttribute",
-    "cuKernelGetAttribute",
-    "cuKernelGetFunction",
-    "cuFuncLoad",
-    "cuLaunchKernelEx",
-    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-    "cuTensorMapEncodeTiled",
+/// Names in a list, each of which cudarc has to declare: it leaves out what came after the version
+/// in its feature, so that a newer function is not compiled.
+macro_rules! declared_by_cudarc {
+    ($($name:ident)*) => {
+        &[$({
+            let _ = sys::$name;
+            stringify!($name)
+        }),*]
+    };
+}
+
+/// Every function that the driver must have, all of [`NEEDED_VERSION`]. (`cuTensorMapEncodeTiled` is
+/// looked for by [`TensorMap::new`](super::TensorMap::new).)
+pub const REQUIRED_SYMBOLS: &[&str] = declared_by_cudarc![
+    cuInit
+    cuDriverGetVersion
+    cuDeviceGetCount
+    cuDeviceGet
+    cuDeviceGetName
+    cuDeviceGetAttribute
+    cuDeviceTotalMem_v2
+    cuDeviceGetUuid_v2
+    cuDevicePrimaryCtxRetain
+    cuDevicePrimaryCtxRelease_v2
+    cuCtxGetCurrent
+    cuCtxSetCurrent
+    cuCtxPushCurrent_v2
+    cuCtxPopCurrent_v2
+    cuCtxGetDevice
+    cuCtxSynchronize
+    cuGetErrorName
+    cuGetErrorString
+    cuMemAlloc_v2
+    cuMemFree_v2
+    cuMemHostAlloc
+    cuMemFreeHost
+    cuMemHostGetDevicePointer_v2
+    cuMemcpyHtoDAsync_v2
+    cuMemcpyDtoHAsync_v2
+    cuMemcpyDtoDAsync_v2
+    cuMemsetD8Async
+    cuMemGetInfo_v2
+    cuPointerGetAttribute
+    cuStreamCreate
+    cuStreamDestroy_v2
+    cuStreamSynchronize
+    cuStreamQuery
+    cuStreamWaitEvent
+    cuStreamGetCtx
+    cuStreamIsCapturing
+    cuStreamBeginCapture_v2
+    cuStreamEndCapture
+    cuThreadExchangeStreamCaptureMode
+    cuGraphInstantiateWithFlags
+    cuGraphLaunch
+    cuGraphExecDestroy
+    cuGraphDestroy
+    cuEventCreate
+    cuEventRecord
+    cuEventQuery
+    cuEventSynchronize
+    cuEventElapsedTime
+    cuEventDestroy_v2
+    cuLibraryLoadData
+    cuLibraryUnload
+    cuLibraryGetKernel
+    cuKernelSetAttribute
+    cuKernelGetAttribute
+    cuKernelGetFunction
+    cuFuncLoad
+    cuLaunchKernelEx
+    cuOccupancyMaxActiveBlocksPerMultiprocessor
 ];
 
 /// What a GPU is.
@@ -128,56 +140,34 @@ pub fn driver_version() -> Result<i32, CudaUnavailable> {
     ready()
 }
 
-/// Whether the driver can be called at all, found out once: it never comes or goes while a process
-/// runs. Every function here that makes the first call asks this before: cudarc panics where a
-/// library or a function of it is missing.
+/// Whether the driver can be used, found out once: it never comes or goes while a process runs.
 fn ready() -> Result<i32, CudaUnavailable> {
     static READY: OnceLock<Result<i32, CudaUnavailable>> = OnceLock::new();
     READY.get_or_init(start).clone()
 }
 
 fn start() -> Result<i32, CudaUnavailable> {
-    // By its plain name first, as cudarc looks for it: whatever library of that name the process
-    // has already is the one that both get.
-    // SAFETY: the initialisers of the driver's library have no preconditions.
-    let plain = unsafe { Library::new("libcuda.so") };
-    let library = plain.or_else(|_| {
-        // SAFETY: as above.
-        unsafe { Library::new("libcuda.so.1") }
-    });
-    let library = library.map_err(|error| {
-        // The error itself names the call that failed; what it is made from, the library and why.
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        CudaUnavailable::NoDriver { reason: cause.unwrap_or_else(|| error.to_string()) }
-    })?;
-    for name in REQUIRED_SYMBOLS {
-        // SAFETY: the address is not called.
-        let found = unsafe { library.get::<*const ()>(name) };
-        found.map_err(|_| CudaUnavailable::MissingSymbol { name })?;
-    }
-    // The driver's library is never unloaded: its threads run its code.
-    std::mem::forget(library);
-    // SAFETY: has no preconditions.
-    match unsafe { sys::cuInit(0) } {
-        CUresult::CUDA_SUCCESS => {}
-        CUresult::CUDA_ERROR_NO_DEVICE => return Err(CudaUnavailable::NoDevice),
-        result @ CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            let reason = describe("cuInit", result).to_string();
-            return Err(CudaUnavailable::NoDriver { reason });
-        }
-        result => return Err(CudaUnavailable::Failed(describe("cuInit", result))),
-    }
     let mut found = 0;
-    // SAFETY: `found` outlives the call.
+    // The version first: it is why an older driver lacks functions.
+    // SAFETY: `found` outlives the call, which needs no initialised driver.
     unsafe { call!(cuDriverGetVersion(&raw mut found)) }.map_err(unavailable)?;
     if found < NEEDED_VERSION {
         return Err(CudaUnavailable::DriverTooOld { found, needed: NEEDED_VERSION });
     }
+    for name in REQUIRED_SYMBOLS {
+        driver::find(name)?;
+    }
+    // SAFETY: has no preconditions.
+    unsafe { call!(cuInit(0)) }.map_err(unavailable)?;
     Ok(found)
 }
 
 fn unavailable(error: Error) -> CudaUnavailable {
     match error {
+        error if is(&error, CUresult::CUDA_ERROR_NO_DEVICE) => CudaUnavailable::NoDevice,
+        error if is(&error, CUresult::CUDA_ERROR_STUB_LIBRARY) => {
+            CudaUnavailable::NoDriver { reason: error.to_string() }
+        }
         Error::Cuda(error) => CudaUnavailable::Failed(error),
         Error::NoCuda(why) => why,
         other => CudaUnavailable::NoDriver { reason: other.to_string() },
@@ -238,4 +228,18 @@ fn attribute_of(device: CUdevice, attribute: Attribute) -> Result<c_uint> {
     // SAFETY: `value` outlives the call.
     unsafe { call!(cuDeviceGetAttribute(&raw mut value, attribute, device)) }?;
     Ok(c_uint::try_from(value).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_declared_as_of_the_version_needed() {
+        assert_eq!(i32::try_from(sys::CUDA_VERSION), Ok(NEEDED_VERSION));
+        let mut names = REQUIRED_SYMBOLS.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), REQUIRED_SYMBOLS.len());
+    }
 }

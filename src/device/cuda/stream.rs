@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUresult, CUstream, CUstream_flags, CUstreamCaptureStatus};
+use cudarc::driver::sys::{CUresult, CUstream, CUstream_flags, CUstreamCaptureStatus};
 
 use super::check::{call, is};
 use super::context::Cuda;
@@ -225,7 +225,7 @@ impl Drop for CudaStream {
         }
         if let Ok(_current) = self.cuda.enter() {
             // SAFETY: made in `new`, and destroyed once; the driver finishes its work first.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
+            let _ = unsafe { call!(cuStreamDestroy_v2(self.stream)) };
         }
     }
 }

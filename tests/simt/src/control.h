@@ -29,6 +29,9 @@ SIMT_EXPORT int simt_is_checking();
 SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);
 // The version the driver says it offers; 0 as usual.
 SIMT_EXPORT void simt_set_driver_version(int version);
+// The toolkit that images stand for, 13000 for 13.0; 0 as INFLIGHT_SIMT_TOOLKIT says, or one that
+// every driver takes.
+SIMT_EXPORT void simt_set_toolkit(int version);
 // The nth call from now on of this function returns the code and does nothing else, once; sticky:
 // the context is lost with it. A null function is any but those that give back, free, destroy,
 // release, end a capture, and those that push and pop a context or a mode for it. With nth 0,

@@ -17,8 +17,22 @@ static int setting(const char* name, int otherwise) {
     const char* text = getenv(name);
     return text && *text ? atoi(text) : otherwise;
 }
+// "12.4" as 12040.
+static int version_setting(const char* name) {
+    const char* text = getenv(name);
+    int major = 0, minor = 0;
+    return text && sscanf(text, "%d.%d", &major, &minor) == 2 ? major * 1000 + minor * 10 : 0;
+}
+// The version of this library's driver; build.rs links one of another version with its own.
+extern "C" {
+__attribute__((weak)) int simt_offers = 13000;
+}
 // What tests have asked for; 0: nothing.
-static int cc_asked, multiprocessors_asked, version_asked;
+static int cc_asked, multiprocessors_asked, version_asked, toolkit_asked;
+static int driver_version() { return version_asked ? version_asked : simt_offers; }
+static int toolkit() {
+    return toolkit_asked ? toolkit_asked : version_setting("INFLIGHT_SIMT_TOOLKIT");
+}
 int device_cc() { return cc_asked ? cc_asked : setting("INFLIGHT_SIMT_CC", 80); }
 static int multiprocessors() {
     return multiprocessors_asked ? multiprocessors_asked : setting("INFLIGHT_SIMT_SMS", 4);
@@ -65,70 +79,6 @@ CUresult lose_context(bool out_of_bounds) {
     return primary.lost = out_of_bounds ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_LAUNCH_FAILED;
 }
 
-// ---- errors
-
-struct ErrorText {
-    CUresult code;
-    const char *name, *text;
-};
-static const ErrorText error_texts[] = {
-#define SIMT_ERROR(code, text) {code, #code, text},
-    SIMT_ERROR(CUDA_SUCCESS, "no error") SIMT_ERROR(CUDA_ERROR_INVALID_VALUE, "invalid argument")
-        SIMT_ERROR(CUDA_ERROR_OUT_OF_MEMORY, "out of memory") SIMT_ERROR(
-            CUDA_ERROR_NOT_INITIALIZED,
-            "initialization error") SIMT_ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")
-            SIMT_ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid") SIMT_ERROR(
-                CUDA_ERROR_INVALID_CONTEXT,
-                "invalid device context") SIMT_ERROR(CUDA_ERROR_NO_BINARY_FOR_GPU,
-                                                     "no kernel image is available for the device")
-                SIMT_ERROR(CUDA_ERROR_INVALID_HANDLE, "invalid resource handle") SIMT_ERROR(
-                    CUDA_ERROR_NOT_FOUND, "named symbol not found")
-                    SIMT_ERROR(CUDA_ERROR_NOT_READY, "device not ready") SIMT_ERROR(
-                        CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")
-                        SIMT_ERROR(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
-                                   "too many resources requested for launch")
-                            SIMT_ERROR(
-                                CUDA_ERROR_LAUNCH_FAILED,
-                                "unspecified launch failure") SIMT_ERROR(CUDA_ERROR_NOT_SUPPORTED,
-                                                                         "operation not supported")
-                                SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-                                           "operation not permitted when stream is capturing")
-                                    SIMT_ERROR(
-                                        CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
-                                        "operation failed due to a previous error during capture")
-                                        SIMT_ERROR(
-                                            CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
-                                            "capture was not ended in the same stream as it began")
-                                            SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
-                                                       "capturing stream has unjoined work")
-                                                SIMT_ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
-                                                           "dependency created on uncaptured work "
-                                                           "in another stream")
-                                                    SIMT_ERROR(
-                                                        CUDA_ERROR_CAPTURED_EVENT,
-                                                        "operation not permitted on an event last "
-                                                        "recorded in a capturing stream")
-                                                        SIMT_ERROR(
-                                                            CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
-                                                            "attempt to terminate a thread-local "
-                                                            "capture sequence from another thread")
-#undef SIMT_ERROR
-};
-
-static CUresult error_text(CUresult code, const char** out, const char* ErrorText::* field) {
-    if (!out) return CUDA_ERROR_INVALID_VALUE;
-    *out = nullptr;
-    for (const ErrorText& e : error_texts)
-        if (e.code == code) *out = e.*field;
-    return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-CU_API cuGetErrorName(CUresult code, const char** out) {
-    return error_text(code, out, &ErrorText::name);
-}
-CU_API cuGetErrorString(CUresult code, const char** out) {
-    return error_text(code, out, &ErrorText::text);
-}
-
 // ---- device
 
 CU_API cuInit(unsigned flags) {
@@ -140,8 +90,10 @@ CU_API cuInit(unsigned flags) {
 }
 
 CU_API cuDriverGetVersion(int* out) {
+    CU_LOCKED;
+    CU_TRY(asked_to_fail(__func__));
     if (!out) return CUDA_ERROR_INVALID_VALUE;
-    *out = version_asked ? version_asked : 13000;
+    *out = driver_version();
     return CUDA_SUCCESS;
 }
 
@@ -443,12 +395,21 @@ static bool looks_like_an_image(const void* image) {
     return binary || !strncmp(static_cast<const char*>(image), TAG, sizeof TAG);
 }
 
+// As drivers answer: code for a GPU runs on every driver of its toolkit's major version, or a later
+// one; PTX is read by drivers that are as new as the toolkit.
+static CUresult image_error() {
+    if (device_cc() >= 100)
+        return toolkit() > driver_version() ? CUDA_ERROR_UNSUPPORTED_PTX_VERSION : CUDA_SUCCESS;
+    return toolkit() / 1000 > driver_version() / 1000 ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
+}
+
 CU_API cuLibraryLoadData(CUlibrary* out, const void* image, int*, void**, unsigned, int*, void**,
                          unsigned) {
     CU_ENTER;
     if (!out || !image) return CUDA_ERROR_INVALID_VALUE;
     if (unsafe_call_during_capture()) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     if (!looks_like_an_image(image)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    CU_TRY(image_error());
     *out = new Library;
     libraries.insert(*out);
     return CUDA_SUCCESS;
@@ -632,6 +593,10 @@ void simt_set_driver_version(int version) {
     CU_LOCKED;
     version_asked = version;
 }
+void simt_set_toolkit(int version) {
+    CU_LOCKED;
+    toolkit_asked = version;
+}
 void simt_fail_call(const char* function, uint64_t nth, int code, int sticky) {
     CU_LOCKED;
     failure = {function ? function : "", nth, code, sticky != 0};
@@ -654,6 +619,7 @@ void simt_reset() {
     CU_LOCKED;
     simt_set_device(0, 0);
     simt_set_driver_version(0);
+    simt_set_toolkit(0);
     simt_fail_call(nullptr, 0, 0, 0);
     simt_set_foreign(0);
     streams_reset();

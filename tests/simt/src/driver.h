@@ -1,4 +1,5 @@
-// The part of the driver's interface that is emulated: names and values as in CUDA 13.0.
+// The part of the driver's interface that is emulated: names and values as in CUDA 12.4 and later.
+// What a later version brought is in build.rs, which hides it from the drivers before.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +26,7 @@ enum : CUresult {
     CUDA_ERROR_INVALID_IMAGE = 200,
     CUDA_ERROR_INVALID_CONTEXT = 201,
     CUDA_ERROR_NO_BINARY_FOR_GPU = 209,
+    CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222,
     CUDA_ERROR_INVALID_HANDLE = 400,
     CUDA_ERROR_NOT_FOUND = 500,
     CUDA_ERROR_NOT_READY = 600,

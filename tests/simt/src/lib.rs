@@ -15,6 +15,61 @@ pub enum Mode {
     Checking,
 }
 
+/// The driver that is emulated: it says that it offers this version of CUDA, and has no function
+/// that came later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// 12.3.
+    Cuda12_3,
+    /// 12.4.
+    Cuda12_4,
+    /// 12.8.
+    Cuda12_8,
+    /// 13.0.
+    Cuda13_0,
+}
+
+impl Driver {
+    /// All there are, in order.
+    pub const ALL: [Self; 4] = [Self::Cuda12_3, Self::Cuda12_4, Self::Cuda12_8, Self::Cuda13_0];
+
+    /// As [`DRIVER`] spells it: `12.4`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cuda12_3 => "12.3",
+            Self::Cuda12_4 => "12.4",
+            Self::Cuda12_8 => "12.8",
+            Self::Cuda13_0 => "13.0",
+        }
+    }
+
+    /// As CUDA counts: 12040 is 12.4.
+    #[must_use]
+    pub fn version(self) -> i32 {
+        match self {
+            Self::Cuda12_3 => 12_030,
+            Self::Cuda12_4 => 12_040,
+            Self::Cuda12_8 => 12_080,
+            Self::Cuda13_0 => 13_000,
+        }
+    }
+
+    /// What [`DRIVER`] asks for, else 13.0.
+    ///
+    /// # Panics
+    /// Where it names none.
+    #[must_use]
+    pub fn asked() -> Self {
+        let Ok(name) = std::env::var(DRIVER) else { return Self::Cuda13_0 };
+        let found = Self::ALL.into_iter().find(|driver| driver.name() == name);
+        found.unwrap_or_else(|| panic!("{DRIVER} is {name}, and not 12.3, 12.4, 12.8 or 13.0"))
+    }
+}
+
+/// The environment's variable that names the driver to emulate.
+pub const DRIVER: &str = "INFLIGHT_SIMT_DRIVER";
+
 /// What was counted since the start or the last [`Emulator::reset`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -79,12 +134,14 @@ pub struct BankConflicts {
 pub struct Emulator {
     handle: usize,
     mode: Mode,
+    driver: Driver,
 }
 
 static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
 
 /// Opens the emulator, once a process and before anything opens libcuda; else the reason why
-/// tests of kernels cannot run, or that they are to use the real driver.
+/// tests of kernels cannot run, or that they are to use the real driver. The driver is the one that
+/// [`DRIVER`] asks for.
 ///
 /// `INFLIGHT_SIMT_LIBRARY` names a library to open in the place of the one that was built.
 ///
@@ -95,12 +152,25 @@ static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
 /// # Panics
 /// Where the library cannot be opened: that is no reason to leave tests out.
 pub fn device(mode: Mode) -> Result<&'static Emulator, String> {
+    device_of(mode, Driver::asked())
+}
+
+/// The same with this driver, whatever the environment asks for.
+///
+/// # Errors
+/// As [`device`], and where another driver was opened before.
+///
+/// # Panics
+/// As [`device`].
+pub fn device_of(mode: Mode, driver: Driver) -> Result<&'static Emulator, String> {
     if wants_real_driver() {
         return Err("INFLIGHT_TEST_DRIVER=real: the real driver is used".into());
     }
-    let emulator = OPENED.get_or_init(|| Emulator::open(mode)).as_ref().map_err(String::clone)?;
-    if emulator.mode != mode {
-        return Err(format!("this process has opened the emulator as {:?}", emulator.mode));
+    let opened = OPENED.get_or_init(|| Emulator::open(mode, driver));
+    let emulator = opened.as_ref().map_err(String::clone)?;
+    if (emulator.mode, emulator.driver) != (mode, driver) {
+        let Emulator { mode, driver, .. } = emulator;
+        return Err(format!("this process has opened the emulator as {mode:?}, {driver:?}"));
     }
     Ok(emulator)
 }
@@ -112,24 +182,36 @@ pub fn wants_real_driver() -> bool {
 }
 
 /// The library's file: a program that is started with it in `LD_PRELOAD` has the emulator for its
-/// driver.
+/// driver, of 13.0.
 ///
 /// # Errors
 /// Where it was not built, the reason.
 pub fn library(mode: Mode) -> Result<&'static str, &'static str> {
-    let path = match mode {
-        Mode::Fast => option_env!("SIMT_FAST"),
-        Mode::Checking => option_env!("SIMT_CHECKING"),
+    library_of(mode, Driver::Cuda13_0)
+}
+
+/// The same of this driver. What checks is there for 13.0 alone: it is the same code.
+///
+/// # Errors
+/// As [`library`].
+pub fn library_of(mode: Mode, driver: Driver) -> Result<&'static str, &'static str> {
+    let path = match (mode, driver) {
+        (Mode::Fast, Driver::Cuda13_0) => option_env!("SIMT_FAST"),
+        (Mode::Fast, Driver::Cuda12_8) => option_env!("SIMT_FAST_12080"),
+        (Mode::Fast, Driver::Cuda12_4) => option_env!("SIMT_FAST_12040"),
+        (Mode::Fast, Driver::Cuda12_3) => option_env!("SIMT_FAST_12030"),
+        (Mode::Checking, Driver::Cuda13_0) => option_env!("SIMT_CHECKING"),
+        (Mode::Checking, _) => return Err("the checking library is a driver of CUDA 13.0 only"),
     };
     path.ok_or_else(|| option_env!("SIMT_NOT_BUILT").unwrap_or("not built"))
 }
 
 impl Emulator {
-    fn open(mode: Mode) -> Result<Self, String> {
+    fn open(mode: Mode, driver: Driver) -> Result<Self, String> {
         let given = std::env::var("INFLIGHT_SIMT_LIBRARY").ok();
         let path = match &given {
             Some(path) => path.as_str(),
-            None => library(mode)?,
+            None => library_of(mode, driver)?,
         };
         let name = CString::new(path).map_err(|e| e.to_string())?;
         // SAFETY: the name is a C string; the library's initialisers only register kernels.
@@ -144,7 +226,7 @@ impl Emulator {
             };
             panic!("{path} cannot be opened: {text}");
         }
-        Ok(Self { handle: handle as usize, mode })
+        Ok(Self { handle: handle as usize, mode, driver })
     }
 
     /// Address of a symbol of the library: a function of the driver's interface.
@@ -164,6 +246,12 @@ impl Emulator {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// The driver that was opened.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.driver
     }
 
     /// Shuffles the order of threads, blocks and copies; 0 is in order.
@@ -227,6 +315,16 @@ impl Emulator {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn(c_int) =
             unsafe { std::mem::transmute(self.control("simt_set_driver_version")) };
+        f(version);
+    }
+
+    /// Which toolkit the images stand for that are loaded from then on (13000 is 13.0); 0 for the
+    /// one that `INFLIGHT_SIMT_TOOLKIT` names, or one that every driver takes. The driver refuses
+    /// images as a real one does: code of a newer major version, PTX of any newer one.
+    pub fn set_toolkit(&self, version: i32) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(c_int) =
+            unsafe { std::mem::transmute(self.control("simt_set_toolkit")) };
         f(version);
     }
 
