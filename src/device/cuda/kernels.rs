@@ -18,6 +18,9 @@ use super::stream::CudaStream;
 use super::tensor_map::TensorMap;
 use crate::error::{Error, Result};
 
+/// The virtual architecture from which on `griddepcontrol` is there: see csrc/arch/cuda.cuh.
+const FIRST_PTX_THAT_WAITS: u32 = 90;
+
 /// The kernels of this build on a device.
 #[derive(Clone, Debug)]
 pub struct Kernels {
@@ -31,6 +34,8 @@ pub struct Kernel {
     kernel: CUkernel,
     function: CUfunction,
     max_shared: u32,
+    /// Whether the code that was loaded waits in `arch::wait_for_prior_kernel`.
+    waits: bool,
 }
 
 // SAFETY: the driver's functions may be called from any thread; the handles are only read.
@@ -148,8 +153,13 @@ impl Kernels {
         // Else drivers may load it when it is first launched, which a capture does not allow.
         // SAFETY: the function is of the current context.
         unsafe { call!(cuFuncLoad(function)) }.map_err(no_image)?;
-        let kernel = Kernel { cuda: Arc::clone(&self.cuda), kernel, function, max_shared: shared };
+        let cuda = Arc::clone(&self.cuda);
+        let mut kernel = Kernel { cuda, kernel, function, max_shared: shared, waits: false };
         kernel.allow_shared()?;
+        // By the code and not by the device: what the driver compiles from PTX of 8.0 does not wait
+        // on any.
+        kernel.waits =
+            kernel.attribute(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? >= FIRST_PTX_THAT_WAITS;
         Ok(kernel)
     }
 }
@@ -285,8 +295,8 @@ impl Kernel {
             sharedMemBytes: launch.shared,
             hStream: stream.raw(),
             attrs: &raw mut attribute,
-            // Before Hopper nothing waits within a kernel.
-            numAttrs: u32::from(launch.dependent && self.cuda.info().compute_capability.0 >= 9),
+            // What never waits must not begin before the kernel before it is done.
+            numAttrs: u32::from(launch.dependent && self.waits),
         };
         let _current = self.cuda.enter()?;
         let (function, arguments) = (self.function, arguments.as_mut_ptr());

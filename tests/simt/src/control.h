@@ -7,7 +7,8 @@
 #define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
 
 struct simt_counters {
-    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches;
+    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches,
+        dependents;
     uint64_t bank_phases, bank_conflicts;
 };
 
@@ -27,6 +28,9 @@ SIMT_EXPORT int simt_is_checking();
 // The device presented: compute capability and multiprocessors; 0 as INFLIGHT_SIMT_CC and
 // INFLIGHT_SIMT_SMS say. For contexts made from then on.
 SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);
+// What images are built for, as INFLIGHT_CUDA_ARCHS names it; null or empty as INFLIGHT_SIMT_ARCHS
+// says.
+SIMT_EXPORT void simt_set_archs(const char* archs);
 // The version the driver says it offers; 0 as usual.
 SIMT_EXPORT void simt_set_driver_version(int version);
 // The nth call from now on of this function returns the code and does nothing else, once; sticky:

@@ -471,14 +471,40 @@ static bool is_kernel(CUkernel k) {
     return false;
 }
 
-// An image is as the build makes it: code for 8.0, for 9.0a, and PTX of 8.0 for later ones.
-static bool has_code_for_device() { return device_cc() >= 80; }
-// The architecture of the code that the device runs: within a major version that of a lower minor
-// one; else compiled from PTX for the device itself.
-static int code_for_device() {
-    const int cc = device_cc();
-    return cc < 90 ? 80 : cc;
+// An image is as build.rs makes it for a list of architectures: code for each of them, PTX of 8.0,
+// and that of 9.0 where one of them is 9.0 or later.
+static std::string images_asked;
+static std::vector<int> built_for() {
+    const char* text = getenv("INFLIGHT_SIMT_ARCHS");
+    const std::string list = !images_asked.empty() ? images_asked : text && *text ? text : "80;90";
+    std::vector<int> archs;
+    for (size_t at = 0; at < list.size(); at = list.find_first_of(";, ", at) + 1) {
+        archs.push_back(atoi(list.c_str() + at));
+        if (list.find_first_of(";, ", at) == std::string::npos) break;
+    }
+    return archs;
 }
+
+// The code that the device runs, as the driver chooses it: that for its own major version and the
+// highest minor one that is not above its own; else compiled from the latest PTX that is not above
+// it, which CUDA_FORCE_PTX_JIT=1 asks for in any case.
+struct Code {
+    int ptx = 0, binary = 0;  // 0: there is none
+};
+static Code code_for_device() {
+    const int cc = device_cc();
+    Code code;
+    int ptx = cc >= 80 ? 80 : 0;
+    for (const int arch : built_for()) {
+        if (arch / 10 == cc / 10 && arch <= cc && arch > code.binary) code = {arch, arch};
+        if (arch >= 90 && cc >= 90) ptx = 90;
+    }
+    const bool has_cubin = code.binary && !setting("CUDA_FORCE_PTX_JIT", 0);
+    return has_cubin ? code : ptx ? Code{ptx, cc} : Code{};
+}
+static bool has_code_for_device() { return code_for_device().binary; }
+// Whether arch::wait_for_prior_kernel is an instruction in it: see csrc/arch/cuda.cuh.
+static bool code_waits() { return code_for_device().ptx >= 90; }
 
 CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
     CU_ENTER;
@@ -539,10 +565,10 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
             *out = 128;
             return CUDA_SUCCESS;
         case 5:
-            *out = code_for_device() == 90 ? 90 : 80;
+            *out = code_for_device().ptx;
             return CUDA_SUCCESS;
         case 6:
-            *out = code_for_device();
+            *out = code_for_device().binary;
             return CUDA_SUCCESS;
         case 8:
             *out = k->max_dynamic_smem;
@@ -592,6 +618,13 @@ CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** para
             dependent = true;
     }
     if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
+    // No device before 9.0 has such launches: there it is one like any other.
+    dependent &= device_cc() >= 90;
+    if (dependent && !code_waits())
+        add_report(RACE, std::string(k.kernel->name) +
+                             " is launched as a dependent, and its code, of PTX " +
+                             std::to_string(code_for_device().ptx / 10) + "." +
+                             std::to_string(code_for_device().ptx % 10) + ", never waits");
     const auto* bytes = static_cast<const uint8_t*>(params[0]);
     const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
     const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
@@ -632,6 +665,10 @@ void simt_set_driver_version(int version) {
     CU_LOCKED;
     version_asked = version;
 }
+void simt_set_archs(const char* archs) {
+    CU_LOCKED;
+    images_asked = archs ? archs : "";
+}
 void simt_fail_call(const char* function, uint64_t nth, int code, int sticky) {
     CU_LOCKED;
     failure = {function ? function : "", nth, code, sticky != 0};
@@ -654,6 +691,7 @@ void simt_reset() {
     CU_LOCKED;
     simt_set_device(0, 0);
     simt_set_driver_version(0);
+    simt_set_archs(nullptr);
     simt_fail_call(nullptr, 0, 0, 0);
     simt_set_foreign(0);
     streams_reset();

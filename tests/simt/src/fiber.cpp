@@ -197,6 +197,7 @@ bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** pa
     }
     alignas(1024) static uint8_t shared[228 * 1024];
     st.launches++;
+    st.dependents += dependent;
     S.fn = fn;
     S.trampoline = t;
     S.params = params;

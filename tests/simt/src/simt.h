@@ -130,7 +130,8 @@ struct Config {
 };
 extern Config cfg;
 struct Stats {
-    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches;
+    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches,
+        dependents;
     uint64_t bank_phases, bank_conflicts;
 };
 Stats stats();

@@ -324,15 +324,24 @@ fn failures_and_devices_are_as_asked_for() {
     assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR), 5);
     assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), 40);
     // Code of the device: that of its major version with the highest minor one, or from PTX.
-    for (capability, ptx, binary) in [
-        (75, None, 0),
-        (80, Some(80), 80),
-        (86, Some(80), 80),
-        (89, Some(80), 80),
-        (90, Some(90), 90),
-        (100, Some(80), 100),
-        (121, Some(80), 121),
+    for (archs, capability, ptx, binary) in [
+        ("", 75, None, 0),
+        ("", 80, Some(80), 80),
+        ("", 86, Some(80), 80),
+        ("", 89, Some(80), 80),
+        ("", 90, Some(90), 90),
+        ("", 100, Some(90), 100),
+        ("", 121, Some(90), 121),
+        ("80", 90, Some(80), 90),
+        ("80", 100, Some(80), 100),
+        ("80;89", 86, Some(80), 80),
+        ("80;89", 89, Some(89), 89),
+        ("80;90a,100", 90, Some(90), 90),
+        ("80;90a,100", 103, Some(100), 100),
+        ("80;90a,100", 120, Some(90), 120),
+        ("90", 86, Some(80), 86),
     ] {
+        emulator.set_archs(archs);
         emulator.set_device(capability, 0);
         let mut kernel = null_mut();
         let name = c"selftest_copy".as_ptr();
@@ -350,8 +359,9 @@ fn failures_and_devices_are_as_asked_for() {
             value
         };
         use sys::CUfunction_attribute::*;
-        assert_eq!(version(CU_FUNC_ATTRIBUTE_PTX_VERSION), ptx, "{capability}");
-        assert_eq!(version(CU_FUNC_ATTRIBUTE_BINARY_VERSION), binary, "{capability}");
+        let what = format!("{archs:?} on {capability}");
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_PTX_VERSION), ptx, "{what}");
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_BINARY_VERSION), binary, "{what}");
     }
     emulator.reset();
 }
