@@ -33,7 +33,7 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
     for (int i = 0; i < INFLIGHT_MERGE_MAX; i++) {
         m.share[i] = minus_infinity;
         if (i < static_cast<int>(p.count)) {
-            m.share[i] = arch::load_const(reinterpret_cast<const float*>(p.lse[i]) + row);
+            m.share[i] = arch::load_global(reinterpret_cast<const float*>(p.lse[i]) + row);
         }
     }
 #pragma unroll
@@ -64,7 +64,7 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
 template <class T>
 ARCH_FN vec4 merge_outputs(const inflight_merge_params& p, const MergeShares& m, int64_t offset) {
     const auto load = [&p, offset](int i) {
-        return load_vec4_const(reinterpret_cast<const T*>(p.o[i]) + offset);
+        return load_vec4_global(reinterpret_cast<const T*>(p.o[i]) + offset);
     };
     if (m.seen == 0) return vec4{0, 0, 0, 0};
     // Its bits, whatever they are.
