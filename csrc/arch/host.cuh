@@ -93,7 +93,7 @@ ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x, ARCH_AT) {
     return simt::atomic_add(at, x, simt::ACQ_REL, file, line);
 }
 ARCH_FN void wait_for_prior_kernel() { simt::wait_for_prior_kernel(); }
-ARCH_FN void let_next_kernel_start() {}
+ARCH_FN void let_next_kernel_start() { simt::let_next_kernel_start(); }
 
 template <class T>
 ARCH_FN T load_const(const T* from, ARCH_AT) {

@@ -14,7 +14,8 @@ struct simt_counters {
 
 // 0: every schedule is in order; else fibers, blocks and copies are shuffled by it.
 SIMT_EXPORT void simt_set_seed(uint64_t seed);
-// Whether every launch is looked at as one with programmatic stream serialisation.
+// Whether on devices before 9.0, which have no such launches, every launch is one with programmatic
+// stream serialisation, of code that waits.
 SIMT_EXPORT void simt_set_dependent(int on);
 // Since they were last taken; 0 all, 1 races, 2 uninitialised reads, 3 out of bounds, 4 faults.
 SIMT_EXPORT uint64_t simt_report_count(int kind);

@@ -20,7 +20,7 @@ static int setting(const char* name, int otherwise) {
 // What tests have asked for; 0: nothing.
 static int cc_asked, multiprocessors_asked, version_asked;
 int device_cc() { return cc_asked ? cc_asked : setting("INFLIGHT_SIMT_CC", 80); }
-static int multiprocessors() {
+int multiprocessors() {
     return multiprocessors_asked ? multiprocessors_asked : setting("INFLIGHT_SIMT_SMS", 4);
 }
 uint32_t smem_optin() {
@@ -464,7 +464,7 @@ CU_API cuLibraryUnload(CUlibrary l) {
     return CUDA_SUCCESS;
 }
 
-static bool is_kernel(CUkernel k) {
+bool is_kernel(CUkernel k) {
     for (const Library* l : libraries)
         for (const KernelHandle* h : l->kernels)
             if (h == k) return true;
@@ -488,10 +488,7 @@ static std::vector<int> built_for() {
 // The code that the device runs, as the driver chooses it: that for its own major version and the
 // highest minor one that is not above its own; else compiled from the latest PTX that is not above
 // it, which CUDA_FORCE_PTX_JIT=1 asks for in any case.
-struct Code {
-    int ptx = 0, binary = 0;  // 0: there is none
-};
-static Code code_for_device() {
+Code code_for_device() {
     const int cc = device_cc();
     Code code;
     int ptx = cc >= 80 ? 80 : 0;
@@ -503,8 +500,7 @@ static Code code_for_device() {
     return has_cubin ? code : ptx ? Code{ptx, cc} : Code{};
 }
 static bool has_code_for_device() { return code_for_device().binary; }
-// Whether arch::wait_for_prior_kernel is an instruction in it: see csrc/arch/cuda.cuh.
-static bool code_waits() { return code_for_device().ptx >= 90; }
+bool code_waits() { return code_for_device().ptx >= 90; }
 
 CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
     CU_ENTER;
@@ -581,77 +577,6 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
             return CUDA_SUCCESS;
     }
     return CUDA_ERROR_INVALID_VALUE;
-}
-
-// By threads and shared memory alone: registers are not known here.
-CU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction f, int threads,
-                                                   size_t smem) {
-    CU_ENTER;
-    if (!out || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_kernel(f)) return CUDA_ERROR_INVALID_HANDLE;
-    const int by_threads = 2048 / ((threads + 31) / 32 * 32);
-    const int by_smem = static_cast<int>((smem_optin() + 1024) / (smem + 1024));
-    *out = threads > 1024 ? 0 : std::min({by_threads, by_smem, 32});
-    return CUDA_SUCCESS;
-}
-
-// ---- launches
-
-CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out) {
-    const uint64_t threads = uint64_t(c.blockDimX) * c.blockDimY * c.blockDimZ;
-    if (!c.gridDimX || !c.gridDimY || !c.gridDimZ || !threads) return CUDA_ERROR_INVALID_VALUE;
-    if (c.gridDimX > 0x7fffffff || c.gridDimY > 65535 || c.gridDimZ > 65535)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (threads > 1024 || c.blockDimZ > 64) return CUDA_ERROR_INVALID_VALUE;
-    if (c.sharedMemBytes > static_cast<uint32_t>(k.max_dynamic_smem))
-        return CUDA_ERROR_INVALID_VALUE;
-    // More threads than __launch_bounds__ names.
-    if (threads > k.kernel->threads) return CUDA_ERROR_INVALID_VALUE;
-    bool dependent = false;
-    for (unsigned i = 0; i < c.numAttrs; i++) {
-        const CUlaunchAttribute& a = c.attrs[i];
-        if (a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
-            (a.cluster.x > 1 || a.cluster.y > 1 || a.cluster.z > 1))
-            return CUDA_ERROR_NOT_SUPPORTED;
-        if (a.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a.value) return CUDA_ERROR_NOT_SUPPORTED;
-        if (a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION && a.value)
-            dependent = true;
-    }
-    if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
-    // No device before 9.0 has such launches: there it is one like any other.
-    dependent &= device_cc() >= 90;
-    if (dependent && !code_waits())
-        add_report(RACE, std::string(k.kernel->name) +
-                             " is launched as a dependent, and its code, of PTX " +
-                             std::to_string(code_for_device().ptx / 10) + "." +
-                             std::to_string(code_for_device().ptx % 10) + ", never waits");
-    const auto* bytes = static_cast<const uint8_t*>(params[0]);
-    const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
-    const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
-    const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
-    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes, dependent]() -> CUresult {
-        // In this library's own data, where the checker lets kernels read.
-        alignas(64) static uint8_t params_of_kernel[32 << 10];
-        static void* args[] = {params_of_kernel};
-        memcpy(params_of_kernel, copy.data(), copy.size());
-        const Trampoline run = [](void* fn, void** p) {
-            reinterpret_cast<void (*)(void* const*)>(fn)(p);
-        };
-        const auto entry = reinterpret_cast<void*>(kernel->entry);
-        if (run_launch(entry, run, grid, block, smem, args, dependent)) return CUDA_SUCCESS;
-        return lose_context(S.out_of_bounds);
-    };
-    return CUDA_SUCCESS;
-}
-
-CU_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** params, void** extra) {
-    CU_ENTER;
-    if (!c) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_kernel(f) || !is_stream(c->hStream)) return CUDA_ERROR_INVALID_HANDLE;
-    if (extra) return CUDA_ERROR_NOT_SUPPORTED;
-    Work launch;
-    CU_TRY(make_launch(*f, *c, params, launch));
-    return enqueue(c->hStream, std::move(launch));
 }
 
 // ---- tests

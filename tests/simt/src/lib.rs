@@ -175,8 +175,9 @@ impl Emulator {
         f(seed);
     }
 
-    /// Whether every launch is looked at as a dependent one (programmatic dependent launch): its
-    /// threads may access no memory before they have waited for the kernel before.
+    /// Whether on devices before 9.0, which have no dependent launches, every launch is one, of code
+    /// that waits for the kernel before: it begins before that one is done, and is held to the
+    /// contract of such launches. From 9.0 on launches and code are what they are.
     pub fn set_dependent(&self, on: bool) {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn(c_int) =
