@@ -79,7 +79,9 @@ ARCH_FN vec4 merge_outputs(const inflight_merge_params& p, const MergeShares& m,
         for (int i = 0; i < merge_unroll; i++) {
             // Without keys, or too small to count: outputs may be anything then.
             v[i] = vec4{0, 0, 0, 0};
-            if (m.share[first + i] != 0.0f) v[i] = load(first + i);
+            // Where an LSE is NaN all shares are, those of states that are not there too.
+            const bool is_there = first + i < static_cast<int>(p.count);
+            if (is_there && m.share[first + i] != 0.0f) v[i] = load(first + i);
         }
 #pragma unroll
         for (int i = 0; i < merge_unroll; i++) {
