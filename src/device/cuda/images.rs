@@ -28,7 +28,7 @@ pub(super) fn find(family: &str) -> Option<&'static Image> {
     Some(&IMAGES[at])
 }
 
-/// The architectures that kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none
+/// The architectures that kernels were compiled for: `sm_80, sm_90, PTX 8.0, PTX 9.0`; empty where none
 /// were.
 #[must_use]
 pub fn architectures() -> &'static str {
