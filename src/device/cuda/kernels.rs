@@ -81,8 +81,8 @@ pub struct Launch {
     pub block: Dim,
     /// Bytes of dynamic shared memory a block; at most what the kernel was prepared for.
     pub shared: u32,
-    /// Programmatic dependent launch: it may start while the kernel before it still runs, and waits
-    /// in the kernel itself (`arch::wait_for_prior_kernel`). Without effect before sm_90.
+    /// Whether it may begin while the kernel before it in the stream still runs: see
+    /// [`Launch::dependent`].
     pub dependent: bool,
 }
 
@@ -92,7 +92,18 @@ impl Launch {
         Self { grid: grid.into(), block: block.into(), shared, dependent: false }
     }
 
-    /// The same as a dependent launch, for kernels that wait themselves before they read or write.
+    /// The same as a dependent launch (programmatic stream serialisation). It may begin before the
+    /// kernel before it in the stream is done, and waits for that one in itself, by
+    /// `arch::wait_for_prior_kernel` of csrc/arch. The kernel keeps to this:
+    ///
+    /// * before the wait it loads nothing but the header, plans and tables of a step buffer, which is
+    ///   written by copies and by no kernel (a copy is waited for in any case);
+    /// * it stores nothing, and carries out no atomic, before the wait;
+    /// * every block waits, on every way out, blocks without work too: a kernel all of whose blocks
+    ///   end without is done before the kernel before it, and the next one waits for this one alone.
+    ///
+    /// Like any other launch where the code that was loaded has no such wait: that made from PTX
+    /// before 9.0, on any device.
     #[must_use]
     pub fn dependent(self) -> Self {
         Self { dependent: true, ..self }
@@ -208,12 +219,21 @@ impl Kernel {
         }
         // Never lowered: the same kernel may have been prepared for more elsewhere.
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        if self.attribute(attribute)? >= self.max_shared {
+        if self.attribute(attribute)? < self.max_shared {
+            self.set_attribute(attribute, self.max_shared as i32)?;
+        }
+        if self.max_shared == 0 {
             return Ok(());
         }
-        let (bytes, device) = (self.max_shared as i32, self.cuda.raw_device());
+        // As much of L1 as can be: plans count on as many blocks a multiprocessor as that has room
+        // for.
+        self.set_attribute(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
+    }
+
+    fn set_attribute(&self, attribute: Attribute, value: i32) -> Result<()> {
+        let device = self.cuda.raw_device();
         // SAFETY: the kernel and the device live.
-        unsafe { call!(cuKernelSetAttribute(attribute, bytes, self.kernel, device)) }
+        unsafe { call!(cuKernelSetAttribute(attribute, value, self.kernel, device)) }
     }
 
     fn attribute(&self, attribute: Attribute) -> Result<u32> {
