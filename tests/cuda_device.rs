@@ -365,7 +365,8 @@ fn kernels_are_found_and_launched() {
     }
     assert_eq!(refused(kernels.prepare(family, c"no_such_kernel", 0)).0, "kernel");
     assert_eq!(refused(kernels.prepare(family, c"selftest_copy", 1 << 20)).0, "shared");
-    let kernel = kernels.prepare(family, c"selftest_copy", 64 << 10).expect("it is there");
+    let name = c"selftest_dependent_copy";
+    let kernel = kernels.prepare(family, name, 64 << 10).expect("it is there");
     assert!(kernel.blocks_per_multiprocessor(64, 0).expect("known") >= 1);
     let stream = CudaStream::new(&gpu).expect("a stream");
     let words: Vec<u32> = (0..64).collect();
@@ -381,6 +382,7 @@ fn kernels_are_found_and_launched() {
         stream.read(bytemuck::cast_slice_mut(&mut got), &to, 0).expect("read");
         assert_eq!(got, words);
     }
+    assert!(device.emulator.is_none_or(|emulator| emulator.reports().is_empty()));
     let launch = Launch::new(1, 64, (64 << 10) + 1);
     // SAFETY: it is refused.
     let too_much = unsafe { kernel.launch(&stream, &launch, &params, &[]) };
