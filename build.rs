@@ -31,6 +31,7 @@ fn main() {
     if let Some(pair) = sources.windows(2).find(|pair| family(&pair[0]) == family(&pair[1])) {
         fail(&format!("{} and {} have the same stem", pair[0].display(), pair[1].display()));
     }
+    let head_dims = leave_out(&mut sources);
     let Images { files, built, toolkit } = images(&sources, &out);
     let mut table = "static IMAGES: &[Image] = &[\n".to_owned();
     for (source, image) in sources.iter().zip(files) {
@@ -42,12 +43,33 @@ fn main() {
         writeln!(table, "    Image {{ family: {family:?}, bytes: &Aligned(*{bytes}).0 }},")
             .expect("a String takes all");
     }
-    writeln!(
-        table,
-        "];\nconst BUILT: &str = {built:?};\nconst TOOLKIT: Option<i32> = {toolkit:?};"
-    )
-    .expect("a String takes all");
+    table += "];\n";
+    for (name, of, value) in [
+        ("BUILT", "&str", format!("{built:?}")),
+        ("TOOLKIT", "Option<i32>", format!("{toolkit:?}")),
+        ("HEAD_DIMS", "&[u32]", format!("&{head_dims:?}")),
+    ] {
+        writeln!(table, "const {name}: {of} = {value};").expect("a String takes all");
+    }
     fs::write(out.join("images.rs"), table).expect("OUT_DIR is writable");
+}
+
+/// Removes the kernels of head dimensions that INFLIGHT_CUDA_HEAD_DIMS does not name; gives those that
+/// it names, or none where all are built.
+#[cfg(feature = "cuda")]
+fn leave_out(sources: &mut Vec<PathBuf>) -> Vec<u32> {
+    println!("cargo::rerun-if-env-changed=INFLIGHT_CUDA_HEAD_DIMS");
+    let Ok(text) = env::var("INFLIGHT_CUDA_HEAD_DIMS") else { return Vec::new() };
+    let known: Vec<_> =
+        sources.iter().filter_map(|source| nvcc::head_dim(family(source))).collect();
+    let dims = nvcc::head_dims(&text, &known).unwrap_or_else(|why| fail(&why));
+    sources.retain(|source| nvcc::head_dim(family(source)).is_none_or(|dim| dims.contains(&dim)));
+    dims
+}
+
+#[cfg(not(feature = "cuda"))]
+fn leave_out(_sources: &mut Vec<PathBuf>) -> Vec<u32> {
+    Vec::new()
 }
 
 struct Images {

@@ -15,9 +15,13 @@ use std::thread;
 use crate::{fail, family};
 
 /// Never asked of the GPU in this machine: what is built depends on what is set, nothing else.
-const DEFAULT_ARCHS: &str = "80;90a";
-/// Later architectures compile this at run time.
-const PTX: &str = "80";
+const DEFAULT_ARCHS: &str = "80;90";
+/// The first architecture that kernels can be compiled for.
+const OLDEST_ARCH: u32 = 80;
+/// The first one whose PTX has `griddepcontrol` (dependent launches) and conversions of e4m3.
+const HOPPER: u32 = 90;
+/// The first one that nvcc knows from [`BLACKWELL`] on.
+const BLACKWELL_ARCH: u32 = 100;
 
 /// The oldest nvcc that is taken, and the oldest that compresses images for their size, in a way
 /// that drivers of CUDA 12.4 read, and that knows Blackwell (sm_100 and up).
@@ -84,19 +88,32 @@ impl Nvcc {
             ));
         }
         let archs: Vec<_> = archs.split([';', ',', ' ']).filter(|arch| !arch.is_empty()).collect();
-        let number = |arch: &str| arch.trim_end_matches(['a', 'f']).parse::<u32>().ok();
-        if archs.is_empty() || !archs.iter().all(|arch| number(arch).is_some()) {
-            let why = "INFLIGHT_CUDA_ARCHS names architectures as nvcc does, e.g. `80;90a`";
-            return Err(why.to_owned());
-        }
-        let blackwell = archs.iter().find(|arch| number(arch).is_some_and(|number| number >= 100));
-        if let Some(arch) = blackwell.filter(|_| release < BLACKWELL) {
+        if archs.is_empty() {
             return Err(format!(
-                "INFLIGHT_CUDA_ARCHS has {arch}, which nvcc {major}.{minor} ({name}) does not know: \
-                 leave it out, or set NVCC to an nvcc of CUDA 12.8 or later"
+                "INFLIGHT_CUDA_ARCHS names no architecture: `{DEFAULT_ARCHS}` is what is built \
+                 without it"
             ));
         }
-        let archs = archs.into_iter().map(str::to_owned).collect();
+        for arch in &archs {
+            let Some(number) = number(arch) else {
+                return Err(format!(
+                    "INFLIGHT_CUDA_ARCHS has `{arch}`, which is not one of nvcc's numbers, as in \
+                     `80;89;90;100;120`"
+                ));
+            };
+            if number < OLDEST_ARCH {
+                return Err(format!(
+                    "INFLIGHT_CUDA_ARCHS has `{arch}`, and kernels need sm_{OLDEST_ARCH} or later"
+                ));
+            }
+            if number >= BLACKWELL_ARCH && release < BLACKWELL {
+                return Err(format!(
+                    "INFLIGHT_CUDA_ARCHS has `{arch}`, which nvcc {major}.{minor} ({name}) does not \
+                     know: leave it out, or set NVCC to an nvcc of CUDA 12.8 or later"
+                ));
+            }
+        }
+        let archs = unique(archs.into_iter().map(general));
         Ok(Self { program, version, release, archs, host_compiler: None, flags })
     }
 
@@ -105,12 +122,19 @@ impl Nvcc {
         (self.release.0 * 1000 + self.release.1 * 10) as i32
     }
 
-    /// `sm_80, sm_90a, PTX 8.0`
+    /// `sm_80, sm_90, PTX 8.0, PTX 9.0`
     pub(crate) fn built(&self) -> String {
-        let mut built: Vec<_> = self.archs.iter().map(|arch| format!("sm_{arch}")).collect();
-        let (major, minor) = PTX.split_at(PTX.len() - 1);
-        built.push(format!("PTX {major}.{minor}"));
-        built.join(", ")
+        let archs = self.archs.iter().map(|arch| format!("sm_{arch}"));
+        let ptx = self.ptx().into_iter().map(|ptx| format!("PTX {}.{}", ptx / 10, ptx % 10));
+        archs.chain(ptx).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What other architectures compile at run time: PTX of 8.0, and that of 9.0 where something is
+    /// built for it or later. Without it a later device's kernels are those of 8.0, which wait for
+    /// their predecessor's end and convert e4m3 by integers.
+    fn ptx(&self) -> Vec<u32> {
+        let hopper = self.archs.iter().any(|arch| number(arch) >= Some(HOPPER));
+        std::iter::once(OLDEST_ARCH).chain(hopper.then_some(HOPPER)).collect()
     }
 
     /// The images, compiled where they are out of date, as many at once as Cargo allows.
@@ -174,18 +198,83 @@ impl Nvcc {
         fs::write(&stamp, seen(&deps).unwrap_or_default()).expect("OUT_DIR is writable");
     }
 
-    /// What a source is compiled for: all architectures and PTX; those of Hopper alone, whose
-    /// instructions no other has, for a file with `sm90` in its path.
+    /// What a source is compiled for: all architectures and PTX; `sm_90a` alone, which has wgmma and
+    /// setmaxnreg and no other has, for a file with `sm90` in its path.
     fn archs_of(&self, source: &Path) -> Vec<String> {
-        let hopper = source.to_string_lossy().contains("sm90");
-        let archs = self.archs.iter().filter(|arch| !hopper || *arch == "90a");
-        let mut flags: Vec<_> =
-            archs.map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")).collect();
-        if !hopper {
-            flags.push(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
+        if source.to_string_lossy().contains("sm90") {
+            let is_built = self.archs.iter().any(|arch| number(arch) == Some(HOPPER));
+            let flag = "-gencode=arch=compute_90a,code=sm_90a";
+            return is_built.then(|| flag.to_owned()).into_iter().collect();
         }
+        let mut ptx = self.ptx();
+        let mut flags = Vec::new();
+        for arch in &self.archs {
+            // One pass of the front end gives the code and the PTX that it is made from.
+            let with_ptx =
+                ptx.iter().position(|ptx| ptx.to_string() == *arch).map(|at| ptx.remove(at));
+            let code = match with_ptx {
+                Some(ptx) => format!("[sm_{arch},compute_{ptx}]"),
+                None => format!("sm_{arch}"),
+            };
+            flags.push(format!("-gencode=arch=compute_{arch},code={code}"));
+        }
+        flags.extend(
+            ptx.iter().map(|ptx| format!("-gencode=arch=compute_{ptx},code=compute_{ptx}")),
+        );
         flags
     }
+}
+
+/// The head dimension that a family's kernels are compiled for: 128 of `decode_bf16_same_d128`.
+pub(crate) fn head_dim(family: &str) -> Option<u32> {
+    family.rsplit_once("_d")?.1.parse().ok()
+}
+
+/// The head dimensions that INFLIGHT_CUDA_HEAD_DIMS names, of those that there are kernels for.
+pub(crate) fn head_dims(text: &str, known: &[u32]) -> Result<Vec<u32>, String> {
+    let mut known = known.to_vec();
+    known.sort_unstable();
+    known.dedup();
+    let mut dims = Vec::new();
+    for word in text.split([';', ',', ' ']).filter(|word| !word.is_empty()) {
+        match word.parse() {
+            Ok(dim) if known.contains(&dim) => dims.push(dim),
+            _ => {
+                return Err(format!(
+                    "INFLIGHT_CUDA_HEAD_DIMS has `{word}`, and there are kernels for {known:?}"
+                ));
+            }
+        }
+    }
+    if dims.is_empty() {
+        return Err(format!(
+            "INFLIGHT_CUDA_HEAD_DIMS names no head dimension: leave it unset for all of {known:?}"
+        ));
+    }
+    dims.sort_unstable();
+    dims.dedup();
+    Ok(dims)
+}
+
+/// The number of an architecture: 90 of `90` and of `90a`.
+fn number(arch: &str) -> Option<u32> {
+    let digits = arch.strip_suffix(['a', 'f']).unwrap_or(arch);
+    digits.parse().ok().filter(|number| (50..1000).contains(number) && !digits.starts_with('+'))
+}
+
+/// `90a` is `90`: what only sm_90a has is in files of their own.
+fn general(arch: &str) -> String {
+    if number(arch) == Some(HOPPER) { HOPPER.to_string() } else { arch.to_owned() }
+}
+
+fn unique(archs: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = Vec::new();
+    archs.for_each(|arch| {
+        if !seen.contains(&arch) {
+            seen.push(arch);
+        }
+    });
+    seen
 }
 
 /// Of all that an image is made from: the command, and the files of ours that nvcc has read.

@@ -1,4 +1,5 @@
-//! What ptxas says of each kernel, as a table: registers, spills, shared memory.
+//! What ptxas says of each kernel, as a table: registers, spills, shared memory; and what compiling
+//! all took.
 
 use std::env;
 use std::fmt::Write;
@@ -17,12 +18,25 @@ pub(crate) fn write(sources: &[PathBuf], out: &Path) {
         let log = fs::read_to_string(log).expect("it is written with each image");
         add(&log, &mut table);
     }
+    let size = |source| fs::metadata(out.join(format!("{}.fatbin", family(source))));
+    let bytes: u64 = sources.iter().filter_map(|source| Some(size(source).ok()?.len())).sum();
+    writeln!(table, "cost\t{:.1}\t{bytes}", children_seconds()).expect("a String takes all");
     fs::write(out.join("kernels.txt"), &table).expect("OUT_DIR is writable");
     if let Some(path) = env::var_os("INFLIGHT_CUDA_REPORT").map(PathBuf::from)
         && let Err(error) = fs::write(&path, &table)
     {
         fail(&format!("INFLIGHT_CUDA_REPORT is {}: {error}", path.display()));
     }
+}
+
+/// CPU seconds of the programs that this one has run; 0 where Linux does not say so.
+fn children_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, which may have spaces, is in parentheses; of what follows it the fields 14 and 15 are
+    // the user and system time of children, in hundredths.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = after_name.split_whitespace().skip(13).take(2).flat_map(str::parse::<u32>);
+    ticks.map(f64::from).sum::<f64>() / 100.0
 }
 
 /// A line a kernel and architecture, and one `warning` for each that ptxas gives; those of spills

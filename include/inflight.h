@@ -585,6 +585,10 @@ typedef struct inflight_scheduler inflight_scheduler;
  * A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
  * stays, so that a captured graph serves every step; on a processor a copy.
  *
+ * `inflight_step_buffer_upload` writes it, by a copy, and nothing else may: a kernel here may read
+ * it while the kernels queued before are still running. What those write of queries, keys, values
+ * and outputs is waited for.
+ *
  * One thread at a time: a call that finds another inside returns IN_USE, so that threads which
  * append and attend at the same time need one each. Attentions of one buffer take turns.
  */
@@ -618,7 +622,7 @@ typedef struct inflight_build_info {
      */
     uint32_t cuda_kernels;
     /**
-     * What the kernels were compiled for, "sm_80, sm_90a, PTX 8.0"; empty where there are none.
+     * What the kernels were compiled for, "sm_80, sm_90, PTX 8.0, PTX 9.0"; empty where there are none.
      */
     const char *cuda_architectures;
     /**

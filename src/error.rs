@@ -111,7 +111,7 @@ pub enum Error {
     NoKernelImage {
         /// What the device is: `sm_75`.
         device: String,
-        /// What kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none were.
+        /// What kernels were compiled for: `sm_80, sm_90, PTX 8.0, PTX 9.0`; empty where none were.
         built: &'static str,
         /// Why the driver does not take them, where it is older than they need.
         outdated: Option<OutdatedDriver>,

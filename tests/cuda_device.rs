@@ -417,7 +417,8 @@ fn kernels_are_found_and_launched() {
     }
     assert_eq!(refused(kernels.prepare(family, c"no_such_kernel", 0)).0, "kernel");
     assert_eq!(refused(kernels.prepare(family, c"selftest_copy", 1 << 20)).0, "shared");
-    let kernel = kernels.prepare(family, c"selftest_copy", 64 << 10).expect("it is there");
+    let name = c"selftest_dependent_copy";
+    let kernel = kernels.prepare(family, name, 64 << 10).expect("it is there");
     assert!(kernel.blocks_per_multiprocessor(64, 0).expect("known") >= 1);
     let stream = CudaStream::new(&gpu).expect("a stream");
     let words: Vec<u32> = (0..64).collect();
@@ -433,8 +434,50 @@ fn kernels_are_found_and_launched() {
         stream.read(bytemuck::cast_slice_mut(&mut got), &to, 0).expect("read");
         assert_eq!(got, words);
     }
+    assert!(device.emulator.is_none_or(|emulator| emulator.reports().is_empty()));
     let launch = Launch::new(1, 64, (64 << 10) + 1);
     // SAFETY: it is refused.
     let too_much = unsafe { kernel.launch(&stream, &launch, &params, &[]) };
     assert_eq!(refused(too_much).0, "shared");
+}
+
+/// A kernel begins before the one before it is done only where its own code waits for that one:
+/// PTX of 8.0 never does, whatever device it is compiled for.
+#[test]
+fn only_code_that_waits_is_launched_as_a_dependent() {
+    let Some(device) = device::device() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: a GPU runs one image of each kernel");
+    };
+    let family = cuda::families().next().expect("there are kernels");
+    emulator.set_dependent(false);
+    for (archs, capability, waits) in [
+        ("80;90", 80, false),
+        ("80;90", 90, true),
+        ("80;90", 100, true),
+        ("80;90", 120, true),
+        ("80", 90, false),
+        ("80", 100, false),
+        ("80;89", 89, false),
+        ("80;100", 90, true),
+    ] {
+        emulator.set_archs(archs);
+        emulator.set_device(capability, 4);
+        let gpu = Cuda::new(0).expect("the emulator");
+        let kernel = Kernels::new(&gpu).prepare(family, c"selftest_dependent", 0).expect("it is");
+        let stream = CudaStream::new(&gpu).expect("a stream");
+        let to = CudaBuffer::new(&gpu, 256).expect("memory");
+        let params = CopyWords { from: 0, to: to.address(), counter: 0, n: 7, wild: 0 };
+        let before = emulator.stats().dependents;
+        for launch in [Launch::new(1, 64, 0), Launch::new(1, 64, 0).dependent()] {
+            // SAFETY: these are its parameters, and the buffer outlives the wait.
+            unsafe { kernel.launch(&stream, &launch, &params, &[]) }.expect("launched");
+        }
+        stream.synchronize().expect("done");
+        let what = format!("images for {archs} on {capability}");
+        assert_eq!(emulator.reports(), Vec::<String>::new(), "{what}");
+        assert_eq!(emulator.stats().dependents - before, u64::from(waits), "{what}");
+    }
+    emulator.set_archs("");
+    emulator.set_device(0, 0);
 }

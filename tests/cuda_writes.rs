@@ -254,6 +254,44 @@ fn merged_states_are_the_processors() {
     println!("32 merges, LSE at most {most} apart");
 }
 
+/// An LSE that is NaN, of attention to NaN, makes its row NaN and reads no state that is not there.
+#[test]
+fn merged_states_of_nan_are_nan() {
+    let Some((cuda, stream, device)) = gpu() else { return };
+    let (tokens, heads, dim) = (3, 2, 64);
+    let shape = Shape::contiguous(tokens, heads, dim);
+    let merge = Merge::new(&cuda, DType::Bf16).expect("a kernel");
+    for count in [2, 3, 5] {
+        // SAFETY: all buffers live until the stream is done, below.
+        let tensor =
+            |at: &CudaBuffer| unsafe { DeviceTensor::new(at.address(), DType::Bf16, shape) };
+        let ones = vec![bf16::ONE; tokens * heads * dim];
+        let buffers: Vec<_> = (0..count)
+            .map(|nth| {
+                let mut lse = vec![0.5_f32; tokens * heads];
+                if nth == 1 {
+                    lse[heads] = f32::NAN;
+                }
+                [bytemuck::cast_slice(&ones), bytemuck::cast_slice(&lse)]
+                    .map(|bytes| upload(&cuda, &stream, bytes))
+            })
+            .collect();
+        let states: Vec<_> =
+            buffers.iter().map(|[o, lse]| State { o: tensor(o), lse: lse.address() }).collect();
+        let out = upload(&cuda, &stream, &vec![0; tokens * heads * dim * 2]);
+        // SAFETY: all memory lives until the stream is done.
+        unsafe { merge.run(&stream, &states, tensor(&out), 0) }.expect("a launch");
+        stream.synchronize().expect("done");
+        let found = download(&stream, &out, tokens * heads * dim * 2);
+        for (row, found) in found.chunks_exact(dim * 2).enumerate() {
+            let numbers = found.chunks_exact(2).map(bytemuck::pod_read_unaligned::<bf16>);
+            let right = |x: bf16| if row == heads { x.is_nan() } else { x == bf16::ONE };
+            assert!(numbers.clone().all(right), "{count} states, row {row}: {numbers:?}");
+        }
+    }
+    assert_eq!(reports(&device), Vec::<String>::new());
+}
+
 #[test]
 fn blocks_move_in_the_order_listed() {
     let Some((cuda, stream, device)) = gpu() else { return };

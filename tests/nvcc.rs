@@ -149,7 +149,10 @@ fn flags_are_those_that_a_version_knows() {
         assert_eq!(has("--compress-mode=size"), compresses, "{name}: {asked}");
         assert_eq!(has("-lineinfo"), compresses, "{name}: {asked}");
         assert!(has("-fatbin") && has("-O3") && has("csrc/cache/copy.cu"), "{asked}");
-        assert!(asked.contains("code=sm_80") && asked.contains("code=compute_80"), "{asked}");
+        for arch in [80, 90] {
+            let code = format!("arch=compute_{arch},code=[sm_{arch},compute_{arch}]");
+            assert!(asked.contains(&code), "{asked}");
+        }
     }
 }
 
@@ -176,7 +179,7 @@ fn blackwell_takes_12_8() {
         for name in ["12.4", "12.6"] {
             let why = refused(name, archs);
             let arch = archs.rsplit(';').next().unwrap();
-            assert!(why.starts_with(&format!("INFLIGHT_CUDA_ARCHS has {arch}, ")), "{why}");
+            assert!(why.starts_with(&format!("INFLIGHT_CUDA_ARCHS has `{arch}`, ")), "{why}");
             assert!(
                 why.contains(&format!("nvcc {name} ")) && why.contains("12.8 or later"),
                 "{why}"
@@ -189,9 +192,26 @@ fn blackwell_takes_12_8() {
     for archs in ["80", "86;89", "90 90a"] {
         assert!(taken("12.4", archs).is_ok(), "{archs}");
     }
-    for archs in ["", ";", "sm_80", "80;ninety"] {
-        assert!(refused("13.0", archs).contains("INFLIGHT_CUDA_ARCHS names architectures"));
+    for archs in ["", ";"] {
+        assert!(refused("13.0", archs).contains("INFLIGHT_CUDA_ARCHS names no architecture"));
     }
+    for (archs, word) in [("sm_80", "sm_80"), ("80;ninety", "ninety"), ("75;80", "75")] {
+        assert!(refused("13.0", archs).contains(&format!("INFLIGHT_CUDA_ARCHS has `{word}`")));
+    }
+}
+
+#[test]
+fn head_dimensions_are_those_of_kernels() {
+    assert_eq!(nvcc::head_dim("decode_bf16_same_d128"), Some(128));
+    assert_eq!(nvcc::head_dim("append_bf16_same"), None);
+    let known = [128, 64, 256, 128];
+    assert_eq!(nvcc::head_dims("256;64, 64", &known).unwrap(), [64, 256]);
+    for text in ["80", "64;d128", "-64"] {
+        let why = nvcc::head_dims(text, &known).unwrap_err();
+        assert!(why.starts_with("INFLIGHT_CUDA_HEAD_DIMS has `"), "{why}");
+        assert!(why.ends_with("for [64, 128, 256]"), "{why}");
+    }
+    assert!(nvcc::head_dims(" ;", &known).unwrap_err().contains("names no head dimension"));
 }
 
 #[test]

@@ -250,7 +250,7 @@ fn version(number: i32) -> String {
 }
 
 impl Kernels {
-    /// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs with a driver of this version; PTX is read by
+    /// Which of `sm_80, sm_90, PTX 8.0, PTX 9.0` a GPU runs with a driver of this version; PTX is read by
     /// drivers that are as new as the toolkit.
     fn image_for(&self, capability: (u32, u32), driver: i32) -> Option<String> {
         let image = image_for(capability, self.architectures)?;
@@ -262,8 +262,8 @@ impl Kernels {
     }
 }
 
-/// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs: code for its own architecture or an earlier one of
-/// its generation, else what the driver makes of PTX.
+/// Which of `sm_80, sm_90, PTX 8.0, PTX 9.0` a GPU runs: code for its own architecture or an earlier
+/// one of its generation, else what the driver makes of the latest PTX that it can.
 fn image_for((major, minor): (u32, u32), architectures: &str) -> Option<String> {
     let list = || architectures.split(", ");
     let binary = |name: &str| {
@@ -279,9 +279,13 @@ fn image_for((major, minor): (u32, u32), architectures: &str) -> Option<String> 
     let ptx = |name: &str| {
         let (has, at) = name.strip_prefix("PTX ")?.split_once('.')?;
         let version: (u32, u32) = (has.parse().ok()?, at.parse().ok()?);
-        (version <= (major, minor)).then(|| format!("{name}, compiled by the driver"))
+        (version <= (major, minor)).then_some(version)
     };
-    best.map(|(_, name)| name.to_owned()).or_else(|| list().find_map(ptx))
+    let compiled = || {
+        let (_, name) = list().filter_map(|name| Some((ptx(name)?, name))).max()?;
+        Some(format!("{name}, compiled by the driver"))
+    };
+    best.map(|(_, name)| name.to_owned()).or_else(compiled)
 }
 
 /// The first value of a `name: value` file of the system.
@@ -359,11 +363,19 @@ mod tests {
 
     #[test]
     fn images_for_gpus() {
-        let image = |sm| image_for(sm, "sm_80, sm_86, sm_90a, PTX 8.0");
+        let image = |sm| image_for(sm, "sm_80, sm_86, sm_90, PTX 8.0, PTX 9.0");
         assert_eq!(image((8, 0)).as_deref(), Some("sm_80"));
         assert_eq!(image((8, 9)).as_deref(), Some("sm_86"));
-        assert_eq!(image((9, 0)).as_deref(), Some("sm_90a"));
-        assert_eq!(image((10, 0)).as_deref(), Some("PTX 8.0, compiled by the driver"));
+        assert_eq!(image((9, 0)).as_deref(), Some("sm_90"));
+        assert_eq!(image((10, 0)).as_deref(), Some("PTX 9.0, compiled by the driver"));
+        assert_eq!(image((12, 1)).as_deref(), Some("PTX 9.0, compiled by the driver"));
+        let image = |sm| image_for(sm, "sm_80, sm_89, PTX 8.0");
+        assert_eq!(image((8, 9)).as_deref(), Some("sm_89"));
+        assert_eq!(image((9, 0)).as_deref(), Some("PTX 8.0, compiled by the driver"));
+        let image = |sm| image_for(sm, "sm_90, sm_100a, PTX 8.0, PTX 9.0");
+        assert_eq!(image((8, 6)).as_deref(), Some("PTX 8.0, compiled by the driver"));
+        assert_eq!(image((10, 0)).as_deref(), Some("sm_100a"));
+        assert_eq!(image((10, 3)).as_deref(), Some("PTX 9.0, compiled by the driver"));
         assert_eq!(image((7, 5)), None);
         assert_eq!(image_for((9, 0), ""), None);
     }

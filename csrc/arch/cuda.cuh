@@ -25,10 +25,18 @@ ARCH_FN uint32_t smem_u32(const void* p) {
 }
 
 // 16 bytes from global to shared memory, around L1; zeros if not `pred` (then nothing is read).
+// WITH_LINE: L2 fetches the 128 bytes that they lie in, which pays where all of them are asked for.
+template <bool WITH_LINE = true>
 ARCH_FN void cp_async_16(uint32_t to, const void* from, bool pred) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(pred ? 16 : 0)
-                 : "memory");
+    if constexpr (WITH_LINE) {
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                     "r"(pred ? 16 : 0)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                     "r"(pred ? 16 : 0)
+                     : "memory");
+    }
 }
 ARCH_FN void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most N groups are under way.
@@ -105,7 +113,13 @@ ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x) {
     return old;
 }
 
-// Dependent launch: a kernel may start before the one it depends on is done, and waits here.
+// A dependent launch begins before the kernel it depends on is done, and waits here for that one to
+// be done and for what it wrote to be seen. The contract (src/device/cuda/kernels.rs, Launch):
+// * before it only loads of the step buffer's header, plans and tables, which no kernel writes;
+// * no store and no atomic before it;
+// * every block calls it on every way out: a kernel all of whose blocks end without is done before
+//   the one before it is, and the next one waits for this one alone.
+// Nothing at all in code for 8.x, which is never launched as a dependent.
 ARCH_FN void wait_for_prior_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -117,9 +131,10 @@ ARCH_FN void let_next_kernel_start() {
 #endif
 }
 
-// ---- loads of what no one writes during the kernel; volatile, so that they stay behind
-// wait_for_prior_kernel
+// ---- loads; volatile, so that they stay behind wait_for_prior_kernel
 
+// Of what no kernel writes: the step buffer. Else a kernel before this one may write while this one
+// has begun, and ld.global.nc is for what nobody writes as long as the kernel lasts.
 ARCH_FN vec4 load_const(const vec4* from) {
     vec4 v;
     asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -132,9 +147,23 @@ ARCH_FN uint32_t load_const(const uint32_t* from) {
     asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(x) : "l"(from));
     return x;
 }
-ARCH_FN float load_const(const float* from) {
+// Of anything else that this kernel does not write itself: queries, caches, scales, tables of
+// angles, states of other kernels.
+ARCH_FN vec4 load_global(const vec4* from) {
+    vec4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+ARCH_FN uint32_t load_global(const uint32_t* from) {
+    uint32_t x;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(from));
+    return x;
+}
+ARCH_FN float load_global(const float* from) {
     float x;
-    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(from));
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(from));
     return x;
 }
 

@@ -26,6 +26,7 @@ namespace arch {
 
 ARCH_FN uint32_t smem_u32(const void* p, ARCH_AT) { return simt::to_shared(p, file, line); }
 
+template <bool WITH_LINE = true>
 ARCH_FN void cp_async_16(uint32_t to, const void* from, bool pred, ARCH_AT) {
     simt::cp_async(to, from, 16, pred ? 16 : 0, file, line);
 }
@@ -92,13 +93,17 @@ ARCH_FN uint32_t atomic_add_acq_rel(uint32_t* at, uint32_t x, ARCH_AT) {
     return simt::atomic_add(at, x, simt::ACQ_REL, file, line);
 }
 ARCH_FN void wait_for_prior_kernel() { simt::wait_for_prior_kernel(); }
-ARCH_FN void let_next_kernel_start() {}
+ARCH_FN void let_next_kernel_start() { simt::let_next_kernel_start(); }
 
 template <class T>
 ARCH_FN T load_const(const T* from, ARCH_AT) {
 #if SIMT_CHECK
     simt::read_const(from, sizeof(T), file, line);
 #endif
+    return *from;
+}
+template <class T>
+ARCH_FN T load_global(const T* from) {
     return *from;
 }
 ARCH_FN void store_global(vec4* to, vec4 v) { *to = v; }
@@ -166,8 +171,13 @@ ARCH_FN uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t which) {
     return r;
 }
 
-// Not here, so that what devices without them do is what runs.
+// Both ways run: that of sm_89 and later in the fast library, that of what is before in the
+// checking one.
+#if SIMT_CHECK
 constexpr bool has_cvt_e4m3 = false;
+#else
+constexpr bool has_cvt_e4m3 = true;
+#endif
 ARCH_FN uint32_t cvt_e4m3x2(float first, float second) {
     const auto one = [](float x) -> uint32_t {
         const uint32_t sign = std::signbit(x) ? 0x80u : 0u;

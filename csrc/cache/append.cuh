@@ -67,7 +67,7 @@ template <int N>
 ARCH_FN void load_angles(const float* from, float (&to)[N]) {
     static_assert(N % 4 == 0, "in vectors");
     for (int i = 0; i < N; i += 4) {
-        const vec4 v = load_vec4_const(from + i);
+        const vec4 v = load_vec4_global(from + i);
         to[i] = arch::as_f32(v.x);
         to[i + 1] = arch::as_f32(v.y);
         to[i + 2] = arch::as_f32(v.z);
@@ -96,7 +96,7 @@ ARCH_FN void store8(C* to, float (&x)[8], Divisor scale) {
 // Eight elements as they are.
 template <class T, class C>
 ARCH_FN void copy_item(const T* from, C* to, Divisor scale) {
-    const vec4 v = load_vec4_const(from);
+    const vec4 v = load_vec4_global(from);
     if constexpr (same_type<T, C>) {
         store_vec(to, v);
     } else {
@@ -148,7 +148,7 @@ ARCH_FN void rotate_pairs(T* row, const float* angles, uint32_t nth,
         T& first = row[halves ? pair : 2 * pair];
         T& second = row[halves ? pair + half : 2 * pair + 1];
         float x = arch::to_f32(first), y = arch::to_f32(second);
-        rotate(x, y, arch::load_const(angles + pair), arch::load_const(angles + half + pair));
+        rotate(x, y, arch::load_global(angles + pair), arch::load_global(angles + half + pair));
         const uint32_t both = pack2(x, y, T{});
         first.bits = static_cast<uint16_t>(both);
         second.bits = static_cast<uint16_t>(both >> 16);
@@ -170,7 +170,7 @@ ARCH_FN float rotated_element(const T* key, uint32_t at, const float* angles,
         x = y;
         y = swapped;
     }
-    rotate(x, y, arch::load_const(angles + pair), arch::load_const(angles + half + pair));
+    rotate(x, y, arch::load_global(angles + pair), arch::load_global(angles + half + pair));
     return is_first ? x : y;
 }
 
@@ -179,7 +179,7 @@ ARCH_FN float rotated_element(const T* key, uint32_t at, const float* angles,
 template <class T, class C>
 ARCH_FN void gather_item(const T* key, C* to, const float* angles, uint32_t at, Divisor scale,
                          const inflight_append_params& p) {
-    const vec4 v = load_vec4_const(key + at);
+    const vec4 v = load_vec4_global(key + at);
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     uint32_t out[4];
 #pragma unroll
@@ -302,7 +302,7 @@ ARCH_FN Divisor head_divisor(uint64_t scales, uint32_t head, const inflight_appe
     if constexpr (!same_type<C, e4m3>) return Divisor{};
     if (!scales) return divisor(1.0f);
     const auto* first = reinterpret_cast<const float*>(scales);
-    return divisor(arch::load_const(first + head * p.scale_stride));
+    return divisor(arch::load_global(first + head * p.scale_stride));
 }
 
 // `T`: new keys, values and queries; `C`: the cache, `T` or e4m3.

@@ -25,7 +25,7 @@ ARCH_FN void copy_piece(const vec4* from, vec4* to, uint64_t first, uint64_t ste
 #pragma unroll
     for (int i = 0; i < copy_unroll; i++) {
         const uint64_t at = first + i * step;
-        if (at < end) v[i] = arch::load_const(from + at);
+        if (at < end) v[i] = arch::load_global(from + at);
     }
 #pragma unroll
     for (int i = 0; i < copy_unroll; i++) {

@@ -29,10 +29,10 @@ template <class T>
 ARCH_FN vec4 load_vec4(const T* from) {
     return *reinterpret_cast<const vec4*>(from);
 }
-// Of what no one writes during the kernel.
+// Of what an earlier kernel may have written, and this one does not.
 template <class T>
-ARCH_FN vec4 load_vec4_const(const T* from) {
-    return arch::load_const(reinterpret_cast<const vec4*>(from));
+ARCH_FN vec4 load_vec4_global(const T* from) {
+    return arch::load_global(reinterpret_cast<const vec4*>(from));
 }
 template <class T>
 ARCH_FN void store_vec(T* to, vec4 v) {

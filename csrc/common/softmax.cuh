@@ -57,7 +57,7 @@ ARCH_FN QueryRow query_row(const inflight_attention_params& p, const inflight_pl
     if (GENERAL) {
         if (p.alibi_slopes != 0) {
             const auto slopes = reinterpret_cast<const float*>(p.alibi_slopes);
-            q.slope = arch::load_const(slopes + head) * LOG2_E;
+            q.slope = arch::load_global(slopes + head) * LOG2_E;
         }
         if (plan->mask_bits != 0) {
             const uint32_t width = at<uint32_t>(plan, plan->mask_widths)[row_index];

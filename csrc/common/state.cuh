@@ -30,7 +30,7 @@ ARCH_FN Normal normal(const inflight_attention_params& p, const Target& target, 
                       float max, float sum) {
     float largest = max, weight = 1.0f;
     if (p.sinks != 0) {
-        const float logit = arch::load_const(reinterpret_cast<const float*>(p.sinks) + head);
+        const float logit = arch::load_global(reinterpret_cast<const float*>(p.sinks) + head);
         const float sink = logit * LOG2_E;
         largest = fmaxf(max, sink);
         // To base 2 a finite sink may be infinite: all there is, or nothing beside any key.

@@ -106,8 +106,8 @@ ARCH_FN Slot slot_of(const uint32_t* table, const BlockSize& size, uint32_t key)
 // Scale of an e4m3 cache's keys or values for a head; 1 for other caches.
 ARCH_FN float kv_scale(uint64_t scales, uint32_t stride, uint32_t head) {
     if (scales == 0) return 1.0f;
-    return arch::load_const(reinterpret_cast<const float*>(scales) +
-                            static_cast<uint64_t>(stride) * head);
+    return arch::load_global(reinterpret_cast<const float*>(scales) +
+                             static_cast<uint64_t>(stride) * head);
 }
 
 }  // namespace inflight

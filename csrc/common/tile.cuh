@@ -36,9 +36,9 @@ ARCH_FN void load_rows(uint32_t to, uint32_t first_row, uint64_t address, uint32
     for (int i = 0; i < ROWS * CHUNKS / 32; i++) {
         const uint32_t at = i * 32 + lane, row = at / CHUNKS, chunk = at % CHUNKS;
         const uint64_t from = arch::shfl(address, static_cast<int>(first_lane + row));
-        arch::cp_async_16(to + Layout::at(first_row + row, chunk),
-                          reinterpret_cast<const void*>(from + chunk * 16),
-                          from != 0 && chunk < chunks);
+        arch::cp_async_16<CHUNKS * 16 >= 128>(to + Layout::at(first_row + row, chunk),
+                                              reinterpret_cast<const void*>(from + chunk * 16),
+                                              from != 0 && chunk < chunks);
     }
 }
 

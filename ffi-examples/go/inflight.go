@@ -67,7 +67,7 @@ type BuildInfo struct {
 	CUDADriver bool
 	// CUDAKernels says whether it has kernels for GPUs.
 	CUDAKernels bool
-	// CUDAArchitectures is what the kernels were compiled for, "sm_80, sm_90a, PTX 8.0".
+	// CUDAArchitectures is what the kernels were compiled for, "sm_80, sm_90, PTX 8.0, PTX 9.0".
 	CUDAArchitectures string
 	// Target is the compiler's, "x86_64-unknown-linux-gnu".
 	Target string

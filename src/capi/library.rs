@@ -59,7 +59,7 @@ pub struct inflight_build_info {
     pub cuda_driver: u32,
     /// 1 if it has kernels for GPUs.
     pub cuda_kernels: u32,
-    /// What the kernels were compiled for, "sm_80, sm_90a, PTX 8.0"; empty where there are none.
+    /// What the kernels were compiled for, "sm_80, sm_90, PTX 8.0, PTX 9.0"; empty where there are none.
     pub cuda_architectures: *const c_char,
     /// Target of the compiler, "x86_64-unknown-linux-gnu".
     pub target: *const c_char,

@@ -16,6 +16,10 @@ pub const INFLIGHT_MAX_ATTENTIONS: usize = 4;
 /// A step's arrays and plans, where kernels find them: on a GPU in device memory at an address that
 /// stays, so that a captured graph serves every step; on a processor a copy.
 ///
+/// `inflight_step_buffer_upload` writes it, by a copy, and nothing else may: a kernel here may read
+/// it while the kernels queued before are still running. What those write of queries, keys, values
+/// and outputs is waited for.
+///
 /// One thread at a time: a call that finds another inside returns IN_USE, so that threads which
 /// append and attend at the same time need one each. Attentions of one buffer take turns.
 pub struct inflight_step_buffer {

@@ -26,7 +26,8 @@ pub(crate) fn device() -> Option<Device> {
     // Opened before anything opens libcuda, which then is this one.
     let emulator = match simt::device(mode) {
         Ok(emulator) => {
-            // Kernels may be launched as dependents of others, whoever launches them here.
+            // Kernels may be launched as dependents of others, whoever launches them here: all of
+            // them are where the device would not have it.
             emulator.set_dependent(true);
             Some(emulator)
         }

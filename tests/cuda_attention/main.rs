@@ -15,6 +15,7 @@ mod rng;
 mod backend;
 #[path = "../common/every_backend/by_hand.rs"]
 mod by_hand;
+mod chain;
 #[path = "../common/every_backend/defects.rs"]
 mod defects;
 mod drivers;

@@ -33,7 +33,7 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
     for (int i = 0; i < INFLIGHT_MERGE_MAX; i++) {
         m.share[i] = minus_infinity;
         if (i < static_cast<int>(p.count)) {
-            m.share[i] = arch::load_const(reinterpret_cast<const float*>(p.lse[i]) + row);
+            m.share[i] = arch::load_global(reinterpret_cast<const float*>(p.lse[i]) + row);
         }
     }
 #pragma unroll
@@ -64,7 +64,7 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
 template <class T>
 ARCH_FN vec4 merge_outputs(const inflight_merge_params& p, const MergeShares& m, int64_t offset) {
     const auto load = [&p, offset](int i) {
-        return load_vec4_const(reinterpret_cast<const T*>(p.o[i]) + offset);
+        return load_vec4_global(reinterpret_cast<const T*>(p.o[i]) + offset);
     };
     if (m.seen == 0) return vec4{0, 0, 0, 0};
     // Its bits, whatever they are.
@@ -79,7 +79,9 @@ ARCH_FN vec4 merge_outputs(const inflight_merge_params& p, const MergeShares& m,
         for (int i = 0; i < merge_unroll; i++) {
             // Without keys, or too small to count: outputs may be anything then.
             v[i] = vec4{0, 0, 0, 0};
-            if (m.share[first + i] != 0.0f) v[i] = load(first + i);
+            // Where an LSE is NaN all shares are, those of states that are not there too.
+            const bool is_there = first + i < static_cast<int>(p.count);
+            if (is_there && m.share[first + i] != 0.0f) v[i] = load(first + i);
         }
 #pragma unroll
         for (int i = 0; i < merge_unroll; i++) {

@@ -30,7 +30,7 @@ struct MixedShape {
 
 template <class Q, class KV, int D, bool GENERAL>
 ARCH_FN void mixed(const inflight_mixed_params& p) {
-    arch::wait_for_prior_kernel();
+    // Of the plan, which no kernel writes; both kinds wait before they go on.
     const uint32_t prefills = plan_of(step_of(p.prefill.step), p.prefill.plan)->num_shares;
     if (blockIdx.x < prefills) {
         prefill<Q, KV, D, GENERAL>(p.prefill);

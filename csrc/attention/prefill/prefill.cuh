@@ -92,7 +92,7 @@ class Prefill {
 
     ARCH_MEMBER arch::vec4 q_chunk(const Q* from, uint32_t d, const LogitRules& rules) const {
         if (d >= p.head_dim) return {0, 0, 0, 0};
-        arch::vec4 v = arch::load_const(reinterpret_cast<const arch::vec4*>(from + d));
+        arch::vec4 v = arch::load_global(reinterpret_cast<const arch::vec4*>(from + d));
         v.x = (v.x & rules.q_keep) ^ rules.q_flip;
         v.y = (v.y & rules.q_keep) ^ rules.q_flip;
         v.z = (v.z & rules.q_keep) ^ rules.q_flip;
@@ -113,7 +113,7 @@ class Prefill {
                         const uint32_t d = 16 * k + (NARROW ? 4 * t + 2 * i : 2 * t + 8 * i);
                         uint32_t pair = 0;
                         if (d < p.head_dim)
-                            pair = arch::load_const(reinterpret_cast<const uint32_t*>(from + d));
+                            pair = arch::load_global(reinterpret_cast<const uint32_t*>(from + d));
                         q_fragments[k][2 * i + half] = (pair & rules.q_keep) ^ rules.q_flip;
                     }
             }
@@ -257,7 +257,7 @@ class Prefill {
 #pragma unroll
                             for (int half = 0; half < 2; half++)
                                 slopes[half] =
-                                    LOG2_E * arch::load_const(
+                                    LOG2_E * arch::load_global(
                                                  all + head_of(again, first_row, row_of(m, half)));
                         }
                         bend(s[m], key, p, keys, rules.scale, own, slopes);

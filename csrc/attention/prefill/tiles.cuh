@@ -68,7 +68,7 @@ class TileLoader {
             const uint64_t from = arch::shfl(own, from_row) + chunk * 16;
 #pragma unroll
             for (int i = 0; i < CHUNKS / LANES; i++)
-                arch::cp_async_16(
+                arch::cp_async_16<CHUNKS * 16 >= 128>(
                     place.at(pass * PASS_KEYS, i * LANES),
                     reinterpret_cast<const void*>(from + static_cast<uint32_t>(i * LANES * 16)),
                     pass * PASS_KEYS < keys &&

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use super::probe::NEEDED_VERSION;
-use crate::error::OutdatedDriver;
+use crate::error::{Error, OutdatedDriver};
 
 /// How the stub begins that stands for an image where none was compiled; the family's name follows,
 /// and a terminator. A real driver refuses it; the emulator looks up kernels by name.
@@ -22,7 +22,8 @@ pub(super) struct Image {
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-// IMAGES, sorted by family, BUILT, the architectures, and TOOLKIT, which compiled them: by build.rs.
+// IMAGES, sorted by family, BUILT, the architectures, TOOLKIT, which compiled them, and HEAD_DIMS,
+// where not all are built: by build.rs.
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The image of a family.
@@ -31,7 +32,23 @@ pub(super) fn find(family: &str) -> Option<&'static Image> {
     Some(&IMAGES[at])
 }
 
-/// The architectures that kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none
+/// Why a family is missing that there are kernels of, where the build was to leave it out.
+pub(super) fn left_out(family: &str) -> Option<Error> {
+    left_out_of(HEAD_DIMS, family)
+}
+
+fn left_out_of(dims: &[u32], family: &str) -> Option<Error> {
+    let dim: u32 = family.rsplit_once("_d")?.1.parse().ok()?;
+    (!dims.is_empty() && !dims.contains(&dim)).then(|| {
+        let reason = format!(
+            "kernels for {dim} were left out of this build, which has {dims:?}: build with \
+             INFLIGHT_CUDA_HEAD_DIMS naming {dim}, or without it for all"
+        );
+        Error::argument("head_dim", reason)
+    })
+}
+
+/// The architectures that kernels were compiled for: `sm_80, sm_90, PTX 8.0, PTX 9.0`; empty where none
 /// were.
 #[must_use]
 pub fn architectures() -> &'static str {
@@ -103,8 +120,26 @@ mod tests {
             assert!(find(image.family).is_some());
         }
         assert!(find("no such family").is_none());
+        assert!(left_out("no such family").is_none());
         assert_eq!(toolkit().is_some(), has_kernels());
         assert!(toolkit().is_none_or(|version| version >= NEEDED_VERSION));
+    }
+
+    #[test]
+    fn what_the_build_left_out_is_named() {
+        let why =
+            left_out_of(&[64, 128], "decode_bf16_same_d96").expect("it is left out").to_string();
+        assert!(
+            why.contains("head_dim") && why.contains("96") && why.contains("[64, 128]"),
+            "{why}"
+        );
+        for (dims, family) in [
+            (&[64, 128][..], "decode_bf16_same_d128"),
+            (&[64], "append_bf16_same"),
+            (&[], "decode_bf16_same_d96"),
+        ] {
+            assert!(left_out_of(dims, family).is_none(), "{family}");
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ use super::stream::CudaStream;
 use super::tensor_map::TensorMap;
 use crate::error::{Error, Result};
 
+/// The virtual architecture from which on `griddepcontrol` is there: see csrc/arch/cuda.cuh.
+const FIRST_PTX_THAT_WAITS: u32 = 90;
+
 /// The kernels of this build on a device.
 #[derive(Clone, Debug)]
 pub struct Kernels {
@@ -32,6 +35,8 @@ pub struct Kernel {
     kernel: CUkernel,
     function: CUfunction,
     max_shared: u32,
+    /// Whether the code that was loaded waits in `arch::wait_for_prior_kernel`.
+    waits: bool,
 }
 
 // SAFETY: the driver's functions may be called from any thread; the handles are only read.
@@ -77,8 +82,8 @@ pub struct Launch {
     pub block: Dim,
     /// Bytes of dynamic shared memory a block; at most what the kernel was prepared for.
     pub shared: u32,
-    /// Programmatic dependent launch: it may start while the kernel before it still runs, and waits
-    /// in the kernel itself (`arch::wait_for_prior_kernel`). Without effect before sm_90.
+    /// Whether it may begin while the kernel before it in the stream still runs: see
+    /// [`Launch::dependent`].
     pub dependent: bool,
 }
 
@@ -88,7 +93,18 @@ impl Launch {
         Self { grid: grid.into(), block: block.into(), shared, dependent: false }
     }
 
-    /// The same as a dependent launch, for kernels that wait themselves before they read or write.
+    /// The same as a dependent launch (programmatic stream serialisation). It may begin before the
+    /// kernel before it in the stream is done, and waits for that one in itself, by
+    /// `arch::wait_for_prior_kernel` of csrc/arch. The kernel keeps to this:
+    ///
+    /// * before the wait it loads nothing but the header, plans and tables of a step buffer, which is
+    ///   written by copies and by no kernel (a copy is waited for in any case);
+    /// * it stores nothing, and carries out no atomic, before the wait;
+    /// * every block waits, on every way out, blocks without work too: a kernel all of whose blocks
+    ///   end without is done before the kernel before it, and the next one waits for this one alone.
+    ///
+    /// Like any other launch where the code that was loaded has no such wait: that made from PTX
+    /// before 9.0, on any device.
     #[must_use]
     pub fn dependent(self) -> Self {
         Self { dependent: true, ..self }
@@ -113,13 +129,15 @@ impl Kernels {
     ///
     /// # Errors
     /// [`Error::NoKernelImage`] where this build has none for the device,
-    /// [`Error::InvalidArgument`] naming `kernel` or `shared`, and what the driver refuses.
+    /// [`Error::InvalidArgument`] naming `kernel`, `shared`, or the `head_dim` that was left out of the
+    /// build; and what the driver refuses.
     pub fn prepare(&self, family: &str, name: &CStr, shared: u32) -> Result<Kernel> {
         let unknown = || {
             let reason = format!("`{}` of `{family}` is not in this build", name.to_string_lossy());
             Error::argument("kernel", reason)
         };
-        let image = images::find(family).ok_or_else(unknown)?;
+        let missing = || images::left_out(family).unwrap_or_else(unknown);
+        let image = images::find(family).ok_or_else(missing)?;
         let _current = self.cuda.enter()?;
         let build = Build {
             is_stub: image.is_stub(),
@@ -140,8 +158,13 @@ impl Kernels {
         // Else drivers may load it when it is first launched, which a capture does not allow.
         // SAFETY: the function is of the current context.
         unsafe { call!(cuFuncLoad(function)) }.map_err(no_image)?;
-        let kernel = Kernel { cuda: Arc::clone(&self.cuda), kernel, function, max_shared: shared };
+        let cuda = Arc::clone(&self.cuda);
+        let mut kernel = Kernel { cuda, kernel, function, max_shared: shared, waits: false };
         kernel.allow_shared()?;
+        // By the code and not by the device: what the driver compiles from PTX of 8.0 does not wait
+        // on any.
+        kernel.waits =
+            kernel.attribute(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)? >= FIRST_PTX_THAT_WAITS;
         Ok(kernel)
     }
 }
@@ -223,12 +246,21 @@ impl Kernel {
         }
         // Never lowered: the same kernel may have been prepared for more elsewhere.
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        if self.attribute(attribute)? >= self.max_shared {
+        if self.attribute(attribute)? < self.max_shared {
+            self.set_attribute(attribute, self.max_shared as i32)?;
+        }
+        if self.max_shared == 0 {
             return Ok(());
         }
-        let (bytes, device) = (self.max_shared as i32, self.cuda.raw_device());
+        // As much of L1 as can be: plans count on as many blocks a multiprocessor as that has room
+        // for.
+        self.set_attribute(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
+    }
+
+    fn set_attribute(&self, attribute: Attribute, value: i32) -> Result<()> {
+        let device = self.cuda.raw_device();
         // SAFETY: the kernel and the device live.
-        unsafe { call!(cuKernelSetAttribute(attribute, bytes, self.kernel, device)) }
+        unsafe { call!(cuKernelSetAttribute(attribute, value, self.kernel, device)) }
     }
 
     fn attribute(&self, attribute: Attribute) -> Result<u32> {
@@ -310,8 +342,8 @@ impl Kernel {
             sharedMemBytes: launch.shared,
             hStream: stream.raw(),
             attrs: &raw mut attribute,
-            // Before Hopper nothing waits within a kernel.
-            numAttrs: u32::from(launch.dependent && self.cuda.info().compute_capability.0 >= 9),
+            // What never waits must not begin before the kernel before it is done.
+            numAttrs: u32::from(launch.dependent && self.waits),
         };
         let _current = self.cuda.enter()?;
         let (function, arguments) = (self.function, arguments.as_mut_ptr());

@@ -161,7 +161,9 @@ impl StepBuffer {
         Ok(())
     }
 
-    /// Its address on the device, which stays the same.
+    /// Its address on the device, which stays the same. Kernels may read it before the kernels queued
+    /// before them are done ([`Launch::dependent`](crate::device::cuda::Launch::dependent)): it is
+    /// written by [`upload`](Self::upload), which copies, and by no kernel.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.device.address()

@@ -100,6 +100,44 @@ ARCH_FN void dependent(const Params& p) {
     if (WAITS || threadIdx.x != 9) arch::wait_for_prior_kernel();
     reinterpret_cast<uint32_t*>(p.out)[threadIdx.x] = p.n;
 }
+// Copies of what the kernel before has written, right and with mistakes; of the kernel after too.
+enum Dependent {
+    COPY,         // waits first
+    TABLE,        // but for a table, which no kernel writes
+    LETS_NEXT,    // start before it waits
+    READS_EARLY,  // what it copies
+    ASKS_EARLY,   // for it, by cp.async
+    STORES_EARLY,
+    ADDS_EARLY,
+    ENDS_EARLY,  // blocks from n on
+};
+template <Dependent D>
+ARCH_FN void dependent_copy(const Params& p) {
+    ARCH_DYN_SMEM(smem);
+    const uint32_t t = threadIdx.x, i = blockIdx.x * blockDim.x + t;
+    const uint32_t* in = reinterpret_cast<const uint32_t*>(p.in);
+    uint32_t* out = reinterpret_cast<uint32_t*>(p.out);
+    uint32_t from = i, x = 0;
+    if (D == TABLE) from = arch::load_const(reinterpret_cast<const uint32_t*>(p.counter) + i);
+    if (D == LETS_NEXT) arch::let_next_kernel_start();
+    if (D == READS_EARLY) x = arch::load_global(in + i);
+    if (D == ASKS_EARLY && t % 4 == 0)
+        arch::cp_async_16(arch::smem_u32(smem) + 4 * t, in + i, true);
+    if (D == STORES_EARLY) out[i] = 0;
+    if (D == ADDS_EARLY && t == 0)
+        arch::atomic_add_acq_rel(reinterpret_cast<uint32_t*>(p.counter), 1);
+    if (D == ENDS_EARLY && blockIdx.x >= p.n) return;
+    arch::wait_for_prior_kernel();
+    if (D == ASKS_EARLY) {
+        arch::cp_async_commit();
+        arch::cp_async_wait<0>();
+        arch::sync_threads();
+        x = reinterpret_cast<const uint32_t*>(smem)[t];
+    } else if (D != READS_EARLY) {
+        x = arch::load_global(in + from);
+    }
+    out[i] = x;
+}
 // Stride 1: none; stride 32: every lane in the same bank.
 template <int STRIDE>
 ARCH_FN void banks(const Params& p) {
@@ -221,6 +259,14 @@ ARCH_KERNEL(selftest_read_const, 64, 1, Params, read_const<false>)
 ARCH_KERNEL(selftest_read_const_written, 64, 1, Params, read_const<true>)
 ARCH_KERNEL(selftest_dependent, 64, 1, Params, dependent<true>)
 ARCH_KERNEL(selftest_dependent_no_wait, 64, 1, Params, dependent<false>)
+ARCH_KERNEL(selftest_dependent_copy, 64, 1, Params, dependent_copy<COPY>)
+ARCH_KERNEL(selftest_dependent_table, 64, 1, Params, dependent_copy<TABLE>)
+ARCH_KERNEL(selftest_dependent_lets_next, 64, 1, Params, dependent_copy<LETS_NEXT>)
+ARCH_KERNEL(selftest_dependent_reads_early, 64, 1, Params, dependent_copy<READS_EARLY>)
+ARCH_KERNEL(selftest_dependent_asks_early, 64, 1, Params, dependent_copy<ASKS_EARLY>)
+ARCH_KERNEL(selftest_dependent_stores_early, 64, 1, Params, dependent_copy<STORES_EARLY>)
+ARCH_KERNEL(selftest_dependent_adds_early, 64, 1, Params, dependent_copy<ADDS_EARLY>)
+ARCH_KERNEL(selftest_dependent_ends_early, 64, 1, Params, dependent_copy<ENDS_EARLY>)
 ARCH_KERNEL(selftest_bytes, 64, 1, Params, bytes_good)
 ARCH_KERNEL(selftest_bytes_race, 64, 1, Params, bytes_race)
 ARCH_KERNEL(selftest_blocks_race, 64, 1, Params, blocks_race)

@@ -7,13 +7,15 @@
 #define SIMT_EXPORT extern "C" __attribute__((visibility("default")))
 
 struct simt_counters {
-    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches;
+    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches,
+        dependents;
     uint64_t bank_phases, bank_conflicts;
 };
 
 // 0: every schedule is in order; else fibers, blocks and copies are shuffled by it.
 SIMT_EXPORT void simt_set_seed(uint64_t seed);
-// Whether every launch is looked at as one with programmatic stream serialisation.
+// Whether on devices before 9.0, which have no such launches, every launch is one with programmatic
+// stream serialisation, of code that waits.
 SIMT_EXPORT void simt_set_dependent(int on);
 // Since they were last taken; 0 all, 1 races, 2 uninitialised reads, 3 out of bounds, 4 faults.
 SIMT_EXPORT uint64_t simt_report_count(int kind);
@@ -27,6 +29,9 @@ SIMT_EXPORT int simt_is_checking();
 // The device presented: compute capability and multiprocessors; 0 as INFLIGHT_SIMT_CC and
 // INFLIGHT_SIMT_SMS say. For contexts made from then on.
 SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);
+// What images are built for, as INFLIGHT_CUDA_ARCHS names it; null or empty as INFLIGHT_SIMT_ARCHS
+// says.
+SIMT_EXPORT void simt_set_archs(const char* archs);
 // The version the driver says it offers; 0 as usual.
 SIMT_EXPORT void simt_set_driver_version(int version);
 // The toolkit that images stand for, 13000 for 13.0; 0 as INFLIGHT_SIMT_TOOLKIT says, or one that

@@ -10,18 +10,18 @@ namespace simt {
 // ---- address spaces
 
 uint32_t to_shared(const void* p, const char* file, int line) {
-    const size_t off = static_cast<size_t>(static_cast<const uint8_t*>(p) - S.block.smem);
-    if (off > S.block.smem_bytes) fail(file, line, "the pointer is not to shared memory");
+    const size_t off = static_cast<size_t>(static_cast<const uint8_t*>(p) - S->block.smem);
+    if (off > S->block.smem_bytes) fail(file, line, "the pointer is not to shared memory");
     return SMEM_BASE + static_cast<uint32_t>(off);
 }
 
 uint8_t* from_shared(uint32_t a, uint32_t n, const char* file, int line) {
-    if (a < SMEM_BASE || uint64_t(a) - SMEM_BASE + n > S.block.smem_bytes) {
-        S.out_of_bounds = true;
+    if (a < SMEM_BASE || uint64_t(a) - SMEM_BASE + n > S->block.smem_bytes) {
+        S->grid->out_of_bounds = true;
         fail(file, line, "shared address 0x%x + %u lies outside the block's %u bytes", a, n,
-             S.block.smem_bytes);
+             S->block.smem_bytes);
     }
-    return S.block.smem + (a - SMEM_BASE);
+    return S->block.smem + (a - SMEM_BASE);
 }
 
 // ---- cp.async
@@ -36,17 +36,19 @@ void cp_async(uint32_t dst, const void* src, int bytes, int src_bytes, const cha
         const int t = static_cast<int>(cur->lin);
         check_shared(dst, bytes, true, t, file, line);
         mark_pending(dst, bytes, true, t, file, line);
+        // It may be read at once, before the kernel before is done.
+        if (src_bytes && !S->now->after_prior) check_global(src, src_bytes, false, t, file, line);
     }
-    const Copy copy{dst, static_cast<const uint8_t*>(src), bytes, src_bytes, S.now->group, file,
+    const Copy copy{dst, static_cast<const uint8_t*>(src), bytes, src_bytes, S->now->group, file,
                     line};
-    if (!CHECK && S.early && next_random() % 4 < S.early)
+    if (!CHECK && S->early && next_random() % 4 < S->early)
         land(copy, static_cast<int>(cur->lin));
     else
-        S.now->copies.push_back(copy);
+        S->now->copies.push_back(copy);
 }
 
 static void land(const Copy& c, int thread) {
-    uint8_t* to = S.block.smem + (c.dst - SMEM_BASE);
+    uint8_t* to = S->block.smem + (c.dst - SMEM_BASE);
     if (c.src_bytes) {
         if (CHECK) check_global(c.src, c.src_bytes, false, thread, c.file, c.line);
         memcpy(to, c.src, static_cast<size_t>(c.src_bytes));
@@ -55,7 +57,7 @@ static void land(const Copy& c, int thread) {
     if (CHECK) mark_pending(c.dst, c.bytes, false, thread, c.file, c.line);
 }
 
-void cp_async_commit() { S.now->group++; }
+void cp_async_commit() { S->now->group++; }
 
 static void arrive(uint32_t a, int tx, int thread, const char* file, int line);
 
@@ -78,14 +80,14 @@ static void land_before(Fiber* f, int group) {
     arrivals.erase(arrivals.begin(), arrivals.begin() + static_cast<long>(due));
 }
 
-void cp_async_wait(int left) { land_before(S.now, S.now->group - left); }
+void cp_async_wait(int left) { land_before(S->now, S->now->group - left); }
 
 void land_all(Fiber* f) { land_before(f, f->group + 1); }
 
 // Copies with an arrival land by themselves, at the latest when nothing else can happen.
 bool land_for_someone() {
-    for (int i = 0; i < S.threads; i++) {
-        Fiber* f = &S.fibers[i];
+    for (int i = 0; i < S->threads; i++) {
+        Fiber* f = &S->fibers[i];
         if (f->state == DONE || f->arrivals.empty()) continue;
         land_before(f, f->arrivals.front().group + 1);
         return true;
@@ -96,8 +98,8 @@ bool land_for_someone() {
 // Tied to copies of the open group too: it is closed here, which PTX's groups do not do, but only
 // wait_group counts them, and no thread both waits by groups and by barriers.
 void cp_async_mbar_arrive_noinc(uint32_t mbar, const char* file, int line) {
-    S.now->arrivals.push_back({mbar, S.now->group, file, line});
-    S.now->group++;
+    S->now->arrivals.push_back({mbar, S->now->group, file, line});
+    S->now->group++;
 }
 
 // ---- mbarriers: 8 bytes of shared memory, and what hardware keeps of their waiters
@@ -114,8 +116,8 @@ static Word* word_at(uint32_t a, const char* file, int line) {
 }
 
 static MBar& state_of(uint32_t a, const Word* w, const char* file, int line) {
-    const auto found = S.mbars.find(a);
-    if (found == S.mbars.end() || !w->live)
+    const auto found = S->mbars.find(a);
+    if (found == S->mbars.end() || !w->live)
         fail(file, line, "mbarrier 0x%x is used before init", a);
     return found->second;
 }
@@ -124,7 +126,7 @@ void mbar_init(uint32_t a, int n, const char* file, int line) {
     Word* w = word_at(a, file, line);
     if (CHECK) check_shared(a, 8, true, static_cast<int>(cur->lin), file, line);
     *w = {static_cast<uint16_t>(n), static_cast<uint16_t>(n), 0, 0, 1};
-    MBar& b = S.mbars[a];
+    MBar& b = S->mbars[a];
     b.wait.clear();
     if (!CHECK) return;
     clear(b.acc);
@@ -175,7 +177,7 @@ void mbar_wait(uint32_t a, uint32_t parity, const char* file, int line) {
     Word* w = word_at(a, file, line);
     MBar& b = state_of(a, w, file, line);
     if (w->phase == (parity & 1)) {
-        b.wait.push_back({S.now, parity & 1});
+        b.wait.push_back({S->now, parity & 1});
         block_on("mbarrier.try_wait", file, line);
     }
     if (CHECK) acquire(static_cast<int>(cur->lin), b.done);
@@ -184,7 +186,7 @@ void mbar_wait(uint32_t a, uint32_t parity, const char* file, int line) {
 void fence_proxy_async() {
     if (!CHECK) return;
     Clk& c = ck(static_cast<int>(cur->lin));
-    for (int i = 0; i < S.clocks; i++) c.p[i] = c.p[i] > c.v[i] ? c.p[i] : c.v[i];
+    for (int i = 0; i < S->clocks; i++) c.p[i] = c.p[i] > c.v[i] ? c.p[i] : c.v[i];
 }
 
 // ---- TMA
@@ -213,7 +215,7 @@ void tma_load(uint32_t dst, const TensorMap* m, const int* c, int rank, uint32_t
         check_shared(dst, static_cast<int>(n), true, t.agent, file, line);
         mark_pending(dst, static_cast<int>(n), true, t.agent, file, line);
     }
-    S.tma.push_back(t);
+    S->tma.push_back(t);
 }
 
 // 16 bytes of a box's row, zeros where the tensor ends.
@@ -230,9 +232,9 @@ static void fetch_chunk(const Tma& t, uint64_t row, bool row_inside, int64_t fir
 }
 
 void run_one_tma() {
-    const size_t pick = cfg.seed ? next_random() % S.tma.size() : 0;
-    const Tma t = S.tma[pick];
-    S.tma.erase(S.tma.begin() + static_cast<long>(pick));
+    const size_t pick = cfg.seed ? next_random() % S->tma.size() : 0;
+    const Tma t = S->tma[pick];
+    S->tma.erase(S->tma.begin() + static_cast<long>(pick));
     const TensorMap& m = t.map;
     const uint32_t n = bytes_of(m), row_bytes = m.elt * m.box[0];
     uint32_t index[5] = {};
@@ -247,7 +249,7 @@ void run_one_tma() {
         for (uint32_t x = 0; x < row_bytes; x += 16) {
             uint8_t chunk[16] = {};
             fetch_chunk(t, row, inside, int64_t(t.coord[0]) + x / m.elt, chunk);
-            memcpy(S.block.smem + swizzle(t.dst + at + x - SMEM_BASE, m.swz), chunk, 16);
+            memcpy(S->block.smem + swizzle(t.dst + at + x - SMEM_BASE, m.swz), chunk, 16);
         }
         for (uint32_t i = 1; i < m.rank; i++) {
             if (++index[i] < m.box[i]) break;
@@ -263,9 +265,9 @@ void run_one_tma() {
 }
 
 void begin_block_copies() {
-    S.mbars.clear();
-    S.tma.clear();
-    for (auto& w : S.wg) {
+    S->mbars.clear();
+    S->tma.clear();
+    for (auto& w : S->wg) {
         w.groups.clear();
         w.open.clear();
     }

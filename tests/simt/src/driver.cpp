@@ -34,7 +34,7 @@ static int toolkit() {
     return toolkit_asked ? toolkit_asked : version_setting("INFLIGHT_SIMT_TOOLKIT");
 }
 int device_cc() { return cc_asked ? cc_asked : setting("INFLIGHT_SIMT_CC", 80); }
-static int multiprocessors() {
+int multiprocessors() {
     return multiprocessors_asked ? multiprocessors_asked : setting("INFLIGHT_SIMT_SMS", 4);
 }
 uint32_t smem_optin() {
@@ -425,21 +425,43 @@ CU_API cuLibraryUnload(CUlibrary l) {
     return CUDA_SUCCESS;
 }
 
-static bool is_kernel(CUkernel k) {
+bool is_kernel(CUkernel k) {
     for (const Library* l : libraries)
         for (const KernelHandle* h : l->kernels)
             if (h == k) return true;
     return false;
 }
 
-// An image is as the build makes it: code for 8.0, for 9.0a, and PTX of 8.0 for later ones.
-static bool has_code_for_device() { return device_cc() >= 80; }
-// The architecture of the code that the device runs: within a major version that of a lower minor
-// one; else compiled from PTX for the device itself.
-static int code_for_device() {
-    const int cc = device_cc();
-    return cc < 90 ? 80 : cc;
+// An image is as build.rs makes it for a list of architectures: code for each of them, PTX of 8.0,
+// and that of 9.0 where one of them is 9.0 or later.
+static std::string images_asked;
+static std::vector<int> built_for() {
+    const char* text = getenv("INFLIGHT_SIMT_ARCHS");
+    const std::string list = !images_asked.empty() ? images_asked : text && *text ? text : "80;90";
+    std::vector<int> archs;
+    for (size_t at = 0; at < list.size(); at = list.find_first_of(";, ", at) + 1) {
+        archs.push_back(atoi(list.c_str() + at));
+        if (list.find_first_of(";, ", at) == std::string::npos) break;
+    }
+    return archs;
 }
+
+// The code that the device runs, as the driver chooses it: that for its own major version and the
+// highest minor one that is not above its own; else compiled from the latest PTX that is not above
+// it, which CUDA_FORCE_PTX_JIT=1 asks for in any case.
+Code code_for_device() {
+    const int cc = device_cc();
+    Code code;
+    int ptx = cc >= 80 ? 80 : 0;
+    for (const int arch : built_for()) {
+        if (arch / 10 == cc / 10 && arch <= cc && arch > code.binary) code = {arch, arch};
+        if (arch >= 90 && cc >= 90) ptx = 90;
+    }
+    const bool has_cubin = code.binary && !setting("CUDA_FORCE_PTX_JIT", 0);
+    return has_cubin ? code : ptx ? Code{ptx, cc} : Code{};
+}
+static bool has_code_for_device() { return code_for_device().binary; }
+bool code_waits() { return code_for_device().ptx >= 90; }
 
 CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
     CU_ENTER;
@@ -500,10 +522,10 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
             *out = 128;
             return CUDA_SUCCESS;
         case 5:
-            *out = code_for_device() == 90 ? 90 : 80;
+            *out = code_for_device().ptx;
             return CUDA_SUCCESS;
         case 6:
-            *out = code_for_device();
+            *out = code_for_device().binary;
             return CUDA_SUCCESS;
         case 8:
             *out = k->max_dynamic_smem;
@@ -516,70 +538,6 @@ CU_API cuKernelGetAttribute(int* out, int attribute, CUkernel k, CUdevice dev) {
             return CUDA_SUCCESS;
     }
     return CUDA_ERROR_INVALID_VALUE;
-}
-
-// By threads and shared memory alone: registers are not known here.
-CU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* out, CUfunction f, int threads,
-                                                   size_t smem) {
-    CU_ENTER;
-    if (!out || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_kernel(f)) return CUDA_ERROR_INVALID_HANDLE;
-    const int by_threads = 2048 / ((threads + 31) / 32 * 32);
-    const int by_smem = static_cast<int>((smem_optin() + 1024) / (smem + 1024));
-    *out = threads > 1024 ? 0 : std::min({by_threads, by_smem, 32});
-    return CUDA_SUCCESS;
-}
-
-// ---- launches
-
-CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out) {
-    const uint64_t threads = uint64_t(c.blockDimX) * c.blockDimY * c.blockDimZ;
-    if (!c.gridDimX || !c.gridDimY || !c.gridDimZ || !threads) return CUDA_ERROR_INVALID_VALUE;
-    if (c.gridDimX > 0x7fffffff || c.gridDimY > 65535 || c.gridDimZ > 65535)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (threads > 1024 || c.blockDimZ > 64) return CUDA_ERROR_INVALID_VALUE;
-    if (c.sharedMemBytes > static_cast<uint32_t>(k.max_dynamic_smem))
-        return CUDA_ERROR_INVALID_VALUE;
-    // More threads than __launch_bounds__ names.
-    if (threads > k.kernel->threads) return CUDA_ERROR_INVALID_VALUE;
-    bool dependent = false;
-    for (unsigned i = 0; i < c.numAttrs; i++) {
-        const CUlaunchAttribute& a = c.attrs[i];
-        if (a.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
-            (a.cluster.x > 1 || a.cluster.y > 1 || a.cluster.z > 1))
-            return CUDA_ERROR_NOT_SUPPORTED;
-        if (a.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && a.value) return CUDA_ERROR_NOT_SUPPORTED;
-        if (a.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION && a.value)
-            dependent = true;
-    }
-    if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
-    const auto* bytes = static_cast<const uint8_t*>(params[0]);
-    const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
-    const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
-    const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
-    out = [kernel = k.kernel, copy, grid, block, smem = c.sharedMemBytes, dependent]() -> CUresult {
-        // In this library's own data, where the checker lets kernels read.
-        alignas(64) static uint8_t params_of_kernel[32 << 10];
-        static void* args[] = {params_of_kernel};
-        memcpy(params_of_kernel, copy.data(), copy.size());
-        const Trampoline run = [](void* fn, void** p) {
-            reinterpret_cast<void (*)(void* const*)>(fn)(p);
-        };
-        const auto entry = reinterpret_cast<void*>(kernel->entry);
-        if (run_launch(entry, run, grid, block, smem, args, dependent)) return CUDA_SUCCESS;
-        return lose_context(S.out_of_bounds);
-    };
-    return CUDA_SUCCESS;
-}
-
-CU_API cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** params, void** extra) {
-    CU_ENTER;
-    if (!c) return CUDA_ERROR_INVALID_VALUE;
-    if (!is_kernel(f) || !is_stream(c->hStream)) return CUDA_ERROR_INVALID_HANDLE;
-    if (extra) return CUDA_ERROR_NOT_SUPPORTED;
-    Work launch;
-    CU_TRY(make_launch(*f, *c, params, launch));
-    return enqueue(c->hStream, std::move(launch));
 }
 
 // ---- tests
@@ -596,6 +554,10 @@ void simt_set_driver_version(int version) {
 void simt_set_toolkit(int version) {
     CU_LOCKED;
     toolkit_asked = version;
+}
+void simt_set_archs(const char* archs) {
+    CU_LOCKED;
+    images_asked = archs ? archs : "";
 }
 void simt_fail_call(const char* function, uint64_t nth, int code, int sticky) {
     CU_LOCKED;
@@ -620,6 +582,7 @@ void simt_reset() {
     simt_set_device(0, 0);
     simt_set_driver_version(0);
     simt_set_toolkit(0);
+    simt_set_archs(nullptr);
     simt_fail_call(nullptr, 0, 0, 0);
     simt_set_foreign(0);
     streams_reset();

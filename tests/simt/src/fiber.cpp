@@ -13,8 +13,9 @@ namespace simt {
 Thread* cur;
 Block* blk;
 Config cfg;
-Machine S;
+Machine* S;
 Stats st;
+uint32_t launches, first_launch;
 
 Stats stats() { return st; }
 void reset_stats() { st = {}; }
@@ -47,28 +48,29 @@ simt_switch:
 .size simt_switch, . - simt_switch
 )");
 
-constexpr size_t STACK = 256 << 10;
-static uint8_t* stacks;
+constexpr size_t STACK = 256 << 10, SMEM = 228 << 10;
 
 bool on_fiber_stack(uintptr_t a) {
-    return a - reinterpret_cast<uintptr_t>(stacks) < STACK * MAX_THREADS;
+    return a - reinterpret_cast<uintptr_t>(S->stacks) < STACK * MAX_THREADS;
 }
 
-uint32_t next_random() {
-    S.rng ^= S.rng << 13;
-    S.rng ^= S.rng >> 7;
-    S.rng ^= S.rng << 17;
-    return static_cast<uint32_t>(S.rng >> 16);
+static uint32_t next_random(Grid& g) {
+    g.rng ^= g.rng << 13;
+    g.rng ^= g.rng >> 7;
+    g.rng ^= g.rng << 17;
+    return static_cast<uint32_t>(g.rng >> 16);
 }
+uint32_t next_random() { return next_random(*S->grid); }
 
 void wake(Fiber* f) {
     f->state = READY;
-    S.ready[S.tail++ % (2 * MAX_THREADS)] = f;
+    S->ready[S->tail++ % (2 * MAX_THREADS)] = f;
 }
 
-[[noreturn]] static void abandon_launch() {
+// Of resume, which does not come back here.
+[[noreturn]] static void back_to_caller() {
     void* never_resumed;
-    simt_switch(&never_resumed, S.main_sp);
+    simt_switch(&never_resumed, S->main_sp);
     abort();
 }
 
@@ -81,18 +83,19 @@ void fail(const char* file, int line, const char* fmt, ...) {
         va_end(args);
         std::string report = text;
         if (file && line) report += " at " + place(location(file, line));
-        if (S.now) report += where_in_grid(static_cast<int>(S.now->lin));
-        for (int i = 0; i < S.threads; i += 32) {
-            const Fiber& f = S.fibers[i];
-            if (f.state != WAIT || !S.now) continue;
+        const int threads = S && S->now ? S->threads : 0;
+        if (threads) report += where_in_grid(static_cast<int>(S->now->lin));
+        for (int i = 0; i < threads; i += 32) {
+            const Fiber& f = S->fibers[i];
+            if (f.state != WAIT) continue;
             report += "\n  warp " + std::to_string(f.warp) + " waits in " + f.what + " at " +
                       place(location(f.file, f.line));
         }
         add_report(FAULT, report);
-        S.faulted = true;
+        if (threads) S->grid->faulted = true;
     }
     // No object of this frame is alive any more: the fibers' stacks are left as they are.
-    if (S.now) abandon_launch();
+    if (S && S->now) back_to_caller();
     fprintf(stderr, "simt: fault outside of a launch\n");
     abort();
 }
@@ -101,19 +104,24 @@ void fail(const char* file, int line, const char* fmt, ...) {
 // would double the switches.
 static void run_next(Fiber* from) {
     for (;;) {
-        const bool none = S.head == S.tail;
-        if (!S.tma.empty() && (none || (cfg.seed && next_random() % 64 == 0))) {
+        const bool none = S->head == S->tail;
+        if (!S->tma.empty() && (none || (cfg.seed && next_random() % 64 == 0))) {
             run_one_tma();
             continue;
         }
         if (none && land_for_someone()) continue;
-        if (none) fail("", 0, "deadlock: %d threads are left, none can run", S.alive);
-        if (cfg.seed) {
-            const unsigned k = S.head + next_random() % (S.tail - S.head);
-            std::swap(S.ready[S.head % (2 * MAX_THREADS)], S.ready[k % (2 * MAX_THREADS)]);
+        if (none && !S->in_wait.empty()) {
+            // No further without the kernel before: the block is taken up again when it is done.
+            simt_switch(&from->sp, S->main_sp);
+            return;
         }
-        Fiber* next = S.ready[S.head++ % (2 * MAX_THREADS)];
-        S.now = next;
+        if (none) fail("", 0, "deadlock: %d threads are left, none can run", S->alive);
+        if (cfg.seed) {
+            const unsigned k = S->head + next_random() % (S->tail - S->head);
+            std::swap(S->ready[S->head % (2 * MAX_THREADS)], S->ready[k % (2 * MAX_THREADS)]);
+        }
+        Fiber* next = S->ready[S->head++ % (2 * MAX_THREADS)];
+        S->now = next;
         cur = next;
         if (next != from) simt_switch(&from->sp, next->sp);
         return;
@@ -121,7 +129,7 @@ static void run_next(Fiber* from) {
 }
 
 void block_on(const char* what, const char* file, int line) {
-    Fiber* f = S.now;
+    Fiber* f = S->now;
     f->state = WAIT;
     f->what = what;
     f->file = file;
@@ -131,28 +139,28 @@ void block_on(const char* what, const char* file, int line) {
 }
 
 static void fiber_main() {
-    S.trampoline(S.fn, S.params);
-    Fiber* f = S.now;
+    S->grid->trampoline(S->grid->fn, S->grid->params);
+    Fiber* f = S->now;
     land_all(f);
     f->state = DONE;
-    if (--S.alive == 0) abandon_launch();  // the block is done: back to its caller
+    if (--S->alive == 0) back_to_caller();  // the block is done
     run_next(f);
     abort();
 }
 
 static void prepare(Fiber& f, int i) {
-    const dim3 d = S.block.bdim;
+    const dim3 d = S->block.bdim;
     const unsigned u = static_cast<unsigned>(i);
     f.tid = {u % d.x, u / d.x % d.y, u / (d.x * d.y)};
     f.lin = u;
     f.lane = u & 31;
     f.warp = u >> 5;
     f.group = 0;
-    f.after_prior = !S.dependent;
+    f.after_prior = !S->grid->dependent;
     f.copies.clear();
     f.arrivals.clear();
     // Staggered: equal stack tops would all lie in the same cache sets.
-    auto* sp = reinterpret_cast<void**>(stacks + STACK * (i + 1) - 64 - (i % 64) * 1088);
+    auto* sp = reinterpret_cast<void**>(S->stacks + STACK * (i + 1) - 64 - (i % 64) * 1088);
     *--sp = nullptr;
     *--sp = reinterpret_cast<void*>(fiber_main);
     for (int k = 0; k < 6; k++) *--sp = nullptr;
@@ -160,70 +168,145 @@ static void prepare(Fiber& f, int i) {
     wake(&f);
 }
 
-static void run_block() {
-    S.alive = S.threads;
-    S.head = S.tail = 0;
-    S.block_serial++;
-    for (auto& b : S.bars) b.got = b.need = b.waiting = 0;
-    for (auto& w : S.warps) {
+// ---- blocks: kept for others when they end, as making one takes system calls
+
+static std::vector<Machine*> spare;
+
+static void* reserve(size_t n) {
+    void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    if (p == MAP_FAILED) abort();
+    return p;
+}
+
+static Machine* take_machine() {
+    if (!spare.empty()) {
+        Machine* m = spare.back();
+        spare.pop_back();
+        return m;
+    }
+    Machine* m = new (reserve(sizeof(Machine))) Machine;
+    m->stacks = static_cast<uint8_t*>(reserve(STACK * MAX_THREADS));
+    // Tiles are aligned by their offset in it.
+    m->smem = static_cast<uint8_t*>(reserve(SMEM));
+    if (CHECK) m->shadow = new_shared_shadow();
+    return m;
+}
+
+Grid::~Grid() { spare.insert(spare.end(), waiting.begin(), waiting.end()); }
+
+static void begin_block(Grid& g, uint32_t i) {
+    static uint32_t serial;
+    S = take_machine();
+    S->grid = &g;
+    S->launch = g.launch;
+    S->threads = static_cast<int>(g.threads.x * g.threads.y * g.threads.z);
+    S->block_no = i + 1;
+    S->block_serial = ++serial;
+    S->block = {{i % g.blocks.x, i / g.blocks.x % g.blocks.y, i / (g.blocks.x * g.blocks.y)},
+                g.threads,
+                g.blocks,
+                S->smem,
+                g.smem};
+    S->alive = S->threads;
+    S->head = S->tail = 0;
+    S->agent = 0;
+    S->waited = S->let_next = false;
+    S->in_wait.clear();
+    for (auto& b : S->bars) b.got = b.need = b.waiting = 0;
+    for (auto& w : S->warps) {
         w.used = 0;
         for (auto& p : w.slot) p.mask = p.got = 0;
     }
-    for (auto& g : S.groups) g.got = 0;
+    for (auto& group : S->groups) group.got = 0;
     begin_block_copies();
-    S.early = cfg.seed ? next_random() % 3 * 2 : 0;
+    S->early = cfg.seed ? next_random() % 3 * 2 : 0;
     if (CHECK) begin_block_clocks();
     // NaN: what was never written does not pass for a number.
-    memset(S.block.smem, 0xff, S.block.smem_bytes);
-    for (int i = 0; i < S.threads; i++) prepare(S.fibers[i], i);
-    Fiber* first = S.ready[S.head++];
-    S.now = first;
-    cur = first;
-    simt_switch(&S.main_sp, first->sp);
-    S.now = nullptr;
-    cur = nullptr;
-    if (CHECK)
-        for (int w = 0; w * 32 < S.threads; w++) flush_banks(static_cast<unsigned>(w));
+    memset(S->smem, 0xff, g.smem);
+    for (int i = 0; i < S->threads; i++) prepare(S->fibers[i], i);
 }
 
-void wait_for_prior_kernel() { S.now->after_prior = true; }
-
-bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params,
-                bool dependent) {
-    if (!stacks) {
-        stacks = static_cast<uint8_t*>(mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (stacks == MAP_FAILED) abort();
-    }
-    alignas(1024) static uint8_t shared[228 * 1024];
-    st.launches++;
-    S.fn = fn;
-    S.trampoline = t;
-    S.params = params;
-    S.launch++;
-    S.rng = 0x9e3779b97f4a7c15ull * (cfg.seed * 4099 + S.launch - S.first_launch) | 1;
-    S.threads = static_cast<int>(b.x * b.y * b.z);
-    S.faulted = S.out_of_bounds = false;
-    S.dependent = dependent || cfg.dependent;
-    S.block.smem = shared;
-    S.block.smem_bytes = smem;
-    S.block.bdim = b;
-    S.block.gdim = g;
-    blk = &S.block;
-    if (CHECK) begin_launch_clocks();
-    const size_t n = size_t(g.x) * g.y * g.z;
-    std::vector<uint32_t> order(n);
-    for (size_t i = 0; i < n; i++) order[i] = static_cast<uint32_t>(i);
-    if (cfg.seed)
-        for (size_t i = n; i > 1; i--) std::swap(order[i - 1], order[next_random() % i]);
-    for (uint32_t i : order) {
-        S.block_no = i + 1;
-        S.block.bid = {i % g.x, i / g.x % g.y, i / (g.x * g.y)};
-        run_block();
-        if (S.faulted) break;
-    }
+// The block goes on until it ends, waits for the kernel before, or faults.
+static void resume() {
+    blk = &S->block;
+    Fiber* first = S->ready[S->head++ % (2 * MAX_THREADS)];
+    S->now = first;
+    cur = first;
+    simt_switch(&S->main_sp, first->sp);
+    S->now = nullptr;
+    cur = nullptr;
     blk = nullptr;
-    return !S.faulted;
+    if (CHECK)
+        for (int w = 0; w * 32 < S->threads; w++) flush_banks(static_cast<unsigned>(w));
+    Grid& g = *S->grid;
+    if (S->alive && !g.faulted) {
+        g.waiting.push_back(S);
+        g.all_let_next &= S->let_next;
+        return;
+    }
+    if (CHECK && !g.faulted && g.dependent && !S->waited) block_has_not_waited();
+    spare.push_back(S);
+}
+
+// ---- launches
+
+void wait_for_prior_kernel() {
+    Grid& g = *S->grid;
+    if (!g.waits) return;
+    if (!g.prior_done) {
+        // What was asked for before may be read before.
+        if (!CHECK) land_all(S->now);
+        S->in_wait.push_back(S->now);
+        block_on("griddepcontrol.wait", nullptr, 0);
+    }
+    S->now->after_prior = true;
+    S->waited = true;
+}
+
+void let_next_kernel_start() {
+    if (S->grid->waits) S->let_next = true;
+}
+
+void begin(Grid& g, uint32_t chain) {
+    st.launches++;
+    st.dependents += g.dependent;
+    g.launch = ++launches;
+    g.chain = chain ? chain : g.launch;
+    g.rng = 0x9e3779b97f4a7c15ull * (cfg.seed * 4099 + g.launch - first_launch) | 1;
+    const size_t n = size_t(g.blocks.x) * g.blocks.y * g.blocks.z;
+    g.order.resize(n);
+    for (size_t i = 0; i < n; i++) g.order[i] = static_cast<uint32_t>(i);
+    if (cfg.seed)
+        for (size_t i = n; i > 1; i--) std::swap(g.order[i - 1], g.order[next_random(g) % i]);
+}
+
+void run_early(Grid& g) {
+    while (!g.faulted && g.begun < g.order.size() && g.waiting.size() < g.resident) {
+        begin_block(g, g.order[g.begun++]);
+        resume();
+    }
+}
+
+bool finish(Grid& g) {
+    g.prior_done = true;
+    std::vector<Machine*> waiting;
+    waiting.swap(g.waiting);
+    g.all_let_next = true;
+    for (Machine* m : waiting) {
+        S = m;
+        for (Fiber* f : S->in_wait) wake(f);
+        S->in_wait.clear();
+        if (g.faulted)
+            spare.push_back(m);
+        else
+            resume();
+    }
+    while (!g.faulted && g.begun < g.order.size()) {
+        begin_block(g, g.order[g.begun++]);
+        resume();
+    }
+    return !g.faulted;
 }
 
 // ---- kernels by name
@@ -253,10 +336,17 @@ void launch_raw(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** pa
         fprintf(stderr, "simt: block of %u threads, %u bytes\n", b.x * b.y * b.z, smem);
         exit(70);
     }
-    S.params_on_stack = true;
-    const bool fine = run_launch(fn, t, g, b, smem, params);
-    S.params_on_stack = false;
-    if (!fine) exit(70);
+    Grid grid;
+    grid.fn = fn;
+    grid.trampoline = t;
+    grid.params = params;
+    grid.blocks = g;
+    grid.threads = b;
+    grid.smem = smem;
+    grid.dependent = cfg.dependent;
+    grid.params_on_stack = true;
+    begin(grid, 0);
+    if (!finish(grid)) exit(70);
 }
 
 }  // namespace simt

@@ -92,6 +92,8 @@ pub struct Stats {
     pub faults: u64,
     /// Kernels run.
     pub launches: u64,
+    /// Of them, launched as dependents of the kernel before.
+    pub dependents: u64,
     /// Phases of shared memory.
     pub bank_phases: u64,
     /// Phases that bank conflicts added.
@@ -261,8 +263,9 @@ impl Emulator {
         f(seed);
     }
 
-    /// Whether every launch is looked at as a dependent one (programmatic dependent launch): its
-    /// threads may access no memory before they have waited for the kernel before.
+    /// Whether on devices before 9.0, which have no dependent launches, every launch is one, of code
+    /// that waits for the kernel before: it begins before that one is done, and is held to the
+    /// contract of such launches. From 9.0 on launches and code are what they are.
     pub fn set_dependent(&self, on: bool) {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn(c_int) =
@@ -308,6 +311,16 @@ impl Emulator {
         let f: extern "C" fn(c_int, c_int) =
             unsafe { std::mem::transmute(self.control("simt_set_device")) };
         f(capability as c_int, multiprocessors as c_int);
+    }
+
+    /// Makes images what a build for these architectures has, named as `INFLIGHT_CUDA_ARCHS` names
+    /// them (`80;90`); an empty text is the usual build.
+    pub fn set_archs(&self, archs: &str) {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn(*const c_char) =
+            unsafe { std::mem::transmute(self.control("simt_set_archs")) };
+        let archs = CString::new(archs).expect("no zero in a list");
+        f(archs.as_ptr());
     }
 
     /// Makes the driver say that it offers this version (13000 is 13.0), 0 for the usual one.

@@ -4,6 +4,7 @@
 #define SIMT_NO_CUDA_NAMES
 #include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -48,7 +49,7 @@ struct Fiber : Thread {
     const char* file;
     int line;
     int group;         // of cp.async that is open
-    bool after_prior;  // it has waited for the kernel before
+    bool after_prior;  // it has waited for the kernel before, or need not
     std::vector<Copy> copies;
     std::vector<CopyArrival> arrivals;
 };
@@ -124,6 +125,54 @@ struct Tma {
 
 // ---- the machine
 
+// A launch under way: what its blocks share. Dependents begin before the launch before them is
+// done, so there may be several.
+struct Machine;
+struct alignas(64) ParamChunk {
+    uint8_t bytes[64];
+};
+struct Grid {
+    void* fn = nullptr;
+    Trampoline trampoline = nullptr;
+    void** params = nullptr;
+    dim3 blocks, threads;
+    void* args[1] = {};  // of a launch that has a copy of its parameters
+    std::vector<ParamChunk> params_of_kernel;
+    uint32_t smem = 0;
+    bool dependent = false;  // it may begin before the launch before it is done
+    bool waits = true;       // wait_for_prior_kernel is an instruction in its code
+    unsigned resident = 0;   // blocks that may begin before then
+    // By begin:
+    uint32_t launch = 0;  // its number
+    uint32_t chain = 0;   // the first one that may not be done, by what is before it in its stream
+    uint64_t rng = 1;
+    std::vector<uint32_t> order;  // of its blocks
+    // As it goes on:
+    size_t begun = 0;               // blocks
+    bool prior_done = true;         // the launch before it
+    std::vector<Machine*> waiting;  // blocks in their wait
+    bool all_let_next = true;       // each of those has let the next kernel start before
+    bool faulted = false, out_of_bounds = false;
+    bool params_on_stack = false;
+    bool said_no_wait = false;
+    // What the checker knows of its atomics. Unions are owned until the launch ends, as cells and
+    // clocks point to them.
+    std::vector<std::unique_ptr<Known>> known_pool;
+    std::vector<std::unique_ptr<std::vector<uint32_t>>> snapshots;
+    std::unordered_map<uint32_t*, const Known*> atomics;
+
+    Grid() = default;
+    Grid(const Grid&) = delete;
+    Grid& operator=(const Grid&) = delete;
+    ~Grid();
+    // All blocks have ended.
+    bool done() const { return begun == order.size() && waiting.empty(); }
+    // Every block has ended or let the next kernel start.
+    bool next_may_begin() const { return begun == order.size() && all_let_next; }
+};
+
+// A block under way. Zeroed memory, and large: most of it is never touched.
+struct SharedShadow;
 struct Machine {
     Fiber fibers[MAX_THREADS];
     Fiber* ready[2 * MAX_THREADS];  // ring: a fiber is in it at most once
@@ -139,40 +188,47 @@ struct Machine {
     std::deque<Tma> tma;
     int agent = 0;
     Clk clk[MAX_CLOCKS];
-    uint32_t first_launch = 0, launch = 0, block_no = 0, block_serial = 0;
-    uint64_t rng = 1;
-    void* fn = nullptr;
-    Trampoline trampoline = nullptr;
-    void** params = nullptr;
+    Grid* grid = nullptr;
+    uint32_t launch = 0, block_no = 0, block_serial = 0;
     Block block{};
-    unsigned early = 0;      // of four copies that land at once
-    bool dependent = false;  // the launch may start before the kernel before it is done
-    bool faulted = false;
-    bool params_on_stack = false;
-    bool out_of_bounds = false;
+    unsigned early = 0;                     // of four copies that land at once
+    bool waited = false, let_next = false;  // some thread has
+    std::vector<Fiber*> in_wait;            // for the kernel before
+    uint8_t* stacks = nullptr;
+    uint8_t* smem = nullptr;
+    SharedShadow* shadow = nullptr;  // checking build
 };
-extern Machine S;
+// The block that runs. Not thread-local: one runs at a time.
+extern Machine* S;
 extern Stats st;
+// Launches so far, and at the last seed.
+extern uint32_t launches, first_launch;
 
 // fiber.cpp
 void wake(Fiber* f);
 void block_on(const char* what, const char* file, int line);
 uint32_t next_random();
 bool on_fiber_stack(uintptr_t a);
-// Runs a kernel's blocks, in an order drawn by the seed. False: it ended in a fault (see reports).
-bool run_launch(void* fn, Trampoline t, dim3 g, dim3 b, uint32_t smem, void** params,
-                bool dependent = false);
+// A launch in three parts. Its number, and the order of its blocks, drawn by the seed; `chain` is
+// that of the launch before it where it follows one, else 0.
+void begin(Grid& g, uint32_t chain);
+// While the launch before it may still run (prior_done says): blocks up to their wait, as many as
+// fit.
+void run_early(Grid& g);
+// The rest, once the launch before it is done. False: it ended in a fault (see reports).
+bool finish(Grid& g);
 
 // shadow.cpp: clocks
-inline Clk& ck(int id) { return S.clk[id]; }
+inline Clk& ck(int id) { return S->clk[id]; }
 void clear(Clk& c);
 void join(Clk& into, const Clk& from);
 void release(Clk& to);                      // by the running thread
 void acquire_all(int id, const Clk& from);  // `from` has seen all that `id` had released
 void acquire(int id, const Clk& from);
 int new_agent(int issuer);
-void begin_launch_clocks();
 void begin_block_clocks();
+SharedShadow* new_shared_shadow();
+void block_has_not_waited();
 // shadow.cpp: accesses of the arch layer
 uint32_t location(const char* file, int line);
 void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line);

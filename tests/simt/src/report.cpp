@@ -37,11 +37,11 @@ void add_report(Kind kind, const std::string& text) {
 
 std::string where_in_grid(int id) {
     char text[120];
-    const uint3 b = S.block.bid;
+    const uint3 b = S->block.bid;
     snprintf(
         text, sizeof text,
-        id < S.threads ? " (block %u,%u,%u thread %d)" : " (block %u,%u,%u async operation %d)",
-        b.x, b.y, b.z, id < S.threads ? id : id - S.threads);
+        id < S->threads ? " (block %u,%u,%u thread %d)" : " (block %u,%u,%u async operation %d)",
+        b.x, b.y, b.z, id < S->threads ? id : id - S->threads);
     return text;
 }
 
@@ -85,10 +85,12 @@ std::string place(uint32_t pc) {
     Dl_info image;
     dladdr(reinterpret_cast<void*>(&place), &image);
     char command[600], line[400] = "";
-    snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", image.dli_fname,
+    snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%x 2>/dev/null", image.dli_fname,
              pc - 1);
     if (FILE* p = popen(command, "r")) {
-        if (!fgets(line, sizeof line, p)) line[0] = 0;
+        // Of what is inlined, where the kernel calls the arch layer.
+        while (fgets(line, sizeof line, p) && strstr(line, "arch/host.cuh")) {
+        }
         pclose(p);
     }
     text = base_name(line);
@@ -205,7 +207,7 @@ void simt_clear_bank_conflicts() { banks.clear(); }
 // Schedules depend on the seed and the launches since, and so repeat.
 void simt_set_seed(uint64_t seed) {
     cfg.seed = seed;
-    S.first_launch = S.launch;
+    first_launch = launches;
 }
 void simt_set_dependent(int on) { cfg.dependent = on != 0; }
 int simt_is_checking() { return CHECK; }

@@ -3,6 +3,7 @@
 // Kernels are compiled with -fsanitize=thread, whose runtime is not linked: the callbacks are here.
 // Order comes from barriers, mbarriers, syncwarp and atomics, and never from shuffles.
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <memory>
 
@@ -12,20 +13,16 @@ namespace simt {
 
 // ---- clocks
 
-// Unions of what blocks know; owned until the launch ends, as cells and clocks point to them.
-static std::vector<std::unique_ptr<Known>> known_pool;
-static std::vector<std::unique_ptr<std::vector<uint32_t>>> snapshots;
-static std::unordered_map<uint32_t*, const Known*> atomics;
-
 void clear(Clk& c) {
-    memset(c.v, 0, static_cast<size_t>(S.clocks) * 4);
-    memset(c.p, 0, static_cast<size_t>(S.clocks) * 4);
+    memset(c.v, 0, static_cast<size_t>(S->clocks) * 4);
+    memset(c.p, 0, static_cast<size_t>(S->clocks) * 4);
     c.known = nullptr;
 }
 
 static Known* new_known(const Known& from) {
-    known_pool.push_back(std::make_unique<Known>(from));
-    return known_pool.back().get();
+    auto& pool = S->grid->known_pool;
+    pool.push_back(std::make_unique<Known>(from));
+    return pool.back().get();
 }
 
 static void add_block(Known& to, uint32_t block, const std::vector<uint32_t>* clock) {
@@ -37,7 +34,7 @@ static void add_block(Known& to, uint32_t block, const std::vector<uint32_t>* cl
         for (size_t i = 0; i < merged->size(); i++)
             (*merged)[i] = (*merged)[i] > (*clock)[i] ? (*merged)[i] : (*clock)[i];
         at = merged.get();
-        snapshots.push_back(std::move(merged));
+        S->grid->snapshots.push_back(std::move(merged));
     }
 }
 
@@ -46,10 +43,10 @@ static const Known* unite(const Known* a, const Known* b) {
     if (!a) return b;
     static const Known *last_a, *last_b, *last;
     static uint32_t last_launch;
-    if (last_launch == S.launch && last_a == a && last_b == b) return last;
+    if (last_launch == S->launch && last_a == a && last_b == b) return last;
     Known* k = new_known(*a);
     for (const auto& [block, clock] : b->blocks) add_block(*k, block, clock);
-    last_launch = S.launch;
+    last_launch = S->launch;
     last_a = a;
     last_b = b;
     return last = k;
@@ -57,7 +54,7 @@ static const Known* unite(const Known* a, const Known* b) {
 
 // Clocks stay below 2^21, so that signed comparison, which SSE2 has, is right.
 static void max_into(uint32_t* __restrict a, const uint32_t* __restrict b) {
-    for (int i = 0; i < S.clocks; i++) {
+    for (int i = 0; i < S->clocks; i++) {
         const auto x = static_cast<int32_t>(a[i]), y = static_cast<int32_t>(b[i]);
         a[i] = static_cast<uint32_t>(x > y ? x : y);
     }
@@ -80,31 +77,25 @@ void acquire(int id, const Clk& from) { join(ck(id), from); }
 void acquire_all(int id, const Clk& from) {
     Clk& c = ck(id);
     const uint32_t own = c.v[id];
-    memcpy(c.v, from.v, static_cast<size_t>(S.clocks) * 4);
-    memcpy(c.p, from.p, static_cast<size_t>(S.clocks) * 4);
+    memcpy(c.v, from.v, static_cast<size_t>(S->clocks) * 4);
+    memcpy(c.p, from.p, static_cast<size_t>(S->clocks) * 4);
     c.v[id] = own;
     c.known = from.known;
 }
 
 int new_agent(int issuer) {
-    const int k = S.threads + S.agent++ % AGENTS;
+    const int k = S->threads + S->agent++ % AGENTS;
     const uint32_t clock = ck(k).v[k] + 1;
     memcpy(&ck(k), &ck(issuer), sizeof(Clk));
     ck(k).v[k] = ck(k).p[k] = clock;
     return k;
 }
 
-void begin_launch_clocks() {
-    S.clocks = S.threads + AGENTS;
-    atomics.clear();
-    known_pool.clear();
-    snapshots.clear();
-}
-
 void begin_block_clocks() {
-    for (int i = 0; i < S.clocks; i++) {
-        clear(S.clk[i]);
-        S.clk[i].v[i] = 1;
+    S->clocks = S->threads + AGENTS;
+    for (int i = 0; i < S->clocks; i++) {
+        clear(S->clk[i]);
+        S->clk[i].v[i] = 1;
     }
 }
 
@@ -113,14 +104,14 @@ void begin_block_clocks() {
 static void acquire_release(uint32_t* at, Order order) {
     const int t = static_cast<int>(cur->lin);
     Clk& c = ck(t);
-    const Known*& k = atomics[at];
+    const Known*& k = S->grid->atomics[at];
     const Known* seen = unite(c.known, k);
     if (order & ACQUIRE) {
         // Earlier atomics of this block order its threads as well.
         if (seen) {
-            const auto own = seen->blocks.find(S.block_no);
+            const auto own = seen->blocks.find(S->block_no);
             if (own != seen->blocks.end()) {
-                for (int i = 0; i < S.threads; i++)
+                for (int i = 0; i < S->threads; i++)
                     if ((*own->second)[static_cast<size_t>(i)] > c.v[i])
                         c.v[i] = (*own->second)[static_cast<size_t>(i)];
             }
@@ -129,15 +120,16 @@ static void acquire_release(uint32_t* at, Order order) {
     }
     if (!(order & RELEASE)) return;
     Known* next = new_known(seen ? *seen : Known{});
-    snapshots.push_back(std::make_unique<std::vector<uint32_t>>(c.v, c.v + S.clocks));
-    add_block(*next, S.block_no, snapshots.back().get());
+    auto& snapshots = S->grid->snapshots;
+    snapshots.push_back(std::make_unique<std::vector<uint32_t>>(c.v, c.v + S->clocks));
+    add_block(*next, S->block_no, snapshots.back().get());
     k = next;
     c.v[t]++;
 }
 
 static bool ordered(const Clk& c, const uint32_t* view, uint32_t e, uint32_t block) {
     if (!e) return true;
-    if (block == S.block_no) return view[e & 2047] >= e >> 11;
+    if (block == S->block_no) return view[e & 2047] >= e >> 11;
     if (!c.known) return false;
     const auto it = c.known->blocks.find(block);
     return it != c.known->blocks.end() && (*it->second)[e & 2047] >= e >> 11;
@@ -153,9 +145,16 @@ struct Cell {
     uint32_t read[2], read_block[2], read_pc;
 };
 
+// What launches that may run beside each other have done to a word; kept from one to the next.
+struct Beside {
+    uint32_t written_in, write_pc;    // by the last launch that did
+    uint32_t read_early_in, read_pc;  // by the last one, before it had waited for those before it
+};
+
 constexpr size_t PAGE = 4096;
 struct Page {
     Cell words[PAGE / 4];
+    Beside beside[PAGE / 4];
     std::unique_ptr<Cell[]> bytes;
 };
 struct InitPage {
@@ -163,11 +162,23 @@ struct InitPage {
 };
 static std::unordered_map<size_t, std::unique_ptr<Page>> pages;
 static std::unordered_map<size_t, std::unique_ptr<InitPage>> init_pages;  // null: all of it
-static Cell shared_words[228 * 256], shared_bytes[228 * 1024];
+struct SharedShadow {
+    Cell words[228 * 256], bytes[228 * 1024];
+};
+// Cells of blocks that ended are told by their stamps; most memory is never touched.
+SharedShadow* new_shared_shadow() {
+    void* p = mmap(nullptr, sizeof(SharedShadow), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) abort();
+    return static_cast<SharedShadow*>(p);
+}
 
 static size_t page_of(uintptr_t a) { return (a - arena_start()) / PAGE; }
 
+static size_t last_page_no = ~size_t(0);  // that page_at has found
+
 void shadow_forget(uintptr_t a, size_t n) {
+    last_page_no = ~size_t(0);
     for (size_t p = page_of(a); p <= page_of(a + n - 1); p++) {
         pages.erase(p);
         init_pages.erase(p);
@@ -251,10 +262,10 @@ struct Access {
 static std::string who(uint32_t e, uint32_t block) {
     const uint32_t i = e & 2047;
     std::string text =
-        static_cast<int>(i) < S.threads
+        static_cast<int>(i) < S->threads
             ? "thread " + std::to_string(i)
-            : "async operation " + std::to_string(i - static_cast<uint32_t>(S.threads));
-    if (block != S.block_no) text += " of block " + std::to_string(block - 1);
+            : "async operation " + std::to_string(i - static_cast<uint32_t>(S->threads));
+    if (block != S->block_no) text += " of block " + std::to_string(block - 1);
     return text;
 }
 
@@ -270,7 +281,7 @@ static void tell(Kind kind, const char* what, const Access& a, uint32_t other = 
 // False: reported, the rest of the access is let be.
 static bool check(Cell& x, const Access& a) {
     const Clk& c = ck(a.id);
-    const bool agent = a.id >= S.threads;
+    const bool agent = a.id >= S->threads;
     const uint32_t e = epoch(static_cast<uint32_t>(a.id), c.v[a.id]);
     if (x.flags & MBARRIER) {
         tell(RACE, "plain access to an mbarrier", a);
@@ -282,9 +293,9 @@ static bool check(Cell& x, const Access& a) {
         return false;
     }
     // An ordinary write is visible to the async proxy only through fence.proxy.async.
-    const bool by_fence = agent && static_cast<int>(x.write & 2047) < S.threads;
+    const bool by_fence = agent && static_cast<int>(x.write & 2047) < S->threads;
     if (!ordered(c, by_fence ? c.p : c.v, x.write, x.write_block)) {
-        const bool other_block = x.write_block != S.block_no;
+        const bool other_block = x.write_block != S->block_no;
         tell(RACE,
              by_fence && ordered(c, c.v, x.write, x.write_block) ? "missing fence.proxy.async"
              : other_block ? (a.write ? "race between blocks, write after write"
@@ -292,7 +303,7 @@ static bool check(Cell& x, const Access& a) {
              : a.write     ? "race, write after write"
                            : "race, read after write",
              a, x.write, x.write_block, x.write_pc);
-        if (a.write) x.write = e, x.write_block = S.block_no, x.write_pc = a.pc;
+        if (a.write) x.write = e, x.write_block = S->block_no, x.write_pc = a.pc;
         return false;
     }
     if (a.write) {
@@ -305,24 +316,24 @@ static bool check(Cell& x, const Access& a) {
         for (int i = 0; i < 2; i++) {
             if (ordered(c, c.v, x.read[i], x.read_block[i])) continue;
             tell(RACE,
-                 x.read_block[i] == S.block_no ? "race, write after read"
-                                               : "race between blocks, write after read",
+                 x.read_block[i] == S->block_no ? "race, write after read"
+                                                : "race between blocks, write after read",
                  a, x.read[i], x.read_block[i], x.read_pc);
             x.read[0] = x.read[1] = 0;
             x.write = e;
-            x.write_block = S.block_no;
+            x.write_block = S->block_no;
             x.write_pc = a.pc;
             return false;
         }
         x.write = e;
-        x.write_block = S.block_no;
+        x.write_block = S->block_no;
         x.write_pc = a.pc;
         x.read[0] = x.read[1] = 0;
         x.flags = (x.flags & ~ATOMIC) | INIT;
-    } else if (x.read[0] != e || x.read_block[0] != S.block_no) {
+    } else if (x.read[0] != e || x.read_block[0] != S->block_no) {
         const int i = ordered(c, c.v, x.read[0], x.read_block[0]) ? 0 : 1;
         x.read[i] = e;
-        x.read_block[i] = S.block_no;
+        x.read_block[i] = S->block_no;
         x.read_pc = a.pc;
     }
     return true;
@@ -363,8 +374,8 @@ static bool each_cell(Cell* words, Cell* bytes, size_t off, size_t n, uint32_t s
 static void access_shared(const Access& a) {
     st.accesses++;
     bool uninit = false;
-    each_cell(shared_words, shared_bytes, a.off, static_cast<size_t>(a.bytes), S.block_serial,
-              a.write, [&](Cell& x) {
+    each_cell(S->shadow->words, S->shadow->bytes, a.off, static_cast<size_t>(a.bytes),
+              S->block_serial, a.write, [&](Cell& x) {
                   if (!check(x, a)) return false;
                   if (!a.write && !(x.flags & INIT)) {
                       uninit = true;
@@ -389,21 +400,75 @@ static void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
     snprintf(head, sizeof head, "out of bounds: %s of %d bytes at 0x%zx, ",
              write ? "write" : "read", bytes, size_t(at));
     add_report(OOB, head + std::string(text) + ", at " + place(pc) + where_in_grid(id));
-    S.out_of_bounds = true;
+    S->grid->out_of_bounds = true;
 }
 
 static Page& page_at(size_t i) {
-    static size_t last = ~size_t(0);
     static Page* last_page;
-    static uint32_t last_launch;
-    if (last != i || last_launch != S.launch) {
+    if (last_page_no != i) {
         auto& p = pages[i];
         if (!p) p = std::make_unique<Page>();
-        last = i;
+        last_page_no = i;
         last_page = p.get();
-        last_launch = S.launch;
     }
     return *last_page;
+}
+
+// ---- launches beside each other: a dependent begins before the launch before it is done
+//
+// Until it has waited, a thread may read what no launch writes that it does not know to be done:
+// those from the last one on that was no dependent. A word that one of them has written already is
+// seen at the read, one that is written later at the write. It may write nothing.
+
+// Whether the launch before may still be at work, for all the thread knows. Of what is no thread,
+// its block.
+static bool is_early(int id) {
+    if (!S->grid->dependent) return false;
+    return id < S->threads ? !S->fibers[id].after_prior : !S->waited;
+}
+
+static void tell_beside(const char* what, const Access& a, uint32_t other_pc) {
+    if (already_told(RACE, a.pc, other_pc)) return;
+    std::string text = std::string(what) + ": " + a.space + " + " + std::to_string(a.off) + ", " +
+                       std::to_string(a.bytes) + " bytes, at " + place(a.pc) + where_in_grid(a.id);
+    if (other_pc) text += "; the other kernel at " + place(other_pc);
+    add_report(RACE, text);
+}
+
+// False: reported.
+static bool check_beside(Page& p, size_t in, size_t take, const Access& a, bool early) {
+    for (size_t i = in / 4; i <= (in + take - 1) / 4; i++) {
+        Beside& x = p.beside[i];
+        if (a.write && early) {
+            tell_beside("write before the wait for the kernel before", a, 0);
+            return false;
+        }
+        if (a.write) {
+            const uint32_t reader = x.read_early_in;
+            x.read_early_in = 0;
+            x.written_in = S->launch;
+            x.write_pc = a.pc;
+            if (reader <= S->launch) continue;
+            tell_beside("write of what a dependent kernel has read before its wait", a, x.read_pc);
+            return false;
+        }
+        if (!early) continue;
+        if (x.written_in >= S->grid->chain) {
+            tell_beside("read before the wait for the kernel before, of what was written", a,
+                        x.write_pc);
+            return false;
+        }
+        x.read_early_in = S->launch;
+        x.read_pc = a.pc;
+    }
+    return true;
+}
+
+void block_has_not_waited() {
+    Grid& g = *S->grid;
+    if (g.said_no_wait) return;
+    g.said_no_wait = true;
+    add_report(RACE, "a block ends without the wait for the kernel before" + where_in_grid(0));
 }
 
 static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
@@ -421,17 +486,16 @@ static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t 
                    id,
                    pc};
     bool fine = true;
-    if (id < S.threads && !S.fibers[id].after_prior) {
-        tell(RACE, "access before the kernel before was waited for", a);
-        return;
-    }
+    const bool early = is_early(id);
     by_page(at, n, [&](size_t page, size_t in, size_t take) {
         if (!fine) return;
         const bool parts = in % 4 || take % 4;
         Page& p = page_at(page);
+        fine = check_beside(p, in, take, a, early);
+        if (!fine) return;
         // Cells by bytes are four times as many: only where they are needed.
         if (!p.bytes && parts) p.bytes = std::make_unique<Cell[]>(PAGE);
-        fine = each_cell(p.words, p.bytes.get(), in, take, S.launch, write,
+        fine = each_cell(p.words, p.bytes.get(), in, take, S->launch, write,
                          [&](Cell& x) { return check(x, a); });
     });
     if (!write && !is_init(at, n)) {
@@ -455,10 +519,17 @@ static bool belongs_to_host_side(uintptr_t a) {
         low = reinterpret_cast<uintptr_t>(image_start);
         high = reinterpret_cast<uintptr_t>(image_end);
     }
-    // Arguments of launches without the driver's interface lie on their caller's stack.
-    const bool of_caller =
-        S.params_on_stack && a - reinterpret_cast<uintptr_t>(S.main_sp) < 256 << 10;
-    return a - low < high - low || on_fiber_stack(a) || of_caller;
+    const auto within = [a](const void* p, size_t n) {
+        return a - reinterpret_cast<uintptr_t>(p) < n;
+    };
+    const Grid& g = *S->grid;
+    const auto& params = g.params_of_kernel;
+    // The indices of threads and blocks, and parameters; of launches without the driver's interface
+    // those lie on the caller's stack.
+    return a - low < high - low || on_fiber_stack(a) || within(S, sizeof *S) ||
+           within(g.args, sizeof g.args) ||
+           within(params.data(), params.size() * sizeof(ParamChunk)) ||
+           (g.params_on_stack && within(S->main_sp, 256 << 10));
 }
 
 void check_global(const void* p, int bytes, bool write, int id, const char* file, int line) {
@@ -479,7 +550,7 @@ void read_const(const void* p, int bytes, const char* file, int line) {
     by_page(at, static_cast<size_t>(bytes), [&](size_t page, size_t in, size_t take) {
         Page& p = page_at(page);
         if (in % 4 || take % 4) return;
-        each_cell(p.words, p.bytes.get(), in, take, S.launch, false, [&](Cell& x) {
+        each_cell(p.words, p.bytes.get(), in, take, S->launch, false, [&](Cell& x) {
             if (x.write) {
                 tell(RACE, "read as constant of what the launch writes", a, x.write, x.write_block,
                      x.write_pc);
@@ -493,27 +564,28 @@ void read_const(const void* p, int bytes, const char* file, int line) {
 
 void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line) {
     const uint32_t e = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
-    each_cell(shared_words, shared_bytes, addr - SMEM_BASE, static_cast<size_t>(bytes),
-              S.block_serial, false, [&](Cell& x) {
+    each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, static_cast<size_t>(bytes),
+              S->block_serial, false, [&](Cell& x) {
                   if (on) {
                       x.flags |= PENDING;
                       x.write = e;
-                      x.write_block = S.block_no;
+                      x.write_block = S->block_no;
                       x.write_pc = location(file, line);
                   } else {
                       x.flags = (x.flags & ~PENDING) | INIT;
                       // Others see it through what follows the wait, not what follows the request.
-                      if (id < S.threads) x.write = e;
+                      if (id < S->threads) x.write = e;
                   }
                   return true;
               });
 }
 
 void mark_mbarrier(uint32_t addr) {
-    each_cell(shared_words, shared_bytes, addr - SMEM_BASE, 8, S.block_serial, false, [](Cell& x) {
-        x.flags |= MBARRIER | INIT;
-        return true;
-    });
+    each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, 8, S->block_serial, false,
+              [](Cell& x) {
+                  x.flags |= MBARRIER | INIT;
+                  return true;
+              });
 }
 
 // Atomics of different threads do not race with each other; with plain accesses they do.
@@ -528,8 +600,9 @@ void atomic_order(uint32_t* at, Order order, const char* file, int line) {
     st.accesses++;
     Page& p = page_at(page_of(a));
     Cell& x = p.words[(a - arena_start()) % PAGE / 4];
-    freshen(x, S.launch);
+    freshen(x, S->launch);
     const Access who_does{"device memory", a - m.start, 4, true, id, pc};
+    if (!check_beside(p, (a - arena_start()) % PAGE, 4, who_does, is_early(id))) return;
     const bool was_atomic = x.flags & ATOMIC;
     if (!was_atomic && !check(x, who_does)) return;
     if (!is_init(a, 4)) {
@@ -537,7 +610,7 @@ void atomic_order(uint32_t* at, Order order, const char* file, int line) {
         set_init(a, 4, true);
     }
     x.write = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
-    x.write_block = S.block_no;
+    x.write_block = S->block_no;
     x.write_pc = pc;
     x.read[0] = x.read[1] = 0;
     x.flags |= ATOMIC;
@@ -554,15 +627,15 @@ static uint32_t offset_of(void* return_address) {
 static inline void touch(const void* p, size_t n, bool write, void* return_address) {
     if (!cur) return;
     const auto at = reinterpret_cast<uintptr_t>(p);
-    const size_t off = at - reinterpret_cast<uintptr_t>(S.block.smem);
+    const size_t off = at - reinterpret_cast<uintptr_t>(S->block.smem);
     const int bytes = static_cast<int>(n), id = static_cast<int>(cur->lin);
     if (off < 228 * 1024) {
         const uint32_t pc = offset_of(return_address);
-        if (off + n > S.block.smem_bytes) {
+        if (off + n > S->block.smem_bytes) {
             add_report(OOB, "out of bounds: shared memory + " + std::to_string(off) + " of " +
-                                std::to_string(S.block.smem_bytes) + " bytes, at " + place(pc) +
+                                std::to_string(S->block.smem_bytes) + " bytes, at " + place(pc) +
                                 where_in_grid(id));
-            S.out_of_bounds = true;
+            S->grid->out_of_bounds = true;
             fail("", 0, "illegal address");
         }
         access_shared({"shared memory", off, bytes, write, id, pc});

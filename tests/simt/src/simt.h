@@ -95,9 +95,11 @@ bool elect_one();
 enum Order { RELAXED = 0, ACQUIRE = 1, RELEASE = 2, ACQ_REL = 3 };
 uint32_t atomic_add(uint32_t* at, uint32_t x, Order order, SIMT_L);
 
-// ---- between kernels: of a launch that is a dependent, a thread may access device memory from
-// here on
+// ---- between kernels: a launch that is a dependent begins before the one before it is done. From
+// here on a thread may write, and read what earlier kernels write; without effect in code of
+// architectures before 9.0
 void wait_for_prior_kernel();
+void let_next_kernel_start();
 
 // ---- caches that are not coherent: what is read is not written during the launch
 void read_const(const void* p, int bytes, SIMT_L);
@@ -124,13 +126,14 @@ void* dmalloc(size_t n);
 void dfree(void* p);
 struct Config {
     uint64_t seed = 0;       // 0: everything in order
-    bool dependent = false;  // every launch is looked at as a dependent one
+    bool dependent = false;  // of devices before 9.0: every launch is a dependent, and waits
     bool verbose = false;
     unsigned max_reports = 64;
 };
 extern Config cfg;
 struct Stats {
-    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches;
+    uint64_t switches, collectives, barriers, accesses, races, uninit, oob, faults, launches,
+        dependents;
     uint64_t bank_phases, bank_conflicts;
 };
 Stats stats();

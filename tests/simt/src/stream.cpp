@@ -21,14 +21,50 @@ static bool is_default(CUstream s) { return reinterpret_cast<uintptr_t>(s) <= 2;
 bool is_stream(CUstream s) { return is_default(s) || streams.count(s); }
 Stream& stream_of(CUstream s) { return is_default(s) ? default_stream : *s; }
 
+static void begin(Work& w, uint32_t& chain) {
+    if (w.begun) return;
+    w.begun = w.launch();
+    begin(*w.begun, w.follows ? chain : 0);
+    chain = w.begun->chain;
+}
+
+// Does what is at the front. Before a launch, the dependents after it run as far as they may beside
+// it: so they see nothing that it writes, as no cache need show it to them. `after(i)` is the i-th
+// that is queued after it, or null.
+template <class After>
+static CUresult perform(Work& work, uint32_t& chain, After after) {
+    if (!work.launch) {
+        chain = 0;
+        return work.run();
+    }
+    begin(work, chain);
+    const Grid* before = work.begun.get();
+    for (size_t i = 0; i == 0 || before->next_may_begin(); i++) {
+        Work* next = after(i);
+        if (!next || !next->follows) break;
+        const bool is_new = !next->begun;
+        begin(*next, chain);
+        Grid& grid = *next->begun;
+        if (is_new) {
+            grid.prior_done = before->done();
+            run_early(grid);
+        }
+        if (grid.faulted) return lose_context(grid.out_of_bounds);
+        before = &grid;
+    }
+    return finish(*work.begun) ? CUDA_SUCCESS : lose_context(work.begun->out_of_bounds);
+}
+
 CUresult drain(Stream& s, uint64_t until) {
     if (s.running) return CUDA_SUCCESS;  // it waits for itself: already in order
     s.running = true;
     while (s.done < until && !s.queue.empty()) {
-        const Work work = std::move(s.queue.front());
+        Work work = std::move(s.queue.front());
         s.queue.pop_front();
         s.done++;
-        if (!primary.lost) work();
+        if (!primary.lost)
+            perform(work, s.chain,
+                    [&](size_t i) { return i < s.queue.size() ? &s.queue[i] : nullptr; });
     }
     s.running = false;
     return primary.lost;
@@ -44,10 +80,16 @@ CUresult enqueue(CUstream handle, Work work) {
     Stream& s = stream_of(handle);
     if (s.capture) {
         if (s.capture->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-        s.capture->work.push_back(std::move(work));
+        auto& captured = s.capture->work;
+        work.follows =
+            work.dependent && s.capture->last == &s && !captured.empty() && captured.back().launch;
+        s.capture->last = &s;
+        captured.push_back(std::move(work));
         s.captured_ops++;
         return CUDA_SUCCESS;
     }
+    work.follows = work.dependent && s.ends_in_launch;
+    s.ends_in_launch = work.launch != nullptr;
     // The default stream waits for all blocking ones, and they for it.
     for (Stream* other : streams)
         if (is_default(handle) && other->blocking) drain(*other, ~0ull);
@@ -134,6 +176,7 @@ CU_API cuStreamWaitEvent(CUstream handle, CUevent e, unsigned) {
     if (at->capture && captures.count(at->capture)) {
         Capture* c = at->capture;
         if (s.capture && s.capture != c) return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+        c->last = nullptr;
         if (!s.capture) {
             s.capture = c;
             s.captured_ops = 1;  // it has to be waited for, even if nothing else is captured
@@ -300,8 +343,12 @@ CU_API cuGraphLaunch(CUgraphExec g, CUstream s) {
     if (!executables.count(g)) return CUDA_ERROR_INVALID_VALUE;
     if (!is_stream(s)) return CUDA_ERROR_INVALID_HANDLE;
     return enqueue(s, [work = g->work] {
-        for (const Work& w : work)
-            if (!primary.lost) w();
+        std::vector<Work> copy = work;
+        uint32_t chain = 0;
+        for (size_t at = 0; at < copy.size() && !primary.lost; at++)
+            perform(copy[at], chain, [&](size_t i) {
+                return at + 1 + i < copy.size() ? &copy[at + 1 + i] : nullptr;
+            });
         return primary.lost;
     });
 }
@@ -330,10 +377,14 @@ void streams_reset() {
         s->queue.clear();
         s->done = s->enqueued;
         s->capture = nullptr;
+        s->ends_in_launch = false;
+        s->chain = 0;
     }
     default_stream.queue.clear();
     default_stream.done = default_stream.enqueued;
     default_stream.capture = nullptr;
+    default_stream.ends_in_launch = false;
+    default_stream.chain = 0;
     for (Capture* c : captures) delete c;
     captures.clear();
 }

@@ -11,7 +11,20 @@
 #include "driver.h"
 #include "machine.h"
 
-using Work = std::function<CUresult()>;
+// What is queued.
+struct Work {
+    std::function<CUresult()> run;  // of what is no launch
+    // Of a launch: made anew each time it is done, as a graph's are done often.
+    std::function<std::shared_ptr<simt::Grid>()> launch;
+    bool dependent = false;             // a launch that is one
+    bool follows = false;               // it, on a launch of the same stream, with nothing between
+    std::shared_ptr<simt::Grid> begun;  // before its turn
+
+    Work() = default;
+    template <class F>
+        requires std::is_invocable_r_v<CUresult, F>
+    Work(F f) : run(std::move(f)) {}
+};
 
 // A point in a stream's queue, or in a capture.
 struct Record {
@@ -28,6 +41,7 @@ struct Capture {
     std::thread::id thread;
     bool invalidated = false;
     std::vector<Stream*> joined;
+    Stream* last = nullptr;  // of the last work; null where others are waited for since
 };
 struct Stream {
     uint64_t enqueued = 0, done = 0;
@@ -35,7 +49,9 @@ struct Stream {
     Capture* capture = nullptr;
     uint64_t captured_ops = 0, rejoined = 0;
     bool running = false;
-    bool blocking = true;  // the default stream waits for it
+    bool ends_in_launch = false;  // what was queued last is one
+    uint32_t chain = 0;           // of the launch that was begun last; 0: something else was
+    bool blocking = true;         // the default stream waits for it
 };
 struct Event {
     std::shared_ptr<Record> last;
@@ -80,9 +96,17 @@ size_t events_alive();
 size_t graphs_alive();
 size_t executables_alive();
 CUresult lose_context(bool out_of_bounds);
-CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void** params, Work& out);
 void streams_reset();
 int device_cc();
+int multiprocessors();
+bool is_kernel(CUkernel k);
+// The code of images that the device runs: the PTX it is made from, and what it is made for.
+struct Code {
+    int ptx = 0, binary = 0;  // 0: there is none
+};
+Code code_for_device();
+// Whether arch::wait_for_prior_kernel is an instruction in it: see csrc/arch/cuda.cuh.
+bool code_waits();
 uint32_t smem_optin();
 
 #define CU_API extern "C" __attribute__((visibility("default"))) CUresult

@@ -16,7 +16,7 @@ static void open_barrier(Bar& b, bool with_current) {
 static Bar& arrive_at(int id, int n, const char* file, int line) {
     if (id < 0 || id > 15) fail(file, line, "barrier %d does not exist", id);
     if (n <= 0 || n % 32) fail(file, line, "barrier count %d is not a multiple of 32", n);
-    Bar& b = S.bars[id];
+    Bar& b = S->bars[id];
     if (b.got && b.need != n)
         fail(file, line, "barrier %d is used with counts %d and %d", id, b.need, n);
     st.barriers++;
@@ -30,7 +30,7 @@ static Bar& arrive_at(int id, int n, const char* file, int line) {
 }
 
 void bar_sync(int id, int n, const char* file, int line) {
-    if (n < 0) n = S.threads;
+    if (n < 0) n = S->threads;
     if (CHECK && cur->lane == 31) flush_banks(cur->warp);
     Bar& b = arrive_at(id, n, file, line);
     // Neighbours suffice: every thread compares itself with the one before it.
@@ -41,7 +41,7 @@ void bar_sync(int id, int n, const char* file, int line) {
     if (b.got == n) {
         open_barrier(b, true);
     } else {
-        b.wait[b.waiting++] = S.now;
+        b.wait[b.waiting++] = S->now;
         block_on("bar.sync", file, line);
     }
 }
@@ -52,7 +52,7 @@ void bar_arrive(int id, int n, const char* file, int line) {
 }
 
 void warp_collective(uint32_t mask, WarpFn fn, void* args, const char* file, int line) {
-    WarpState& w = S.warps[cur->warp];
+    WarpState& w = S->warps[cur->warp];
     const uint32_t me = 1u << cur->lane;
     if (!(mask & me)) fail(file, line, "lane %u is not in its own mask %08x", cur->lane, mask);
     Pending* p = nullptr;
@@ -78,12 +78,12 @@ void warp_collective(uint32_t mask, WarpFn fn, void* args, const char* file, int
     st.collectives++;
     fn(p->args, mask);
     p->got = 0;
-    Fiber* lanes = &S.fibers[cur->warp * 32];
+    Fiber* lanes = &S->fibers[cur->warp * 32];
     for (uint32_t m = mask & ~me; m; m &= m - 1) wake(&lanes[__builtin_ctz(m)]);
 }
 
 void group_collective(WarpFn fn, void* args, const char* file, int line) {
-    GroupPending& p = S.groups[cur->lin / 128];
+    GroupPending& p = S->groups[cur->lin / 128];
     if (!p.got) {
         p.fn = fn;
         p.line = line;
@@ -97,7 +97,7 @@ void group_collective(WarpFn fn, void* args, const char* file, int line) {
     p.got = 0;
     const unsigned first = cur->lin / 128 * 128;
     for (unsigned i = first; i < first + 128; i++)
-        if (i != cur->lin) wake(&S.fibers[i]);
+        if (i != cur->lin) wake(&S->fibers[i]);
 }
 
 // The only collective that orders memory: shuffles and tensor-core operations do not (as in PTX).

@@ -92,7 +92,7 @@ void ldmatrix(uint32_t* r, int n, bool trans, uint32_t at, const char* file, int
             uint16_t t[8][8];
             for (int i = 0; i < 8; i++) {
                 const uint32_t row = static_cast<MatrixArgs*>(lanes[m * 8 + i])->at;
-                memcpy(t[i], S.block.smem + (row - SMEM_BASE), 16);
+                memcpy(t[i], S->block.smem + (row - SMEM_BASE), 16);
             }
             for (int l = 0; l < 32; l++) {
                 const int i = l >> 2, j = (l & 3) * 2;
@@ -124,7 +124,7 @@ void stmatrix(const uint32_t* r, int n, bool trans, uint32_t at, const char* fil
             }
             for (int i = 0; i < 8; i++) {
                 const uint32_t row = static_cast<MatrixArgs*>(lanes[m * 8 + i])->at;
-                memcpy(S.block.smem + (row - SMEM_BASE), t[i], 16);
+                memcpy(S->block.smem + (row - SMEM_BASE), t[i], 16);
             }
         }
     };
@@ -199,10 +199,10 @@ static float operand(uint64_t desc, int mn, int k, bool transposed, const WgOp& 
     const uint32_t off = transposed ? m % 64 * 2 + m / 64 * leading + kk % 8 * 128 + kk / 8 * stride
                                     : m / 8 * stride + m % 8 * 128 + kk * 2;
     const uint32_t at = swizzle(start + off - SMEM_BASE, 3);
-    if (at + 2 > S.block.smem_bytes) fail(o.file, o.line, "wgmma reads outside shared memory");
+    if (at + 2 > S->block.smem_bytes) fail(o.file, o.line, "wgmma reads outside shared memory");
     if (CHECK) check_shared(at + SMEM_BASE, 2, false, o.agent, o.file, o.line);
     uint16_t v;
-    memcpy(&v, S.block.smem + at, 2);
+    memcpy(&v, S->block.smem + at, 2);
     return bf16_value(v);
 }
 
@@ -267,14 +267,14 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t a_desc, uint64_t b_desc,
             o.agent = new_agent(first);
             for (int i = 1; i < 128; i++) join(ck(o.agent), ck(first + i));
         }
-        S.wg[cur->lin / 128].open.push_back(o);
+        S->wg[cur->lin / 128].open.push_back(o);
     };
     group_collective(issue, &x, file, line);
 }
 
 void wgmma_commit() {
     const WarpFn commit = [](void* const*, uint32_t) {
-        Warpgroup& w = S.wg[cur->lin / 128];
+        Warpgroup& w = S->wg[cur->lin / 128];
         w.groups.push_back(std::move(w.open));
         w.open.clear();
     };
@@ -287,7 +287,7 @@ void wgmma_wait(int n) {
         int n;
     } a{n};
     const WarpFn wait = [](void* const* lanes, uint32_t) {
-        Warpgroup& w = S.wg[cur->lin / 128];
+        Warpgroup& w = S->wg[cur->lin / 128];
         const int left = static_cast<Args*>(lanes[0])->n;
         const int first = static_cast<int>(cur->lin) / 128 * 128;
         while (static_cast<int>(w.groups.size()) > left) {

@@ -45,9 +45,18 @@ fn sync(s: sys::CUstream) -> CUresult {
 }
 fn copy(gpu: &Gpu, from: u64, to: u64, s: sys::CUstream) -> CUresult {
     let params = Small { input: from, out: to, counter: 0, n: 64, wild: 0 };
-    let launch =
-        Launch { kernel: "selftest_copy", grid: [1, 1, 1], threads: 64, smem: 0, stream: s };
-    gpu.enqueue(&launch, &params)
+    launch(gpu, "selftest_copy", 1, &params, s, false)
+}
+fn launch(
+    gpu: &Gpu,
+    kernel: &str,
+    blocks: u32,
+    params: &Small,
+    stream: sys::CUstream,
+    dependent: bool,
+) -> CUresult {
+    let grid = [blocks, 1, 1];
+    gpu.enqueue(&Launch { kernel, grid, threads: 64, smem: 256, stream, dependent }, params)
 }
 
 #[test]
@@ -166,6 +175,178 @@ fn graphs_replay_what_was_captured() {
     }
     // SAFETY: not used again.
     ok(unsafe { sys::cuGraphExecDestroy(exec) });
+}
+
+/// Memory of a chain of launches: what the first one copies, where to, and where the last one does.
+struct Chain {
+    stream: sys::CUstream,
+    input: u64,
+    middle: u64,
+    out: u64,
+    aside: u64,
+}
+
+const WORDS: usize = 64 * 40;
+
+impl Chain {
+    /// Words are 7, then 0, then 1.
+    fn new() -> Self {
+        let of = |word: u32| upload(&[word; WORDS]);
+        Self { stream: stream(), input: of(7), middle: of(0), out: of(1), aside: of(2) }
+    }
+    /// As launched first, before all others: what they depend on.
+    fn first(&self, gpu: &Gpu, blocks: u32) {
+        let params = Small { n: WORDS as u32, ..self.params(self.input, self.middle) };
+        ok(launch(gpu, "selftest_copy", blocks, &params, self.stream, false));
+    }
+    fn dependent(&self, gpu: &Gpu, kernel: &str, blocks: u32, [from, to]: [u64; 2], n: u32) {
+        let params = Small { n, ..self.params(from, to) };
+        ok(launch(gpu, kernel, blocks, &params, self.stream, true));
+    }
+    fn params(&self, input: u64, out: u64) -> Small {
+        Small { input, out, counter: self.aside, n: 0, wild: 0 }
+    }
+    /// The words that the last launch has copied.
+    fn found(&self) -> Vec<u32> {
+        ok(sync(self.stream));
+        download(self.out, WORDS)
+    }
+    /// The same of a launch of one block that copies what the first has written.
+    fn of_one(gpu: &Gpu, kernel: &str) -> u32 {
+        let chain = Self::new();
+        chain.first(gpu, 1);
+        chain.dependent(gpu, kernel, 1, [chain.middle, chain.out], 1);
+        chain.found()[0]
+    }
+}
+
+/// A dependent runs up to its wait before the launch before it does anything that it might see.
+#[test]
+fn dependents_begin_before_the_launch_before_them_is_done() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let Some(emulator) = gpu.emulator else { return };
+    emulator.set_device(90, 0);
+    // What waits is right; what reads before it has waited finds what was there before.
+    for (kernel, word) in [
+        ("selftest_dependent_copy", 7),
+        ("selftest_dependent_lets_next", 7),
+        ("selftest_dependent_reads_early", 0),
+        ("selftest_dependent_asks_early", 0),
+    ] {
+        assert_eq!(Chain::of_one(&gpu, kernel), word, "{kernel}");
+        // Before 9.0 no launch is one, unless the test asks for it.
+        emulator.set_device(89, 0);
+        assert_eq!(Chain::of_one(&gpu, kernel), 7, "{kernel}");
+        emulator.set_dependent(true);
+        assert_eq!(Chain::of_one(&gpu, kernel), word, "{kernel}");
+        emulator.set_dependent(false);
+        emulator.set_device(90, 0);
+    }
+    assert_eq!(gpu.reports(), Vec::<String>::new());
+    // Code for 8.0 does not wait.
+    emulator.set_archs("80");
+    assert_eq!(Chain::of_one(&gpu, "selftest_dependent_copy"), 0);
+    let reports = gpu.reports();
+    assert!(reports[0].ends_with("its code, of compute_80, never waits"), "{reports:?}");
+    emulator.set_archs("");
+
+    // As many blocks as are resident, at most 16; the others begin when those are done.
+    for (multiprocessors, early) in [(4, 16), (0, 16)] {
+        emulator.set_device(90, multiprocessors);
+        let chain = Chain::new();
+        chain.first(&gpu, 40);
+        let kernel = "selftest_dependent_reads_early";
+        chain.dependent(&gpu, kernel, 40, [chain.middle, chain.out], 0);
+        let found = chain.found();
+        assert!(found[..64 * early].iter().all(|&x| x == 0), "{found:?}");
+        assert!(found[64 * early..].iter().all(|&x| x == 7), "{found:?}");
+    }
+    emulator.reset();
+}
+
+/// Only what follows on a launch in its stream is a dependent of it.
+#[test]
+fn what_lies_between_two_launches_is_waited_for() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let Some(emulator) = gpu.emulator else { return };
+    emulator.set_device(90, 0);
+    let (mark, other) = (event(), stream());
+    for between in ["", "copy", "fill", "event", "wait", "other stream"] {
+        let chain = Chain::new();
+        chain.first(&gpu, 1);
+        // SAFETY: handles and memory of this context.
+        unsafe {
+            match between {
+                "copy" => {
+                    let (to, from) = (chain.aside, chain.input);
+                    ok(sys::cuMemcpyDtoDAsync_v2(to, from, 4, chain.stream));
+                }
+                "fill" => ok(sys::cuMemsetD8Async(chain.aside, 0, 4, chain.stream)),
+                "event" => ok(sys::cuEventRecord(mark, chain.stream)),
+                "wait" => {
+                    ok(sys::cuEventRecord(mark, other));
+                    ok(sys::cuStreamWaitEvent(chain.stream, mark, 0));
+                }
+                "other stream" => ok(copy(&gpu, chain.input, chain.aside, other)),
+                _ => {}
+            }
+        }
+        let kernel = "selftest_dependent_reads_early";
+        chain.dependent(&gpu, kernel, 1, [chain.middle, chain.out], 0);
+        let is_next = matches!(between, "" | "other stream");
+        assert_eq!(chain.found()[0], if is_next { 0 } else { 7 }, "{between:?} between");
+    }
+    assert_eq!(gpu.reports(), Vec::<String>::new());
+    emulator.reset();
+}
+
+/// A launch waits for the one before it, and for no other: if that one is done without having
+/// waited, those before it may still be at work.
+#[test]
+fn a_launch_that_does_not_wait_is_done_before_the_one_before_it() {
+    let Some(gpu) = gpu(Mode::Fast) else { return };
+    let Some(emulator) = gpu.emulator else { return };
+    emulator.set_device(90, 0);
+    for captured in [false, true] {
+        // Blocks that wait, of the launch between; what the one after it does; what that finds.
+        for (between, waits, kernel, word) in [
+            ("selftest_dependent_ends_early", 0, "selftest_dependent_copy", 0),
+            ("selftest_dependent_ends_early", 1, "selftest_dependent_copy", 7),
+            ("selftest_dependent_ends_early", 2, "selftest_dependent_copy", 7),
+            // It may begin when all blocks of the one before it have let it, or have ended.
+            ("selftest_dependent_ends_early", 0, "selftest_dependent_reads_early", 0),
+            ("selftest_dependent_lets_next", 2, "selftest_dependent_reads_early", 0),
+            ("selftest_dependent_copy", 2, "selftest_dependent_reads_early", 7),
+        ] {
+            let chain = Chain::new();
+            let (mut graph, mut exec) = (null_mut(), null_mut());
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            if captured {
+                // SAFETY: a stream of this context.
+                ok(unsafe { sys::cuStreamBeginCapture_v2(chain.stream, mode) });
+            }
+            chain.first(&gpu, 2);
+            chain.dependent(&gpu, between, 2, [chain.input, chain.aside], waits);
+            chain.dependent(&gpu, kernel, 2, [chain.middle, chain.out], 0);
+            if captured {
+                // SAFETY: handles of this context, pointers to locals.
+                unsafe {
+                    ok(sys::cuStreamEndCapture(chain.stream, &raw mut graph));
+                    ok(sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0));
+                    ok(sys::cuGraphDestroy(graph));
+                    ok(sys::cuGraphLaunch(exec, chain.stream));
+                }
+            }
+            let what = format!("{between}, {waits}, {kernel}, captured: {captured}");
+            assert_eq!(chain.found()[..128], [word; 128], "{what}");
+            if captured {
+                // SAFETY: not used again.
+                ok(unsafe { sys::cuGraphExecDestroy(exec) });
+            }
+        }
+    }
+    assert_eq!(gpu.reports(), Vec::<String>::new());
+    emulator.reset();
 }
 
 #[test]
@@ -324,15 +505,24 @@ fn failures_and_devices_are_as_asked_for() {
     assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR), 5);
     assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), 40);
     // Code of the device: that of its major version with the highest minor one, or from PTX.
-    for (capability, ptx, binary) in [
-        (75, None, 0),
-        (80, Some(80), 80),
-        (86, Some(80), 80),
-        (89, Some(80), 80),
-        (90, Some(90), 90),
-        (100, Some(80), 100),
-        (121, Some(80), 121),
+    for (archs, capability, ptx, binary) in [
+        ("", 75, None, 0),
+        ("", 80, Some(80), 80),
+        ("", 86, Some(80), 80),
+        ("", 89, Some(80), 80),
+        ("", 90, Some(90), 90),
+        ("", 100, Some(90), 100),
+        ("", 121, Some(90), 121),
+        ("80", 90, Some(80), 90),
+        ("80", 100, Some(80), 100),
+        ("80;89", 86, Some(80), 80),
+        ("80;89", 89, Some(89), 89),
+        ("80;90a,100", 90, Some(90), 90),
+        ("80;90a,100", 103, Some(100), 100),
+        ("80;90a,100", 120, Some(90), 120),
+        ("90", 86, Some(80), 86),
     ] {
+        emulator.set_archs(archs);
         emulator.set_device(capability, 0);
         let mut kernel = null_mut();
         let name = c"selftest_copy".as_ptr();
@@ -350,8 +540,9 @@ fn failures_and_devices_are_as_asked_for() {
             value
         };
         use sys::CUfunction_attribute::*;
-        assert_eq!(version(CU_FUNC_ATTRIBUTE_PTX_VERSION), ptx, "{capability}");
-        assert_eq!(version(CU_FUNC_ATTRIBUTE_BINARY_VERSION), binary, "{capability}");
+        let what = format!("{archs:?} on {capability}");
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_PTX_VERSION), ptx, "{what}");
+        assert_eq!(version(CU_FUNC_ATTRIBUTE_BINARY_VERSION), binary, "{what}");
     }
     emulator.reset();
 }

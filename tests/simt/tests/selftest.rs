@@ -259,6 +259,7 @@ fn mistakes_with_the_async_proxy_are_reported() {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Small {
     input: u64,
     out: u64,
@@ -286,7 +287,7 @@ fn small_kernels() {
         ("selftest_read_const", 1, 64, 0, &[]),
         ("selftest_read_const_written", 1, 64, 0, &["read as constant of what the launch writes"]),
         ("selftest_dependent", 1, 64, 0, &[]),
-        ("selftest_dependent_no_wait", 1, 64, 0, &["before the kernel before was waited for"]),
+        ("selftest_dependent_no_wait", 1, 64, 0, &["write before the wait for the kernel before"]),
         ("selftest_bytes", 2, 64, 64, &[]),
         ("selftest_bytes_race", 1, 64, 0, &["race, write after write", "1 bytes"]),
         ("selftest_blocks_race", 2, 64, 0, &["race between blocks, write after write"]),
@@ -340,6 +341,76 @@ fn small_kernels() {
         }
     }
     println!("{} kernels, {runs} runs", cases.len());
+}
+
+/// What the contract of dependent launches allows, and what it does not; the first kernel writes
+/// what the second one copies.
+#[test]
+fn dependents_keep_to_the_contract() {
+    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let emulator = gpu.emulator.unwrap();
+    let written = "read before the wait for the kernel before, of what was written";
+    let read = "write of what a dependent kernel has read before its wait";
+    let stored = "write before the wait for the kernel before";
+    let no_wait = "a block ends without the wait for the kernel before";
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("80;90", "selftest_dependent_copy", &[]),
+        ("80;90", "selftest_dependent_table", &[]),
+        ("80;90", "selftest_dependent_lets_next", &[]),
+        ("80;90", "selftest_dependent_reads_early", &[read, "selftest_memory.cu"]),
+        ("80;90", "selftest_dependent_asks_early", &[read, "selftest_memory.cu"]),
+        ("80;90", "selftest_dependent_stores_early", &[stored, "selftest_memory.cu"]),
+        ("80;90", "selftest_dependent_adds_early", &[stored, "selftest_memory.cu"]),
+        ("80;90", "selftest_dependent_ends_early", &[no_wait, "block 1,0,0"]),
+        // Of what does not wait everything is too early.
+        ("80", "selftest_dependent_copy", &[no_wait]),
+        ("80", "selftest_dependent_copy", &[stored]),
+        ("80", "selftest_dependent_copy", &[read]),
+    ];
+    for &(archs, kernel, parts) in cases {
+        // With another order of blocks; queued both, or the first one done when the other comes.
+        for (seed, done_before) in [(0, false), (1, false), (0, true)] {
+            emulator.reset();
+            emulator.set_device(90, 0);
+            emulator.set_archs(archs);
+            emulator.set_seed(seed);
+            let table: Vec<u32> = (0..128).rev().collect();
+            let [input, middle, out] = [7, 0, 1].map(|word: u32| upload(&[word; 128]));
+            let params = Small { input, out: middle, counter: upload(&table), n: 128, wild: 0 };
+            let mut stream = std::ptr::null_mut();
+            // SAFETY: the pointer is to a local.
+            common::ok(unsafe { cudarc::driver::sys::cuStreamCreate(&raw mut stream, 1) });
+            let launch = |kernel, dependent| common::Launch {
+                kernel,
+                grid: [2, 1, 1],
+                threads: 64,
+                smem: 256,
+                stream,
+                dependent,
+            };
+            // SAFETY: a stream of this context.
+            let wait = || common::ok(unsafe { cudarc::driver::sys::cuStreamSynchronize(stream) });
+            common::ok(gpu.enqueue(&launch("selftest_copy", false), &params));
+            if done_before {
+                wait();
+            }
+            let params = Small { input: middle, out, n: 1, ..params };
+            common::ok(gpu.enqueue(&launch(kernel, true), &params));
+            wait();
+            let reports = gpu.reports();
+            let what = format!("{kernel}, seed {seed}, done before: {done_before}");
+            if parts.is_empty() {
+                assert_eq!(reports, Vec::<String>::new(), "{what}");
+                assert_eq!(download::<u32>(out, 128), [7; 128], "{what}");
+            } else if done_before && parts[0] == read {
+                // It was written before, and by a kernel that was not waited for.
+                expect(&reports, &[&[written], &parts[1..]].concat(), &what);
+            } else {
+                // In another order another block is the first one.
+                expect(&reports, if seed == 0 { parts } else { &parts[..1] }, &what);
+            }
+        }
+    }
 }
 
 #[test]

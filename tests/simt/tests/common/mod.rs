@@ -110,6 +110,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) threads: u32,
     pub(crate) smem: u32,
     pub(crate) stream: sys::CUstream,
+    /// With programmatic stream serialisation.
+    pub(crate) dependent: bool,
 }
 
 impl Gpu {
@@ -135,6 +137,11 @@ impl Gpu {
                     0,
                 ));
             }
+            let mut attribute = sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            };
             let config = sys::CUlaunchConfig {
                 gridDimX: launch.grid[0],
                 gridDimY: launch.grid[1],
@@ -144,8 +151,8 @@ impl Gpu {
                 blockDimZ: 1,
                 sharedMemBytes: launch.smem,
                 hStream: launch.stream,
-                attrs: std::ptr::null_mut(),
-                numAttrs: 0,
+                attrs: &raw mut attribute,
+                numAttrs: u32::from(launch.dependent),
             };
             let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
             sys::cuLaunchKernelEx(
@@ -166,7 +173,8 @@ impl Gpu {
         smem: u32,
         params: &P,
     ) -> CUresult {
-        let launch = Launch { kernel, grid, threads, smem, stream: std::ptr::null_mut() };
+        let stream = std::ptr::null_mut();
+        let launch = Launch { kernel, grid, threads, smem, stream, dependent: false };
         match self.enqueue(&launch, params) {
             // SAFETY: no arguments that could be wrong.
             CUDA_SUCCESS => unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) },
