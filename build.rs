@@ -31,9 +31,9 @@ fn main() {
     if let Some(pair) = sources.windows(2).find(|pair| family(&pair[0]) == family(&pair[1])) {
         fail(&format!("{} and {} have the same stem", pair[0].display(), pair[1].display()));
     }
-    let (images, built) = images(&sources, &out);
+    let Images { files, built, toolkit } = images(&sources, &out);
     let mut table = "static IMAGES: &[Image] = &[\n".to_owned();
-    for (source, image) in sources.iter().zip(images) {
+    for (source, image) in sources.iter().zip(files) {
         let family = family(source);
         let bytes = match image {
             Some(path) => format!("include_bytes!({path:?})"),
@@ -42,27 +42,45 @@ fn main() {
         writeln!(table, "    Image {{ family: {family:?}, bytes: &Aligned(*{bytes}).0 }},")
             .expect("a String takes all");
     }
-    writeln!(table, "];\nconst BUILT: &str = {built:?};").expect("a String takes all");
+    writeln!(
+        table,
+        "];\nconst BUILT: &str = {built:?};\nconst TOOLKIT: Option<i32> = {toolkit:?};"
+    )
+    .expect("a String takes all");
     fs::write(out.join("images.rs"), table).expect("OUT_DIR is writable");
 }
 
-/// The image of each source, `None` for a stub, and the architectures in them.
+struct Images {
+    /// That of each source, `None` for a stub.
+    files: Vec<Option<PathBuf>>,
+    /// The architectures in them.
+    built: String,
+    /// What compiled them, as CUDA counts: 13000 is 13.0.
+    toolkit: Option<i32>,
+}
+
+impl Images {
+    fn stubs(sources: &[PathBuf]) -> Self {
+        Self { files: vec![None; sources.len()], built: String::new(), toolkit: None }
+    }
+}
+
 #[cfg(feature = "cuda")]
-fn images(sources: &[PathBuf], out: &Path) -> (Vec<Option<PathBuf>>, String) {
+fn images(sources: &[PathBuf], out: &Path) -> Images {
     // docs.rs has no nvcc, and documentation shows no kernel.
     if env::var_os("DOCS_RS").is_some() || sources.is_empty() {
-        return (vec![None; sources.len()], String::new());
+        return Images::stubs(sources);
     }
     let nvcc = nvcc::Nvcc::find();
-    let images = nvcc.compile(sources, out);
+    let files = nvcc.compile(sources, out);
     report::write(sources, out);
     println!("cargo::rustc-cfg=inflight_kernels");
-    (images, nvcc.built())
+    Images { files, built: nvcc.built(), toolkit: Some(nvcc.toolkit()) }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn images(sources: &[PathBuf], _out: &Path) -> (Vec<Option<PathBuf>>, String) {
-    (vec![None; sources.len()], String::new())
+fn images(sources: &[PathBuf], _out: &Path) -> Images {
+    Images::stubs(sources)
 }
 
 fn find_sources(directory: &Path, sources: &mut Vec<PathBuf>) {

@@ -19,9 +19,19 @@ const DEFAULT_ARCHS: &str = "80;90a";
 /// Later architectures compile this at run time.
 const PTX: &str = "80";
 
+/// The oldest nvcc that is taken, and the oldest that compresses images for their size, in a way
+/// that drivers of CUDA 12.4 read, and that knows Blackwell (sm_100 and up).
+const OLDEST: Release = (12, 4);
+const BLACKWELL: Release = (12, 8);
+
+/// Major and minor version.
+type Release = (u32, u32);
+
 pub(crate) struct Nvcc {
     program: PathBuf,
+    /// What it says of its version.
     version: String,
+    release: Release,
     archs: Vec<String>,
     host_compiler: Option<PathBuf>,
     /// Flags beyond ours, for experiments.
@@ -46,19 +56,53 @@ impl Nvcc {
         }
         let (program, version) = find_program();
         let archs = env::var("INFLIGHT_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.to_owned());
-        let archs: Vec<_> = archs.split([';', ',', ' ']).filter(|arch| !arch.is_empty()).collect();
-        let known = |arch: &&str| arch.trim_end_matches(['a', 'f']).parse::<u32>().is_ok();
-        if archs.is_empty() || !archs.iter().all(known) {
-            fail("INFLIGHT_CUDA_ARCHS names architectures as nvcc does, e.g. `80;90a`");
-        }
         let flags = env::var("INFLIGHT_NVCC_FLAGS").unwrap_or_default();
-        Self {
-            program,
-            version,
-            archs: archs.into_iter().map(str::to_owned).collect(),
-            host_compiler: host_compiler(),
-            flags: flags.split_whitespace().map(str::to_owned).collect(),
+        let flags = flags.split_whitespace().map(str::to_owned).collect();
+        let found = Self::new(program, version, &archs, flags);
+        Self { host_compiler: host_compiler(), ..found.unwrap_or_else(|why| fail(&why)) }
+    }
+
+    /// That which says this of its version, for these architectures; or why it is not taken.
+    pub(crate) fn new(
+        program: PathBuf,
+        version: String,
+        archs: &str,
+        flags: Vec<String>,
+    ) -> Result<Self, String> {
+        let name = program.display();
+        let Some(release) = release(&version) else {
+            return Err(format!(
+                "{name} does not say its version as nvcc does (`release 13.0`): set NVCC to an nvcc \
+                 of CUDA 12.4 or later"
+            ));
+        };
+        let (major, minor) = release;
+        if release < OLDEST {
+            return Err(format!(
+                "{name} is of CUDA {major}.{minor}, and 12.4 is the oldest that compiles the \
+                 kernels: set NVCC to a newer one, or let scripts/cuda-toolkit install it"
+            ));
         }
+        let archs: Vec<_> = archs.split([';', ',', ' ']).filter(|arch| !arch.is_empty()).collect();
+        let number = |arch: &str| arch.trim_end_matches(['a', 'f']).parse::<u32>().ok();
+        if archs.is_empty() || !archs.iter().all(|arch| number(arch).is_some()) {
+            let why = "INFLIGHT_CUDA_ARCHS names architectures as nvcc does, e.g. `80;90a`";
+            return Err(why.to_owned());
+        }
+        let blackwell = archs.iter().find(|arch| number(arch).is_some_and(|number| number >= 100));
+        if let Some(arch) = blackwell.filter(|_| release < BLACKWELL) {
+            return Err(format!(
+                "INFLIGHT_CUDA_ARCHS has {arch}, which nvcc {major}.{minor} ({name}) does not know: \
+                 leave it out, or set NVCC to an nvcc of CUDA 12.8 or later"
+            ));
+        }
+        let archs = archs.into_iter().map(str::to_owned).collect();
+        Ok(Self { program, version, release, archs, host_compiler: None, flags })
+    }
+
+    /// Its version, as CUDA counts: 13000 is 13.0.
+    pub(crate) fn toolkit(&self) -> i32 {
+        (self.release.0 * 1000 + self.release.1 * 10) as i32
     }
 
     /// `sm_80, sm_90a, PTX 8.0`
@@ -100,7 +144,11 @@ impl Nvcc {
             return;
         }
         let mut command = Command::new(&self.program);
-        command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size"]);
+        command.args(["-fatbin", "-std=c++17", "-O3"]);
+        // Lines make images several times as large, but for this compression.
+        if self.release >= BLACKWELL {
+            command.args(["-lineinfo", "--compress-mode=size"]);
+        }
         command.args(["-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "-I", "csrc", "-MD", "-MF"]);
         command.arg(&deps).args(&archs).args(&self.flags);
         if let Some(compiler) = &self.host_compiler {
@@ -196,7 +244,15 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn version(program: &Path) -> Option<String> {
+/// `Cuda compilation tools, release 13.0, V13.0.88`
+fn release(version: &str) -> Option<Release> {
+    let (_, from) = version.split_once(", release ")?;
+    let (number, _) = from.split_once(',')?;
+    let (major, minor) = number.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+pub(crate) fn version(program: &Path) -> Option<String> {
     let said = Command::new(program).arg("--version").output().ok()?;
     said.status.success().then(|| String::from_utf8_lossy(&said.stdout).into_owned())
 }

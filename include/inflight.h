@@ -499,7 +499,8 @@ enum inflight_status
      */
     INFLIGHT_STATUS_NO_CUDA = 303,
     /**
-     * This build has no kernels that the device can run.
+     * This build has no kernels that the device can run, or its driver: one that is older than the
+     * toolkit that compiled them allows. The message says which, and what to do.
      */
     INFLIGHT_STATUS_NO_KERNEL_IMAGE = 304,
     /**
@@ -624,6 +625,15 @@ typedef struct inflight_build_info {
      * Target of the compiler, "x86_64-unknown-linux-gnu".
      */
     const char *target;
+    /**
+     * The CUDA toolkit that compiled the kernels, 13000 for 13.0; 0 where there are none.
+     */
+    uint32_t cuda_toolkit;
+    /**
+     * The CUDA version that the driver must offer, 12040 for 12.4 (driver 550): what the library needs,
+     * or 13000 (driver 580) where a toolkit of 13.x compiled the kernels. 0 where `cuda_driver` is.
+     */
+    uint32_t cuda_driver_needed;
 } inflight_build_info;
 
 /**

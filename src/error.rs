@@ -113,6 +113,8 @@ pub enum Error {
         device: String,
         /// What kernels were compiled for: `sm_80, sm_90a, PTX 8.0`; empty where none were.
         built: &'static str,
+        /// Why the driver does not take them, where it is older than they need.
+        outdated: Option<OutdatedDriver>,
     },
 }
 
@@ -150,6 +152,19 @@ pub struct CudaError {
     pub sticky: bool,
 }
 
+/// A driver that is older than the kernels of this build need. Versions are as CUDA counts: 13000 is
+/// 13.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutdatedDriver {
+    /// The toolkit that compiled the kernels.
+    pub toolkit: i32,
+    /// What the driver must offer. Above the first version of the toolkit's major version where the
+    /// driver would compile PTX, which it reads up to its own version.
+    pub needed: i32,
+    /// What it offers.
+    pub found: i32,
+}
+
 /// Why CUDA cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -163,7 +178,7 @@ pub enum CudaUnavailable {
     },
     /// The driver finds no GPU.
     NoDevice,
-    /// The driver is older than the CUDA version that kernels are built with.
+    /// The driver is older than the CUDA version that the library needs.
     DriverTooOld {
         /// The version it offers, as CUDA counts: 13000 is 13.0.
         found: i32,
@@ -282,11 +297,33 @@ impl fmt::Display for Error {
                 write!(f, "{needed} bytes of device memory are needed, and {free} are free")
             }
             Self::NoCuda(why) => why.fmt(f),
-            Self::NoKernelImage { device, built: "" } => {
+            Self::NoKernelImage { device, built: "", .. } => {
                 write!(f, "no kernel image for {device}: built without kernels (feature `cuda`)")
             }
-            Self::NoKernelImage { device, built } => {
+            Self::NoKernelImage { device, built, outdated: None } => {
                 write!(f, "no kernel image for {device}: this build has {built}")
+            }
+            Self::NoKernelImage { device, built, outdated: Some(driver) } => {
+                let OutdatedDriver { toolkit, needed, found } = *driver;
+                let [toolkit_version, found_version] = [toolkit, found].map(Version);
+                write!(f, "no kernel image for {device}: ")?;
+                if found / 1000 < toolkit / 1000 {
+                    return write!(
+                        f,
+                        "kernel images were built with CUDA {toolkit_version} and need {}; this \
+                         driver offers CUDA {found_version}: update the driver, or build with a \
+                         {}.x toolkit",
+                        Release(needed),
+                        found / 1000
+                    );
+                }
+                write!(
+                    f,
+                    "this build has {built}, whose PTX was made with CUDA {toolkit_version} and \
+                     needs {}; this driver offers CUDA {found_version}: update the driver, or \
+                     build with INFLIGHT_CUDA_ARCHS naming {device}",
+                    Release(needed)
+                )
             }
         }
     }
@@ -305,19 +342,46 @@ impl fmt::Display for CudaError {
 
 impl fmt::Display for CudaUnavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let version = |number: &i32| format!("{}.{}", number / 1000, number % 1000 / 10);
         match self {
             Self::NotBuilt => write!(f, "built without the feature `cuda-driver`"),
             Self::NoDriver { reason } => write!(f, "no CUDA driver: {reason}"),
             Self::NoDevice => write!(f, "the CUDA driver finds no device"),
             Self::DriverTooOld { found, needed } => write!(
                 f,
-                "the CUDA driver offers CUDA {}, and {} is needed",
-                version(found),
-                version(needed)
+                "the CUDA driver offers CUDA {}, and {} is needed: update to {}",
+                Version(*found),
+                Version(*needed),
+                Release(*needed)
             ),
-            Self::MissingSymbol { name } => write!(f, "the CUDA driver has no function `{name}`"),
+            Self::MissingSymbol { name } => write!(
+                f,
+                "the CUDA driver has no function `{name}`, as drivers since CUDA 12.4 have: update \
+                 or reinstall it"
+            ),
             Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+/// A version as CUDA counts, in words: 13000 is `13.0`.
+struct Version(i32);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+/// The drivers that offer a version: by the number of their release, where it is one that the
+/// library asks for.
+struct Release(i32);
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            12_040 => f.write_str("driver 550 or later"),
+            13_000 => f.write_str("driver 580 or later"),
+            other => write!(f, "a driver that offers CUDA {}", Version(other)),
         }
     }
 }

@@ -54,12 +54,13 @@ fn what_is_missing_is_said_in_a_sentence() {
         (CudaUnavailable::NoDriver { reason }, "no CUDA driver: libcuda.so: no such file"),
         (CudaUnavailable::NoDevice, "the CUDA driver finds no device"),
         (
-            CudaUnavailable::DriverTooOld { found: 12_080, needed: 13_000 },
-            "the CUDA driver offers CUDA 12.8, and 13.0 is needed",
+            CudaUnavailable::DriverTooOld { found: 12_030, needed: 12_040 },
+            "the CUDA driver offers CUDA 12.3, and 12.4 is needed: update to driver 550 or later",
         ),
         (
             CudaUnavailable::MissingSymbol { name: "cuLaunchKernelEx" },
-            "the CUDA driver has no function `cuLaunchKernelEx`",
+            "the CUDA driver has no function `cuLaunchKernelEx`, as drivers since CUDA 12.4 have: \
+             update or reinstall it",
         ),
     ] {
         assert_eq!(why.to_string(), sentence);
@@ -232,7 +233,8 @@ fn images_that_the_device_cannot_run() {
             assert!(!emulator.is_failure_pending(), "{call} is not called");
             if code == no_binary || !cuda::has_kernels() {
                 let (device, built) = ("sm_80".to_owned(), cuda::architectures());
-                assert_eq!(error, Error::NoKernelImage { device, built }, "{call}");
+                let refused = Error::NoKernelImage { device, built, outdated: None };
+                assert_eq!(error, refused, "{call}");
             } else {
                 assert!(matches!(&error, Error::Cuda(e) if e.call == call), "{error}");
             }
@@ -246,6 +248,56 @@ fn images_that_the_device_cannot_run() {
             kernels.prepare(family, name, 0).expect("it is there");
         }
     }
+}
+
+/// Drivers are newer than the list of results that the library was compiled with.
+#[test]
+fn results_of_later_versions_are_numbers() {
+    let Some(device) = device::device() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: only the emulator fails on demand");
+    };
+    let stream = CudaStream::new(&device.cuda).expect("a stream");
+    let (contained, tensor_memory_leak, of_tomorrow) = (226, 721, 12_345);
+    for (code, is_sticky) in [(contained, true), (tensor_memory_leak, true), (of_tomorrow, false)] {
+        emulator.fail_call(Some("cuStreamQuery"), 1, code, false);
+        match stream.is_done() {
+            Err(Error::Cuda(error)) => {
+                assert_eq!((error.code, error.sticky), (code as u32, is_sticky), "{error}");
+                assert_eq!(error.name, "unknown");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn images_of_a_newer_toolkit_than_the_driver() {
+    let Some(device) = device::device() else { return };
+    let Some(emulator) = device.emulator else {
+        return println!("skipped: a GPU has the kernels of its build or none");
+    };
+    let (family, name) = ("merge_bf16", c"inflight_merge_bf16");
+    for (capability, toolkit) in [(80, 14_000), (90, 14_000), (120, 13_010)] {
+        emulator.set_device(capability, 4);
+        let cuda = Cuda::new(0).expect("the same driver");
+        emulator.set_toolkit(toolkit);
+        let error = Kernels::new(&cuda).prepare(family, name, 0).expect_err("it is too new");
+        emulator.set_toolkit(0);
+        // With images of a newer toolkit it says what to do: see the tests of `Build`.
+        let (device, built) = (cuda.info().sm(), cuda::architectures());
+        if capability == 120 || !cuda::has_kernels() {
+            assert_eq!(error, Error::NoKernelImage { device, built, outdated: None });
+        } else {
+            assert!(matches!(&error, Error::Cuda(e) if e.code == 200), "{error}");
+        }
+    }
+    emulator.set_device(0, 0);
+    for toolkit in [12_040, cuda::driver_version().expect("a driver")] {
+        emulator.set_toolkit(toolkit);
+        Kernels::new(&device.cuda).prepare(family, name, 0).expect("nothing is remembered");
+    }
+    emulator.set_toolkit(0);
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! is this test again with a driver that lacks something.
 #![cfg(all(feature = "cuda-driver", target_os = "linux"))]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use inflight::Error;
-use inflight::device::cuda::{self, Cuda};
+use inflight::device::cuda::{self, Cuda, TensorMap, Tile};
 use inflight::error::CudaUnavailable;
 
 const CASE: &str = "INFLIGHT_PROBE_CASE";
@@ -35,13 +36,32 @@ fn probe() {
     println!("said: {why:?}");
 }
 
+/// In the process of a driver that has all but what makes tensor maps.
+#[test]
+fn tensor_map() {
+    if !std::env::var(CASE).is_ok_and(|case| case == "tensor map") {
+        return;
+    }
+    simt::device(simt::Mode::Fast).expect("the case was run for it");
+    let cuda = Cuda::new(0).expect("nobody has asked for a map");
+    let tile =
+        Tile { address: 1 << 20, element: 2, dims: &[64], strides: &[], tile: &[64], swizzle: 0 };
+    match TensorMap::new(&cuda, &tile) {
+        Err(error @ Error::NoCuda(_)) => println!("said: {error}"),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// What the probe of a process said that finds its driver here.
 fn said(case: &str, libraries: Option<&Path>) -> String {
+    let libraries = libraries.map(|path| ("LD_LIBRARY_PATH", path.as_os_str()));
+    said_with("probe", case, libraries)
+}
+
+/// What this test said in a process of its own, with one more variable in its environment.
+fn said_with(test: &str, case: &str, variable: Option<(&str, &OsStr)>) -> String {
     let mut child = Command::new(std::env::current_exe().expect("this test"));
-    child.args(["--exact", "probe", "--nocapture"]).env(CASE, case);
-    if let Some(libraries) = libraries {
-        child.env("LD_LIBRARY_PATH", libraries);
-    }
+    child.args(["--exact", test, "--nocapture"]).env(CASE, case).envs(variable);
     let output = child.output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{case}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -98,17 +118,64 @@ fn a_driver_that_fails() {
     if let Err(why) = simt::device(simt::Mode::Fast) {
         return println!("skipped: {why}");
     }
-    assert_eq!(
-        said("emulator version 12080", None),
-        "DriverTooOld { found: 12080, needed: 13000 }"
-    );
-    assert_eq!(
-        said("emulator version 12999", None),
-        "DriverTooOld { found: 12999, needed: 13000 }"
+    for version in [12_039, 11_080] {
+        let why = format!("DriverTooOld {{ found: {version}, needed: 12040 }}");
+        assert_eq!(said(&format!("emulator version {version}"), None), why);
+    }
+    assert!(
+        said("emulator cuDriverGetVersion 34", None).starts_with("NoDriver { reason: \"cuDriver")
     );
     assert_eq!(said("emulator cuInit 100", None), "NoDevice");
     assert!(said("emulator cuInit 34", None).starts_with("NoDriver { reason: \"cuInit"));
     let failed = said("emulator cuInit 999", None);
     assert!(failed.starts_with("Failed(CudaError { call: \"cuInit\", code: 999"), "{failed}");
     assert_eq!(CudaUnavailable::NoDevice.to_string(), "the CUDA driver finds no device");
+}
+
+/// CUDA 12.3, whose driver lacks a function as well: its version is what is said.
+#[test]
+fn a_driver_that_is_too_old() {
+    let Ok(library) = simt::library_of(simt::Mode::Fast, simt::Driver::Cuda12_3) else {
+        return println!("skipped: no emulator");
+    };
+    if std::env::var_os("INFLIGHT_SIMT_LIBRARY").is_some() {
+        return println!("skipped: the driver is what INFLIGHT_SIMT_LIBRARY names");
+    }
+    let driver = Some((simt::DRIVER, OsStr::new("12.3")));
+    let said = |case| said_with("probe", case, driver);
+    assert_eq!(said("emulator cuInit 999"), "DriverTooOld { found: 12030, needed: 12040 }");
+    // One that says otherwise is found out.
+    assert_eq!(said("emulator version 12040"), "MissingSymbol { name: \"cuFuncLoad\" }");
+    // By its plain name, as a system has it.
+    let folder = Path::new(library).parent().expect("it is in a folder");
+    let found = said_with("probe", "none", Some(("LD_LIBRARY_PATH", folder.as_os_str())));
+    assert_eq!(found, "DriverTooOld { found: 12030, needed: 12040 }");
+}
+
+#[test]
+fn a_driver_without_tensor_maps() {
+    let Ok(library) = simt::library(simt::Mode::Fast) else {
+        return println!("skipped: no emulator");
+    };
+    // The emulator, with the function under another name.
+    let mut bytes = fs::read(library).expect("the emulator");
+    let name = b"\0cuTensorMapEncodeTiled\0";
+    let places: Vec<_> = bytes
+        .windows(name.len())
+        .enumerate()
+        .filter(|(_, at)| at == name)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        bytes[at + 1] = b'x';
+    }
+    let library = folder("no-tensor-maps").join("libcuda.so");
+    fs::write(&library, bytes).expect("a file of ours");
+    let library = Some(("INFLIGHT_SIMT_LIBRARY", library.as_os_str()));
+    assert_eq!(
+        said_with("tensor_map", "tensor map", library),
+        "the CUDA driver has no function `cuTensorMapEncodeTiled`, as drivers since CUDA 12.4 have: \
+         update or reinstall it"
+    );
 }

@@ -41,11 +41,22 @@ struct Machine {
 struct Cuda {
     /// As CUDA counts: 13000 is 13.0.
     driver: Option<i32>,
-    /// What kernels were compiled for; empty where none were.
-    architectures: &'static str,
+    #[serde(flatten)]
+    kernels: Kernels,
     devices: Vec<Gpu>,
     /// Why there is no device.
     reason: Option<String>,
+}
+
+/// Of this build.
+#[derive(Serialize)]
+struct Kernels {
+    /// What they were compiled for; empty where there are none.
+    architectures: &'static str,
+    /// What compiled them; null where nothing did.
+    toolkit: Option<i32>,
+    /// The version that the driver must offer.
+    driver_needed: i32,
 }
 
 #[derive(Serialize)]
@@ -159,32 +170,41 @@ impl Cuda {
             Ok(devices) => (devices, None),
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
+        let driver = cuda::driver_version().ok();
+        let kernels = Kernels {
+            architectures: cuda::architectures(),
+            toolkit: cuda::toolkit(),
+            driver_needed: cuda::driver_needed(),
+        };
         let gpu = |info: cuda::CudaDeviceInfo| Gpu {
-            image: image_for(info.compute_capability, cuda::architectures()),
+            image: kernels.image_for(info.compute_capability, driver.unwrap_or(0)),
             l2_bytes: info.l2_cache,
             sm: info.sm(),
             name: info.name,
             memory_bytes: info.memory,
             multiprocessors: info.multiprocessors,
         };
-        Self {
-            driver: cuda::driver_version().ok(),
-            architectures: cuda::architectures(),
-            devices: devices.into_iter().map(gpu).collect(),
-            reason,
-        }
+        Self { driver, devices: devices.into_iter().map(gpu).collect(), reason, kernels }
     }
 
     /// Whether steps can be run with it, or what is missing.
     fn device(&self) -> Device {
-        let kernels = !self.architectures.is_empty();
-        let note = match &self.reason {
-            Some(reason) => reason.clone(),
-            None if !kernels => "built without kernels (feature `cuda`)".to_owned(),
-            None if self.devices.iter().all(|gpu| gpu.image.is_none()) => {
-                format!("built for {}, none of it for this GPU", self.architectures)
+        let Kernels { architectures, toolkit, driver_needed } = self.kernels;
+        let note = match (&self.reason, self.driver, toolkit) {
+            (Some(reason), ..) => reason.clone(),
+            (None, _, None) => "built without kernels (feature `cuda`)".to_owned(),
+            (None, Some(driver), Some(toolkit)) if driver < driver_needed => format!(
+                "built with CUDA {}, whose kernels need a driver of {}, and this one offers {}: \
+                 update the driver, or build with a {}.x toolkit",
+                version(toolkit),
+                version(driver_needed),
+                version(driver),
+                driver / 1000
+            ),
+            _ if self.devices.iter().all(|gpu| gpu.image.is_none()) => {
+                format!("built for {architectures}, none of it for this GPU and driver")
             }
-            None => String::new(),
+            _ => String::new(),
         };
         Device { name: "cuda", available: note.is_empty(), note }
     }
@@ -192,11 +212,17 @@ impl Cuda {
     fn text(&self) -> String {
         let driver = self.driver.map_or_else(
             || "no driver".to_owned(),
-            |version| format!("driver {}.{}", version / 1000, version % 1000 / 10),
+            |driver| format!("driver of CUDA {}", version(driver)),
         );
-        let kernels = match self.architectures {
-            "" => "no kernels in this build (--features cuda)".to_owned(),
-            architectures => format!("kernels for {architectures}"),
+        let needed = version(self.kernels.driver_needed);
+        let kernels = match (self.kernels.architectures, self.kernels.toolkit) {
+            (architectures, Some(toolkit)) => format!(
+                "kernels for {architectures}, built with CUDA {}, for drivers of {needed} and later",
+                version(toolkit)
+            ),
+            _ => format!(
+                "no kernels in this build (--features cuda); drivers of CUDA {needed} and later"
+            ),
         };
         let gpu = |gpu: &Gpu| {
             let Gpu { name, sm, memory_bytes, multiprocessors, l2_bytes, image } = gpu;
@@ -213,6 +239,24 @@ impl Cuda {
         let devices: Vec<_> = self.devices.iter().map(gpu).collect();
         let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
         format!("{devices}; {driver}; {kernels}")
+    }
+}
+
+/// As CUDA counts, in words: 13000 is 13.0.
+fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+impl Kernels {
+    /// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs with a driver of this version; PTX is read by
+    /// drivers that are as new as the toolkit.
+    fn image_for(&self, capability: (u32, u32), driver: i32) -> Option<String> {
+        let image = image_for(capability, self.architectures)?;
+        let needed = match image.starts_with("PTX") {
+            true => self.toolkit.unwrap_or(0),
+            false => self.driver_needed,
+        };
+        (driver >= needed).then_some(image)
     }
 }
 
@@ -320,6 +364,47 @@ mod tests {
         assert_eq!(image((10, 0)).as_deref(), Some("PTX 8.0, compiled by the driver"));
         assert_eq!(image((7, 5)), None);
         assert_eq!(image_for((9, 0), ""), None);
+    }
+
+    #[test]
+    fn images_for_drivers() {
+        let kernels = |toolkit, driver_needed| {
+            let architectures = "sm_80, PTX 8.0";
+            Kernels { architectures, toolkit: Some(toolkit), driver_needed }
+        };
+        let runs = |kernels: &Kernels, sm, driver| kernels.image_for(sm, driver).is_some();
+        let (code, ptx) = ((8, 6), (12, 0));
+        let of_12 = kernels(12_080, 12_040);
+        assert!(runs(&of_12, code, 12_040) && runs(&of_12, code, 13_000));
+        assert!(!runs(&of_12, ptx, 12_040) && runs(&of_12, ptx, 12_080));
+        let of_13 = kernels(13_010, 13_000);
+        assert!(!runs(&of_13, code, 12_090) && runs(&of_13, code, 13_000));
+        assert!(!runs(&of_13, ptx, 13_000) && runs(&of_13, ptx, 13_010));
+    }
+
+    /// What is said of a driver.
+    #[test]
+    fn the_driver_that_is_needed_is_said() {
+        let mut cuda = Cuda {
+            driver: Some(12_040),
+            kernels: Kernels {
+                architectures: "sm_80",
+                toolkit: Some(13_000),
+                driver_needed: 13_000,
+            },
+            devices: Vec::new(),
+            reason: None,
+        };
+        let device = cuda.device();
+        assert!(!device.available);
+        assert_eq!(
+            device.note,
+            "built with CUDA 13.0, whose kernels need a driver of 13.0, and this one offers 12.4: \
+             update the driver, or build with a 12.x toolkit"
+        );
+        assert!(cuda.text().contains("built with CUDA 13.0, for drivers of 13.0 and later"));
+        cuda.kernels.toolkit = None;
+        assert!(cuda.text().ends_with("drivers of CUDA 13.0 and later"), "{}", cuda.text());
     }
 
     #[test]

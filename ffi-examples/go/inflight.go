@@ -71,6 +71,10 @@ type BuildInfo struct {
 	CUDAArchitectures string
 	// Target is the compiler's, "x86_64-unknown-linux-gnu".
 	Target string
+	// CUDAToolkit is what compiled the kernels, 13000 for 13.0; 0 where there are none.
+	CUDAToolkit int
+	// CUDADriverNeeded is the CUDA version that the driver must offer, 12040 for 12.4.
+	CUDADriverNeeded int
 }
 
 // Build returns how the library that is loaded was built.
@@ -82,5 +86,7 @@ func Build() BuildInfo {
 		CUDAKernels:       info.cuda_kernels != 0,
 		CUDAArchitectures: C.GoString(info.cuda_architectures),
 		Target:            C.GoString(info.target),
+		CUDAToolkit:       int(info.cuda_toolkit),
+		CUDADriverNeeded:  int(info.cuda_driver_needed),
 	}
 }

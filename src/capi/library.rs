@@ -63,11 +63,16 @@ pub struct inflight_build_info {
     pub cuda_architectures: *const c_char,
     /// Target of the compiler, "x86_64-unknown-linux-gnu".
     pub target: *const c_char,
+    /// The CUDA toolkit that compiled the kernels, 13000 for 13.0; 0 where there are none.
+    pub cuda_toolkit: u32,
+    /// The CUDA version that the driver must offer, 12040 for 12.4 (driver 550): what the library needs,
+    /// or 13000 (driver 580) where a toolkit of 13.x compiled the kernels. 0 where `cuda_driver` is.
+    pub cuda_driver_needed: u32,
 }
 
 // SAFETY: integers and pointers, without padding, the size first.
 unsafe impl Versioned for inflight_build_info {
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = std::mem::offset_of!(Self, cuda_toolkit);
 
     fn initial() -> Self {
         const TARGET: &str = concat!(env!("INFLIGHT_TARGET"), "\0");
@@ -77,8 +82,22 @@ unsafe impl Versioned for inflight_build_info {
             cuda_kernels: u32::from(cfg!(inflight_kernels)),
             cuda_architectures: architectures().as_ptr(),
             target: TARGET.as_ptr().cast(),
+            cuda_toolkit: versions().0,
+            cuda_driver_needed: versions().1,
         }
     }
+}
+
+/// Of the toolkit, and of the driver that is needed.
+#[cfg(feature = "cuda-driver")]
+fn versions() -> (u32, u32) {
+    use crate::device::cuda;
+    (cuda::toolkit().unwrap_or(0) as u32, cuda::driver_needed() as u32)
+}
+
+#[cfg(not(feature = "cuda-driver"))]
+fn versions() -> (u32, u32) {
+    (0, 0)
 }
 
 #[cfg(feature = "cuda-driver")]

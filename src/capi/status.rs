@@ -62,7 +62,8 @@ pub enum inflight_status {
     OutOfDeviceMemory = 302,
     /// CUDA cannot be used on this machine.
     NoCuda = 303,
-    /// This build has no kernels that the device can run.
+    /// This build has no kernels that the device can run, or its driver: one that is older than the
+    /// toolkit that compiled them allows. The message says which, and what to do.
     NoKernelImage = 304,
     /// The device, or this build, does not offer what was asked for.
     Unsupported = 305,
@@ -292,7 +293,7 @@ impl From<Error> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{CudaUnavailable, Pool};
+    use crate::error::{CudaUnavailable, OutdatedDriver, Pool};
     use crate::types::StepId;
 
     #[test]
@@ -316,7 +317,7 @@ mod tests {
             Error::Device(String::new()),
             Error::OutOfDeviceMemory { needed: 1, free: 1 },
             Error::NoCuda(CudaUnavailable::NoDevice),
-            Error::NoKernelImage { device: String::new(), built: "" },
+            Error::NoKernelImage { device: String::new(), built: "", outdated: None },
             Error::Corrupt(String::new()),
         ];
         let mut seen = std::collections::HashSet::new();
@@ -332,6 +333,36 @@ mod tests {
             assert_eq!(request, about_one.then_some(id));
         }
         assert!(inflight_status::ALL.is_sorted_by(|a, b| (*a as i32) < *b as i32));
+    }
+
+    #[test]
+    fn a_driver_too_old_for_the_kernels_is_told_what_to_do() {
+        let driver = OutdatedDriver { toolkit: 13_000, needed: 13_000, found: 12_040 };
+        let error = |built, driver| {
+            let device = "sm_90".to_owned();
+            let error = Error::NoKernelImage { device, built, outdated: Some(driver) };
+            let detail = Failure::from(error).detail();
+            assert_eq!((detail.code, detail.field[0]), (304, 0));
+            let bytes: Vec<u8> = detail.message.iter().map(|&c| c as u8).collect();
+            let text = std::ffi::CStr::from_bytes_until_nul(&bytes).expect("it has a terminator");
+            text.to_str().expect("it is UTF-8").to_owned()
+        };
+        assert_eq!(
+            error("sm_80, sm_90a, PTX 8.0", driver),
+            "no kernel image for sm_90: kernel images were built with CUDA 13.0 and need driver 580 \
+             or later; this driver offers CUDA 12.4: update the driver, or build with a 12.x toolkit"
+        );
+        let driver = OutdatedDriver { toolkit: 12_080, needed: 12_080, found: 12_040 };
+        let built = "sm_80, PTX 8.0";
+        let text = error(built, driver);
+        assert_eq!(
+            text,
+            "no kernel image for sm_90: this build has sm_80, PTX 8.0, whose PTX was made with CUDA \
+             12.8 and needs a driver that offers CUDA 12.8; this driver offers CUDA 12.4: update the \
+             driver, or build with INFLIGHT_CUDA_ARCHS naming sm_90"
+        );
+        // Room for what a build for every architecture is called.
+        assert!(text.len() - built.len() + 160 < INFLIGHT_ERROR_MESSAGE_SIZE, "{}", text.len());
     }
 
     #[test]

@@ -185,7 +185,7 @@ fn status_numbers_never_change() {
         (301, Error::Cuda(refused.clone())),
         (302, Error::OutOfDeviceMemory { needed: 2, free: 1 }),
         (303, Error::NoCuda(CudaUnavailable::Failed(refused))),
-        (304, Error::NoKernelImage { device: "sm_75".to_owned(), built: "sm_80" }),
+        (304, Error::NoKernelImage { device: "sm_75".to_owned(), built: "sm_80", outdated: None }),
         (900, Error::Corrupt(String::new())),
     ] {
         assert_eq!(error.status(), status, "{error:?}");

@@ -19,13 +19,13 @@ const ILLEGAL_ADDRESS: i32 = 700;
 const LAUNCH_FAILED: i32 = 719;
 const UNKNOWN: i32 = 999;
 
-fn case() -> Case {
+pub(crate) fn case() -> Case {
     let config = AttentionConfig::new(4, 2, 64, DType::Bf16);
     Case::new(&Spec::new(3, config, &[(1, 700), (5, 20), (40, 90)]))
 }
 
 /// All that the library has for a GPU, and one layer's work for it.
-struct Everything {
+pub(crate) struct Everything {
     stream: CudaStream,
     other: CudaStream,
     event: CudaEvent,
@@ -44,7 +44,7 @@ fn slots(case: &Case) -> Vec<i64> {
 }
 
 impl Everything {
-    fn new(cuda: &Arc<Cuda>, case: &Case) -> Result<Self> {
+    pub(crate) fn new(cuda: &Arc<Cuda>, case: &Case) -> Result<Self> {
         let (stream, other) = (CudaStream::new(cuda)?, CudaStream::new(cuda)?);
         let config = case.spec.config;
         let attention = Attention::new(cuda, config, gpu::limits(case))?;
@@ -105,7 +105,7 @@ impl Everything {
     }
 
     /// Everything once, and a graph.
-    fn work(&mut self, case: &Case) -> Result<Answer> {
+    pub(crate) fn work(&mut self, case: &Case) -> Result<Answer> {
         self.plan(case)?;
         self.upload(case)?;
         self.mover.run(&self.stream, &[BlockOp { kind: BlockOp::COPY, src: 0, dst: 0 }])?;
@@ -125,7 +125,7 @@ impl Everything {
     }
 }
 
-fn check(case: &Case, answer: &Answer) {
+pub(crate) fn check(case: &Case, answer: &Answer) {
     judge(case, &oracle(case), &naive(case, None), answer).unwrap();
 }
 
@@ -310,7 +310,8 @@ fn every_architecture_has_kernels_or_a_reason() {
         let refused = |result: Result<()>| match result {
             Err(error @ Error::NoKernelImage { .. }) => {
                 let built = inflight::device::cuda::architectures();
-                assert_eq!(error, Error::NoKernelImage { device: sm.clone(), built });
+                let device = sm.clone();
+                assert_eq!(error, Error::NoKernelImage { device, built, outdated: None });
                 let text = error.to_string();
                 assert!(text.contains(&sm) && text.contains(built), "{text}");
             }

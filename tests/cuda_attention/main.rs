@@ -17,6 +17,7 @@ mod backend;
 mod by_hand;
 #[path = "../common/every_backend/defects.rs"]
 mod defects;
+mod drivers;
 #[path = "../common/every_backend/extreme.rs"]
 mod extreme;
 mod faults;

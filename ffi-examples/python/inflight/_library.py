@@ -383,7 +383,8 @@ def version() -> str:
 
 
 def build_info() -> Dict[str, Any]:
-    """How the library was built: whether for CUDA, its kernels' architectures, the target."""
+    """How the library was built: whether for CUDA, its kernels' architectures, their toolkit and the
+    driver that they need (12040 is CUDA 12.4), the target."""
     info = c.BuildInfo()
     lib.inflight_get_build_info(ctypes.byref(info), ctypes.sizeof(info))
     return {
@@ -391,6 +392,8 @@ def build_info() -> Dict[str, Any]:
         "cuda_kernels": bool(info.cuda_kernels),
         "cuda_architectures": info.cuda_architectures.decode(),
         "target": info.target.decode(),
+        "cuda_toolkit": info.cuda_toolkit,
+        "cuda_driver_needed": info.cuda_driver_needed,
     }
 
 

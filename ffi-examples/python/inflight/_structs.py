@@ -28,6 +28,8 @@ class BuildInfo(Structure):
         ("cuda_kernels", c_uint32),
         ("cuda_architectures", c_char_p),
         ("target", c_char_p),
+        ("cuda_toolkit", c_uint32),
+        ("cuda_driver_needed", c_uint32),
     ]
 
 

@@ -3,6 +3,9 @@
 #[cfg(test)]
 use std::ffi::CStr;
 
+use super::probe::NEEDED_VERSION;
+use crate::error::OutdatedDriver;
+
 /// How the stub begins that stands for an image where none was compiled; the family's name follows,
 /// and a terminator. A real driver refuses it; the emulator looks up kernels by name.
 pub(super) const STUB: &[u8] = b"INFLIGHT-SIMT\0";
@@ -19,7 +22,7 @@ pub(super) struct Image {
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-// IMAGES, sorted by family, and BUILT, the architectures: both by build.rs.
+// IMAGES, sorted by family, BUILT, the architectures, and TOOLKIT, which compiled them: by build.rs.
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The image of a family.
@@ -33,6 +36,33 @@ pub(super) fn find(family: &str) -> Option<&'static Image> {
 #[must_use]
 pub fn architectures() -> &'static str {
     BUILT
+}
+
+/// The version of the toolkit that compiled the kernels, as CUDA counts: 13000 is 13.0; `None` where
+/// there are none.
+#[must_use]
+pub fn toolkit() -> Option<i32> {
+    TOOLKIT
+}
+
+/// The version that the driver must offer for the kernels of this build, as CUDA counts: the first
+/// of the toolkit's major version, at least [`NEEDED_VERSION`]. Where it has to compile PTX, since
+/// there is no code for the GPU itself, it must be as new as the [toolkit](toolkit).
+#[must_use]
+pub fn driver_needed() -> i32 {
+    needed_by(TOOLKIT)
+}
+
+fn needed_by(toolkit: Option<i32>) -> i32 {
+    toolkit.map_or(NEEDED_VERSION, |version| NEEDED_VERSION.max(version / 1000 * 1000))
+}
+
+/// What makes a driver of this version refuse images: that it is older than the toolkit allows,
+/// where it is.
+pub(super) fn outdated(toolkit: Option<i32>, found: i32, is_ptx: bool) -> Option<OutdatedDriver> {
+    let made_with = toolkit?;
+    let needed = if is_ptx { made_with } else { needed_by(toolkit) };
+    (found < needed).then_some(OutdatedDriver { toolkit: made_with, needed, found })
 }
 
 /// Whether this build has kernels for GPUs (feature `cuda`).
@@ -73,5 +103,28 @@ mod tests {
             assert!(find(image.family).is_some());
         }
         assert!(find("no such family").is_none());
+        assert_eq!(toolkit().is_some(), has_kernels());
+        assert!(toolkit().is_none_or(|version| version >= NEEDED_VERSION));
+    }
+
+    #[test]
+    fn which_driver_images_need() {
+        for (toolkit, needed) in [
+            (None, 12_040),
+            (Some(12_040), 12_040),
+            (Some(12_090), 12_040),
+            (Some(13_000), 13_000),
+            (Some(13_010), 13_000),
+        ] {
+            assert_eq!(needed_by(toolkit), needed, "{toolkit:?}");
+            assert_eq!(outdated(toolkit, needed, false), None);
+        }
+        let old = |toolkit, needed, found| Some(OutdatedDriver { toolkit, needed, found });
+        assert_eq!(outdated(Some(13_010), 12_080, false), old(13_010, 13_000, 12_080));
+        assert_eq!(outdated(Some(13_010), 12_080, true), old(13_010, 13_010, 12_080));
+        assert_eq!(outdated(Some(13_010), 13_000, true), old(13_010, 13_010, 13_000));
+        assert_eq!(outdated(Some(12_080), 12_040, true), old(12_080, 12_080, 12_040));
+        assert_eq!(outdated(Some(12_080), 12_080, true), None);
+        assert_eq!(outdated(None, 12_040, true), None);
     }
 }

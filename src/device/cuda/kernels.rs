@@ -14,6 +14,7 @@ use cudarc::driver::sys::{
 use super::check::{call, is};
 use super::context::Cuda;
 use super::images::{self, Image};
+use super::probe::{self, CudaDeviceInfo};
 use super::stream::CudaStream;
 use super::tensor_map::TensorMap;
 use crate::error::{Error, Result};
@@ -120,21 +121,12 @@ impl Kernels {
         };
         let image = images::find(family).ok_or_else(unknown)?;
         let _current = self.cuda.enter()?;
-        let no_image = |error: Error| {
-            let none = [
-                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
-                CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
-                CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND,
-            ];
-            // What a kernel has done before is not for want of an image.
-            let is_lost = matches!(&error, Error::Cuda(error) if error.sticky);
-            let refused = image.is_stub() || none.into_iter().any(|code| is(&error, code));
-            if refused && !is_lost {
-                let device = self.cuda.info().sm();
-                return Error::NoKernelImage { device, built: images::architectures() };
-            }
-            error
+        let build = Build {
+            is_stub: image.is_stub(),
+            toolkit: images::toolkit(),
+            driver: probe::driver_version().map_err(Error::NoCuda)?,
         };
+        let no_image = |error| build.refused(error, self.cuda.info());
         let library = library(image).map_err(no_image)?;
         let mut kernel = ptr::null_mut();
         // SAFETY: libraries are never unloaded; the name has a terminator.
@@ -151,6 +143,39 @@ impl Kernels {
         let kernel = Kernel { cuda: Arc::clone(&self.cuda), kernel, function, max_shared: shared };
         kernel.allow_shared()?;
         Ok(kernel)
+    }
+}
+
+/// What decides whether a driver takes an image.
+struct Build {
+    is_stub: bool,
+    toolkit: Option<i32>,
+    driver: i32,
+}
+
+impl Build {
+    /// The error of a driver that does not take the image, and what to do about it; or of one that
+    /// fails for another reason, as it is.
+    fn refused(&self, error: Error, device: &CudaDeviceInfo) -> Error {
+        // What a kernel has done before is not for want of an image.
+        if matches!(&error, Error::Cuda(error) if error.sticky) {
+            return error;
+        }
+        let any = |codes: &[CUresult]| codes.iter().any(|&code| is(&error, code));
+        let is_ptx = any(&[CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION]);
+        let none = is_ptx
+            || any(&[
+                CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+                CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND,
+            ]);
+        // What code of a newer major version looks like to a driver.
+        let unknown = any(&[CUresult::CUDA_ERROR_INVALID_IMAGE, CUresult::CUDA_ERROR_INVALID_PTX]);
+        let outdated = images::outdated(self.toolkit, self.driver, is_ptx);
+        if self.is_stub || none || unknown && outdated.is_some() {
+            let built = images::architectures();
+            return Error::NoKernelImage { device: device.sm(), built, outdated };
+        }
+        error
     }
 }
 
@@ -301,5 +326,68 @@ fn dependent_launch() -> CUlaunchAttribute {
         id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         pad: [0; 4],
         value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{CudaError, OutdatedDriver};
+
+    /// What is said of a device with this driver whose images are of this toolkit.
+    fn said(toolkit: Option<i32>, driver: i32, code: CUresult) -> Error {
+        let device = CudaDeviceInfo {
+            ordinal: 0,
+            name: String::new(),
+            uuid: [0; 16],
+            compute_capability: (9, 0),
+            multiprocessors: 1,
+            memory: 0,
+            max_shared_memory: 0,
+            l2_cache: 0,
+        };
+        let error = CudaError {
+            call: "cuLibraryLoadData",
+            code: code as u32,
+            name: String::new(),
+            meaning: String::new(),
+            sticky: code == CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+        };
+        let build = Build { is_stub: toolkit.is_none(), toolkit, driver };
+        build.refused(Error::Cuda(error), &device)
+    }
+
+    #[test]
+    fn a_driver_is_told_from_a_device_that_images_are_not_for() {
+        use CUresult::*;
+        let built = images::architectures();
+        let none = |outdated| Error::NoKernelImage { device: "sm_90".to_owned(), built, outdated };
+        let old = |toolkit, needed, found| none(Some(OutdatedDriver { toolkit, needed, found }));
+        let refusals =
+            [CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_INVALID_PTX];
+        for code in refusals {
+            assert_eq!(said(Some(13_000), 12_040, code), old(13_000, 13_000, 12_040), "{code:?}");
+        }
+        let ptx = CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+        assert_eq!(said(Some(13_010), 12_080, ptx), old(13_010, 13_010, 12_080));
+        assert_eq!(said(Some(12_080), 12_040, ptx), old(12_080, 12_080, 12_040));
+        // New enough: it is the device's.
+        for toolkit in [12_040, 13_000] {
+            let binary = CUDA_ERROR_NO_BINARY_FOR_GPU;
+            assert_eq!(said(Some(toolkit), 13_000, binary), none(None));
+            for code in [CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_INVALID_PTX] {
+                let error = said(Some(toolkit), 13_000, code);
+                assert!(matches!(&error, Error::Cuda(error) if error.code == code as u32));
+            }
+        }
+        // A stub says nothing of a toolkit.
+        assert_eq!(said(None, 12_040, CUDA_ERROR_INVALID_IMAGE), none(None));
+        // Neither image nor driver is why.
+        for toolkit in [None, Some(13_000)] {
+            let lost = said(toolkit, 12_040, CUDA_ERROR_ILLEGAL_ADDRESS);
+            assert!(matches!(&lost, Error::Cuda(error) if error.sticky), "{lost}");
+        }
+        let full = said(Some(13_000), 12_040, CUDA_ERROR_OUT_OF_MEMORY);
+        assert!(matches!(&full, Error::Cuda(error) if error.code == 2), "{full}");
     }
 }

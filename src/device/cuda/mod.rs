@@ -25,7 +25,7 @@ mod tensor_map;
 pub use context::Cuda;
 pub use event::CudaEvent;
 pub use graph::CudaGraph;
-pub use images::{architectures, families, has_kernels};
+pub use images::{architectures, driver_needed, families, has_kernels, toolkit};
 pub use kernels::{Dim, Kernel, Kernels, Launch};
 pub use memory::{CudaBuffer, PinnedBuffer};
 pub use pointer::{check_alignment, check_pointer};

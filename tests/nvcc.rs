@@ -1,0 +1,216 @@
+//! What the build asks of nvcc, by its version: programs stand in for it that say what each says.
+#![cfg(unix)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+#[allow(dead_code, reason = "the part that looks for nvcc is for the build")]
+#[path = "../build/nvcc.rs"]
+mod nvcc;
+
+use nvcc::Nvcc;
+
+/// As build.rs has it, which ends.
+fn fail(why: &str) -> ! {
+    panic!("{why}")
+}
+
+fn family(source: &Path) -> &str {
+    source.file_stem().and_then(|stem| stem.to_str()).expect("sources have names in ASCII")
+}
+
+/// What each nvcc says to `--version`.
+const SAID: [(&str, &str); 7] = [
+    (
+        "12.3",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2023 NVIDIA Corporation
+Built on Wed_Nov_22_10:17:15_PST_2023
+Cuda compilation tools, release 12.3, V12.3.107
+Build cuda_12.3.r12.3/compiler.33567101_0
+",
+    ),
+    (
+        "12.4",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2024 NVIDIA Corporation
+Built on Thu_Mar_28_02:18:24_PDT_2024
+Cuda compilation tools, release 12.4, V12.4.131
+Build cuda_12.4.r12.4/compiler.34097967_0
+",
+    ),
+    (
+        "12.6",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2024 NVIDIA Corporation
+Built on Tue_Oct_29_23:50:19_PDT_2024
+Cuda compilation tools, release 12.6, V12.6.85
+Build cuda_12.6.r12.6/compiler.35059454_0
+",
+    ),
+    (
+        "12.8",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Built on Fri_Feb_21_20:23:50_PST_2025
+Cuda compilation tools, release 12.8, V12.8.93
+Build cuda_12.8.r12.8/compiler.35583870_0
+",
+    ),
+    (
+        "12.9",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Built on Tue_May_27_02:21:03_PDT_2025
+Cuda compilation tools, release 12.9, V12.9.86
+Build cuda_12.9.r12.9/compiler.36037853_0
+",
+    ),
+    (
+        "13.0",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Built on Wed_Aug_20_01:58:59_PM_PDT_2025
+Cuda compilation tools, release 13.0, V13.0.88
+Build cuda_13.0.r13.0/compiler.36424714_0
+",
+    ),
+    (
+        "13.1",
+        "nvcc: NVIDIA (R) Cuda compiler driver
+Copyright (c) 2005-2025 NVIDIA Corporation
+Built on Fri_Nov__7_07:23:37_PM_PST_2025
+Cuda compilation tools, release 13.1, V13.1.80
+Build cuda_13.1.r13.1/compiler.36836380_0
+",
+    ),
+];
+
+/// A program cannot be run while it is written, or while another thread's child has it open still.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvcc").join(name);
+    fs::create_dir_all(&folder).expect("a folder of ours");
+    folder
+}
+
+/// A program that says this to `--version`; else it writes its arguments where the image is to be.
+fn stand_in(name: &str, said: &str) -> PathBuf {
+    let program = folder(name).join("nvcc");
+    let script = format!(
+        "#!/bin/sh
+if [ \"$1\" = --version ]; then cat <<'END'
+{said}END
+exit; fi
+for word; do [ \"$previous\" = -o ] && out=$word; previous=$word; done
+echo \"$@\" >\"$out\"
+"
+    );
+    fs::write(&program, script).expect("a file of ours");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    program
+}
+
+fn taken(name: &str, archs: &str) -> Result<Nvcc, String> {
+    let (_, said) = SAID.iter().find(|(version, _)| *version == name).expect("one of them");
+    let program = stand_in(name, said);
+    let version = nvcc::version(&program).expect("it runs");
+    assert_eq!(&version, said);
+    Nvcc::new(program, version, archs, Vec::new())
+}
+
+fn refused(name: &str, archs: &str) -> String {
+    taken(name, archs).err().unwrap_or_else(|| panic!("{name} is taken for {archs}"))
+}
+
+#[test]
+fn flags_are_those_that_a_version_knows() {
+    let _one = one_at_a_time();
+    for (name, toolkit, compresses) in [
+        ("12.4", 12_040, false),
+        ("12.6", 12_060, false),
+        ("12.8", 12_080, true),
+        ("12.9", 12_090, true),
+        ("13.0", 13_000, true),
+        ("13.1", 13_010, true),
+    ] {
+        let nvcc = taken(name, "80;90a").unwrap();
+        assert_eq!(nvcc.toolkit(), toolkit);
+        let out = folder(name);
+        let image = nvcc.compile(&[PathBuf::from("csrc/cache/copy.cu")], &out).remove(0);
+        let asked = fs::read_to_string(image.expect("an image")).expect("its arguments");
+        let has = |flag: &str| asked.split_whitespace().any(|word| word == flag);
+        assert_eq!(has("--compress-mode=size"), compresses, "{name}: {asked}");
+        assert_eq!(has("-lineinfo"), compresses, "{name}: {asked}");
+        assert!(has("-fatbin") && has("-O3") && has("csrc/cache/copy.cu"), "{asked}");
+        assert!(asked.contains("code=sm_80") && asked.contains("code=compute_80"), "{asked}");
+    }
+}
+
+#[test]
+fn another_version_compiles_again() {
+    let _one = one_at_a_time();
+    let (old, new) = (taken("12.4", "80").unwrap(), taken("13.0", "80").unwrap());
+    let out = folder("again");
+    let source = [PathBuf::from("csrc/cache/copy.cu")];
+    let image = out.join("copy.fatbin");
+    let compiled = |nvcc: &Nvcc| {
+        nvcc.compile(&source, &out);
+        fs::read_to_string(&image).expect("an image").contains("--compress-mode")
+    };
+    assert!(!compiled(&old));
+    assert!(compiled(&new));
+    assert!(!compiled(&old));
+}
+
+#[test]
+fn blackwell_takes_12_8() {
+    let _one = one_at_a_time();
+    for archs in ["100", "80;90a;120", "103a", "100f"] {
+        for name in ["12.4", "12.6"] {
+            let why = refused(name, archs);
+            let arch = archs.rsplit(';').next().unwrap();
+            assert!(why.starts_with(&format!("INFLIGHT_CUDA_ARCHS has {arch}, ")), "{why}");
+            assert!(
+                why.contains(&format!("nvcc {name} ")) && why.contains("12.8 or later"),
+                "{why}"
+            );
+        }
+        for name in ["12.8", "12.9", "13.0", "13.1"] {
+            assert!(taken(name, archs).is_ok(), "{name}");
+        }
+    }
+    for archs in ["80", "86;89", "90 90a"] {
+        assert!(taken("12.4", archs).is_ok(), "{archs}");
+    }
+    for archs in ["", ";", "sm_80", "80;ninety"] {
+        assert!(refused("13.0", archs).contains("INFLIGHT_CUDA_ARCHS names architectures"));
+    }
+}
+
+#[test]
+fn what_is_too_old_or_says_no_version_is_refused() {
+    let _one = one_at_a_time();
+    let why = refused("12.3", "80");
+    assert!(why.contains("is of CUDA 12.3, and 12.4 is the oldest"), "{why}");
+    let older = "Cuda compilation tools, release 9.2, V9.2.148\n";
+    for (name, said, why) in [
+        ("9.2", older, "is of CUDA 9.2, and 12.4"),
+        ("clang", "clang version 21.1.2\n", "does not say its version as nvcc does"),
+        ("empty", "", "does not say its version as nvcc does"),
+        ("odd", "Cuda compilation tools, release thirteen, V13\n", "does not say its version"),
+    ] {
+        let program = stand_in(name, said);
+        let version = nvcc::version(&program).expect("it runs");
+        let refused = Nvcc::new(program, version, "80", Vec::new()).err().expect("it is refused");
+        assert!(refused.contains(why) && refused.contains("set NVCC to"), "{refused}");
+    }
+    let missing = folder("missing").join("nvcc");
+    assert_eq!(nvcc::version(&missing), None);
+}
