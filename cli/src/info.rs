@@ -215,13 +215,15 @@ impl Cuda {
             |driver| format!("driver of CUDA {}", version(driver)),
         );
         let needed = version(self.kernels.driver_needed);
-        let kernels = match (self.kernels.architectures, self.kernels.toolkit) {
-            (architectures, Some(toolkit)) => format!(
-                "kernels for {architectures}, built with CUDA {}, for drivers of {needed} and later",
+        let kernels = match self.kernels.toolkit {
+            Some(toolkit) => format!(
+                "kernels for {}, built with CUDA {}, for drivers of CUDA {needed} and later",
+                self.kernels.architectures,
                 version(toolkit)
             ),
-            _ => format!(
-                "no kernels in this build (--features cuda); drivers of CUDA {needed} and later"
+            None => format!(
+                "no kernels in this build (--features cuda), which is for drivers of CUDA {needed} \
+                 and later"
             ),
         };
         let gpu = |gpu: &Gpu| {
@@ -402,9 +404,13 @@ mod tests {
             "built with CUDA 13.0, whose kernels need a driver of 13.0, and this one offers 12.4: \
              update the driver, or build with a 12.x toolkit"
         );
-        assert!(cuda.text().contains("built with CUDA 13.0, for drivers of 13.0 and later"));
+        assert!(cuda.text().contains("built with CUDA 13.0, for drivers of CUDA 13.0 and later"));
         cuda.kernels.toolkit = None;
-        assert!(cuda.text().ends_with("drivers of CUDA 13.0 and later"), "{}", cuda.text());
+        assert!(
+            cuda.text().ends_with("which is for drivers of CUDA 13.0 and later"),
+            "{}",
+            cuda.text()
+        );
     }
 
     #[test]

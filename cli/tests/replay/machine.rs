@@ -110,9 +110,26 @@ fn the_selftest_of_a_gpu_passes() {
     assert!(report["name"].as_str().is_some_and(|name| name.contains("emulator")));
     let ran = emulated(&["selftest", "--device", "cuda:7"]);
     assert_eq!(ran.code, 2, "{}", ran.stderr);
-    let ran = emulated(&["info"]);
-    let line = ran.stdout.lines().find(|line| line.starts_with("cuda")).expect("a line of CUDA");
-    assert!(line.contains("emulator") && line.contains("driver 13"), "{line}");
+    for (driver, says) in [
+        (simt::Driver::Cuda13_0, "driver of CUDA 13.0"),
+        (simt::Driver::Cuda12_4, "driver of CUDA 12.4"),
+        (
+            simt::Driver::Cuda12_3,
+            "offers CUDA 12.3, and 12.4 is needed: update to driver 550 or later",
+        ),
+    ] {
+        let library = simt::library_of(simt::Mode::Fast, driver).expect("built as the others are");
+        let output = command(&["info"]).env("LD_PRELOAD", library).output().expect("it starts");
+        let ran = finished(&["info"], output);
+        let line = |name| ran.stdout.lines().find(|line| line.starts_with(name)).expect("a line");
+        let (cuda, devices) = (line("cuda"), line("devices"));
+        if driver == simt::Driver::Cuda12_3 {
+            assert!(cuda.contains("no driver") && devices.contains(says), "{cuda}\n{devices}");
+        } else {
+            assert!(cuda.contains("emulator") && cuda.contains(says), "{cuda}");
+        }
+        assert!(cuda.contains("for drivers of CUDA 1"), "{cuda}");
+    }
     println!("{} cases pass on the emulator", report["passed"]);
 }
 
