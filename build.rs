@@ -9,6 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "cuda")]
+#[path = "build/cost.rs"]
+mod cost;
+#[cfg(feature = "cuda")]
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[cfg(feature = "cuda")]
@@ -31,10 +34,7 @@ fn main() {
     if let Some(pair) = sources.windows(2).find(|pair| family(&pair[0]) == family(&pair[1])) {
         fail(&format!("{} and {} have the same stem", pair[0].display(), pair[1].display()));
     }
-<<<<<<< HEAD
     let head_dims = leave_out(&mut sources);
-=======
->>>>>>> drivers
     let Images { files, built, toolkit } = images(&sources, &out);
     let mut table = "static IMAGES: &[Image] = &[\n".to_owned();
     for (source, image) in sources.iter().zip(files) {
@@ -46,7 +46,6 @@ fn main() {
         writeln!(table, "    Image {{ family: {family:?}, bytes: &Aligned(*{bytes}).0 }},")
             .expect("a String takes all");
     }
-<<<<<<< HEAD
     table += "];\n";
     for (name, of, value) in [
         ("BUILT", "&str", format!("{built:?}")),
@@ -105,45 +104,6 @@ fn images(sources: &[PathBuf], out: &Path) -> Images {
 }
 
 #[cfg(not(feature = "cuda"))]
-=======
-    writeln!(
-        table,
-        "];\nconst BUILT: &str = {built:?};\nconst TOOLKIT: Option<i32> = {toolkit:?};"
-    )
-    .expect("a String takes all");
-    fs::write(out.join("images.rs"), table).expect("OUT_DIR is writable");
-}
-
-struct Images {
-    /// That of each source, `None` for a stub.
-    files: Vec<Option<PathBuf>>,
-    /// The architectures in them.
-    built: String,
-    /// What compiled them, as CUDA counts: 13000 is 13.0.
-    toolkit: Option<i32>,
-}
-
-impl Images {
-    fn stubs(sources: &[PathBuf]) -> Self {
-        Self { files: vec![None; sources.len()], built: String::new(), toolkit: None }
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn images(sources: &[PathBuf], out: &Path) -> Images {
-    // docs.rs has no nvcc, and documentation shows no kernel.
-    if env::var_os("DOCS_RS").is_some() || sources.is_empty() {
-        return Images::stubs(sources);
-    }
-    let nvcc = nvcc::Nvcc::find();
-    let files = nvcc.compile(sources, out);
-    report::write(sources, out);
-    println!("cargo::rustc-cfg=inflight_kernels");
-    Images { files, built: nvcc.built(), toolkit: Some(nvcc.toolkit()) }
-}
-
-#[cfg(not(feature = "cuda"))]
->>>>>>> drivers
 fn images(sources: &[PathBuf], _out: &Path) -> Images {
     Images::stubs(sources)
 }

@@ -31,14 +31,6 @@ const BLACKWELL: Release = (12, 8);
 /// Major and minor version.
 type Release = (u32, u32);
 
-/// The oldest nvcc that is taken, and the oldest that compresses images for their size, in a way
-/// that drivers of CUDA 12.4 read, and that knows Blackwell (sm_100 and up).
-const OLDEST: Release = (12, 4);
-const BLACKWELL: Release = (12, 8);
-
-/// Major and minor version.
-type Release = (u32, u32);
-
 pub(crate) struct Nvcc {
     program: PathBuf,
     /// What it says of its version.
@@ -72,52 +64,6 @@ impl Nvcc {
         let flags = flags.split_whitespace().map(str::to_owned).collect();
         let found = Self::new(program, version, &archs, flags);
         Self { host_compiler: host_compiler(), ..found.unwrap_or_else(|why| fail(&why)) }
-<<<<<<< HEAD
-=======
-    }
-
-    /// That which says this of its version, for these architectures; or why it is not taken.
-    pub(crate) fn new(
-        program: PathBuf,
-        version: String,
-        archs: &str,
-        flags: Vec<String>,
-    ) -> Result<Self, String> {
-        let name = program.display();
-        let Some(release) = release(&version) else {
-            return Err(format!(
-                "{name} does not say its version as nvcc does (`release 13.0`): set NVCC to an nvcc \
-                 of CUDA 12.4 or later"
-            ));
-        };
-        let (major, minor) = release;
-        if release < OLDEST {
-            return Err(format!(
-                "{name} is of CUDA {major}.{minor}, and 12.4 is the oldest that compiles the \
-                 kernels: set NVCC to a newer one, or let scripts/cuda-toolkit install it"
-            ));
-        }
-        let archs: Vec<_> = archs.split([';', ',', ' ']).filter(|arch| !arch.is_empty()).collect();
-        let number = |arch: &str| arch.trim_end_matches(['a', 'f']).parse::<u32>().ok();
-        if archs.is_empty() || !archs.iter().all(|arch| number(arch).is_some()) {
-            let why = "INFLIGHT_CUDA_ARCHS names architectures as nvcc does, e.g. `80;90a`";
-            return Err(why.to_owned());
-        }
-        let blackwell = archs.iter().find(|arch| number(arch).is_some_and(|number| number >= 100));
-        if let Some(arch) = blackwell.filter(|_| release < BLACKWELL) {
-            return Err(format!(
-                "INFLIGHT_CUDA_ARCHS has {arch}, which nvcc {major}.{minor} ({name}) does not know: \
-                 leave it out, or set NVCC to an nvcc of CUDA 12.8 or later"
-            ));
-        }
-        let archs = archs.into_iter().map(str::to_owned).collect();
-        Ok(Self { program, version, release, archs, host_compiler: None, flags })
-    }
-
-    /// Its version, as CUDA counts: 13000 is 13.0.
-    pub(crate) fn toolkit(&self) -> i32 {
-        (self.release.0 * 1000 + self.release.1 * 10) as i32
->>>>>>> drivers
     }
 
     /// That which says this of its version, for these architectures; or why it is not taken.

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cost::children_seconds;
 use crate::{fail, family};
 
 const COLUMNS: &str = "kernel arch registers spill_stores spill_loads stack shared";
@@ -27,16 +28,6 @@ pub(crate) fn write(sources: &[PathBuf], out: &Path) {
     {
         fail(&format!("INFLIGHT_CUDA_REPORT is {}: {error}", path.display()));
     }
-}
-
-/// CPU seconds of the programs that this one has run; 0 where Linux does not say so.
-fn children_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name, which may have spaces, is in parentheses; of what follows it the fields 14 and 15 are
-    // the user and system time of children, in hundredths.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = after_name.split_whitespace().skip(13).take(2).flat_map(str::parse::<u32>);
-    ticks.map(f64::from).sum::<f64>() / 100.0
 }
 
 /// A line a kernel and architecture, and one `warning` for each that ptxas gives; those of spills

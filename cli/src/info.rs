@@ -250,11 +250,7 @@ fn version(number: i32) -> String {
 }
 
 impl Kernels {
-<<<<<<< HEAD
     /// Which of `sm_80, sm_90, PTX 8.0, PTX 9.0` a GPU runs with a driver of this version; PTX is read by
-=======
-    /// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs with a driver of this version; PTX is read by
->>>>>>> drivers
     /// drivers that are as new as the toolkit.
     fn image_for(&self, capability: (u32, u32), driver: i32) -> Option<String> {
         let image = image_for(capability, self.architectures)?;
@@ -266,13 +262,8 @@ impl Kernels {
     }
 }
 
-<<<<<<< HEAD
 /// Which of `sm_80, sm_90, PTX 8.0, PTX 9.0` a GPU runs: code for its own architecture or an earlier
 /// one of its generation, else what the driver makes of the latest PTX that it can.
-=======
-/// Which of `sm_80, sm_90a, PTX 8.0` a GPU runs: code for its own architecture or an earlier one of
-/// its generation, else what the driver makes of PTX.
->>>>>>> drivers
 fn image_for((major, minor): (u32, u32), architectures: &str) -> Option<String> {
     let list = || architectures.split(", ");
     let binary = |name: &str| {

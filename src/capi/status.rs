@@ -348,11 +348,7 @@ mod tests {
             text.to_str().expect("it is UTF-8").to_owned()
         };
         assert_eq!(
-<<<<<<< HEAD
             error("sm_80, sm_90, PTX 8.0", driver),
-=======
-            error("sm_80, sm_90a, PTX 8.0", driver),
->>>>>>> drivers
             "no kernel image for sm_90: kernel images were built with CUDA 13.0 and need driver 580 \
              or later; this driver offers CUDA 12.4: update the driver, or build with a 12.x toolkit"
         );

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+#[path = "../../build/cost.rs"]
+mod cost;
+
 const OLDEST_GCC: u32 = 10;
 
 fn main() -> Result<(), String> {
@@ -88,12 +91,20 @@ impl Sources {
             return Ok(built);
         }
         self.build(compiler, &built)?;
+        self.write_cost(&built).map_err(failed)?;
         // Cargo takes a file for changed that is newer than the script's start.
         let stamp = fs::File::create(&is_built).map_err(failed)?;
         stamp
             .set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30))
             .map_err(failed)?;
         Ok(built)
+    }
+
+    /// What g++ took, in CPU seconds, and the bytes of the two libraries, for .ci/budget.
+    fn write_cost(&self, built: &Path) -> std::io::Result<()> {
+        let bytes =
+            fs::metadata(built.join(FAST))?.len() + fs::metadata(built.join(CHECKING))?.len();
+        fs::write(built.join("cost"), format!("{:.1} {bytes}\n", cost::children_seconds()))
     }
 
     /// Differs where anything does that the results depend on.

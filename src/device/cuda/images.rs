@@ -4,11 +4,7 @@
 use std::ffi::CStr;
 
 use super::probe::NEEDED_VERSION;
-<<<<<<< HEAD
 use crate::error::{Error, OutdatedDriver};
-=======
-use crate::error::OutdatedDriver;
->>>>>>> drivers
 
 /// How the stub begins that stands for an image where none was compiled; the family's name follows,
 /// and a terminator. A real driver refuses it; the emulator looks up kernels by name.
@@ -26,12 +22,8 @@ pub(super) struct Image {
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-<<<<<<< HEAD
 // IMAGES, sorted by family, BUILT, the architectures, TOOLKIT, which compiled them, and HEAD_DIMS,
 // where not all are built: by build.rs.
-=======
-// IMAGES, sorted by family, BUILT, the architectures, and TOOLKIT, which compiled them: by build.rs.
->>>>>>> drivers
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The image of a family.
@@ -128,16 +120,12 @@ mod tests {
             assert!(find(image.family).is_some());
         }
         assert!(find("no such family").is_none());
-<<<<<<< HEAD
         assert!(left_out("no such family").is_none());
-=======
->>>>>>> drivers
         assert_eq!(toolkit().is_some(), has_kernels());
         assert!(toolkit().is_none_or(|version| version >= NEEDED_VERSION));
     }
 
     #[test]
-<<<<<<< HEAD
     fn what_the_build_left_out_is_named() {
         let why =
             left_out_of(&[64, 128], "decode_bf16_same_d96").expect("it is left out").to_string();
@@ -155,8 +143,6 @@ mod tests {
     }
 
     #[test]
-=======
->>>>>>> drivers
     fn which_driver_images_need() {
         for (toolkit, needed) in [
             (None, 12_040),
