@@ -188,6 +188,23 @@ fn kernels_wait_for_each_other() {
     }
 }
 
+/// What the driver compiles from PTX of 8.0 does not wait, on any device: it must not begin early.
+#[test]
+fn code_that_does_not_wait_begins_last() {
+    let Some(gpu) = gpu::gpu() else { return };
+    let Some(emulator) = gpu.emulator() else {
+        return println!("skipped: a GPU runs one image of each kernel");
+    };
+    for (archs, capability) in [("80", 90), ("80", 100), ("80;90", 100)] {
+        emulator.set_archs(archs);
+        emulator.set_device(capability, 4);
+        let cuda = Cuda::new(0).expect("the same device");
+        check(&gpu, &cuda, Fusion::Never, &BOTH, &WAYS[..2]);
+    }
+    emulator.set_archs("");
+    emulator.set_device(0, 0);
+}
+
 /// A graph of two launches has a block for each share of plans that are for two. Plans for one have
 /// fewer, and the other blocks nothing to do but to wait.
 #[test]
