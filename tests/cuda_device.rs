@@ -232,7 +232,8 @@ fn images_that_the_device_cannot_run() {
             let error = kernels.prepare(family, name, 0).expect_err("its image is refused");
             assert!(!emulator.is_failure_pending(), "{call} is not called");
             if code == no_binary || !cuda::has_kernels() {
-                let (device, built) = ("sm_80".to_owned(), cuda::architectures());
+                let (major, minor) = device.cuda.info().compute_capability;
+                let (device, built) = (format!("sm_{major}{minor}"), cuda::architectures());
                 let refused = Error::NoKernelImage { device, built, outdated: None };
                 assert_eq!(error, refused, "{call}");
             } else {

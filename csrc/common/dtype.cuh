@@ -133,8 +133,9 @@ constexpr float e4m3_in_f16 = arch::has_cvt_e4m3 ? 1.0f : 256.0f;
 
 // Four e4m3 numbers by e4m3_in_f16, as pairs of f16 in their order: `lo` has the two lower bytes.
 // Exact; NaN becomes some NaN.
+template <bool CVT = arch::has_cvt_e4m3>
 ARCH_FN void unpack_e4m3x4(uint32_t four, uint32_t& lo, uint32_t& hi, f16 type) {
-    if constexpr (arch::has_cvt_e4m3) {
+    if constexpr (CVT) {
         arch::cvt_f16x4(four, lo, hi);
         return;
     }
@@ -153,8 +154,9 @@ ARCH_FN void unpack_e4m3x4(uint32_t four, uint32_t& lo, uint32_t& hi, f16 type) 
 }
 
 // The same as pairs of bf16, the numbers themselves.
+template <bool CVT = arch::has_cvt_e4m3>
 ARCH_FN void unpack_e4m3x4(uint32_t four, uint32_t& lo, uint32_t& hi, bf16 type) {
-    if constexpr (arch::has_cvt_e4m3) {
+    if constexpr (CVT) {
         // There is no direct way; through f32 it takes three instructions a pair.
         arch::cvt_f16x4(four, lo, hi);
         float a, b;

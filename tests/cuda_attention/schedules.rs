@@ -2,6 +2,7 @@
 //! threads, blocks and copies: rings that wrap, parts that follow each other within a block, merges
 //! in one launch and in the next. `scripts/mutants` removes each of them and runs these.
 
+use inflight::device::cuda::Cuda;
 use inflight::kernels::cuda::Fusion;
 use inflight::kernels::{AttentionConfig, DType};
 
@@ -13,7 +14,13 @@ const SEEDS: u64 = 4;
 /// Each case with the plan's `side` (0 decode, 1 prefill) alone, or (2) both in one launch, again and again by the same
 /// `Attention`: in order first, then in other orders, which must make no difference.
 fn in_any_order(kv: DType, dim: usize, side: usize, cases: &[&[(usize, usize)]]) {
-    let Some(gpu) = gpu::gpu() else { return };
+    let Some(mut gpu) = gpu::gpu() else { return };
+    // Where two blocks fit a multiprocessor, of half as many: a block has as many parts then.
+    let halved = gpu.emulator().filter(|_| gpu.cuda.info().compute_capability.0 >= 9);
+    if let Some(emulator) = halved {
+        emulator.set_device(0, gpu.cuda.info().multiprocessors.div_ceil(2));
+        gpu.cuda = Cuda::new(0).expect("the same device");
+    }
     let config = AttentionConfig { kv_dtype: kv, ..AttentionConfig::new(8, 2, dim, DType::Bf16) };
     let (mut merges, mut most_parts) = (0, 0);
     for (n, rows) in cases.iter().enumerate() {
@@ -39,6 +46,9 @@ fn in_any_order(kv: DType, dim: usize, side: usize, cases: &[&[(usize, usize)]])
             most_parts = most_parts.max(parts.unwrap_or(0));
         }
         assert_eq!(attention.is_fused(), side == 2, "case {n}");
+    }
+    if let Some(emulator) = halved {
+        emulator.set_device(0, 0);
     }
     println!("{merges} merges, up to {most_parts} parts a block");
     assert!(merges > 1, "hardly anything is merged");

@@ -1,7 +1,7 @@
 //! Several streams, attentions and steps at a time, and uploads far ahead of their use.
 
 use inflight::device::cuda::CudaStream;
-use inflight::kernels::cuda::{Attention, StepArrays, StepBuffer};
+use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer};
 use inflight::kernels::{AttentionConfig, DType};
 
 use crate::attention::{Answer, Case, Mask, MaskKind, Sinks, Spec, judge, naive, oracle};
@@ -215,7 +215,9 @@ fn layers_share_states_and_counters() {
     for split in [None, Some(128)] {
         config.fixed_split = split;
         let case = Case::new(&Spec::new(5, config, &[(1, 900), (2, 700), (40, 400), (1, 3)]));
-        let mut attention = Attention::new(&gpu.cuda, config, gpu::limits(&case)).unwrap();
+        let limits = gpu::limits(&case);
+        let mut attention =
+            Attention::with_fusion(&gpu.cuda, config, limits, Fusion::Never).unwrap();
         let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[&attention]).unwrap();
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
         let of_each = attention.parts().map(|plan| plan.merges().len());
