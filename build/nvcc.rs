@@ -9,9 +9,12 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
+use crate::cost::children_seconds;
 use crate::{fail, family};
 
 /// Never asked of the GPU in this machine: what is built depends on what is set, nothing else.
@@ -139,11 +142,18 @@ impl Nvcc {
 
     /// The images, compiled where they are out of date, as many at once as Cargo allows.
     pub(crate) fn compile(&self, sources: &[PathBuf], out: &Path) -> Vec<Option<PathBuf>> {
+        let before = children_seconds();
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         let next = AtomicUsize::new(0);
+        // Those that were compiled, and for how long.
+        let compiled = Mutex::new(Vec::new());
         let work = || {
             while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.compile_one(source, out);
+                let start = Instant::now();
+                if self.compile_one(source, out) {
+                    let mut compiled = compiled.lock().expect("no thread has panicked");
+                    compiled.push((source, start.elapsed().as_secs_f64()));
+                }
             }
         };
         thread::scope(|scope| {
@@ -151,6 +161,15 @@ impl Nvcc {
                 scope.spawn(work);
             }
         });
+        // CPU time is known of all together: each has its part by the time it took. Kept beside the
+        // image, for builds that find it there.
+        let compiled = compiled.into_inner().expect("no thread has panicked");
+        let all: f64 = compiled.iter().map(|(_, seconds)| seconds).sum();
+        let rate = (children_seconds() - before) / all.max(1e-9);
+        for (source, seconds) in compiled {
+            let path = out.join(format!("{}.seconds", family(source)));
+            fs::write(path, (seconds * rate).to_string()).expect("OUT_DIR is writable");
+        }
         let image = |source: &PathBuf| {
             let archs = !self.archs_of(source).is_empty();
             archs.then(|| out.join(format!("{}.fatbin", family(source))))
@@ -158,14 +177,15 @@ impl Nvcc {
         sources.iter().map(image).collect()
     }
 
-    fn compile_one(&self, source: &Path, out: &Path) {
+    /// Whether the image had to be compiled.
+    fn compile_one(&self, source: &Path, out: &Path) -> bool {
         let at = |extension: &str| out.join(format!("{}.{extension}", family(source)));
         let [image, deps, log, stamp] = ["fatbin", "d", "ptxas", "stamp"].map(at);
         let archs = self.archs_of(source);
         if archs.is_empty() {
             // The report reads it.
             fs::write(&log, "").expect("OUT_DIR is writable");
-            return;
+            return false;
         }
         let mut command = Command::new(&self.program);
         command.args(["-fatbin", "-std=c++17", "-O3"]);
@@ -183,7 +203,7 @@ impl Nvcc {
         let seen = |deps: &Path| hash(&command_line, source, deps);
         let current = fs::read_to_string(&stamp).ok();
         if image.exists() && current.is_some() && current == seen(&deps) {
-            return;
+            return false;
         }
         let ran = match command.output() {
             Ok(ran) => ran,
@@ -196,6 +216,7 @@ impl Nvcc {
         }
         fs::write(&log, said.as_bytes()).expect("OUT_DIR is writable");
         fs::write(&stamp, seen(&deps).unwrap_or_default()).expect("OUT_DIR is writable");
+        true
     }
 
     /// What a source is compiled for: all architectures and PTX; `sm_90a` alone, which has wgmma and

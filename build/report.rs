@@ -6,7 +6,6 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cost::children_seconds;
 use crate::{fail, family};
 
 const COLUMNS: &str = "kernel arch registers spill_stores spill_loads stack shared";
@@ -21,7 +20,9 @@ pub(crate) fn write(sources: &[PathBuf], out: &Path) {
     }
     let size = |source| fs::metadata(out.join(format!("{}.fatbin", family(source))));
     let bytes: u64 = sources.iter().filter_map(|source| Some(size(source).ok()?.len())).sum();
-    writeln!(table, "cost\t{:.1}\t{bytes}", children_seconds()).expect("a String takes all");
+    let seconds = |source| fs::read_to_string(out.join(format!("{}.seconds", family(source))));
+    let took = sources.iter().filter_map(|source| seconds(source).ok()?.parse::<f64>().ok());
+    writeln!(table, "cost\t{:.1}\t{bytes}", took.sum::<f64>()).expect("a String takes all");
     fs::write(out.join("kernels.txt"), &table).expect("OUT_DIR is writable");
     if let Some(path) = env::var_os("INFLIGHT_CUDA_REPORT").map(PathBuf::from)
         && let Err(error) = fs::write(&path, &table)

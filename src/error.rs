@@ -321,8 +321,9 @@ impl fmt::Display for Error {
                     f,
                     "this build has {built}, whose PTX was made with CUDA {toolkit_version} and \
                      needs {}; this driver offers CUDA {found_version}: update the driver, or \
-                     build with INFLIGHT_CUDA_ARCHS naming {device}",
-                    Release(needed)
+                     build with INFLIGHT_CUDA_ARCHS naming {}",
+                    Release(needed),
+                    device.trim_start_matches("sm_")
                 )
             }
         }

@@ -295,6 +295,7 @@ fn merged_states_of_nan_are_nan() {
 #[test]
 fn blocks_move_in_the_order_listed() {
     let Some((cuda, stream, device)) = gpu() else { return };
+    let reported = || reports(&device);
     let (mut rng, mut moved) = (Rng::new(3), 0);
     for n in 0..12 {
         let (blocks, host_blocks, layers) = (rng.within(4, 20), rng.within(2, 9), rng.within(1, 3));
@@ -356,6 +357,7 @@ fn blocks_move_in_the_order_listed() {
             }
             moved += 1;
         }
+        assert_eq!(reported(), Vec::<String>::new(), "{ops:?}");
         for (i, (here, there)) in model.iter().enumerate() {
             assert!(download(&stream, &device[i], here.len()) == *here, "device, {i}: {ops:?}");
             assert!(pinned[i][..] == there[..], "host, {i}: {ops:?}");

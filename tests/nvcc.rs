@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+#[path = "../build/cost.rs"]
+mod cost;
 #[allow(dead_code, reason = "the part that looks for nvcc is for the build")]
 #[path = "../build/nvcc.rs"]
 mod nvcc;

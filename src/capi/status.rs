@@ -359,7 +359,7 @@ mod tests {
             text,
             "no kernel image for sm_90: this build has sm_80, PTX 8.0, whose PTX was made with CUDA \
              12.8 and needs a driver that offers CUDA 12.8; this driver offers CUDA 12.4: update the \
-             driver, or build with INFLIGHT_CUDA_ARCHS naming sm_90"
+             driver, or build with INFLIGHT_CUDA_ARCHS naming 90"
         );
         // Room for what a build for every architecture is called.
         assert!(text.len() - built.len() + 160 < INFLIGHT_ERROR_MESSAGE_SIZE, "{}", text.len());

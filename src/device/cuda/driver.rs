@@ -21,8 +21,8 @@ fn library() -> Result<&'static Library, CudaUnavailable> {
 }
 
 fn open() -> Result<Library, CudaUnavailable> {
-    // By its plain name first, as cudarc looks for it: whatever library of that name the process
-    // has already is the one that both get.
+    // By its plain name first, as cudarc looks for it: a library of that name that the process has
+    // already, as the emulator's, is the one that all users of cudarc get.
     // SAFETY: the initialisers of the driver's library have no preconditions.
     let plain = unsafe { Library::new("libcuda.so") };
     let library = plain.or_else(|_| {
@@ -82,10 +82,10 @@ impl Symbol {
 
     /// The function, whose type is that of `_declared`.
     pub(super) fn function<F: Declared>(&self, _declared: F) -> Result<F::Function> {
-        let mut address = self.address.load(Ordering::Relaxed);
+        let mut address = self.address.load(Ordering::Acquire);
         if address.is_null() {
             address = find(self.name).map_err(Error::NoCuda)?;
-            self.address.store(address, Ordering::Relaxed);
+            self.address.store(address, Ordering::Release);
         }
         const { assert!(size_of::<F::Function>() == size_of::<*mut c_void>()) };
         // SAFETY: a pointer becomes a function pointer, of the C type that the driver's header

@@ -150,7 +150,8 @@ impl Kernels {
         // SAFETY: libraries are never unloaded; the name has a terminator.
         let found = unsafe { call!(cuLibraryGetKernel(&raw mut kernel, library, name.as_ptr())) };
         found.map_err(|error| {
-            if is(&error, CUresult::CUDA_ERROR_NOT_FOUND) { unknown() } else { no_image(error) }
+            let is_unknown = is(&error, CUresult::CUDA_ERROR_NOT_FOUND) && !build.is_outdated();
+            if is_unknown { unknown() } else { no_image(error) }
         })?;
         let mut function = ptr::null_mut();
         // SAFETY: the kernel is the library's, and `function` outlives the call.
@@ -177,6 +178,10 @@ struct Build {
 }
 
 impl Build {
+    fn is_outdated(&self) -> bool {
+        images::outdated(self.toolkit, self.driver, false).is_some()
+    }
+
     /// The error of a driver that does not take the image, and what to do about it; or of one that
     /// fails for another reason, as it is.
     fn refused(&self, error: Error, device: &CudaDeviceInfo) -> Error {
@@ -191,8 +196,13 @@ impl Build {
                 CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
                 CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND,
             ]);
-        // What code of a newer major version looks like to a driver.
-        let unknown = any(&[CUresult::CUDA_ERROR_INVALID_IMAGE, CUresult::CUDA_ERROR_INVALID_PTX]);
+        // What code of a newer major version looks like to a driver, at once or when a kernel of it is
+        // looked for.
+        let unknown = any(&[
+            CUresult::CUDA_ERROR_INVALID_IMAGE,
+            CUresult::CUDA_ERROR_INVALID_PTX,
+            CUresult::CUDA_ERROR_NOT_FOUND,
+        ]);
         let outdated = images::outdated(self.toolkit, self.driver, is_ptx);
         if self.is_stub || none || unknown && outdated.is_some() {
             let built = images::architectures();
@@ -395,8 +405,12 @@ mod tests {
         let built = images::architectures();
         let none = |outdated| Error::NoKernelImage { device: "sm_90".to_owned(), built, outdated };
         let old = |toolkit, needed, found| none(Some(OutdatedDriver { toolkit, needed, found }));
-        let refusals =
-            [CUDA_ERROR_INVALID_IMAGE, CUDA_ERROR_NO_BINARY_FOR_GPU, CUDA_ERROR_INVALID_PTX];
+        let refusals = [
+            CUDA_ERROR_INVALID_IMAGE,
+            CUDA_ERROR_NO_BINARY_FOR_GPU,
+            CUDA_ERROR_INVALID_PTX,
+            CUDA_ERROR_NOT_FOUND,
+        ];
         for code in refusals {
             assert_eq!(said(Some(13_000), 12_040, code), old(13_000, 13_000, 12_040), "{code:?}");
         }

@@ -105,11 +105,13 @@ enum Dependent {
     COPY,         // waits first
     TABLE,        // but for a table, which no kernel writes
     LETS_NEXT,    // start before it waits
+    READS_CONST,  // what it copies, by the cache that is not coherent
     READS_EARLY,  // what it copies
     ASKS_EARLY,   // for it, by cp.async
     STORES_EARLY,
     ADDS_EARLY,
-    ENDS_EARLY,  // blocks from n on
+    FAULTS_EARLY,  // beyond what it copies
+    ENDS_EARLY,    // blocks from n on
 };
 template <Dependent D>
 ARCH_FN void dependent_copy(const Params& p) {
@@ -126,6 +128,7 @@ ARCH_FN void dependent_copy(const Params& p) {
     if (D == STORES_EARLY) out[i] = 0;
     if (D == ADDS_EARLY && t == 0)
         arch::atomic_add_acq_rel(reinterpret_cast<uint32_t*>(p.counter), 1);
+    if (D == FAULTS_EARLY) x = arch::load_global(in + p.wild);
     if (D == ENDS_EARLY && blockIdx.x >= p.n) return;
     arch::wait_for_prior_kernel();
     if (D == ASKS_EARLY) {
@@ -133,6 +136,8 @@ ARCH_FN void dependent_copy(const Params& p) {
         arch::cp_async_wait<0>();
         arch::sync_threads();
         x = reinterpret_cast<const uint32_t*>(smem)[t];
+    } else if (D == READS_CONST) {
+        x = arch::load_const(in + i);
     } else if (D != READS_EARLY) {
         x = arch::load_global(in + from);
     }
@@ -262,6 +267,8 @@ ARCH_KERNEL(selftest_dependent_no_wait, 64, 1, Params, dependent<false>)
 ARCH_KERNEL(selftest_dependent_copy, 64, 1, Params, dependent_copy<COPY>)
 ARCH_KERNEL(selftest_dependent_table, 64, 1, Params, dependent_copy<TABLE>)
 ARCH_KERNEL(selftest_dependent_lets_next, 64, 1, Params, dependent_copy<LETS_NEXT>)
+ARCH_KERNEL(selftest_dependent_reads_const, 64, 1, Params, dependent_copy<READS_CONST>)
+ARCH_KERNEL(selftest_dependent_faults_early, 64, 1, Params, dependent_copy<FAULTS_EARLY>)
 ARCH_KERNEL(selftest_dependent_reads_early, 64, 1, Params, dependent_copy<READS_EARLY>)
 ARCH_KERNEL(selftest_dependent_asks_early, 64, 1, Params, dependent_copy<ASKS_EARLY>)
 ARCH_KERNEL(selftest_dependent_stores_early, 64, 1, Params, dependent_copy<STORES_EARLY>)

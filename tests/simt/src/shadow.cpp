@@ -540,7 +540,8 @@ void check_global(const void* p, int bytes, bool write, int id, const char* file
     fail(file, line, "illegal address");
 }
 
-// Whatever else wrote it in this launch may be in a cache or not, synchronised or not.
+// Whatever else wrote it in this launch may be in a cache or not, synchronised or not; so may what a
+// launch before wrote beside which this one has begun, waited for or not.
 void read_const(const void* p, int bytes, const char* file, int line) {
     const auto at = reinterpret_cast<uintptr_t>(p);
     if (!in_arena(at)) return;
@@ -550,6 +551,12 @@ void read_const(const void* p, int bytes, const char* file, int line) {
     by_page(at, static_cast<size_t>(bytes), [&](size_t page, size_t in, size_t take) {
         Page& p = page_at(page);
         if (in % 4 || take % 4) return;
+        for (size_t i = in / 4; S->grid->dependent && i < (in + take) / 4; i++) {
+            const Beside& x = p.beside[i];
+            if (x.written_in < S->grid->chain || x.written_in == S->launch) continue;
+            tell_beside("read as constant of what a kernel before writes", a, x.write_pc);
+            break;
+        }
         each_cell(p.words, p.bytes.get(), in, take, S->launch, false, [&](Cell& x) {
             if (x.write) {
                 tell(RACE, "read as constant of what the launch writes", a, x.write, x.write_block,

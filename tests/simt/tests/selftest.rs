@@ -352,11 +352,13 @@ fn dependents_keep_to_the_contract() {
     let written = "read before the wait for the kernel before, of what was written";
     let read = "write of what a dependent kernel has read before its wait";
     let stored = "write before the wait for the kernel before";
+    let constant = "read as constant of what a kernel before writes";
     let no_wait = "a block ends without the wait for the kernel before";
     let cases: &[(&str, &str, &[&str])] = &[
         ("80;90", "selftest_dependent_copy", &[]),
         ("80;90", "selftest_dependent_table", &[]),
         ("80;90", "selftest_dependent_lets_next", &[]),
+        ("80;90", "selftest_dependent_reads_const", &[constant, "selftest_memory.cu"]),
         ("80;90", "selftest_dependent_reads_early", &[read, "selftest_memory.cu"]),
         ("80;90", "selftest_dependent_asks_early", &[read, "selftest_memory.cu"]),
         ("80;90", "selftest_dependent_stores_early", &[stored, "selftest_memory.cu"]),
@@ -411,6 +413,45 @@ fn dependents_keep_to_the_contract() {
             }
         }
     }
+}
+
+/// What a dependent does wrong before its wait ends the context, its suspended blocks with it, and
+/// the launch before it.
+#[test]
+fn a_fault_before_the_wait_loses_the_context() {
+    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let emulator = gpu.emulator.expect("only it has modes");
+    for kernel in ["selftest_dependent_faults_early", "selftest_dependent_copy"] {
+        emulator.reset();
+        emulator.set_device(90, 0);
+        let [input, middle, out] = [7, 0, 1].map(|word: u32| upload(&[word; 128]));
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: the pointer is to a local.
+        common::ok(unsafe { cudarc::driver::sys::cuStreamCreate(&raw mut stream, 1) });
+        let launch = |kernel, dependent| common::Launch {
+            kernel,
+            grid: [2, 1, 1],
+            threads: 64,
+            smem: 256,
+            stream,
+            dependent,
+        };
+        let params = Small { input, out: middle, counter: 0, n: 128, wild: 1 << 20 };
+        common::ok(gpu.enqueue(&launch("selftest_copy", false), &params));
+        let params = Small { input: middle, out, ..params };
+        common::ok(gpu.enqueue(&launch(kernel, true), &params));
+        // SAFETY: a stream of this context.
+        let result = unsafe { cudarc::driver::sys::cuStreamSynchronize(stream) };
+        if kernel == "selftest_dependent_copy" {
+            assert_eq!(result, CUDA_SUCCESS);
+            assert_eq!(download::<u32>(out, 128), [7; 128]);
+            assert_eq!(gpu.reports(), Vec::<String>::new());
+        } else {
+            assert_eq!(result, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+            expect(&gpu.reports(), &["out of bounds: read of 4 bytes"], kernel);
+        }
+    }
+    emulator.reset();
 }
 
 #[test]
