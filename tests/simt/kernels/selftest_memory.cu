@@ -138,7 +138,7 @@ ARCH_FN void dependent_copy(const Params& p) {
         x = reinterpret_cast<const uint32_t*>(smem)[t];
     } else if (D == READS_CONST) {
         x = arch::load_const(in + i);
-    } else if (D != READS_EARLY) {
+    } else if (D != READS_EARLY && D != FAULTS_EARLY) {
         x = arch::load_global(in + from);
     }
     out[i] = x;
