@@ -376,7 +376,7 @@ fn nothing_here_voids_the_capture_of_another() {
     let new = CudaBuffer::new(&gpu, 64).expect("memory");
     stream.write(&new, 0, &[1; 64]).expect("written");
     event.synchronize().expect("done");
-    let loaded = Kernels::new(&gpu).prepare("merge_f16", c"inflight_merge_f16", 0);
+    let loaded = Kernels::new(&gpu).prepare("copy", c"inflight_copy_blocks", 0);
     assert!(loaded.is_ok() || !cuda::has_kernels(), "{loaded:?}");
     gpu.synchronize().expect("done");
     assert_eq!(mode(), sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL);
