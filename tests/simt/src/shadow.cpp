@@ -540,8 +540,8 @@ void check_global(const void* p, int bytes, bool write, int id, const char* file
     fail(file, line, "illegal address");
 }
 
-// Whatever else wrote it in this launch may be in a cache or not, synchronised or not; so may what a
-// launch before wrote beside which this one has begun, waited for or not.
+// Whatever else wrote it in this launch may be in a cache or not, synchronised or not; so may what
+// a launch before wrote beside which this one has begun, waited for or not.
 void read_const(const void* p, int bytes, const char* file, int line) {
     const auto at = reinterpret_cast<uintptr_t>(p);
     if (!in_arena(at)) return;
