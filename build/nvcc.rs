@@ -212,7 +212,8 @@ impl Nvcc {
         let said = String::from_utf8_lossy(&ran.stderr) + String::from_utf8_lossy(&ran.stdout);
         if !ran.status.success() {
             eprintln!("{said}\n{command:?}");
-            fail(&format!("nvcc does not compile {}", source.display()));
+            let (archs, source) = (self.archs.join(";"), source.display());
+            fail(&format!("nvcc does not compile {source} for INFLIGHT_CUDA_ARCHS `{archs}`"));
         }
         fs::write(&log, said.as_bytes()).expect("OUT_DIR is writable");
         fs::write(&stamp, seen(&deps).unwrap_or_default()).expect("OUT_DIR is writable");
@@ -256,20 +257,21 @@ pub(crate) fn head_dims(text: &str, known: &[u32]) -> Result<Vec<u32>, String> {
     let mut known = known.to_vec();
     known.sort_unstable();
     known.dedup();
+    let all = known.iter().map(u32::to_string).collect::<Vec<_>>().join(";");
     let mut dims = Vec::new();
     for word in text.split([';', ',', ' ']).filter(|word| !word.is_empty()) {
         match word.parse() {
             Ok(dim) if known.contains(&dim) => dims.push(dim),
             _ => {
                 return Err(format!(
-                    "INFLIGHT_CUDA_HEAD_DIMS has `{word}`, and there are kernels for {known:?}"
+                    "INFLIGHT_CUDA_HEAD_DIMS has `{word}`, and there are kernels for {all}"
                 ));
             }
         }
     }
     if dims.is_empty() {
         return Err(format!(
-            "INFLIGHT_CUDA_HEAD_DIMS names no head dimension: leave it unset for all of {known:?}"
+            "INFLIGHT_CUDA_HEAD_DIMS names no head dimension: leave it unset for all of {all}"
         ));
     }
     dims.sort_unstable();
@@ -314,7 +316,8 @@ fn hash(command: &str, source: &Path, deps: &Path) -> Option<String> {
 
 /// The first nvcc there is, and what it says of its version.
 fn find_program() -> (PathBuf, String) {
-    if let Some(program) = env::var_os("NVCC").map(PathBuf::from) {
+    let set = env::var_os("NVCC").filter(|program| !program.is_empty()).map(PathBuf::from);
+    if let Some(program) = set {
         let Some(version) = version(&program) else {
             fail(&format!("NVCC is {}, which does not run", program.display()));
         };
@@ -326,15 +329,27 @@ fn find_program() -> (PathBuf, String) {
     let on_path: Vec<_> = env::split_paths(&path).map(|directory| directory.join("nvcc")).collect();
     let usual = PathBuf::from("/usr/local/cuda/bin/nvcc");
     let candidates = in_home.chain(on_path).chain([usual]).chain(from_pip());
-    let mut found = candidates.filter(|program| program.exists());
-    found.find_map(|program| version(&program).map(|version| (program, version))).unwrap_or_else(
-        || {
-            fail(
-                "the feature `cuda` needs nvcc, which none of NVCC, CUDA_HOME, CUDA_PATH, PATH and \
+    let found = candidates.filter(|program| program.exists());
+    let found = found.filter_map(|program| version(&program).map(|version| (program, version)));
+    first_new_enough(found).unwrap_or_else(|| {
+        fail(
+            "the feature `cuda` needs nvcc, which none of NVCC, CUDA_HOME, CUDA_PATH, PATH and \
              /usr/local/cuda names: set one, or let scripts/cuda-toolkit install it",
-            )
-        },
-    )
+        )
+    })
+}
+
+/// Of those that are found the first that is not too old, as one of a cluster's may be that is on PATH;
+/// the first one where all are, to be refused by name.
+pub(crate) fn first_new_enough<T>(found: impl Iterator<Item = (T, String)>) -> Option<(T, String)> {
+    let mut too_old = None;
+    for (program, version) in found {
+        if release(&version).is_some_and(|release| release >= OLDEST) {
+            return Some((program, version));
+        }
+        too_old.get_or_insert((program, version));
+    }
+    too_old
 }
 
 /// What pip installs: by scripts/cuda-toolkit, or into the active Python.

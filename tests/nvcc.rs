@@ -203,6 +203,19 @@ fn blackwell_takes_12_8() {
 }
 
 #[test]
+fn one_that_is_too_old_is_passed_over() {
+    let said = |name: &str| SAID.iter().find(|(version, _)| *version == name).expect("one").1;
+    let first = |names: &[&'static str]| {
+        let found = names.iter().map(|name| (*name, said(name).to_owned()));
+        nvcc::first_new_enough(found).map(|(name, _)| name)
+    };
+    assert_eq!(first(&["12.3", "12.6", "13.0"]), Some("12.6"));
+    assert_eq!(first(&["13.0", "12.3"]), Some("13.0"));
+    assert_eq!(first(&["12.3"]), Some("12.3"));
+    assert_eq!(first(&[]), None);
+}
+
+#[test]
 fn head_dimensions_are_those_of_kernels() {
     assert_eq!(nvcc::head_dim("decode_bf16_same_d128"), Some(128));
     assert_eq!(nvcc::head_dim("append_bf16_same"), None);
@@ -211,7 +224,7 @@ fn head_dimensions_are_those_of_kernels() {
     for text in ["80", "64;d128", "-64"] {
         let why = nvcc::head_dims(text, &known).unwrap_err();
         assert!(why.starts_with("INFLIGHT_CUDA_HEAD_DIMS has `"), "{why}");
-        assert!(why.ends_with("for [64, 128, 256]"), "{why}");
+        assert!(why.ends_with("for 64;128;256"), "{why}");
     }
     assert!(nvcc::head_dims(" ;", &known).unwrap_err().contains("names no head dimension"));
 }

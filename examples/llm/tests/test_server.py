@@ -249,7 +249,9 @@ def test_a_full_queue_answers_429(program: str, model: str) -> None:
 
 
 def test_stopping_lets_requests_end(program: str, model: str) -> None:
-    with serving(program, model, "--served-model-name", "smol") as server:
+    # However slow the machine is.
+    options = ["--drain-seconds", "900", "--served-model-name", "smol"]
+    with serving(program, model, *options) as server:
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
         ended = []
 
@@ -264,7 +266,7 @@ def test_stopping_lets_requests_end(program: str, model: str) -> None:
         for thread in threads:
             thread.start()
         until(lambda: metrics(server)["llm_requests_running"] == 4)
-        assert server.stop() == 0
+        assert server.stop(900) == 0
         for thread in threads:
             thread.join()
         assert ended == ["length"] * 4
