@@ -161,7 +161,7 @@ impl Nvcc {
                 scope.spawn(work);
             }
         });
-        // CPU time is known of all together: each has its part by the time it took. Kept beside the
+        // CPU time is known of all together: each has its part by the time it took. Kept next to the
         // image, for builds that find it there.
         let compiled = compiled.into_inner().expect("no thread has panicked");
         let all: f64 = compiled.iter().map(|(_, seconds)| seconds).sum();

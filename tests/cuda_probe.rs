@@ -43,7 +43,7 @@ fn tensor_map() {
         return;
     }
     simt::device(simt::Mode::Fast).expect("the case was run for it");
-    let cuda = Cuda::new(0).expect("nobody has asked for a map");
+    let cuda = Cuda::new(0).expect("no map was asked for");
     let tile =
         Tile { address: 1 << 20, element: 2, dims: &[64], strides: &[], tile: &[64], swizzle: 0 };
     match TensorMap::new(&cuda, &tile) {

@@ -134,7 +134,7 @@ ARCH_FN void let_next_kernel_start() {
 // ---- loads; volatile, so that they stay behind wait_for_prior_kernel
 
 // Of what no kernel writes: the step buffer. Else a kernel before this one may write while this one
-// has begun, and ld.global.nc is for what nobody writes as long as the kernel lasts.
+// has begun, and ld.global.nc is for what no kernel writes as long as this one runs.
 ARCH_FN vec4 load_const(const vec4* from) {
     vec4 v;
     asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"

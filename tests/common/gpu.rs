@@ -26,8 +26,7 @@ pub(crate) fn device() -> Option<Device> {
     // Opened before anything opens libcuda, which then is this one.
     let emulator = match simt::device(mode) {
         Ok(emulator) => {
-            // Kernels may be launched as dependents of others, whoever launches them here: all of
-            // them are where the device would not have it.
+            // Below 9.0, where the device has none, every launch is looked at as a dependent.
             emulator.set_dependent(true);
             Some(emulator)
         }

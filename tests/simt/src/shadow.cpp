@@ -145,8 +145,8 @@ struct Cell {
     uint32_t read[2], read_block[2], read_pc;
 };
 
-// What launches that may run beside each other have done to a word; kept from one to the next.
-struct Beside {
+// What launches that may overlap have done to a word; kept from one to the next.
+struct Overlap {
     uint32_t written_in, write_pc;    // by the last launch that did
     uint32_t read_early_in, read_pc;  // by the last one, before it had waited for those before it
 };
@@ -154,7 +154,7 @@ struct Beside {
 constexpr size_t PAGE = 4096;
 struct Page {
     Cell words[PAGE / 4];
-    Beside beside[PAGE / 4];
+    Overlap overlap[PAGE / 4];
     std::unique_ptr<Cell[]> bytes;
 };
 struct InitPage {
@@ -414,7 +414,7 @@ static Page& page_at(size_t i) {
     return *last_page;
 }
 
-// ---- launches beside each other: a dependent begins before the launch before it is done
+// ---- launches that overlap: a dependent begins before the launch before it is done
 //
 // Until it has waited, a thread may read what no launch writes that it does not know to be done:
 // those from the last one on that was no dependent. A word that one of them has written already is
@@ -427,7 +427,7 @@ static bool is_early(int id) {
     return id < S->threads ? !S->fibers[id].after_prior : !S->waited;
 }
 
-static void tell_beside(const char* what, const Access& a, uint32_t other_pc) {
+static void tell_overlap(const char* what, const Access& a, uint32_t other_pc) {
     if (already_told(RACE, a.pc, other_pc)) return;
     std::string text = std::string(what) + ": " + a.space + " + " + std::to_string(a.off) + ", " +
                        std::to_string(a.bytes) + " bytes, at " + place(a.pc) + where_in_grid(a.id);
@@ -436,11 +436,11 @@ static void tell_beside(const char* what, const Access& a, uint32_t other_pc) {
 }
 
 // False: reported.
-static bool check_beside(Page& p, size_t in, size_t take, const Access& a, bool early) {
+static bool check_overlap(Page& p, size_t in, size_t take, const Access& a, bool early) {
     for (size_t i = in / 4; i <= (in + take - 1) / 4; i++) {
-        Beside& x = p.beside[i];
+        Overlap& x = p.overlap[i];
         if (a.write && early) {
-            tell_beside("write before the wait for the kernel before", a, 0);
+            tell_overlap("write before the wait for the kernel before", a, 0);
             return false;
         }
         if (a.write) {
@@ -449,13 +449,13 @@ static bool check_beside(Page& p, size_t in, size_t take, const Access& a, bool 
             x.written_in = S->launch;
             x.write_pc = a.pc;
             if (reader <= S->launch) continue;
-            tell_beside("write of what a dependent kernel has read before its wait", a, x.read_pc);
+            tell_overlap("write of what a dependent kernel has read before its wait", a, x.read_pc);
             return false;
         }
         if (!early) continue;
         if (x.written_in >= S->grid->chain) {
-            tell_beside("read before the wait for the kernel before, of what was written", a,
-                        x.write_pc);
+            tell_overlap("read before the wait for the kernel before, of what was written", a,
+                         x.write_pc);
             return false;
         }
         x.read_early_in = S->launch;
@@ -491,7 +491,7 @@ static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t 
         if (!fine) return;
         const bool parts = in % 4 || take % 4;
         Page& p = page_at(page);
-        fine = check_beside(p, in, take, a, early);
+        fine = check_overlap(p, in, take, a, early);
         if (!fine) return;
         // Cells by bytes are four times as many: only where they are needed.
         if (!p.bytes && parts) p.bytes = std::make_unique<Cell[]>(PAGE);
@@ -541,7 +541,7 @@ void check_global(const void* p, int bytes, bool write, int id, const char* file
 }
 
 // Whatever else wrote it in this launch may be in a cache or not, synchronised or not; so may what
-// a launch before wrote beside which this one has begun, waited for or not.
+// an earlier launch wrote that may overlap this one, waited for or not.
 void read_const(const void* p, int bytes, const char* file, int line) {
     const auto at = reinterpret_cast<uintptr_t>(p);
     if (!in_arena(at)) return;
@@ -552,9 +552,9 @@ void read_const(const void* p, int bytes, const char* file, int line) {
         Page& p = page_at(page);
         if (in % 4 || take % 4) return;
         for (size_t i = in / 4; S->grid->dependent && i < (in + take) / 4; i++) {
-            const Beside& x = p.beside[i];
+            const Overlap& x = p.overlap[i];
             if (x.written_in < S->grid->chain || x.written_in == S->launch) continue;
-            tell_beside("read as constant of what a kernel before writes", a, x.write_pc);
+            tell_overlap("read as constant of what a kernel before writes", a, x.write_pc);
             break;
         }
         each_cell(p.words, p.bytes.get(), in, take, S->launch, false, [&](Cell& x) {
@@ -609,7 +609,7 @@ void atomic_order(uint32_t* at, Order order, const char* file, int line) {
     Cell& x = p.words[(a - arena_start()) % PAGE / 4];
     freshen(x, S->launch);
     const Access who_does{"device memory", a - m.start, 4, true, id, pc};
-    if (!check_beside(p, (a - arena_start()) % PAGE, 4, who_does, is_early(id))) return;
+    if (!check_overlap(p, (a - arena_start()) % PAGE, 4, who_does, is_early(id))) return;
     const bool was_atomic = x.flags & ATOMIC;
     if (!was_atomic && !check(x, who_does)) return;
     if (!is_init(a, 4)) {

@@ -28,9 +28,9 @@ static void begin(Work& w, uint32_t& chain) {
     chain = w.begun->chain;
 }
 
-// Does what is at the front. Before a launch, the dependents after it run as far as they may beside
-// it: so they see nothing that it writes, as no cache need show it to them. `after(i)` is the i-th
-// that is queued after it, or null.
+// Does what is at the front. Before a launch, the dependents after it run as far as they may before
+// it is done: so they see nothing that it writes, as no cache need show it to them. `after(i)` is
+// the i-th that is queued after it, or null.
 template <class After>
 static CUresult perform(Work& work, uint32_t& chain, After after) {
     if (!work.launch) {

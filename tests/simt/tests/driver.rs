@@ -6,7 +6,7 @@ mod common;
 
 use std::ptr::{null, null_mut};
 
-use common::{CUDA_SUCCESS, CUresult, Gpu, Launch, alloc, download, gpu, ok, upload};
+use common::{CUDA_SUCCESS, CUresult, Gpu, Launch, alloc, download, gpu, ok, stream, sync, upload};
 use cudarc::driver::sys;
 use simt::Mode;
 
@@ -20,12 +20,6 @@ struct Small {
     wild: u32,
 }
 
-fn stream() -> sys::CUstream {
-    let mut s = null_mut();
-    // SAFETY: the pointer is to a local.
-    ok(unsafe { sys::cuStreamCreate(&raw mut s, 1) });
-    s
-}
 fn event() -> sys::CUevent {
     let mut e = null_mut();
     // SAFETY: the pointer is to a local.
@@ -38,10 +32,6 @@ fn pinned(words: usize) -> &'static mut [u32] {
     ok(unsafe { sys::cuMemHostAlloc(&raw mut p, words * 4, 0) });
     // SAFETY: as many words, never freed before the process ends.
     unsafe { std::slice::from_raw_parts_mut(p.cast(), words) }
-}
-fn sync(s: sys::CUstream) -> CUresult {
-    // SAFETY: a stream or null.
-    unsafe { sys::cuStreamSynchronize(s) }
 }
 fn copy(gpu: &Gpu, from: u64, to: u64, s: sys::CUstream) -> CUresult {
     let params = Small { input: from, out: to, counter: 0, n: 64, wild: 0 };

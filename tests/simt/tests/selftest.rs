@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{CUDA_SUCCESS, CUresult, Gpu, Rng, alloc, download, from_bf16, gpu, to_bf16, upload};
+use common::{
+    CUDA_SUCCESS, CUresult, Gpu, Launch, Rng, alloc, download, from_bf16, gpu, ok, stream, sync,
+    to_bf16, upload,
+};
+use cudarc::driver::sys::CUstream;
 use simt::Mode;
 
 #[repr(C)]
@@ -379,26 +383,14 @@ fn dependents_keep_to_the_contract() {
             let table: Vec<u32> = (0..128).rev().collect();
             let [input, middle, out] = [7, 0, 1].map(|word: u32| upload(&[word; 128]));
             let params = Small { input, out: middle, counter: upload(&table), n: 128, wild: 0 };
-            let mut stream = std::ptr::null_mut();
-            // SAFETY: the pointer is to a local.
-            common::ok(unsafe { cudarc::driver::sys::cuStreamCreate(&raw mut stream, 1) });
-            let launch = |kernel, dependent| common::Launch {
-                kernel,
-                grid: [2, 1, 1],
-                threads: 64,
-                smem: 256,
-                stream,
-                dependent,
-            };
-            // SAFETY: a stream of this context.
-            let wait = || common::ok(unsafe { cudarc::driver::sys::cuStreamSynchronize(stream) });
-            common::ok(gpu.enqueue(&launch("selftest_copy", false), &params));
+            let stream = stream();
+            ok(gpu.enqueue(&two_blocks("selftest_copy", stream, false), &params));
             if done_before {
-                wait();
+                ok(sync(stream));
             }
             let params = Small { input: middle, out, n: 1, ..params };
-            common::ok(gpu.enqueue(&launch(kernel, true), &params));
-            wait();
+            ok(gpu.enqueue(&two_blocks(kernel, stream, true), &params));
+            ok(sync(stream));
             let reports = gpu.reports();
             let what = format!("{kernel}, seed {seed}, done before: {done_before}");
             if parts.is_empty() {
@@ -415,6 +407,10 @@ fn dependents_keep_to_the_contract() {
     }
 }
 
+fn two_blocks(kernel: &str, stream: CUstream, dependent: bool) -> Launch<'_> {
+    Launch { kernel, grid: [2, 1, 1], threads: 64, smem: 256, stream, dependent }
+}
+
 /// What a dependent does wrong before its wait ends the context, its suspended blocks with it, and
 /// the launch before it.
 #[test]
@@ -425,23 +421,12 @@ fn a_fault_before_the_wait_loses_the_context() {
         emulator.reset();
         emulator.set_device(90, 0);
         let [input, middle, out] = [7, 0, 1].map(|word: u32| upload(&[word; 128]));
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: the pointer is to a local.
-        common::ok(unsafe { cudarc::driver::sys::cuStreamCreate(&raw mut stream, 1) });
-        let launch = |kernel, dependent| common::Launch {
-            kernel,
-            grid: [2, 1, 1],
-            threads: 64,
-            smem: 256,
-            stream,
-            dependent,
-        };
+        let stream = stream();
         let params = Small { input, out: middle, counter: 0, n: 128, wild: 1 << 20 };
-        common::ok(gpu.enqueue(&launch("selftest_copy", false), &params));
+        ok(gpu.enqueue(&two_blocks("selftest_copy", stream, false), &params));
         let params = Small { input: middle, out, ..params };
-        common::ok(gpu.enqueue(&launch(kernel, true), &params));
-        // SAFETY: a stream of this context.
-        let result = unsafe { cudarc::driver::sys::cuStreamSynchronize(stream) };
+        ok(gpu.enqueue(&two_blocks(kernel, stream, true), &params));
+        let result = sync(stream);
         if kernel == "selftest_dependent_copy" {
             assert_eq!(result, CUDA_SUCCESS);
             assert_eq!(download::<u32>(out, 128), [7; 128]);

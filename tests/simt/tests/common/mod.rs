@@ -104,6 +104,18 @@ pub(crate) fn download<T: Copy + Default>(from: u64, n: usize) -> Vec<T> {
     items
 }
 
+pub(crate) fn stream() -> sys::CUstream {
+    let mut s = std::ptr::null_mut();
+    // SAFETY: the pointer is to a local.
+    ok(unsafe { sys::cuStreamCreate(&raw mut s, 1) });
+    s
+}
+
+pub(crate) fn sync(s: sys::CUstream) -> CUresult {
+    // SAFETY: a stream or null.
+    unsafe { sys::cuStreamSynchronize(s) }
+}
+
 pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'a str,
     pub(crate) grid: [u32; 3],
