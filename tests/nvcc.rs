@@ -23,72 +23,20 @@ fn family(source: &Path) -> &str {
     source.file_stem().and_then(|stem| stem.to_str()).expect("sources have names in ASCII")
 }
 
-/// What each nvcc says to `--version`.
-const SAID: [(&str, &str); 7] = [
-    (
-        "12.3",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2023 NVIDIA Corporation
-Built on Wed_Nov_22_10:17:15_PST_2023
-Cuda compilation tools, release 12.3, V12.3.107
-Build cuda_12.3.r12.3/compiler.33567101_0
-",
-    ),
-    (
-        "12.4",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2024 NVIDIA Corporation
-Built on Thu_Mar_28_02:18:24_PDT_2024
-Cuda compilation tools, release 12.4, V12.4.131
-Build cuda_12.4.r12.4/compiler.34097967_0
-",
-    ),
-    (
-        "12.6",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2024 NVIDIA Corporation
-Built on Tue_Oct_29_23:50:19_PDT_2024
-Cuda compilation tools, release 12.6, V12.6.85
-Build cuda_12.6.r12.6/compiler.35059454_0
-",
-    ),
-    (
-        "12.8",
+const VERSIONS: [&str; 7] =
+    ["12.3.107", "12.4.131", "12.6.85", "12.8.93", "12.9.86", "13.0.88", "13.1.80"];
+
+/// What nvcc of a release, as `12.4`, says to `--version`.
+fn said(release: &str) -> String {
+    let is_of = |version: &&&str| version.rsplit_once('.').is_some_and(|(of, _)| of == release);
+    let version = VERSIONS.iter().find(is_of).expect("one of them");
+    format!(
         "nvcc: NVIDIA (R) Cuda compiler driver
 Copyright (c) 2005-2025 NVIDIA Corporation
-Built on Fri_Feb_21_20:23:50_PST_2025
-Cuda compilation tools, release 12.8, V12.8.93
-Build cuda_12.8.r12.8/compiler.35583870_0
-",
-    ),
-    (
-        "12.9",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2025 NVIDIA Corporation
-Built on Tue_May_27_02:21:03_PDT_2025
-Cuda compilation tools, release 12.9, V12.9.86
-Build cuda_12.9.r12.9/compiler.36037853_0
-",
-    ),
-    (
-        "13.0",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2025 NVIDIA Corporation
-Built on Wed_Aug_20_01:58:59_PM_PDT_2025
-Cuda compilation tools, release 13.0, V13.0.88
-Build cuda_13.0.r13.0/compiler.36424714_0
-",
-    ),
-    (
-        "13.1",
-        "nvcc: NVIDIA (R) Cuda compiler driver
-Copyright (c) 2005-2025 NVIDIA Corporation
-Built on Fri_Nov__7_07:23:37_PM_PST_2025
-Cuda compilation tools, release 13.1, V13.1.80
-Build cuda_13.1.r13.1/compiler.36836380_0
-",
-    ),
-];
+Cuda compilation tools, release {release}, V{version}
+"
+    )
+}
 
 /// A program cannot be run while it is written, or while another thread's child has it open still.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
@@ -120,10 +68,10 @@ echo \"$@\" >\"$out\"
 }
 
 fn taken(name: &str, archs: &str) -> Result<Nvcc, String> {
-    let (_, said) = SAID.iter().find(|(version, _)| *version == name).expect("one of them");
-    let program = stand_in(name, said);
+    let said = said(name);
+    let program = stand_in(name, &said);
     let version = nvcc::version(&program).expect("it runs");
-    assert_eq!(&version, said);
+    assert_eq!(version, said);
     Nvcc::new(program, version, archs, Vec::new())
 }
 
@@ -204,9 +152,8 @@ fn blackwell_takes_12_8() {
 
 #[test]
 fn one_that_is_too_old_is_passed_over() {
-    let said = |name: &str| SAID.iter().find(|(version, _)| *version == name).expect("one").1;
     let first = |names: &[&'static str]| {
-        let found = names.iter().map(|name| (*name, said(name).to_owned()));
+        let found = names.iter().map(|name| (*name, said(name)));
         nvcc::first_new_enough(found).map(|(name, _)| name)
     };
     assert_eq!(first(&["12.3", "12.6", "13.0"]), Some("12.6"));
