@@ -130,7 +130,7 @@
 #define INFLIGHT_ERROR_MESSAGE_SIZE 424
 
 /**
- * No token: a request without `eos`.
+ * No token: a request without `eos`. Refused among tokens: in prompts, drafts, stop tokens and samples.
  */
 #define INFLIGHT_NO_TOKEN UINT32_MAX
 
@@ -228,13 +228,18 @@
 #define INFLIGHT_FINISH_REPETITION 4
 
 /**
+ * The caller ended it: `inflight_submitter_finish`.
+ */
+#define INFLIGHT_FINISH_STOPPED 5
+
+/**
  * A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
  * id is that of another request as well, which goes on.
  */
 #define INFLIGHT_EVENT_REFUSED 1
 
 /**
- * A request sampled its last token: `finish` says why it was the last.
+ * A request has finished: `finish` says why.
  */
 #define INFLIGHT_EVENT_FINISHED 2
 
@@ -723,7 +728,7 @@ typedef struct inflight_request {
      */
     uint64_t id;
     /**
-     * Token ids; at least one.
+     * Token ids, none of them `INFLIGHT_NO_TOKEN`; at least one.
      */
     const uint32_t *prompt;
     /**
@@ -731,7 +736,8 @@ typedef struct inflight_request {
      */
     size_t prompt_len;
     /**
-     * Token ids that end the request when sampled, each reported as the reason; may be NULL.
+     * Token ids that end the request when sampled, each reported as the reason, none of them
+     * `INFLIGHT_NO_TOKEN`; may be NULL.
      */
     const uint32_t *stop_tokens;
     /**
@@ -905,6 +911,51 @@ typedef struct inflight_scheduler_config {
      */
     uint32_t reserved;
 } inflight_scheduler_config;
+
+/**
+ * What a request has come to: at its end, in an `inflight_output` and an `inflight_event`.
+ */
+typedef struct inflight_request_result {
+    /**
+     * The time given to the `inflight_scheduler_schedule` that first admitted it; 2^64 - 1 where it
+     * was not.
+     */
+    uint64_t first_scheduled_at;
+    /**
+     * The time given to the `inflight_scheduler_schedule` of the step that sampled its first token;
+     * 2^64 - 1 where none has been committed.
+     */
+    uint64_t first_token_at;
+    /**
+     * Tokens of its prompt.
+     */
+    uint32_t num_prompt;
+    /**
+     * Tokens that it has output.
+     */
+    uint32_t num_output;
+    /**
+     * Tokens that it found in the prefix cache when it was first admitted.
+     */
+    uint32_t num_cached;
+    /**
+     * Times it was preempted.
+     */
+    uint32_t num_preemptions;
+    /**
+     * Draft tokens that were verified.
+     */
+    uint32_t num_drafts;
+    /**
+     * Draft tokens among them that were accepted.
+     */
+    uint32_t num_accepted;
+} inflight_request_result;
+
+/**
+ * What a scheduler calls to wake the thread that steps it: see `inflight_scheduler_set_wake`.
+ */
+typedef void (*inflight_wake_fn)(void *user_data);
 
 /**
  * One request's share of a step.
@@ -1171,6 +1222,14 @@ typedef struct inflight_output {
      * The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
      */
     uint32_t stop_token;
+    /**
+     * With its last token, what it has come to: `results[result]` of the view.
+     */
+    uint32_t result;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } inflight_output;
 
 /**
@@ -1200,6 +1259,10 @@ typedef struct inflight_outputs_view {
      */
     const uint64_t *released;
     /**
+     * What the requests that finished have come to, `[num_results]`: see `inflight_output`.
+     */
+    const struct inflight_request_result *results;
+    /**
      * Elements of `outputs`.
      */
     uint32_t num_outputs;
@@ -1212,9 +1275,17 @@ typedef struct inflight_outputs_view {
      */
     uint32_t num_released;
     /**
+     * Elements of `results`.
+     */
+    uint32_t num_results;
+    /**
      * Blocks free after the commit.
      */
     uint32_t num_free_blocks;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
 } inflight_outputs_view;
 
 /**
@@ -1249,6 +1320,10 @@ typedef struct inflight_event {
      * The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
      */
     uint32_t stop_token;
+    /**
+     * What it has come to, where it has finished or was cancelled; else zeros, and no times.
+     */
+    struct inflight_request_result result;
 } inflight_event;
 
 /**
@@ -1346,9 +1421,26 @@ typedef struct inflight_request_snapshot {
      */
     uint32_t num_preemptions;
     /**
-     * 0.
+     * Tokens that it found in the prefix cache when it was first admitted.
      */
-    uint32_t reserved;
+    uint32_t num_cached;
+    /**
+     * Draft tokens that were verified.
+     */
+    uint32_t num_drafts;
+    /**
+     * Draft tokens among them that were accepted.
+     */
+    uint32_t num_accepted;
+    /**
+     * The time given to the `inflight_scheduler_schedule` that first admitted it, or 2^64 - 1.
+     */
+    uint64_t first_scheduled_at;
+    /**
+     * The time given to the `inflight_scheduler_schedule` of the step that sampled its first token,
+     * or 2^64 - 1.
+     */
+    uint64_t first_token_at;
 } inflight_request_snapshot;
 
 /**
@@ -1390,7 +1482,8 @@ typedef struct inflight_cache_stats {
      */
     size_t struct_size;
     /**
-     * Tokens of sequences that looked for a cached prefix and then allocated.
+     * Tokens of sequences that looked for a cached prefix and then allocated: all that they had then,
+     * as vLLM counts.
      */
     uint64_t queried_tokens;
     /**
@@ -1690,7 +1783,8 @@ typedef struct inflight_batch {
      */
     const uint32_t *kv_indptr;
     /**
-     * Block tables, one after the other, `[num_kv_blocks]`.
+     * Block tables, one after the other, `[num_kv_blocks]`. Attention only reads them: rows may share
+     * a block, and a row may name one several times.
      */
     const uint32_t *kv_indices;
     /**
@@ -2049,7 +2143,8 @@ typedef struct inflight_merge_state {
      */
     struct inflight_tensor o;
     /**
-     * LSE, f32 `[tokens, heads]`. A row of minus infinity is neutral, its outputs not read.
+     * LSE, f32 `[tokens, heads]`. A row of minus infinity, or of plus infinity as FlashAttention
+     * marks rows without keys, is neutral, its outputs not read.
      */
     const float *lse;
 } inflight_merge_state;
@@ -2224,6 +2319,42 @@ inflight_status inflight_scheduler_cancel(struct inflight_scheduler *scheduler,
                                           struct inflight_error *error);
 
 /**
+ * Ends a request after its first `keep_tokens` output tokens, or after all that were delivered where
+ * those are fewer: for an end that the caller looks for itself, such as a stop string. It counts as
+ * finished; later output tokens do not count, samples in flight are dropped, and its full blocks
+ * serve later requests. There is no event: the call says it all.
+ *
+ * Outputs: `*result`, what it has come to; NULL if the caller does not care.
+ * Fails, and nothing has changed: UNKNOWN_REQUEST when it has finished, or never was;
+ * INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time; `inflight_submitter_finish` is for any. Since 0.1.
+ */
+inflight_status inflight_scheduler_finish(struct inflight_scheduler *scheduler,
+                                          uint64_t request_id,
+                                          uint32_t keep_tokens,
+                                          struct inflight_request_result *result,
+                                          struct inflight_error *error);
+
+/**
+ * Has `wake(user_data)` called each time that a submitter hands something over and nothing was
+ * waiting to be received: once for the first message to an empty inbox, until the next
+ * `inflight_scheduler_schedule` receives all of them. So a thread with nothing to step sleeps until
+ * it is called (an eventfd, a condition variable, a channel). If something waits already, it is
+ * called now. NULL for no calls.
+ *
+ * `wake` runs on the thread that submits, inside its call: it must return soon, must not use this
+ * scheduler or its submitters, and must not unwind. No call is under way, or comes later, once this
+ * function has replaced it or `inflight_scheduler_free` has returned.
+ *
+ * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+ * Threads: one at a time. Since 0.1.
+ */
+inflight_status inflight_scheduler_set_wake(struct inflight_scheduler *scheduler,
+                                            inflight_wake_fn wake,
+                                            void *user_data,
+                                            struct inflight_error *error);
+
+/**
  * Draft tokens to be verified in the step in which the request samples next; they replace earlier
  * ones, and none (NULL, 0) takes them back.
  *
@@ -2383,8 +2514,9 @@ inflight_status inflight_scheduler_verify(struct inflight_scheduler *scheduler,
 /**
  * Forgets cached prefixes: for a model whose weights have changed.
  *
- * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any block is held; INVALID_ARGUMENT, IN_USE,
- * POISONED.
+ * Fails, and nothing is forgotten: OUT_OF_BLOCKS while a request holds KV, of the device pool (it
+ * runs) or of the host pool (it is swapped out): let it finish, or cancel it; INVALID_ARGUMENT,
+ * IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_scheduler_reset_prefix_cache(struct inflight_scheduler *scheduler,
@@ -2436,6 +2568,20 @@ inflight_status inflight_submitter_cancel(const struct inflight_submitter *submi
                                           struct inflight_error *error);
 
 /**
+ * Asks for the end of a request after its first `keep_tokens` output tokens, or after all that were
+ * delivered where those are fewer, as `inflight_scheduler_finish` does. One that has ended already is
+ * not an error: the event is `INFLIGHT_EVENT_FINISHED`, with `INFLIGHT_FINISH_STOPPED`, where there
+ * was something to end.
+ *
+ * Fails: INVALID_ARGUMENT, CLOSED.
+ * Threads: any, several at once. Since 0.1.
+ */
+inflight_status inflight_submitter_finish(const struct inflight_submitter *submitter,
+                                          uint64_t request_id,
+                                          uint32_t keep_tokens,
+                                          struct inflight_error *error);
+
+/**
  * Prepares an `inflight_cache_config`: size set, defaults in all other fields.
  *
  * `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
@@ -2481,7 +2627,8 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 /**
  * Forgets all cached prefixes: after a change of the model's weights, for example.
  *
- * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+ * Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks, of the device
+ * pool or, swapped out, of the host pool (close it, or free its blocks, first); INVALID_ARGUMENT,
  * IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */

@@ -150,6 +150,7 @@ enum class finish : std::uint32_t {
     stop_token = INFLIGHT_FINISH_STOP_TOKEN,
     length = INFLIGHT_FINISH_LENGTH,
     repetition = INFLIGHT_FINISH_REPETITION,
+    stopped = INFLIGHT_FINISH_STOPPED,
 };
 
 /// INFLIGHT_EVENT_*.
@@ -702,6 +703,14 @@ class outputs_view {
     span<const std::uint64_t> released() const noexcept {
         return {raw_.released, raw_.num_released};
     }
+    /// What the requests that finished have come to, in the order of their outputs.
+    span<const inflight_request_result> results() const noexcept {
+        return {raw_.results, raw_.num_results};
+    }
+    /// Of one of `outputs()`: nullptr where the request goes on.
+    const inflight_request_result* result_of(const inflight_output& output) const {
+        return finish_of(output) == finish::none ? nullptr : &results()[output.result];
+    }
 
     const inflight_outputs_view& raw() const noexcept { return raw_; }
     inflight_outputs_view* out() noexcept { return &raw_; }
@@ -738,10 +747,18 @@ class submitter : public detail::handle<inflight_submitter, inflight_submitter_f
             return inflight_submitter_cancel(get(), request_id, error);
         });
     }
+    result<void> try_finish(std::uint64_t request_id, std::uint32_t keep_tokens) const noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_submitter_finish(get(), request_id, keep_tokens, error);
+        });
+    }
 
 #ifndef INFLIGHT_NO_EXCEPTIONS
     void submit(const inflight_request& request) const { try_submit(request).value(); }
     void cancel(std::uint64_t request_id) const { try_cancel(request_id).value(); }
+    void finish(std::uint64_t request_id, std::uint32_t keep_tokens) const {
+        try_finish(request_id, keep_tokens).value();
+    }
 #endif
 };
 
@@ -770,6 +787,21 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     result<void> try_cancel(std::uint64_t request_id) noexcept {
         return detail::run([&](inflight_error* error) {
             return inflight_scheduler_cancel(get(), request_id, error);
+        });
+    }
+    /// Ends a request after its first `keep_tokens` output tokens; what it has come to.
+    result<inflight_request_result> try_finish(std::uint64_t request_id,
+                                               std::uint32_t keep_tokens) noexcept {
+        return detail::fill(
+            inflight_request_result(), [&](inflight_request_result& ended, inflight_error* error) {
+                return inflight_scheduler_finish(get(), request_id, keep_tokens, &ended, error);
+            });
+    }
+    /// Has `wake(user_data)` called, on the thread that submits, when there is something to
+    /// schedule again; nullptr for no calls. It must not use this scheduler or its submitters.
+    result<void> try_set_wake(inflight_wake_fn wake, void* user_data) noexcept {
+        return detail::run([&](inflight_error* error) {
+            return inflight_scheduler_set_wake(get(), wake, user_data, error);
         });
     }
     result<void> try_set_draft(std::uint64_t request_id, tokens_view draft) noexcept {
@@ -844,6 +876,10 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     submitter make_submitter() { return try_make_submitter().value(); }
     void submit(const inflight_request& request) { try_submit(request).value(); }
     void cancel(std::uint64_t request_id) { try_cancel(request_id).value(); }
+    inflight_request_result finish(std::uint64_t request_id, std::uint32_t keep_tokens) {
+        return try_finish(request_id, keep_tokens).value();
+    }
+    void set_wake(inflight_wake_fn wake, void* user_data) { try_set_wake(wake, user_data).value(); }
     void set_draft(std::uint64_t request_id, tokens_view draft) {
         try_set_draft(request_id, draft).value();
     }

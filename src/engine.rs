@@ -4,7 +4,7 @@ use crate::batch::{BatchBuilder, RowBuckets};
 use crate::device::{Device, Job, Samples};
 use crate::error::{Error, Result};
 use crate::request::Request;
-use crate::scheduler::{Config, Outputs, Policy, Scheduler};
+use crate::scheduler::{Config, Ended, Outputs, Policy, Scheduler};
 use crate::types::{RequestId, StepId, Time, Token};
 
 /// A scheduler, a batch builder and a device.
@@ -63,8 +63,16 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     /// Those of [`Scheduler::cancel`].
-    pub fn cancel(&mut self, id: RequestId) -> Result<()> {
+    pub fn cancel(&mut self, id: RequestId) -> Result<Ended> {
         self.scheduler.cancel(id)
+    }
+
+    /// Ends a request after its first `keep_tokens` output tokens: see [`Scheduler::finish`].
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::finish`].
+    pub fn finish(&mut self, id: RequestId, keep_tokens: u32) -> Result<Ended> {
+        self.scheduler.finish(id, keep_tokens)
     }
 
     /// Runs one step at time `now`; `None` when there is no request.
@@ -116,7 +124,7 @@ impl<D: Device> Engine<D> {
         self.scheduler.set_draft(id, draft)
     }
 
-    /// Forgets cached prefixes; false, and nothing is forgotten, while any block is held.
+    /// Forgets cached prefixes: see [`Scheduler::reset_prefix_cache`].
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.scheduler.reset_prefix_cache()
     }

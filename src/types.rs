@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::error::{Error, Result};
+
 /// A token id of the model's vocabulary.
 pub type Token = u32;
 
@@ -10,6 +12,17 @@ pub type Token = u32;
 /// Only with [`overlap`](crate::scheduler::Config::overlap): the row's source is in
 /// [`RaggedBatch::pending`](crate::batch::RaggedBatch::pending).
 pub const PENDING_TOKEN: Token = Token::MAX;
+
+/// Refuses [`PENDING_TOKEN`] among tokens that are known.
+pub(crate) fn known(field: &'static str, tokens: &[Token]) -> Result<()> {
+    match tokens.iter().position(|&token| token == PENDING_TOKEN) {
+        None => Ok(()),
+        Some(at) => {
+            let reason = format!("index {at} is {PENDING_TOKEN}, which stands for no token");
+            Err(Error::argument(field, reason))
+        }
+    }
+}
 
 /// Names a request; chosen by the caller, unique among requests that have not finished.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]

@@ -41,7 +41,7 @@ fn the_cache_does_what_the_naive_model_does() {
         println!("{config:?}\n  {c:?}");
         operations += c.operations;
         let happened = [c.out_of_blocks, c.copies, c.divergences, c.truncations, c.refused];
-        assert!(happened.iter().all(|&n| n > 50), "{c:?}");
+        assert!(happened.iter().all(|&n| n > 40), "{c:?}");
         let cached = [c.hits, c.hits_rewritten, c.duplicates, c.unregistered, c.evicted as usize];
         assert!(cached.iter().all(|&n| (n > 50) == prefix_cache), "{c:?}");
         let swapped = [c.swaps_out, c.swaps_in];
@@ -49,6 +49,7 @@ fn the_cache_does_what_the_naive_model_does() {
         // Without a host pool no sequence ever fits it, which is told otherwise.
         assert_eq!(c.out_of_host_blocks > 5, num_host_blocks > 0, "{c:?}");
         assert!(c.resets > 5, "{c:?}");
+        assert_eq!(c.resets_held_back > 2, num_host_blocks > 0, "{c:?}");
     }
     println!("{operations} operations");
     assert_eq!(operations, 100_000);
@@ -88,6 +89,26 @@ fn handles_of_another_cache_and_empty_sequences_are_refused() {
     assert_eq!(cache.allocate(seq, &[], 0, 6), Ok(3));
     assert_eq!(cache.num_free(), 0);
     cache.verify().expect("every invariant");
+}
+
+#[test]
+fn kv_that_is_swapped_out_holds_back_a_reset() {
+    let mut cache = small(8, 4);
+    let names = hashes(4, 0, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let seq = cache.open();
+    cache.allocate(seq, &[], 0, 8).expect("room");
+    cache.register(seq, &names, 8).expect("open");
+    assert!(!cache.reset_prefix_cache(), "on the device");
+    cache.swap_out(seq).expect("room");
+    assert_eq!((cache.num_free(), cache.num_host_free(), cache.num_host_blocks()), (7, 2, 4));
+    // It would come back, be registered, and be found by requests that want KV of the new weights.
+    assert!(!cache.reset_prefix_cache(), "on the host");
+    cache.swap_in(seq).expect("room");
+    cache.register(seq, &names, 8).expect("open");
+    cache.swap_out(seq).expect("room");
+    cache.free(seq).expect("open");
+    assert!(cache.reset_prefix_cache());
+    assert_eq!(cache.lookup(&names, 8, &mut Vec::new()), 0);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn draw(rng: &mut Rng, dtype: DType, shape: [usize; 3], percent_empty: usize) ->
     let mut o = Tensor::new(rng, dtype, shape, gaps, finite_number);
     for (row, lse) in lse.iter_mut().enumerate() {
         if rng.chance(percent_empty) {
-            *lse = NONE;
+            *lse = rng.pick(&[NONE, f32::INFINITY]);
             // Not read: it may be anything.
             let at = o.at(row / shape[1], row % shape[1], 0);
             kv::encode(dtype, f32::NAN, &mut o.bytes[at..]);
@@ -111,7 +111,7 @@ fn check(parts: &[Part], out: &Tensor, lse: &[f32]) -> f64 {
     let heads = out.shape.heads;
     for (row, &lse) in lse.iter().enumerate().take(out.shape.tokens * heads) {
         let (token, head) = (row / heads, row % heads);
-        let seen: Vec<&Part> = parts.iter().filter(|part| part.lse[row] != NONE).collect();
+        let seen: Vec<&Part> = parts.iter().filter(|part| part.lse[row].is_finite()).collect();
         let most = seen.iter().map(|part| part.lse[row]).fold(NONE, f32::max);
         let weights: Vec<f64> =
             seen.iter().map(|part| (f64::from(part.lse[row]) - f64::from(most)).exp()).collect();

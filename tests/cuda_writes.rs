@@ -202,7 +202,7 @@ fn merged_states_are_the_processors() {
                 let o = o.collect();
                 let lse = (0..tokens * heads)
                     .map(|_| match rng.below(4) {
-                        0 => f32::NEG_INFINITY,
+                        0 => rng.pick(&[f32::NEG_INFINITY, f32::INFINITY]),
                         1 if extreme => rng.pick(&[f32::MAX, f32::MIN, 0.0, -0.0]),
                         _ => rng.next() as i16 as f32 / 4096.0,
                     })

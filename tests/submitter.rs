@@ -1,11 +1,12 @@
 //! Submitting and cancelling from other threads while one steps.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use inflight::cache::CacheConfig;
-use inflight::scheduler::{Received, Sampled};
+use inflight::scheduler::{Ended, Received, Sampled, Snapshot, Wake};
 use inflight::{Config, Error, Policy, Request, RequestId, Scheduler, Time};
 
 fn scheduler(change: impl FnOnce(&mut Config)) -> Scheduler {
@@ -36,18 +37,36 @@ fn messages_are_heard_in_order() {
     submitter.cancel(RequestId(1)).expect("it is handed over");
     submitter.cancel(RequestId(2)).expect("it is handed over");
     submitter.submit(request(1, 5, 3)).expect("it fits");
+    submitter.finish(RequestId(1), 2).expect("it is handed over");
+    submitter.finish(RequestId(3), 2).expect("it is handed over");
     assert_eq!(scheduler.num_unfinished(), 0, "nothing happens by itself");
     let id = RequestId(1);
+    let last = Snapshot {
+        running: false,
+        num_prompt: 5,
+        num_output: 0,
+        num_computed: 0,
+        num_cached: 0,
+        num_preemptions: 0,
+        num_drafts: 0,
+        num_accepted: 0,
+        first_scheduled: None,
+        first_token: None,
+        client: 0,
+    };
     let expected = [
         Received::Submitted(id),
         Received::Refused { id, client: 6, error: Error::DuplicateRequest(id) },
-        Received::Cancelled { id, client: 5 },
-        Received::NothingToCancel(RequestId(2)),
+        Received::Cancelled(Ended { id, last: Snapshot { client: 5, ..last } }),
+        Received::NothingToEnd(RequestId(2)),
         Received::Submitted(id),
+        Received::Finished(Ended { id, last }),
+        Received::NothingToEnd(RequestId(3)),
     ];
     assert_eq!(received(&mut scheduler), expected);
     assert_eq!(received(&mut scheduler), []);
-    assert_eq!((scheduler.num_unfinished(), scheduler.stats().cancelled), (1, 1));
+    let stats = scheduler.stats();
+    assert_eq!((scheduler.num_unfinished(), stats.cancelled, stats.finished), (0, 1, 1));
     scheduler.verify().expect("it is sound");
 }
 
@@ -90,6 +109,11 @@ fn nothing_is_lost_between_threads() {
     const THREADS: u64 = 8;
     const EACH: u64 = 400;
     let mut scheduler = scheduler(|config| config.max_waiting = 50);
+    let (wake, woken) = mpsc::channel();
+    scheduler.set_wake(Some(Box::new({
+        let wake = wake.clone();
+        move || wake.send(()).expect("this thread receives")
+    })));
     let done = AtomicBool::new(false);
     let mut ends = HashMap::<u64, u32>::new();
     let taken = thread::scope(|scope| {
@@ -105,8 +129,10 @@ fn nothing_is_lost_between_threads() {
                             thread::yield_now();
                         }
                         taken.push(id);
-                        if id.is_multiple_of(3) {
-                            submitter.cancel(RequestId(id)).expect("the scheduler lives");
+                        match id % 5 {
+                            0 | 1 => submitter.cancel(RequestId(id)).expect("the scheduler lives"),
+                            2 => submitter.finish(RequestId(id), 1).expect("the scheduler lives"),
+                            _ => {}
                         }
                     }
                     taken
@@ -114,11 +140,12 @@ fn nothing_is_lost_between_threads() {
             })
             .collect();
         let watch = scope.spawn({
-            let done = &done;
+            let (done, wake) = (&done, wake.clone());
             move || {
                 let taken: Vec<u64> =
                     threads.into_iter().flat_map(|t| t.join().expect("it ends")).collect();
                 done.store(true, Ordering::Release);
+                wake.send(()).expect("the loop goes on until it hears of it");
                 taken
             }
         });
@@ -127,15 +154,17 @@ fn nothing_is_lost_between_threads() {
             let last = done.load(Ordering::Acquire);
             scheduler
                 .receive(|one| match one {
-                    Received::Refused { id, .. } | Received::Cancelled { id, .. } => end(id),
-                    Received::Submitted(_) | Received::NothingToCancel(_) => {}
+                    Received::Refused { id, .. } => end(id),
+                    Received::Cancelled(ended) | Received::Finished(ended) => end(ended.id),
+                    Received::Submitted(_) | Received::NothingToEnd(_) => {}
                 })
                 .expect("nothing is corrupt");
             if scheduler.num_unfinished() == 0 {
                 if last {
                     break;
                 }
-                thread::yield_now();
+                // Were a call lost, this would be for ever.
+                woken.recv().expect("this thread has a sender");
                 continue;
             }
             let step = scheduler.schedule(Time(0)).expect("somebody runs");
@@ -150,4 +179,40 @@ fn nothing_is_lost_between_threads() {
     assert!(ends.values().all(|&times| times == 1), "{ends:?}");
     scheduler.verify().expect("it is sound");
     println!("{} requests of {THREADS} threads ended once each", taken.len());
+}
+
+#[test]
+fn the_first_message_to_an_empty_inbox_wakes() {
+    let mut scheduler = scheduler(|_| {});
+    let submitter = scheduler.submitter();
+    let count = Arc::new(AtomicUsize::new(0));
+    let calls = || count.load(Ordering::Relaxed);
+    let counting = || {
+        let count = Arc::clone(&count);
+        let wake = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        Some(Box::new(wake) as Wake)
+    };
+    scheduler.set_wake(counting());
+    assert_eq!(calls(), 0, "there is nothing yet");
+    submitter.submit(request(1, 4, 1)).expect("it fits");
+    assert_eq!(calls(), 1);
+    submitter.submit(request(2, 4, 1)).expect("it fits");
+    submitter.cancel(RequestId(2)).expect("it is handed over");
+    assert_eq!(calls(), 1, "the others are received with it");
+    received(&mut scheduler);
+    submitter.cancel(RequestId(1)).expect("it is handed over");
+    assert_eq!(calls(), 2);
+    scheduler.set_wake(counting());
+    assert_eq!(calls(), 3, "what is there already is told at once");
+    received(&mut scheduler);
+    scheduler.set_wake(None);
+    submitter.finish(RequestId(1), 1).expect("it is handed over");
+    received(&mut scheduler);
+    scheduler.set_wake(counting());
+    assert_eq!((calls(), Arc::strong_count(&count)), (3, 2));
+    drop(scheduler);
+    assert_eq!(submitter.cancel(RequestId(1)), Err(Error::Closed));
+    assert_eq!((calls(), Arc::strong_count(&count)), (3, 1), "what it held is dropped");
 }

@@ -174,6 +174,12 @@ impl KvCache {
         self.pool.num_free()
     }
 
+    /// Blocks of the host pool.
+    #[must_use]
+    pub fn num_host_blocks(&self) -> usize {
+        self.host.num_blocks()
+    }
+
     /// Free blocks of the host pool.
     #[must_use]
     pub fn num_host_free(&self) -> usize {
@@ -430,9 +436,11 @@ impl KvCache {
         ops.append(&mut self.ops);
     }
 
-    /// Forgets all cached prefixes; false, and nothing is forgotten, while any block is held.
+    /// Forgets all cached prefixes; false, and nothing is forgotten, while any block is held, of the
+    /// device pool or of the host pool: KV that is swapped out comes back, and would be registered
+    /// again.
     pub fn reset_prefix_cache(&mut self) -> bool {
-        let idle = self.pool.num_free() == self.pool.num_usable();
+        let idle = self.pool.num_free() == self.pool.num_usable() && self.host.is_idle();
         if let (true, Some(prefix)) = (idle, &mut self.prefix) {
             prefix.clear();
         }

@@ -17,8 +17,17 @@ impl HostPool {
         Ok(Self { free, num_blocks })
     }
 
+    pub(super) fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
     pub(super) fn num_free(&self) -> usize {
         self.free.len()
+    }
+
+    /// Whether no sequence is swapped out.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == self.num_blocks
     }
 
     pub(super) fn release(&mut self, blocks: &mut Vec<u32>) {

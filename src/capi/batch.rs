@@ -24,7 +24,8 @@ pub struct inflight_batch {
     pub qo_indptr: *const u32,
     /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_rows + 1]`.
     pub kv_indptr: *const u32,
-    /// Block tables, one after the other, `[num_kv_blocks]`.
+    /// Block tables, one after the other, `[num_kv_blocks]`. Attention only reads them: rows may share
+    /// a block, and a row may name one several times.
     pub kv_indices: *const u32,
     /// Tokens in the last block of each row, this step's included; 0 for a row without blocks,
     /// `[num_rows]`.

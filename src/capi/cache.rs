@@ -184,7 +184,8 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
 
 /// Forgets all cached prefixes: after a change of the model's weights, for example.
 ///
-/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks; INVALID_ARGUMENT,
+/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any sequence holds blocks, of the device
+/// pool or, swapped out, of the host pool (close it, or free its blocks, first); INVALID_ARGUMENT,
 /// IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
@@ -195,14 +196,21 @@ pub unsafe extern "C" fn inflight_cache_reset(
     let body = || {
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
-        if state.cache.reset_prefix_cache() {
-            return Ok(());
+        match state.cache.reset_prefix_cache() {
+            true => Ok(()),
+            false => Err(held(&state.cache)),
         }
-        let (needed, free) = (state.cache.pool().num_usable(), state.cache.num_free());
-        Err(Error::OutOfBlocks { pool: Pool::Device, needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
+}
+
+/// Why cached prefixes cannot be forgotten: the pool that holds blocks of sequences.
+pub(super) fn held(cache: &KvCache) -> Failure {
+    let device = (Pool::Device, cache.pool().num_usable(), cache.num_free());
+    let host = (Pool::Host, cache.num_host_blocks(), cache.num_host_free());
+    let (pool, needed, free) = if device.2 < device.1 { device } else { host };
+    Error::OutOfBlocks { pool, needed, free }.into()
 }
 
 /// Counters since a cache manager was made, and its state now.
@@ -211,7 +219,8 @@ pub unsafe extern "C" fn inflight_cache_reset(
 pub struct inflight_cache_stats {
     /// `sizeof(inflight_cache_stats)`.
     pub struct_size: usize,
-    /// Tokens of sequences that looked for a cached prefix and then allocated.
+    /// Tokens of sequences that looked for a cached prefix and then allocated: all that they had then,
+    /// as vLLM counts.
     pub queried_tokens: u64,
     /// Tokens among them that were found and adopted.
     pub hit_tokens: u64,

@@ -1,15 +1,15 @@
 //! What happened to requests, for whoever answers their clients.
 
-use super::request::INFLIGHT_NO_TOKEN;
+use super::request::{INFLIGHT_NO_TOKEN, inflight_request_result};
 use super::status::inflight_status;
-use super::step::{INFLIGHT_FINISH_NONE, finish_of};
-use crate::scheduler::Output;
+use super::step::{INFLIGHT_FINISH_NONE, INFLIGHT_FINISH_STOPPED, finish_of};
+use crate::scheduler::{Ended, Output};
 use crate::types::{RequestId, StepId};
 
 /// A request that a submitter handed over cannot run: `status` says why. For DUPLICATE_REQUEST the
 /// id is that of another request as well, which goes on.
 pub const INFLIGHT_EVENT_REFUSED: u32 = 1;
-/// A request sampled its last token: `finish` says why it was the last.
+/// A request has finished: `finish` says why.
 pub const INFLIGHT_EVENT_FINISHED: u32 = 2;
 /// A request was cancelled through a submitter.
 pub const INFLIGHT_EVENT_CANCELLED: u32 = 3;
@@ -34,6 +34,8 @@ pub struct inflight_event {
     pub finish: u32,
     /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
     pub stop_token: u32,
+    /// What it has come to, where it has finished or was cancelled; else zeros, and no times.
+    pub result: inflight_request_result,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +56,7 @@ impl inflight_event {
             status: 0,
             finish: INFLIGHT_FINISH_NONE,
             stop_token: INFLIGHT_NO_TOKEN,
+            result: inflight_request_result::NONE,
         }
     }
 
@@ -61,9 +64,22 @@ impl inflight_event {
         Self { status: status as i32, ..Self::new(id, client, EventKind::Refused) }
     }
 
-    pub(super) fn finished(output: &Output, step: StepId) -> Self {
+    /// A request that a submitter cancelled.
+    pub(super) fn cancelled(ended: &Ended) -> Self {
+        let of = Self::new(ended.id, ended.last.client, EventKind::Cancelled);
+        Self { result: (&ended.last).into(), ..of }
+    }
+
+    /// A request that a submitter finished.
+    pub(super) fn stopped(ended: &Ended) -> Self {
+        let of = Self::new(ended.id, ended.last.client, EventKind::Finished);
+        Self { finish: INFLIGHT_FINISH_STOPPED, result: (&ended.last).into(), ..of }
+    }
+
+    /// A request that sampled its last token in a step.
+    pub(super) fn finished(output: &Output, ended: &Ended, step: StepId) -> Self {
         let (finish, stop_token) = finish_of(output.finish);
         let of = Self::new(output.id, output.client, EventKind::Finished);
-        Self { step_id: step.0, finish, stop_token, ..of }
+        Self { step_id: step.0, finish, stop_token, result: (&ended.last).into(), ..of }
     }
 }

@@ -20,7 +20,8 @@ pub struct inflight_merge_state {
     /// Outputs, `[tokens, heads, head_dim]`: F32, F16 or BF16 on a processor, on a GPU of the result's
     /// type and all with the same strides.
     pub o: inflight_tensor,
-    /// LSE, f32 `[tokens, heads]`. A row of minus infinity is neutral, its outputs not read.
+    /// LSE, f32 `[tokens, heads]`. A row of minus infinity, or of plus infinity as FlashAttention
+    /// marks rows without keys, is neutral, its outputs not read.
     pub lse: *const f32,
 }
 

@@ -106,7 +106,7 @@ impl CpuAttention {
         num_blocks: usize,
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
-        rows.check_bounds(num_blocks)?;
+        rows.check(num_blocks)?;
         let used = rows.kv_indptr.last().map_or(0, |&end| end as usize);
         let extent = |row: usize| (rows.qo_indptr[row + 1] - rows.qo_indptr[row], rows.kv_len(row));
         let extents = (0..rows.num_rows()).map(extent);
@@ -121,9 +121,7 @@ impl CpuAttention {
         if let Some(mask) = mask {
             mask.check(extents)?;
         }
-        // Blocks that no table names need no mark, however many there are.
-        let named = rows.kv_indices[..used].iter().map(|block| block.index() + 1).max();
-        self.attention.plan(cpu, rows, named.unwrap_or(0))?;
+        self.attention.plan(cpu, rows, num_blocks)?;
         self.rows.set(&rows, used);
         let none = Mask { bits: &[], indptr: &[], widths: &[] };
         let Mask { bits, indptr, widths } = mask.unwrap_or(none);

@@ -1,9 +1,11 @@
 //! Looking at a scheduler: counters, requests, invariants.
 
+use super::cache::held;
 use super::guard::{Result, Versioned, call, write};
+use super::request::inflight_request_result;
 use super::scheduler::{State, enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
-use crate::error::{Error, Pool};
+use crate::error::Error;
 use crate::types::RequestId;
 
 /// Counters since a scheduler was made, and its state now.
@@ -140,8 +142,17 @@ pub struct inflight_request_snapshot {
     pub num_computed: u32,
     /// Times it was preempted.
     pub num_preemptions: u32,
-    /// 0.
-    pub reserved: u32,
+    /// Tokens that it found in the prefix cache when it was first admitted.
+    pub num_cached: u32,
+    /// Draft tokens that were verified.
+    pub num_drafts: u32,
+    /// Draft tokens among them that were accepted.
+    pub num_accepted: u32,
+    /// The time given to the `inflight_scheduler_schedule` that first admitted it, or 2^64 - 1.
+    pub first_scheduled_at: u64,
+    /// The time given to the `inflight_scheduler_schedule` of the step that sampled its first token,
+    /// or 2^64 - 1.
+    pub first_token_at: u64,
 }
 
 // SAFETY: integers, without padding, the size first.
@@ -157,7 +168,11 @@ unsafe impl Versioned for inflight_request_snapshot {
             num_output: 0,
             num_computed: 0,
             num_preemptions: 0,
-            reserved: 0,
+            num_cached: 0,
+            num_drafts: 0,
+            num_accepted: 0,
+            first_scheduled_at: u64::MAX,
+            first_token_at: u64::MAX,
         }
     }
 }
@@ -202,6 +217,7 @@ pub unsafe extern "C" fn inflight_scheduler_get_request(
 
 fn snapshot_of(state: &State, id: RequestId) -> Result<inflight_request_snapshot> {
     let now = state.scheduler.snapshot(id).ok_or(Error::UnknownRequest(id))?;
+    let so_far = inflight_request_result::from(&now);
     Ok(inflight_request_snapshot {
         struct_size: 0,
         client: now.client,
@@ -210,7 +226,11 @@ fn snapshot_of(state: &State, id: RequestId) -> Result<inflight_request_snapshot
         num_output: now.num_output,
         num_computed: now.num_computed,
         num_preemptions: now.num_preemptions,
-        reserved: 0,
+        num_cached: now.num_cached,
+        num_drafts: now.num_drafts,
+        num_accepted: now.num_accepted,
+        first_scheduled_at: so_far.first_scheduled_at,
+        first_token_at: so_far.first_token_at,
     })
 }
 
@@ -234,8 +254,9 @@ pub unsafe extern "C" fn inflight_scheduler_verify(
 
 /// Forgets cached prefixes: for a model whose weights have changed.
 ///
-/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while any block is held; INVALID_ARGUMENT, IN_USE,
-/// POISONED.
+/// Fails, and nothing is forgotten: OUT_OF_BLOCKS while a request holds KV, of the device pool (it
+/// runs) or of the host pool (it is swapped out): let it finish, or cancel it; INVALID_ARGUMENT,
+/// IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_reset_prefix_cache(
@@ -245,12 +266,10 @@ pub unsafe extern "C" fn inflight_scheduler_reset_prefix_cache(
     let body = || {
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
-        if state.scheduler.reset_prefix_cache() {
-            return Ok(());
+        match state.scheduler.reset_prefix_cache() {
+            true => Ok(()),
+            false => Err(held(state.scheduler.cache())),
         }
-        let cache = state.scheduler.cache();
-        let (needed, free) = (cache.pool().num_usable(), cache.num_free());
-        Err(Error::OutOfBlocks { pool: Pool::Device, needed, free }.into())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

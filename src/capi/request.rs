@@ -4,12 +4,67 @@ use super::guard::{Result, Versioned, bounded, copied, flag};
 use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
+use crate::scheduler::Snapshot;
 use crate::types::{RequestId, Time, Token};
 
-/// No token: a request without `eos`.
+/// No token: a request without `eos`. Refused among tokens: in prompts, drafts, stop tokens and samples.
 pub const INFLIGHT_NO_TOKEN: u32 = u32::MAX;
 /// The time of the last `inflight_scheduler_schedule`: for a request that says no `arrival`.
 pub const INFLIGHT_NOW: u64 = u64::MAX;
+
+/// What a request has come to: at its end, in an `inflight_output` and an `inflight_event`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct inflight_request_result {
+    /// The time given to the `inflight_scheduler_schedule` that first admitted it; 2^64 - 1 where it
+    /// was not.
+    pub first_scheduled_at: u64,
+    /// The time given to the `inflight_scheduler_schedule` of the step that sampled its first token;
+    /// 2^64 - 1 where none has been committed.
+    pub first_token_at: u64,
+    /// Tokens of its prompt.
+    pub num_prompt: u32,
+    /// Tokens that it has output.
+    pub num_output: u32,
+    /// Tokens that it found in the prefix cache when it was first admitted.
+    pub num_cached: u32,
+    /// Times it was preempted.
+    pub num_preemptions: u32,
+    /// Draft tokens that were verified.
+    pub num_drafts: u32,
+    /// Draft tokens among them that were accepted.
+    pub num_accepted: u32,
+}
+
+impl inflight_request_result {
+    /// Where a request has not ended.
+    pub(super) const NONE: Self = Self {
+        first_scheduled_at: u64::MAX,
+        first_token_at: u64::MAX,
+        num_prompt: 0,
+        num_output: 0,
+        num_cached: 0,
+        num_preemptions: 0,
+        num_drafts: 0,
+        num_accepted: 0,
+    };
+}
+
+impl From<&Snapshot> for inflight_request_result {
+    fn from(last: &Snapshot) -> Self {
+        let nanoseconds = |time: Option<Time>| time.map_or(u64::MAX, |time| time.0);
+        Self {
+            first_scheduled_at: nanoseconds(last.first_scheduled),
+            first_token_at: nanoseconds(last.first_token),
+            num_prompt: last.num_prompt,
+            num_output: last.num_output,
+            num_cached: last.num_cached,
+            num_preemptions: last.num_preemptions,
+            num_drafts: last.num_drafts,
+            num_accepted: last.num_accepted,
+        }
+    }
+}
 
 /// Content behind placeholder tokens, such as an image: prompts share cached blocks only where it
 /// is the same.
@@ -37,11 +92,12 @@ pub struct inflight_request {
     pub struct_size: usize,
     /// Chosen by the caller, unique among requests that have not finished.
     pub id: u64,
-    /// Token ids; at least one.
+    /// Token ids, none of them `INFLIGHT_NO_TOKEN`; at least one.
     pub prompt: *const u32,
     /// Tokens of `prompt`, at most `INFLIGHT_MAX_COUNT`.
     pub prompt_len: usize,
-    /// Token ids that end the request when sampled, each reported as the reason; may be NULL.
+    /// Token ids that end the request when sampled, each reported as the reason, none of them
+    /// `INFLIGHT_NO_TOKEN`; may be NULL.
     pub stop_tokens: *const u32,
     /// Tokens of `stop_tokens`, at most 65536.
     pub num_stop_tokens: usize,

@@ -1,22 +1,22 @@
 //! The scheduler: requests in, steps out.
 
 use std::collections::VecDeque;
+use std::ffi::c_void;
 use std::ptr;
 
 use super::guard::{
     Entered, Exclusive, Result, Versioned, array, at_most, at_most_max, call, check, create, flag,
     free, output, read, shared, write,
 };
-use super::request::{inflight_request, request_of};
+use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::{
-    inflight_output, inflight_outputs_view, inflight_row, inflight_samples, inflight_step_view,
-    outputs_of, view_of,
+    Delivered, inflight_outputs_view, inflight_row, inflight_samples, inflight_step_view, view_of,
 };
 use crate::batch::{BatchBuilder, RaggedBatch, RowBuckets};
 use crate::cache::CacheConfig;
 use crate::error::Error;
-use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler, Submitter};
+use crate::scheduler::{Config, HeadOfLine, Policy, Received, Sampled, Scheduler, Submitter, Wake};
 use crate::types::{RequestId, StepId, Time};
 
 use super::event::{EventKind, inflight_event};
@@ -222,7 +222,7 @@ pub(super) struct State {
     builder: BatchBuilder,
     in_flight: VecDeque<InFlight>,
     spare: Vec<InFlight>,
-    outputs: Vec<inflight_output>,
+    delivered: Delivered,
     wants_events: bool,
     /// None while nobody could ask for them: without submitters, or not wanted.
     events: Option<VecDeque<inflight_event>>,
@@ -246,14 +246,13 @@ impl State {
     fn receive(&mut self) -> Result<()> {
         let Self { scheduler, events, .. } = self;
         scheduler.receive(|received| match received {
-            Received::Submitted(_) | Received::NothingToCancel(_) => {}
+            Received::Submitted(_) | Received::NothingToEnd(_) => {}
             Received::Refused { id, client, error } => {
                 let status = Failure::from(error).status;
                 Self::tell(events, inflight_event::refused(id, client, status));
             }
-            Received::Cancelled { id, client } => {
-                Self::tell(events, inflight_event::new(id, client, EventKind::Cancelled));
-            }
+            Received::Cancelled(ended) => Self::tell(events, inflight_event::cancelled(&ended)),
+            Received::Finished(ended) => Self::tell(events, inflight_event::stopped(&ended)),
         })?;
         Ok(())
     }
@@ -299,10 +298,11 @@ impl State {
 
     fn commit(&mut self, id: StepId, sampled: Sampled<'_>) -> Result<inflight_outputs_view> {
         let outputs = self.scheduler.commit(id, sampled)?;
-        let view = outputs_of(&outputs, &mut self.outputs);
+        let view = self.delivered.view(&outputs);
         let events = &mut self.events;
-        for output in outputs.as_slice().iter().filter(|output| output.finish.is_some()) {
-            Self::tell(events, inflight_event::finished(output, id));
+        let finished = outputs.as_slice().iter().filter(|output| output.finish.is_some());
+        for (output, ended) in finished.zip(outputs.ended()) {
+            Self::tell(events, inflight_event::finished(output, ended, id));
         }
         self.retire(id);
         Ok(view)
@@ -341,7 +341,7 @@ pub unsafe extern "C" fn inflight_scheduler_create(
             builder: BatchBuilder::new(config.buckets()?, None),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
-            outputs: Vec::new(),
+            delivered: Delivered::default(),
             wants_events: flag("events", config.events)?,
             events: None,
         };
@@ -399,7 +399,95 @@ pub unsafe extern "C" fn inflight_scheduler_cancel(
     let body = || {
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
-        Ok(state.scheduler.cancel(RequestId(request_id))?)
+        state.scheduler.cancel(RequestId(request_id))?;
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// Ends a request after its first `keep_tokens` output tokens, or after all that were delivered where
+/// those are fewer: for an end that the caller looks for itself, such as a stop string. It counts as
+/// finished; later output tokens do not count, samples in flight are dropped, and its full blocks
+/// serve later requests. There is no event: the call says it all.
+///
+/// Outputs: `*result`, what it has come to; NULL if the caller does not care.
+/// Fails, and nothing has changed: UNKNOWN_REQUEST when it has finished, or never was;
+/// INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time; `inflight_submitter_finish` is for any. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_finish(
+    scheduler: *mut inflight_scheduler,
+    request_id: u64,
+    keep_tokens: u32,
+    result: *mut inflight_request_result,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        let result = match result.is_null() {
+            true => None,
+            // SAFETY: the caller's to be written.
+            false => Some(unsafe { output("result", result) }?),
+        };
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        let ended = state.scheduler.finish(RequestId(request_id), keep_tokens)?;
+        if let Some(result) = result {
+            result.write((&ended.last).into());
+        }
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}
+
+/// What a scheduler calls to wake the thread that steps it: see `inflight_scheduler_set_wake`.
+pub type inflight_wake_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
+
+/// The caller's function and its argument.
+struct WakeCall {
+    wake: unsafe extern "C" fn(*mut c_void),
+    user_data: *mut c_void,
+}
+
+// SAFETY: the caller promises that `wake` may be called with `user_data` on any thread.
+unsafe impl Send for WakeCall {}
+// SAFETY: as above.
+unsafe impl Sync for WakeCall {}
+
+impl WakeCall {
+    fn call(&self) {
+        // SAFETY: the caller promises that it may be called until it is replaced, and `set_wake` of the
+        // scheduler and its end wait for a call under way.
+        unsafe { (self.wake)(self.user_data) }
+    }
+}
+
+/// Has `wake(user_data)` called each time that a submitter hands something over and nothing was
+/// waiting to be received: once for the first message to an empty inbox, until the next
+/// `inflight_scheduler_schedule` receives all of them. So a thread with nothing to step sleeps until
+/// it is called (an eventfd, a condition variable, a channel). If something waits already, it is
+/// called now. NULL for no calls.
+///
+/// `wake` runs on the thread that submits, inside its call: it must return soon, must not use this
+/// scheduler or its submitters, and must not unwind. No call is under way, or comes later, once this
+/// function has replaced it or `inflight_scheduler_free` has returned.
+///
+/// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
+/// Threads: one at a time. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_scheduler_set_wake(
+    scheduler: *mut inflight_scheduler,
+    wake: inflight_wake_fn,
+    user_data: *mut c_void,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a scheduler that lives.
+        let mut state = unsafe { enter(scheduler) }?;
+        let call = wake.map(|wake| WakeCall { wake, user_data });
+        state.scheduler.set_wake(call.map(|call| Box::new(move || call.call()) as Wake));
+        Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

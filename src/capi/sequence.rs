@@ -8,7 +8,7 @@ use super::library::INFLIGHT_MAX_COUNT;
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::cache::{HashChain, KvCache, SeqId};
-use crate::types::Token;
+use crate::types::{Token, known};
 
 /// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
 /// only where all of it is the same.
@@ -113,6 +113,7 @@ pub unsafe extern "C" fn inflight_cache_extend(
         // SAFETY: NULL or of so many tokens.
         let tokens: &[Token] =
             unsafe { bounded(["tokens", "num_tokens"], tokens, num_tokens, most) }?;
+        known("tokens", tokens)?;
         append(&mut sequence.tokens, tokens)?;
         sequence.chain.extend(&sequence.tokens);
         Ok(())
@@ -144,7 +145,7 @@ pub unsafe extern "C" fn inflight_cache_lookup(
         let most = count("max_tokens", max_tokens)?;
         let mut hit = std::mem::take(&mut state.hit);
         let found = state.sequence(seq).map(|(cache, _, sequence)| {
-            sequence.queried = Some(most.min(sequence.tokens.len()));
+            sequence.queried = Some(sequence.tokens.len());
             cache.lookup(sequence.chain.hashes(), most, &mut hit)
         });
         state.hit = hit;

@@ -3,6 +3,7 @@
 use std::ptr;
 
 use super::guard::{Versioned, lent};
+use super::request::inflight_request_result;
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;
 use crate::request::FinishReason;
@@ -321,6 +322,8 @@ pub const INFLIGHT_FINISH_STOP_TOKEN: u32 = 2;
 pub const INFLIGHT_FINISH_LENGTH: u32 = 3;
 /// Its output repeats itself.
 pub const INFLIGHT_FINISH_REPETITION: u32 = 4;
+/// The caller ended it: `inflight_submitter_finish`.
+pub const INFLIGHT_FINISH_STOPPED: u32 = 5;
 
 /// The number of a reason, and the stop token where it is one.
 pub(super) fn finish_of(reason: Option<FinishReason>) -> (u32, u32) {
@@ -348,6 +351,10 @@ pub struct inflight_output {
     pub finish: u32,
     /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
     pub stop_token: u32,
+    /// With its last token, what it has come to: `results[result]` of the view.
+    pub result: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// What a commit delivers. All arrays are the library's, valid until the scheduler's next schedule,
@@ -366,14 +373,20 @@ pub struct inflight_outputs_view {
     /// Requests that gave back their slot and blocks: those that finished, or under static batching
     /// the whole batch with its last, `[num_released]`.
     pub released: *const u64,
+    /// What the requests that finished have come to, `[num_results]`: see `inflight_output`.
+    pub results: *const inflight_request_result,
     /// Elements of `outputs`.
     pub num_outputs: u32,
     /// Elements of `tokens`.
     pub num_tokens: u32,
     /// Elements of `released`.
     pub num_released: u32,
+    /// Elements of `results`.
+    pub num_results: u32,
     /// Blocks free after the commit.
     pub num_free_blocks: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: integers and pointers, without padding, the size first.
@@ -387,11 +400,18 @@ unsafe impl Versioned for inflight_outputs_view {
             outputs: ptr::null(),
             tokens: ptr::null(),
             released: ptr::null(),
+            results: ptr::null(),
             num_outputs: 0,
             num_tokens: 0,
             num_released: 0,
+            num_results: 0,
             num_free_blocks: 0,
+            reserved: 0,
         }
+    }
+
+    fn reserved(&self) -> u32 {
+        self.reserved
     }
 }
 
@@ -406,33 +426,48 @@ pub unsafe extern "C" fn inflight_outputs_view_init(view: *mut inflight_outputs_
     unsafe { super::guard::init(view, size) }
 }
 
-/// The view of what a commit delivered; `list` holds its outputs.
-pub(super) fn outputs_of(
-    outputs: &Outputs<'_>,
-    list: &mut Vec<inflight_output>,
-) -> inflight_outputs_view {
-    let all = outputs.all_tokens();
-    list.clear();
-    list.extend(outputs.as_slice().iter().map(|output| {
-        let range = output.range();
-        let (finish, stop_token) = finish_of(output.finish);
-        inflight_output {
-            request_id: output.id.0,
-            first_token: range.start,
-            num_tokens: range.end - range.start,
-            finish,
-            stop_token,
+/// What the view of a commit points to.
+#[derive(Debug, Default)]
+pub(super) struct Delivered {
+    outputs: Vec<inflight_output>,
+    results: Vec<inflight_request_result>,
+}
+
+impl Delivered {
+    /// The view of what a commit delivered.
+    pub(super) fn view(&mut self, outputs: &Outputs<'_>) -> inflight_outputs_view {
+        self.results.clear();
+        let results = outputs.ended().iter();
+        self.results.extend(results.map(|ended| inflight_request_result::from(&ended.last)));
+        self.outputs.clear();
+        let mut results = 0..;
+        self.outputs.extend(outputs.as_slice().iter().map(|output| {
+            let range = output.range();
+            let (finish, stop_token) = finish_of(output.finish);
+            inflight_output {
+                request_id: output.id.0,
+                first_token: range.start,
+                num_tokens: range.end - range.start,
+                finish,
+                stop_token,
+                result: output.finish.and_then(|_| results.next()).unwrap_or(0),
+                reserved: 0,
+            }
+        }));
+        let tokens = outputs.all_tokens();
+        inflight_outputs_view {
+            struct_size: 0,
+            step_id: outputs.step().id().0,
+            outputs: lent(&self.outputs),
+            tokens: lent(tokens),
+            released: lent(outputs.released()).cast(),
+            results: lent(&self.results),
+            num_outputs: self.outputs.len() as u32,
+            num_tokens: tokens.len() as u32,
+            num_released: outputs.released().len() as u32,
+            num_results: self.results.len() as u32,
+            num_free_blocks: outputs.free_blocks() as u32,
+            reserved: 0,
         }
-    }));
-    inflight_outputs_view {
-        struct_size: 0,
-        step_id: outputs.step().id().0,
-        outputs: lent(list),
-        tokens: lent(all),
-        released: lent(outputs.released()).cast(),
-        num_outputs: list.len() as u32,
-        num_tokens: all.len() as u32,
-        num_released: outputs.released().len() as u32,
-        num_free_blocks: outputs.free_blocks() as u32,
     }
 }

@@ -107,3 +107,26 @@ pub unsafe extern "C" fn inflight_submitter_cancel(
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
 }
+
+/// Asks for the end of a request after its first `keep_tokens` output tokens, or after all that were
+/// delivered where those are fewer, as `inflight_scheduler_finish` does. One that has ended already is
+/// not an error: the event is `INFLIGHT_EVENT_FINISHED`, with `INFLIGHT_FINISH_STOPPED`, where there
+/// was something to end.
+///
+/// Fails: INVALID_ARGUMENT, CLOSED.
+/// Threads: any, several at once. Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn inflight_submitter_finish(
+    submitter: *const inflight_submitter,
+    request_id: u64,
+    keep_tokens: u32,
+    error: *mut inflight_error,
+) -> inflight_status {
+    let body = || {
+        // SAFETY: NULL or a submitter that lives.
+        let submitter = unsafe { shared("submitter", submitter) }?;
+        Ok(submitter.open()?.finish(RequestId(request_id), keep_tokens)?)
+    };
+    // SAFETY: `error` is NULL or the caller's.
+    unsafe { call(error, body) }
+}

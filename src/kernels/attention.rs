@@ -135,7 +135,8 @@ pub struct BatchView<'a> {
     pub qo_indptr: &'a [u32],
     /// Row `r` reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`.
     pub kv_indptr: &'a [u32],
-    /// Block tables, one after the other; what lies beyond `kv_indptr`'s last is not looked at.
+    /// Block tables, one after the other; what lies beyond `kv_indptr`'s last is not looked at. Rows
+    /// may share a block, and a row may name one several times.
     pub kv_indices: &'a [BlockId],
     /// Tokens in the last block of each row, this step's included; 0 for a row without blocks.
     pub kv_last_page_len: &'a [u32],
@@ -168,23 +169,12 @@ impl BatchView<'_> {
         self.qo_indptr.last().map_or(0, |&end| end as usize)
     }
 
-    /// Checks all arrays against each other and against a cache of `num_blocks` blocks.
-    ///
-    /// `seen` is scratch: it marks the blocks of a row.
+    /// Checks all arrays against each other and against a cache of `num_blocks` blocks. A row may name
+    /// a block several times: attention only reads it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the array and the row.
-    pub(crate) fn check(&self, num_blocks: usize, seen: &mut Vec<u32>) -> Result<()> {
-        let rows = self.num_rows();
-        self.check_shape()?;
-        let used = self.kv_indptr[rows] as usize;
-        let indices = &self.kv_indices[..used];
-        self.check_blocks(indices, num_blocks, seen)
-    }
-
-    /// The part of [`check`](Self::check) that memory safety asks for, at a fraction of the time: a
-    /// row may name a block twice.
-    pub(crate) fn check_bounds(&self, num_blocks: usize) -> Result<()> {
+    pub(crate) fn check(&self, num_blocks: usize) -> Result<()> {
         self.check_shape()?;
         for row in 0..self.num_rows() {
             self.check_lengths(row)?;
@@ -239,36 +229,6 @@ impl BatchView<'_> {
         if self.kv_indices.len() < used {
             let reason = format!("has {} entries, kv_indptr names {used}", self.kv_indices.len());
             return Err(Error::argument("kv_indices", reason));
-        }
-        Ok(())
-    }
-
-    fn check_blocks(
-        &self,
-        indices: &[BlockId],
-        num_blocks: usize,
-        seen: &mut Vec<u32>,
-    ) -> Result<()> {
-        let rows = self.num_rows();
-        seen.clear();
-        let bytes = num_blocks.saturating_mul(size_of::<u32>());
-        seen.try_reserve(num_blocks).map_err(|_| Error::OutOfMemory { bytes })?;
-        seen.resize(num_blocks, 0);
-        for row in 0..rows {
-            self.check_lengths(row)?;
-            let (start, end) = (self.kv_indptr[row] as usize, self.kv_indptr[row + 1] as usize);
-            for &block in &indices[start..end] {
-                let Some(mark) = seen.get_mut(block.index()) else {
-                    return Err(Self::no_block(row, block));
-                };
-                // Rows may share blocks; a row that holds one twice has a corrupt table. The null
-                // block stands for those that a window has left behind.
-                let before = std::mem::replace(mark, row as u32 + 1);
-                if before == row as u32 + 1 && block != BlockId::NULL {
-                    let reason = format!("row {row}: block {} is there twice", block.0);
-                    return Err(Error::argument("kv_indices", reason));
-                }
-            }
         }
         Ok(())
     }

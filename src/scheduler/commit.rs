@@ -6,7 +6,7 @@ use super::{Batching, Scheduler};
 use crate::cache::BlockOp;
 use crate::error::{Error, Result};
 use crate::request::FinishReason;
-use crate::types::{BlockId, PENDING_TOKEN, StepId, Token};
+use crate::types::{BlockId, StepId, Token, known};
 
 impl Scheduler {
     /// Takes the samples of the oldest step in flight and says what became of its requests. Each
@@ -25,6 +25,7 @@ impl Scheduler {
         self.output_tokens.clear();
         self.released.clear();
         self.released.append(&mut self.released_early);
+        self.ended.clear();
         let mut ended = false;
         let mut sampling = 0;
         for row in &step.rows {
@@ -41,13 +42,16 @@ impl Scheduler {
             let start = self.output_tokens.len() as u32;
             let finish = accept(entry, given, row.num_draft, stale, &mut self.output_tokens);
             let len = self.output_tokens.len() as u32 - start;
+            entry.first_token.get_or_insert(step.now);
             let (id, client) = (row.id, entry.client);
             self.outputs.push(Output { id, client, start, len, finish });
+            if !stale && (self.config.overlap || row.num_draft > 0) {
+                self.register_computed(row.slot)?;
+            }
             if finish.is_some() {
                 ended = true;
+                self.ended.push(self.entries[row.slot as usize].ended());
                 self.end(row.slot)?;
-            } else if self.config.overlap && !stale {
-                self.name_computed(row.slot)?;
             }
         }
         self.stats.output_tokens += self.output_tokens.len() as u64;
@@ -60,6 +64,7 @@ impl Scheduler {
             outputs: &self.outputs,
             tokens: &self.output_tokens,
             released: &self.released,
+            ended: &self.ended,
             step,
             free_blocks: self.cache.num_free(),
         })
@@ -105,8 +110,9 @@ impl Scheduler {
         self.running.iter().all(|&slot| self.entries[slot as usize].state == State::Ended)
     }
 
-    /// With overlap, blocks fill before their tokens are known: names those that are now.
-    fn name_computed(&mut self, slot: u32) -> Result<()> {
+    /// With overlap and with drafts, blocks fill before their tokens are known: registers those whose
+    /// tokens are now. vLLM does so in `update_from_output`, before it frees what has finished.
+    fn register_computed(&mut self, slot: u32) -> Result<()> {
         let block_size = self.config.cache.block_size;
         let entry = &mut self.entries[slot as usize];
         let computed = (entry.num_computed - entry.num_in_flight).min(entry.num_tokens());
@@ -203,6 +209,10 @@ impl Scheduler {
         self.forget_kv(slot)?;
         let entry = &mut self.entries[slot as usize];
         entry.state = State::Waiting;
+        if entry.num_preemptions == 0 {
+            // It has not been admitted before.
+            (entry.first_scheduled, entry.num_cached) = (None, 0);
+        }
         self.policy.queue.push_front(entry.waiting);
         Ok(())
     }
@@ -245,9 +255,7 @@ impl<'a> Sampled<'a> {
 fn check_samples(step: &Step, sampled: Sampled<'_>) -> Result<()> {
     let expected = step.num_sampling;
     let (Sampled::One(all) | Sampled::Ragged { tokens: all, .. }) = sampled;
-    if all.contains(&PENDING_TOKEN) {
-        return Err(Error::argument("tokens", "u32::MAX stands for a token that is not known yet"));
-    }
+    known("tokens", all)?;
     let mismatch = |given| Err(Error::OutputMismatch { step: step.id, expected, given });
     match sampled {
         Sampled::One(tokens) if tokens.len() != expected => mismatch(tokens.len()),
@@ -280,8 +288,11 @@ fn accept(
     stale: bool,
     delivered: &mut Vec<Token>,
 ) -> Option<FinishReason> {
-    let rejected = num_draft - (given.len() as u32 - 1);
+    let accepted = given.len() as u32 - 1;
+    let rejected = num_draft - accepted;
     entry.cut_draft(0);
+    entry.num_drafts += num_draft;
+    entry.num_accepted += accepted;
     if !stale {
         entry.num_computed -= rejected;
         entry.num_placeholders = entry.num_placeholders.saturating_sub(1);

@@ -1,9 +1,10 @@
 //! The scheduler's own record of a request.
 
 use super::queue::Waiting;
+use super::{Ended, Snapshot};
 use crate::cache::{HashChain, SeqId};
 use crate::request::{FinishReason, Repetition, Request};
-use crate::types::{RequestId, StepId, Token};
+use crate::types::{RequestId, StepId, Time, Token};
 
 /// Where a request stands; it is in exactly one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,14 @@ pub(super) struct Entry {
     /// Requests that passed it while it was the head of the queue.
     pub(super) passed: u32,
     pub(super) client: u64,
+    /// When it was first admitted, and the prompt's tokens that were cached then.
+    pub(super) first_scheduled: Option<Time>,
+    pub(super) num_cached: u32,
+    /// When the step was scheduled that sampled its first token.
+    pub(super) first_token: Option<Time>,
+    /// Draft tokens verified, and those accepted.
+    pub(super) num_drafts: u32,
+    pub(super) num_accepted: u32,
 }
 
 impl Entry {
@@ -96,9 +105,36 @@ impl Entry {
             last_sample: (StepId(0), 0),
             passed: 0,
             client: request.client,
+            first_scheduled: None,
+            num_cached: 0,
+            first_token: None,
+            num_drafts: 0,
+            num_accepted: 0,
         };
         entry.note();
         entry
+    }
+
+    /// The request at this moment.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            running: self.state != State::Waiting,
+            num_prompt: self.num_prompt,
+            num_output: self.num_output(),
+            num_computed: self.num_computed,
+            num_cached: self.num_cached,
+            num_preemptions: self.num_preemptions,
+            num_drafts: self.num_drafts,
+            num_accepted: self.num_accepted,
+            first_scheduled: self.first_scheduled,
+            first_token: self.first_token,
+            client: self.client,
+        }
+    }
+
+    /// The request at its end.
+    pub(super) fn ended(&self) -> Ended {
+        Ended { id: self.id, last: self.snapshot() }
     }
 
     /// Keeps `unusual` true to the fields it speaks of.

@@ -1,13 +1,14 @@
 //! Submitting and cancelling from any thread while another steps.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Scheduler;
 use super::config::Config;
+use super::{Ended, Scheduler};
 use crate::error::{Error, Result};
 use crate::request::Request;
-use crate::types::RequestId;
+use crate::types::{RequestId, known};
 
 /// What every request must fit, whatever else runs.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,9 @@ impl Limits {
         if request.prompt.is_empty() {
             return Err(Error::argument("prompt", format!("request {id} has no tokens")));
         }
+        known("prompt", &request.prompt)?;
+        known("stop_tokens", &request.stop_tokens)?;
+        known("eos", request.eos.as_slice())?;
         if request.max_tokens == 0 {
             return Err(Error::argument("max_tokens", format!("request {id} asks for 0 tokens")));
         }
@@ -57,16 +61,47 @@ impl Limits {
 enum Message {
     Submit(Request),
     Cancel(RequestId),
+    Finish(RequestId, u32),
 }
 
-#[derive(Debug)]
+/// What tells a thread that there is something to receive: see [`Scheduler::set_wake`].
+pub type Wake = Box<dyn Fn() + Send + Sync>;
+
 struct Shared {
     messages: Mutex<Vec<Message>>,
+    /// Locked while it is called, and after the messages are unlocked.
+    wake: Mutex<Option<Wake>>,
     /// Submissions among the messages.
     submitted: AtomicUsize,
     /// Requests that wait, as the scheduler said last.
     waiting: AtomicUsize,
     limits: Limits,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn messages(&self) -> MutexGuard<'_, Vec<Message>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) -> MutexGuard<'_, Option<Wake>> {
+        self.wake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a message, and wakes the receiver of the first.
+    fn push(&self, mut messages: MutexGuard<'_, Vec<Message>>, message: Message) {
+        let is_first = messages.is_empty();
+        messages.push(message);
+        drop(messages);
+        if is_first && let Some(wake) = &*self.wake() {
+            wake();
+        }
+    }
 }
 
 /// The scheduler's end.
@@ -101,25 +136,49 @@ pub enum Received {
         error: Error,
     },
     /// The request has been cancelled.
-    Cancelled {
-        /// The request.
-        id: RequestId,
-        /// Whom it belonged to.
-        client: u64,
-    },
-    /// There was nothing to cancel: it had finished, or was refused.
-    NothingToCancel(RequestId),
+    Cancelled(Ended),
+    /// The request has been ended by [`Submitter::finish`].
+    Finished(Ended),
+    /// There was nothing to cancel or finish: it had finished, or was refused.
+    NothingToEnd(RequestId),
+}
+
+/// What became of a message that ends a request.
+fn received(id: RequestId, ended: Result<Ended>, how: fn(Ended) -> Received) -> Result<Received> {
+    match ended {
+        Err(Error::UnknownRequest(_)) => Ok(Received::NothingToEnd(id)),
+        ended => ended.map(how),
+    }
 }
 
 impl Inbox {
     pub(super) fn new(limits: Limits) -> Self {
         let shared = Shared {
             messages: Mutex::default(),
+            wake: Mutex::default(),
             submitted: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             limits,
         };
         Self { shared: Arc::new(shared), spare: Vec::new() }
+    }
+
+    pub(super) fn set_wake(&self, wake: Option<Wake>) {
+        let mut current = self.shared.wake();
+        *current = wake;
+        // Handed over before, or while this one was not there yet.
+        if let Some(wake) = &*current
+            && !self.shared.messages().is_empty()
+        {
+            wake();
+        }
+    }
+}
+
+impl Drop for Inbox {
+    /// What the caller's function uses may be gone next.
+    fn drop(&mut self) {
+        *self.shared.wake() = None;
     }
 }
 
@@ -134,13 +193,13 @@ impl Submitter {
         let shared = self.shared()?;
         shared.limits.check(&request)?;
         let max_waiting = shared.limits.max_waiting;
-        let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let messages = shared.messages();
         let before = shared.submitted.load(Ordering::Relaxed);
         if shared.waiting.load(Ordering::Relaxed).saturating_add(before) >= max_waiting {
             return Err(Error::QueueFull { max_waiting });
         }
         shared.submitted.store(before + 1, Ordering::Relaxed);
-        messages.push(Message::Submit(request));
+        shared.push(messages, Message::Submit(request));
         Ok(())
     }
 
@@ -149,9 +208,21 @@ impl Submitter {
     /// # Errors
     /// [`Error::Closed`] where the scheduler is gone.
     pub fn cancel(&self, id: RequestId) -> Result<()> {
+        self.hand_over(Message::Cancel(id))
+    }
+
+    /// Asks for the end of a request after its first `keep_tokens` output tokens: see
+    /// [`Scheduler::finish`]. One that has ended already is not an error.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] where the scheduler is gone.
+    pub fn finish(&self, id: RequestId, keep_tokens: u32) -> Result<()> {
+        self.hand_over(Message::Finish(id, keep_tokens))
+    }
+
+    fn hand_over(&self, message: Message) -> Result<()> {
         let shared = self.shared()?;
-        let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        messages.push(Message::Cancel(id));
+        shared.push(shared.messages(), message);
         Ok(())
     }
 
@@ -176,7 +247,7 @@ impl Scheduler {
         let shared = Arc::clone(&self.inbox.shared);
         let mut messages = std::mem::take(&mut self.inbox.spare);
         {
-            let mut all = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = shared.messages();
             std::mem::swap(&mut *all, &mut messages);
             shared.submitted.store(0, Ordering::Relaxed);
             // Those just taken wait, until the next call says better.
@@ -188,25 +259,21 @@ impl Scheduler {
             let received = match message {
                 Message::Submit(request) => {
                     let (id, client) = (request.id, request.client);
-                    match self.submit(request) {
+                    Ok(match self.submit(request) {
                         Ok(()) => Received::Submitted(id),
                         Err(error) => Received::Refused { id, client, error },
-                    }
+                    })
                 }
-                Message::Cancel(id) => {
-                    let client = self.snapshot(id).map_or(0, |request| request.client);
-                    match self.cancel(id) {
-                        Ok(()) => Received::Cancelled { id, client },
-                        Err(Error::UnknownRequest(_)) => Received::NothingToCancel(id),
-                        Err(error) => {
-                            // The others are still to be heard.
-                            failed = Err(error);
-                            continue;
-                        }
-                    }
+                Message::Cancel(id) => received(id, self.cancel(id), Received::Cancelled),
+                Message::Finish(id, keep_tokens) => {
+                    received(id, self.finish(id, keep_tokens), Received::Finished)
                 }
             };
-            then(received);
+            match received {
+                Ok(received) => then(received),
+                // The others are still to be heard.
+                Err(error) => failed = Err(error),
+            }
         }
         self.inbox.spare = messages;
         self.publish_waiting();

@@ -24,7 +24,7 @@ mod step;
 mod verify;
 
 pub use config::Config;
-pub use inbox::{Received, Submitter};
+pub use inbox::{Received, Submitter, Wake};
 pub use policy::{Batching, HeadOfLine, Policy};
 pub use step::{Output, Outputs, Padding, Row, Sampled, Source, Step};
 
@@ -33,7 +33,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::request::Request;
-use crate::types::{BlockId, RequestId, StepId, Time, Token};
+use crate::types::{BlockId, RequestId, StepId, Time, Token, known};
 use entry::{Entry, State};
 use inbox::{Inbox, Limits};
 use queue::{Clock, Waiting};
@@ -66,10 +66,30 @@ pub struct Snapshot {
     pub num_output: u32,
     /// Tokens whose KV is computed or in flight.
     pub num_computed: u32,
+    /// Tokens that it found in the prefix cache when it was first admitted.
+    pub num_cached: u32,
     /// Times it was preempted.
     pub num_preemptions: u32,
-    /// Whom it belongs to.
+    /// Draft tokens that were verified.
+    pub num_drafts: u32,
+    /// Draft tokens among them that were accepted.
+    pub num_accepted: u32,
+    /// The time given to the `schedule` that first admitted it.
+    pub first_scheduled: Option<Time>,
+    /// The time given to the `schedule` of the step that sampled its first token, once that step is
+    /// committed.
+    pub first_token: Option<Time>,
+    /// The client it belongs to.
     pub client: u64,
+}
+
+/// A request that has ended, as it was then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The request.
+    pub id: RequestId,
+    /// Its last state.
+    pub last: Snapshot,
 }
 
 /// The tokens and blocks of a row's request.
@@ -118,6 +138,7 @@ pub struct Scheduler {
     outputs: Vec<Output>,
     output_tokens: Vec<Token>,
     released: Vec<RequestId>,
+    ended: Vec<Ended>,
     /// Released since nobody of their static batch was left, to be told with the next commit.
     released_early: Vec<RequestId>,
 }
@@ -173,6 +194,7 @@ impl Scheduler {
             outputs: Vec::new(),
             output_tokens: Vec::new(),
             released: Vec::new(),
+            ended: Vec::new(),
             released_early: Vec::new(),
         })
     }
@@ -237,19 +259,63 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`Error::UnknownRequest`] when it has finished, or never was.
-    pub fn cancel(&mut self, id: RequestId) -> Result<()> {
+    pub fn cancel(&mut self, id: RequestId) -> Result<Ended> {
+        let slot = self.unfinished(id)?;
+        let ended = self.entries[slot as usize].ended();
+        self.stats.cancelled += 1;
+        self.drop_out(slot)?;
+        Ok(ended)
+    }
+
+    /// Ends a request after its first `keep_tokens` output tokens, or after all that it has output if
+    /// those are fewer: for a condition that the caller looks for, such as a stop string. It counts as
+    /// finished. Output tokens past them do not count, samples in flight are dropped, and its full
+    /// blocks serve later requests.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRequest`] when it has finished, or never was.
+    pub fn finish(&mut self, id: RequestId, keep_tokens: u32) -> Result<Ended> {
+        let slot = self.unfinished(id)?;
+        let entry = &mut self.entries[slot as usize];
+        let kept = entry.num_output().min(keep_tokens);
+        let mut ended = entry.ended();
+        ended.last.num_output = kept;
+        self.stats.finished += 1;
+        // A static batch holds on to what its members had.
+        match (entry.state, self.policy.batching) {
+            (State::Running, Batching::Static) => entry.state = State::Ended,
+            _ => self.drop_out(slot)?,
+        }
+        Ok(ended)
+    }
+
+    /// The record of a request that has not finished.
+    fn unfinished(&self, id: RequestId) -> Result<u32> {
         let slot = *self.by_id.get(&id).ok_or(Error::UnknownRequest(id))?;
+        match self.entries[slot as usize].state {
+            State::Ended => Err(Error::UnknownRequest(id)),
+            _ => Ok(slot),
+        }
+    }
+
+    /// Takes a request out of its queue or the running list, and frees all that it holds.
+    fn drop_out(&mut self, slot: u32) -> Result<()> {
         let entry = &self.entries[slot as usize];
         match entry.state {
-            // It has finished, and its batch holds on to what it had.
-            State::Ended => return Err(Error::UnknownRequest(id)),
             State::Waiting => {
                 self.policy.queue.remove(&entry.waiting);
             }
             _ => self.running.retain(|&other| other != slot),
         }
-        self.stats.cancelled += 1;
         self.vacate(slot)
+    }
+
+    /// Has `wake` called each time that something is handed over to an empty inbox, on the thread that
+    /// does it: to wake a thread that has nothing to step. At once, if something is there already.
+    /// `None` for no more calls; none is under way once this returns. It must not use this scheduler or
+    /// its submitters.
+    pub fn set_wake(&mut self, wake: Option<Wake>) {
+        self.inbox.set_wake(wake);
     }
 
     /// Draft tokens to be verified in the step in which the request samples next; they replace
@@ -264,6 +330,7 @@ impl Scheduler {
         if self.config.overlap || self.policy.batching == Batching::Static {
             return Err(Error::argument("draft", "needs continuous batching without overlap"));
         }
+        known("draft", draft)?;
         let entry = &mut self.entries[slot as usize];
         if entry.num_in_flight > 0 {
             return Err(Error::argument("draft", format!("request {id} has tokens in flight")));
@@ -364,15 +431,7 @@ impl Scheduler {
     /// A request at this moment.
     #[must_use]
     pub fn snapshot(&self, id: RequestId) -> Option<Snapshot> {
-        let entry = &self.entries[*self.by_id.get(&id)? as usize];
-        Some(Snapshot {
-            running: entry.state != State::Waiting,
-            num_prompt: entry.num_prompt,
-            num_output: entry.num_output(),
-            num_computed: entry.num_computed,
-            num_preemptions: entry.num_preemptions,
-            client: entry.client,
-        })
+        Some(self.entries[*self.by_id.get(&id)? as usize].snapshot())
     }
 
     /// The tokens and blocks of a row of a step in flight; `None` when its request is gone.
@@ -397,7 +456,8 @@ impl Scheduler {
         self.entries.get(row.slot as usize).map_or(&[], |entry| self.cache.table(entry.seq))
     }
 
-    /// Forgets cached prefixes; false, and nothing is forgotten, while any block is held.
+    /// Forgets cached prefixes, for a model whose weights have changed; false, and nothing is
+    /// forgotten, while a request holds KV: one that runs, or one that is swapped out.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.cache.reset_prefix_cache()
     }

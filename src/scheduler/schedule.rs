@@ -39,7 +39,7 @@ impl Scheduler {
             self.released_early.append(&mut self.released);
         }
         let mut step = self.spare.pop().unwrap_or_default();
-        step.reset(self.next_step);
+        step.reset(self.next_step, self.clock.now);
         let crowded = self.running.len() + self.num_waiting() > 1;
         let per_request = match self.config.long_prefill_token_threshold as u32 {
             threshold @ 1.. if crowded => threshold,
@@ -415,6 +415,10 @@ impl Scheduler {
             entry.chain.reserve(most);
         }
         entry.num_computed = start;
+        if entry.first_scheduled.is_none() {
+            entry.first_scheduled = Some(self.clock.now);
+            entry.num_cached = start;
+        }
         entry.state = State::Running;
         entry.passed = 0;
         self.rectangle.longest_prompt = self.rectangle.longest_prompt.max(num_tokens);

@@ -1,8 +1,9 @@
 //! What one iteration runs, and what came of it.
 
+use super::Ended;
 use crate::cache::BlockOp;
 use crate::request::FinishReason;
-use crate::types::{RequestId, StepId, Token};
+use crate::types::{RequestId, StepId, Time, Token};
 
 /// One request's share of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub struct Padding {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     pub(super) id: StepId,
+    pub(super) now: Time,
     pub(super) rows: Vec<Row>,
     pub(super) preempted: Vec<RequestId>,
     pub(super) block_ops: Vec<BlockOp>,
@@ -79,6 +81,12 @@ impl Step {
     #[must_use]
     pub fn id(&self) -> StepId {
         self.id
+    }
+
+    /// The time it was scheduled at.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.now
     }
 
     /// The rows in order: requests that were running, then those admitted.
@@ -160,9 +168,9 @@ impl Step {
     }
 
     /// Empties the step for another use, keeping its buffers.
-    pub(super) fn reset(&mut self, id: StepId) {
+    pub(super) fn reset(&mut self, id: StepId, now: Time) {
         let Self { rows, preempted, block_ops, sources, .. } = std::mem::take(self);
-        *self = Self { id, rows, preempted, block_ops, sources, ..Self::default() };
+        *self = Self { id, now, rows, preempted, block_ops, sources, ..Self::default() };
         self.rows.clear();
         self.sources.clear();
         self.preempted.clear();
@@ -212,6 +220,7 @@ pub struct Outputs<'a> {
     pub(super) outputs: &'a [Output],
     pub(super) tokens: &'a [Token],
     pub(super) released: &'a [RequestId],
+    pub(super) ended: &'a [Ended],
     pub(super) step: &'a Step,
     pub(super) free_blocks: usize,
 }
@@ -234,6 +243,13 @@ impl<'a> Outputs<'a> {
     #[must_use]
     pub fn all_tokens(&self) -> &'a [Token] {
         self.tokens
+    }
+
+    /// The requests that finished, as they were at their end: those of [`as_slice`](Self::as_slice)
+    /// with a `finish`, in the same order.
+    #[must_use]
+    pub fn ended(&self) -> &'a [Ended] {
+        self.ended
     }
 
     /// The step that was committed.

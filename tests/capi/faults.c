@@ -165,6 +165,9 @@ static void request_faults(void) {
         __VA_ARGS__;                \
         SUBMIT(wanted, where);      \
     } while (0)
+    static const uint32_t none[] = {1, 2, INFLIGHT_NO_TOKEN};
+    REQUEST(BAD, "prompt", request.prompt = none; request.prompt_len = 3);
+    REQUEST(BAD, "stop_tokens", request.stop_tokens = none; request.num_stop_tokens = 3);
     REQUEST(BAD, "prompt", request.prompt = NULL);
     REQUEST(BAD, "prompt", request.prompt = MISALIGNED(PROMPT));
     REQUEST(BAD, "prompt", request.prompt_len = 0);
@@ -242,12 +245,22 @@ static void request_faults(void) {
     REFUSED(BAD, "submitter", inflight_submitter_cancel(NULL, 0, error));
     REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",
             inflight_scheduler_cancel(w.scheduler, 999, error));
+    inflight_request_result ended[2] = {{.num_prompt = 77}};
+    REFUSED(BAD, "scheduler", inflight_scheduler_finish(NULL, 0, 1, ended, error));
+    REFUSED(BAD, "result", inflight_scheduler_finish(w.scheduler, 0, 1, MISALIGNED(ended), error));
+    REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",
+            inflight_scheduler_finish(w.scheduler, 999, 1, ended, error));
+    CHECK(ended[0].num_prompt == 77);
+    REFUSED(BAD, "submitter", inflight_submitter_finish(NULL, 0, 1, error));
+    REFUSED(BAD, "scheduler", inflight_scheduler_set_wake(NULL, NULL, NULL, error));
     REFUSED(BAD, "scheduler", inflight_scheduler_set_draft(NULL, 0, PROMPT, 1, error));
     REFUSED(BAD, "draft", inflight_scheduler_set_draft(w.scheduler, 0, NULL, 1, error));
     REFUSED(BAD, "draft", inflight_scheduler_set_draft(w.scheduler, 0, PROMPT, SIZE_MAX, error));
     REFUSED(BAD, "draft",
             inflight_scheduler_set_draft(w.scheduler, 0, MISALIGNED(PROMPT), 1, error));
     REFUSED(BAD, "draft", inflight_scheduler_set_draft(w.scheduler, 0, PROMPT, 1, error));
+    static const uint32_t no_token[] = {1, INFLIGHT_NO_TOKEN};
+    REFUSED(BAD, "draft", inflight_scheduler_set_draft(w.scheduler, 100, no_token, 2, error));
     REFUSED(BAD, "draft_len",
             inflight_scheduler_set_draft(w.scheduler, 0, PROMPT, ABOVE_MAX, error));
     REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",

@@ -301,7 +301,6 @@ static void plan_faults(void) {
     INDICES(1, 2, 3, 4, BLOCKS);
     INDICES(UINT32_MAX, 2, 3, 4, 5);
     INDICES(1, 2, 3, ABOVE_MAX, 5);
-    INDICES(1, 1, 3, 4, 5);
     plans_again();
 #define LAST_PAGES(...)                                                             \
     do {                                                                            \

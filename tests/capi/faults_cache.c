@@ -252,6 +252,8 @@ static void sequence_faults(void) {
     ABOUT_SEQUENCE(inflight_cache_swap_out(cache, seq, error));
     ABOUT_SEQUENCE(inflight_cache_swap_in(cache, seq, error));
 
+    static const uint32_t none[] = {1, INFLIGHT_NO_TOKEN};
+    REFUSED(BAD, "tokens", inflight_cache_extend(w.cache, held, none, 2, error));
     REFUSED(BAD, "tokens", inflight_cache_extend(w.cache, held, NULL, 1, error));
     REFUSED(BAD, "tokens", inflight_cache_extend(w.cache, held, MISALIGNED(TOKENS), 1, error));
     REFUSED(BAD, "num_tokens",

@@ -20,6 +20,12 @@ static inflight_status submit(inflight_error* e) {
 static inflight_status cancel(inflight_error* e) {
     return inflight_scheduler_cancel(scheduler, 0, e);
 }
+static inflight_status finish(inflight_error* e) {
+    return inflight_scheduler_finish(scheduler, 0, 1, NULL, e);
+}
+static inflight_status set_wake(inflight_error* e) {
+    return inflight_scheduler_set_wake(scheduler, NULL, NULL, e);
+}
 static inflight_status set_draft(inflight_error* e) {
     return inflight_scheduler_set_draft(scheduler, 0, NULL, 0, e);
 }
@@ -67,8 +73,9 @@ static inflight_status hand_over(inflight_error* e) {
 typedef inflight_status (*call)(inflight_error*);
 
 /* Those that enter a scheduler. */
-static const call CALLS[] = {submit, cancel,    set_draft,   schedule, commit, abandon,
-                             events, get_stats, get_request, verify,   reset,  make_submitter};
+static const call CALLS[] = {submit,      cancel, finish,  set_wake,      set_draft,
+                             schedule,    commit, abandon, events,        get_stats,
+                             get_request, verify, reset,   make_submitter};
 enum { NUM_CALLS = sizeof CALLS / sizeof *CALLS };
 
 static void count_line(uint32_t level, const char* message, void* user_data) {

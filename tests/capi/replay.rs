@@ -8,7 +8,7 @@ use std::process::Command;
 use inflight::batch::{BatchBuilder, RaggedBatch, RowBuckets};
 use inflight::cache::{CacheConfig, ExtraKey};
 use inflight::request::{FinishReason, Repetition};
-use inflight::scheduler::{HeadOfLine, Received, Submitter};
+use inflight::scheduler::{Ended, HeadOfLine, Received, Snapshot, Submitter};
 use inflight::{Config, Error, Policy, Request, RequestId, Sampled, Scheduler, Step, StepId, Time};
 
 use super::build::{SANITIZED, program, run};
@@ -95,12 +95,30 @@ impl Numbers<'_> {
     }
 }
 
+/// What a request has come to, in the order of `inflight_request_result`.
+fn result_of(last: &Snapshot) -> [u64; 8] {
+    let time = |time: Option<Time>| time.map_or(u64::MAX, |time| time.0);
+    [
+        time(last.first_scheduled),
+        time(last.first_token),
+        last.num_prompt.into(),
+        last.num_output.into(),
+        last.num_cached.into(),
+        last.num_preemptions.into(),
+        last.num_drafts.into(),
+        last.num_accepted.into(),
+    ]
+}
+
+/// That of a request that has not ended.
+const NO_RESULT: [u64; 8] = [u64::MAX, u64::MAX, 0, 0, 0, 0, 0, 0];
+
 struct Model {
     scheduler: Scheduler,
     submitter: Submitter,
     builder: BatchBuilder,
-    /// Of each: request, step, kind, status, reason, stop token.
-    events: VecDeque<[u64; 7]>,
+    /// Of each: request, client, step, kind, status, reason, stop token; then its result.
+    events: VecDeque<([u64; 7], [u64; 8])>,
 }
 
 fn status<T>(result: Result<T, Error>) -> i32 {
@@ -182,13 +200,18 @@ impl Model {
     fn schedule(&mut self, line: &mut Numbers<'_>) -> (i32, u64) {
         let Self { scheduler, builder, events, .. } = self;
         let received = scheduler.receive(|received| match received {
-            Received::Submitted(_) | Received::NothingToCancel(_) => {}
+            Received::Submitted(_) | Received::NothingToEnd(_) => {}
             Received::Refused { id, client, error } => {
                 let status = error.status() as u64;
-                events.push_back([id.0, client, u64::MAX, 1, status, 0, NO_TOKEN]);
+                events.push_back(([id.0, client, u64::MAX, 1, status, 0, NO_TOKEN], NO_RESULT));
             }
-            Received::Cancelled { id, client } => {
-                events.push_back([id.0, client, u64::MAX, 3, 0, 0, NO_TOKEN]);
+            Received::Cancelled(Ended { id, last }) => {
+                let event = [id.0, last.client, u64::MAX, 3, 0, 0, NO_TOKEN];
+                events.push_back((event, result_of(&last)));
+            }
+            Received::Finished(Ended { id, last }) => {
+                let event = [id.0, last.client, u64::MAX, 2, 0, 5, NO_TOKEN];
+                events.push_back((event, result_of(&last)));
             }
         });
         received.expect("nothing is corrupt");
@@ -200,7 +223,7 @@ impl Model {
         let batch = builder.build(scheduler, step).expect("the newest step");
         for &request in step.preempted() {
             let client = scheduler.snapshot(request).expect("it waits").client;
-            events.push_back([request.0, client, id.0, 4, 0, 0, NO_TOKEN]);
+            events.push_back(([request.0, client, id.0, 4, 0, 0, NO_TOKEN], NO_RESULT));
         }
         (0, of_step(step, batch))
     }
@@ -222,6 +245,7 @@ impl Model {
         };
         let mut digest = Digest::new();
         digest.add(id.0);
+        let mut ended = outputs.ended().iter();
         for output in outputs.as_slice() {
             let [finish, stop_token] = of_finish(output.finish);
             digest.add(output.id.0);
@@ -229,8 +253,11 @@ impl Model {
             digest.add(stop_token);
             digest.add_all(outputs.tokens(output).iter().copied());
             if finish != 0 {
-                let (of, client) = (output.id.0, output.client);
-                self.events.push_back([of, client, id.0, 2, 0, finish, stop_token]);
+                let Ended { id: of, last } = ended.next().expect("one for each that ends");
+                assert_eq!((*of, last.client), (output.id, output.client));
+                digest.add_all(result_of(last).into_iter());
+                let event = [of.0, last.client, id.0, 2, 0, finish, stop_token];
+                self.events.push_back((event, result_of(last)));
             }
         }
         digest.add(outputs.num_tokens() as u64);
@@ -242,7 +269,10 @@ impl Model {
     fn events(&mut self, line: &mut Numbers<'_>) -> (usize, u64) {
         let taken = line.next::<usize>().min(self.events.len());
         let mut digest = Digest::new();
-        self.events.drain(..taken).flatten().for_each(|value| digest.add(value));
+        for (event, result) in self.events.drain(..taken) {
+            event.into_iter().for_each(|value| digest.add(value));
+            digest.add_all(result.into_iter());
+        }
         (taken, digest.0)
     }
 
@@ -270,7 +300,10 @@ impl Model {
             return (Error::UnknownRequest(id).status(), digest.0);
         };
         let of = [now.num_prompt, now.num_output, now.num_computed, now.num_preemptions];
+        let [first_scheduled_at, first_token_at, _, _, cached, _, drafts, accepted] =
+            result_of(&now);
         let of = [now.client, now.running.into()].into_iter().chain(of.map(u64::from));
+        let of = of.chain([cached, drafts, accepted, first_scheduled_at, first_token_at]);
         digest.add_all(of.collect::<Vec<_>>().into_iter());
         (0, digest.0)
     }
@@ -285,6 +318,17 @@ impl Model {
                 Err(status) => status,
             },
             "cancel" => status(self.scheduler.cancel(RequestId(line.next()))),
+            "finish" => {
+                let (id, keep, wanted) = (line.next(), line.next(), line.flag());
+                let ended = self.scheduler.finish(RequestId(id), keep);
+                let mut digest = Digest::new();
+                if let (true, Ok(ended)) = (wanted, &ended) {
+                    digest.add_all(result_of(&ended.last).into_iter());
+                }
+                assert_eq!(line.next::<u64>(), digest.0, "it came to something else");
+                status(ended)
+            }
+            "ask-finish" => status(self.submitter.finish(RequestId(line.next()), line.next())),
             "ask-cancel" => status(self.submitter.cancel(RequestId(line.next()))),
             "schedule" => {
                 let (status, digest) = self.schedule(&mut line);
@@ -372,6 +416,8 @@ fn a_hundred_thousand_calls_from_c_are_those_of_rust() {
         ("abandon 0", 500),
         ("abandon 106", 5),
         ("cancel 0", 200),
+        ("finish 0", 100),
+        ("ask-finish 0", 400),
         ("draft 0", 50),
         ("events 0", 1_000),
         ("look 0", 500),

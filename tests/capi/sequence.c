@@ -175,6 +175,14 @@ static void schedule(void) {
     end_line(status);
 }
 
+static void add_result(const inflight_request_result* result) {
+    const uint64_t of[] = {result->first_scheduled_at, result->first_token_at,
+                           result->num_prompt,         result->num_output,
+                           result->num_cached,         result->num_preemptions,
+                           result->num_drafts,         result->num_accepted};
+    ADD_ALL(of, 8);
+}
+
 /* The oldest step, another, or none; right samples, or a token too many. */
 static void commit(void) {
     uint32_t tokens[256], indptr[64] = {0}, n = 0, sampling = 0;
@@ -220,6 +228,10 @@ static void commit(void) {
             add(output->finish);
             add(output->stop_token);
             ADD_ALL(view.tokens + output->first_token, output->num_tokens);
+            if (output->finish != INFLIGHT_FINISH_NONE) {
+                CHECK(output->result < view.num_results);
+                add_result(&view.results[output->result]);
+            }
         }
         add(view.num_tokens);
         ADD_ALL(view.released, view.num_released);
@@ -269,8 +281,22 @@ static void take_events(void) {
         add((uint64_t)events[i].status);
         add(events[i].finish);
         add(events[i].stop_token);
+        add_result(&events[i].result);
     }
     printf("events %zu %zu %" PRIu64, capacity, n, digest);
+    end_line(status);
+}
+
+static void finish(uint64_t id) {
+    inflight_request_result result;
+    uint32_t keep = below(&rng, 6);
+    inflight_request_result* to = one_in(4) ? NULL : &result;
+    inflight_status status = inflight_scheduler_finish(scheduler, id, keep, to, &error);
+    begin_digest();
+    if (status == INFLIGHT_STATUS_OK && to != NULL) {
+        add_result(to);
+    }
+    printf("finish %" PRIu64 " %u %d %" PRIu64, id, keep, to != NULL, digest);
     end_line(status);
 }
 
@@ -298,10 +324,13 @@ static void look(void) {
     inflight_request_snapshot_init(&snapshot, sizeof snapshot);
     inflight_status status = inflight_scheduler_get_request(scheduler, id, &snapshot, &error);
     if (status == INFLIGHT_STATUS_OK) {
-        const uint64_t of[] = {snapshot.client,       snapshot.running,
-                               snapshot.num_prompt,   snapshot.num_output,
-                               snapshot.num_computed, snapshot.num_preemptions};
-        ADD_ALL(of, 6);
+        const uint64_t of[] = {snapshot.client,        snapshot.running,
+                               snapshot.num_prompt,    snapshot.num_output,
+                               snapshot.num_computed,  snapshot.num_preemptions,
+                               snapshot.num_cached,    snapshot.num_drafts,
+                               snapshot.num_accepted,  snapshot.first_scheduled_at,
+                               snapshot.first_token_at};
+        ADD_ALL(of, 11);
     }
     printf("look %" PRIu64 " %" PRIu64, id, digest);
     end_line(status);
@@ -355,6 +384,14 @@ static void call(void) {
         submit(0);
     } else if (kind < 20) {
         submit(1);
+    } else if (kind < 21) {
+        if (one_in(2)) {
+            finish(id);
+        } else {
+            uint32_t keep = below(&rng, 6);
+            printf("ask-finish %" PRIu64 " %u", id, keep);
+            end_line(inflight_submitter_finish(submitter, id, keep, &error));
+        }
     } else if (kind < 23) {
         printf("cancel %" PRIu64, id);
         end_line(inflight_scheduler_cancel(scheduler, id, &error));

@@ -36,6 +36,8 @@ pub(crate) struct Counts {
     pub(crate) truncations: usize,
     pub(crate) unregistered: usize,
     pub(crate) resets: usize,
+    /// By swapped-out sequences alone.
+    pub(crate) resets_held_back: usize,
     pub(crate) refused: usize,
     pub(crate) evicted: u64,
 }
@@ -48,6 +50,8 @@ pub(crate) struct World {
     device: Device,
     sequences: Vec<Sequence>,
     closed: Vec<SeqId>,
+    /// Stands for the model's weights, which change with each reset.
+    weights: u64,
     /// What a block of this name contains.
     contents: HashMap<BlockHash, Vec<u64>>,
     pub(crate) counts: Counts,
@@ -89,6 +93,7 @@ impl World {
             device: Device::new(num_blocks, num_host_blocks, block_size),
             sequences: Vec::new(),
             closed: Vec::new(),
+            weights: 0,
             contents: HashMap::new(),
             counts: Counts::default(),
         }
@@ -128,6 +133,11 @@ impl World {
         tokens.map(|t| if t % 1000 < split as Token { t } else { self.few() }).collect()
     }
 
+    /// What the sequence's KV must be.
+    fn histories(&self, s: &Sequence) -> Vec<u64> {
+        histories(self.weights << 8 | u64::from(s.salt), &s.tokens)
+    }
+
     fn few(&mut self) -> Token {
         self.rng.below(3) as Token
     }
@@ -158,7 +168,7 @@ impl World {
         assert_eq!(numbers(&hit), self.naive.lookup(&names, most));
         assert_eq!(found, hit.len() * block_size);
         assert!(found <= most);
-        let own = histories(u64::from(s.salt), &s.tokens);
+        let own = self.histories(s);
         for (block, own) in numbers(&hit).iter().zip(own.chunks(block_size)) {
             assert_eq!(self.device.block(*block), own, "a hit of another content");
         }
@@ -197,7 +207,7 @@ impl World {
         s.written = end;
         self.settle();
         let s = &self.sequences[at];
-        let own = histories(u64::from(s.salt), &s.tokens);
+        let own = self.histories(s);
         (from..end).for_each(|i| self.device.write(&s.table.blocks, i, own[i]));
         true
     }
@@ -256,7 +266,7 @@ impl World {
 
     fn note(&mut self, at: usize, names: Vec<BlockHash>) {
         let s = &self.sequences[at];
-        let own = histories(u64::from(s.salt), &s.tokens);
+        let own = self.histories(s);
         for (name, content) in names.into_iter().zip(own.chunks_exact(self.config.block_size)) {
             self.contents.insert(name, content.to_vec());
         }
@@ -406,14 +416,24 @@ impl World {
         }
     }
 
-    /// Mostly refused; now and then everybody leaves first.
+    /// Mostly refused; now and then all leave first, or all but those that are swapped out.
     fn reset(&mut self) {
-        while self.rng.chance(90) && !self.sequences.is_empty() {
-            self.close(0);
+        let swapped_stay = self.rng.chance(50);
+        let leaves = |s: &Sequence| !swapped_stay || s.table.host.is_empty();
+        while self.rng.chance(90)
+            && let Some(at) = self.sequences.iter().position(leaves)
+        {
+            self.close(at);
         }
         let idle = self.naive.reset();
+        self.counts.resets_held_back +=
+            usize::from(!idle && self.naive.free.len() + 1 == self.config.num_blocks);
         assert_eq!(self.cache.reset_prefix_cache(), idle);
-        self.counts.resets += usize::from(idle);
+        if idle {
+            self.counts.resets += 1;
+            self.weights += 1;
+            self.contents.clear();
+        }
     }
 
     /// The copies decided are those of the model; the device makes them.
@@ -449,7 +469,7 @@ impl World {
         for s in &self.sequences {
             assert_eq!(numbers(cache.table(s.id)), s.table.blocks, "a table");
             assert_eq!(cache.is_swapped_out(s.id), !s.table.host.is_empty());
-            let own = histories(u64::from(s.salt), &s.tokens);
+            let own = self.histories(s);
             let there = |i| match s.table.host.is_empty() {
                 true => self.device.read(&s.table.blocks, i),
                 false => self.device.read_host(&s.table.host, i),

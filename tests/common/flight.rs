@@ -58,6 +58,8 @@ impl Flying {
 pub(crate) struct Flight {
     pub(crate) step: Step,
     pub(crate) rows: Vec<Flying>,
+    /// The model's, when it was scheduled.
+    pub(crate) weights: u64,
     pub(crate) ran: bool,
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct NaiveCache {
     pub(crate) names: Vec<(BlockHash, u32)>,
     pub(crate) evicted: u64,
     pub(crate) host_free: usize,
+    num_host: usize,
     /// What the device was told since the last look.
     pub(crate) ops: Vec<BlockOp>,
 }
@@ -42,6 +43,7 @@ impl NaiveCache {
             names: Vec::new(),
             evicted: 0,
             host_free: num_host_blocks,
+            num_host: num_host_blocks,
             ops: Vec::new(),
         }
     }
@@ -191,7 +193,7 @@ impl NaiveCache {
     }
 
     pub(crate) fn reset(&mut self) -> bool {
-        let idle = self.free.len() + 1 == self.refs.len();
+        let idle = self.free.len() + 1 == self.refs.len() && self.host_free == self.num_host;
         if idle {
             self.names.clear();
         }

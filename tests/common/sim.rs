@@ -17,7 +17,7 @@ use inflight::{Step, StepId, Time, Token};
 use crate::device::{Device, GARBAGE, extend};
 use crate::flight::{Counts, Fate, Flight, Flying, Setup};
 use crate::packed::{self, Expected};
-use crate::rng::Rng;
+use crate::rng::{Rng, mix};
 use crate::workload::{Job, random_job};
 
 pub(crate) struct Sim {
@@ -34,6 +34,8 @@ pub(crate) struct Sim {
     flights: VecDeque<Flight>,
     next_id: u64,
     now: u64,
+    /// Stands for the model's weights, which change with each reset: KV of others is another.
+    weights: u64,
     pub(crate) log: Vec<Step>,
     pub(crate) counts: Counts,
 }
@@ -54,6 +56,7 @@ impl Sim {
             flights: VecDeque::new(),
             next_id: 0,
             now: 0,
+            weights: 0,
             log: Vec::new(),
             counts: Counts::default(),
             setup,
@@ -185,8 +188,14 @@ impl Sim {
 
     fn reset(&mut self) {
         let cache = self.scheduler.cache();
-        let idle = cache.num_free() == cache.pool().num_usable();
-        assert_eq!(self.scheduler.reset_prefix_cache(), idle);
+        let on_device = cache.num_free() < cache.pool().num_usable();
+        let on_host = cache.num_host_free() < self.setup.config.cache.num_host_blocks;
+        assert_eq!(self.scheduler.reset_prefix_cache(), !on_device && !on_host);
+        if !on_device && !on_host {
+            self.weights = mix(self.weights) >> 1;
+            self.counts.add("reset", 1);
+        }
+        self.counts.add("reset held back by swap", usize::from(!on_device && on_host));
     }
 
     fn in_flight(&self, job: usize) -> bool {
@@ -228,7 +237,7 @@ impl Sim {
             self.check_batch(&step, &rows);
         }
         self.log.push(step.clone());
-        self.flights.push_back(Flight { step, rows, ran: false });
+        self.flights.push_back(Flight { step, rows, weights: self.weights, ran: false });
     }
 
     fn check_batch(&mut self, step: &Step, rows: &[Flying]) {
@@ -340,7 +349,7 @@ impl Sim {
                 };
                 let there = job.prompt() + fate.sampled > position || position >= flying.known();
                 assert!(there, "nobody has sampled token {position} of {:?}", flying.row);
-                self.device.write(&flying.table, position, before);
+                self.device.write(&flying.table, position, before ^ flight.weights);
             }
         }
         for flying in &mut flight.rows {
@@ -348,7 +357,7 @@ impl Sim {
             let end = flying.known();
             for position in 0..end {
                 let kv = self.device.read(&flying.table, position);
-                let own = job.histories[position];
+                let own = job.histories[position] ^ flight.weights;
                 assert_eq!(kv, own, "token {position} of {:?}, {}", flying.row, flight.step.id());
             }
             if flying.row.samples {

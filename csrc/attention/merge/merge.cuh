@@ -33,7 +33,9 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
     for (int i = 0; i < INFLIGHT_MERGE_MAX; i++) {
         m.share[i] = minus_infinity;
         if (i < static_cast<int>(p.count)) {
-            m.share[i] = arch::load_global(reinterpret_cast<const float*>(p.lse[i]) + row);
+            const float lse = arch::load_global(reinterpret_cast<const float*>(p.lse[i]) + row);
+            // FlashAttention says so of a row without keys.
+            m.share[i] = lse == -minus_infinity ? minus_infinity : lse;
         }
     }
 #pragma unroll

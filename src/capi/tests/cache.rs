@@ -241,7 +241,7 @@ fn allocate(cache: &Cache, twin: &mut KvCache, pair: &Pair, n: usize) {
     if worked {
         assert_eq!(taken, needed);
         if fresh {
-            twin.record_lookup(n.saturating_sub(1).min(pair.tokens.len()), found);
+            twin.record_lookup(pair.tokens.len(), found);
         }
     }
 }

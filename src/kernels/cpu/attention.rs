@@ -42,7 +42,6 @@ pub struct Attention {
     arrived: Vec<AtomicU32>,
     states: Vec<f32>,
     scratch: Vec<Mutex<Scratch>>,
-    seen: Vec<u32>,
 }
 
 impl Attention {
@@ -61,7 +60,6 @@ impl Attention {
             arrived: Vec::new(),
             states: Vec::new(),
             scratch: Vec::new(),
-            seen: Vec::new(),
         })
     }
 
@@ -86,7 +84,7 @@ impl Attention {
     /// 32 bits; the plan is as it was. [`Error::OutOfMemory`] for the states of split tiles; there is no
     /// plan then.
     pub fn plan(&mut self, cpu: &Cpu, batch: BatchView<'_>, num_blocks: usize) -> Result<()> {
-        batch.check(num_blocks, &mut self.seen)?;
+        batch.check(num_blocks)?;
         let AttentionConfig { num_kv_heads, head_dim, causal, window_left, fixed_split, .. } =
             self.config;
         let group = self.config.group_size();

@@ -22,14 +22,25 @@ pub struct State<'a> {
     pub lse: &'a [f32],
 }
 
+impl State<'_> {
+    /// The LSE of a row: -inf where it has no keys, which FlashAttention says by +inf.
+    #[inline(always)]
+    fn lse(&self, row: usize) -> f32 {
+        match self.lse[row] {
+            f32::INFINITY => f32::NEG_INFINITY,
+            lse => lse,
+        }
+    }
+}
+
 /// Merges states over disjoint keys, in the order given, into the attention over all of them.
 ///
 /// `o` is f32, f16 or bf16, and has the states' shape; its type may differ from theirs. Sums are in
-/// f32, rounded once. States whose LSE is -inf are neutral, their outputs not read; all of them
-/// merge to 0 and -inf. Where only one is left, the result is its bits (rounded, if the types
-/// differ). A sink belongs to exactly one of the states.
+/// f32, rounded once. States whose LSE is -inf, or +inf as FlashAttention marks rows without keys,
+/// are neutral, their outputs not read; all of them merge to 0 and -inf. Where only one is left, the
+/// result is its bits (rounded, if the types differ). A sink belongs to exactly one of the states.
 ///
-/// Finite numbers never give NaN. An LSE of +inf or NaN is not refused, and makes its row NaN.
+/// Finite numbers never give NaN. An LSE of NaN is not refused, and makes its row NaN.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; nothing is written then.
@@ -133,7 +144,7 @@ impl Merge<'_> {
                     }
                     (1, one) => {
                         self.take(one, token, head, out);
-                        self.states[one].lse[row]
+                        self.states[one].lse(row)
                     }
                     _ => {
                         let lse = self.weigh(row, &mut weights);
@@ -154,7 +165,7 @@ impl Merge<'_> {
     fn seen(&self, row: usize) -> (usize, usize) {
         let (mut count, mut last) = (0, 0);
         for (i, state) in self.states.iter().enumerate() {
-            if state.lse[row] != f32::NEG_INFINITY {
+            if state.lse(row) != f32::NEG_INFINITY {
                 (count, last) = (count + 1, i);
             }
         }
@@ -166,11 +177,11 @@ impl Merge<'_> {
     fn weigh(&self, row: usize, weights: &mut [f32]) -> f32 {
         let mut most = f32::NEG_INFINITY;
         for state in self.states {
-            most = most.max(state.lse[row]);
+            most = most.max(state.lse(row));
         }
         let mut sum = 0.0;
         for (weight, state) in weights.iter_mut().zip(self.states) {
-            *weight = (state.lse[row] - most).exp();
+            *weight = (state.lse(row) - most).exp();
             sum += *weight;
         }
         // Shares add up to 1: no sum of finite outputs overflows on the way.

@@ -216,7 +216,7 @@ impl Attention {
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
         self.planned = None;
-        batch.check_bounds(num_blocks)?;
+        batch.check(num_blocks)?;
         self.extents.clear();
         self.extents.extend((0..batch.num_rows()).map(|row| Extent {
             q_len: batch.qo_indptr[row + 1] - batch.qo_indptr[row],

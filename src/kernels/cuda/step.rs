@@ -128,7 +128,7 @@ impl StepBuffer {
         // Groups vouch for as many blocks as they planned for.
         let blocks = groups.iter().filter_map(|group| group.num_blocks()).min();
         if let Some(blocks) = blocks {
-            batch.check_bounds(blocks)?;
+            batch.check(blocks)?;
         } else {
             batch.check_shape()?;
         }

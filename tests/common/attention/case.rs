@@ -249,6 +249,11 @@ impl Case {
                 table.extend_from_slice(&tables[row - 1][..rng.below(full + 1)]);
             }
             table.extend(blocks.by_ref().take(kv_len.div_ceil(bs) - table.len()));
+            // A full block may be there again.
+            if spec.shared && kv_len / bs > 1 && rng.chance(30) {
+                let again = rng.within(1, kv_len / bs - 1);
+                table[again] = table[rng.below(again)];
+            }
             tables.push(table);
         }
         let num_blocks = blocks.start as usize + rng.within(1, 4);
