@@ -4,7 +4,6 @@
 
 #include <array>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -15,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "doorbell.hpp"
 #include "paged.hpp"
 
 namespace serve {
@@ -39,7 +39,9 @@ class engine {
     engine(const model& of, const placement& on, const capacity& room)
         : model_(of, on, room),
           scheduler_(config_for(room)),
-          submitter_(scheduler_.make_submitter()) {}
+          submitter_(scheduler_.make_submitter()) {
+        scheduler_.set_wake(doorbell::ring, &bell_);
+    }
 
     engine(const engine&) = delete;
     engine& operator=(const engine&) = delete;
@@ -55,7 +57,7 @@ class engine {
             const std::lock_guard<std::mutex> lock(mutex_);
             stopping_ = true;
         }
-        wake_.notify_one();
+        bell_.ring();
         if (worker_.joinable()) {
             worker_.join();
         }
@@ -76,29 +78,24 @@ class engine {
             streams_.emplace(id, std::move(to));
         }
         const auto submitted = submitter_.try_submit(inflight::request(id, prompt, max_tokens));
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            if (!submitted) {
+        if (!submitted) {
+            {
+                const std::lock_guard<std::mutex> lock(mutex_);
                 streams_.erase(id);
             }
-            handed_over_++;
-        }
-        wake_.notify_one();
-        if (!submitted) {
+            // It may be the last that the end waits for.
+            bell_.ring();
             return submitted.why();
         }
         return id;
     }
 
     /// Any thread. The stream's end tells whether it came in time.
-    void cancel(std::uint64_t id) {
-        submitter_.cancel(id);
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            handed_over_++;
-        }
-        wake_.notify_one();
-    }
+    void cancel(std::uint64_t id) { submitter_.cancel(id); }
+
+    /// Any thread. Ends a request after its first `keep_tokens` tokens, as at a stop string that
+    /// its reader has found.
+    void finish(std::uint64_t id, std::uint32_t keep_tokens) { submitter_.finish(id, keep_tokens); }
 
     /// The next three once the engine has stopped.
     inflight::scheduler_stats stats() { return scheduler_.stats(); }
@@ -136,7 +133,6 @@ class engine {
 
     /// False when all is done and nothing more will come.
     bool run_step() {
-        const std::uint64_t seen = handed_over();
         const inflight::step step = scheduler_.schedule(now());
         inflight::step_guard guard(scheduler_, step);
         const inflight::tokens_view sampled = model_.run(step);
@@ -152,7 +148,7 @@ class engine {
         guard.done();
         deliver(outputs);
         tell_endings();
-        return !idle || wait_for_work(seen);
+        return !idle || wait_for_work();
     }
 
     /// Outputs are in the order of the rows, without those that were cancelled meanwhile.
@@ -228,15 +224,16 @@ class engine {
         }
     }
 
-    std::uint64_t handed_over() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return handed_over_;
-    }
-
-    bool wait_for_work(std::uint64_t seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return handed_over_ != seen || stopping_; });
-        return handed_over_ != seen || !streams_.empty();
+    /// Sleeps until something is handed over, or was since the last step began. False at the end.
+    bool wait_for_work() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            if (stopping_ && streams_.empty()) {
+                return false;
+            }
+        }
+        bell_.wait();
+        return true;
     }
 
     static std::uint64_t now() {
@@ -246,6 +243,7 @@ class engine {
     }
 
     paged_model model_;
+    doorbell bell_;
     inflight::scheduler scheduler_;
     const inflight::submitter submitter_;
     std::vector<std::uint64_t> sampling_;
@@ -253,9 +251,8 @@ class engine {
     std::thread worker_;
 
     std::mutex mutex_;
-    std::condition_variable wake_;
     std::unordered_map<std::uint64_t, stream> streams_;
-    std::uint64_t next_id_ = 0, handed_over_ = 0;
+    std::uint64_t next_id_ = 0;
     bool stopping_ = false;
 };
 

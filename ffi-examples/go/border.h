@@ -13,6 +13,7 @@ typedef struct border {
     inflight_outputs_view outputs;
     inflight_scheduler_stats stats;
     inflight_request_snapshot snapshot;
+    inflight_request_result result;
     inflight_error error;
     size_t num_events;
 } border;
@@ -92,6 +93,21 @@ static inline inflight_status border_verify(border *b) {
 
 static inline inflight_status border_reset_prefix_cache(border *b) {
     return inflight_scheduler_reset_prefix_cache(b->scheduler, &b->error);
+}
+
+static inline inflight_status border_finish(border *b, uint64_t id, uint32_t keep_tokens) {
+    return inflight_scheduler_finish(b->scheduler, id, keep_tokens, &b->result, &b->error);
+}
+
+/* Go's, in wake.go. */
+extern void inflightGoWake(uintptr_t handle);
+
+static void border_wake(void *handle) { inflightGoWake((uintptr_t)handle); }
+
+/* Has the function behind the handle called; 0 for none. */
+static inline inflight_status border_set_wake(border *b, uintptr_t handle) {
+    return inflight_scheduler_set_wake(b->scheduler, handle != 0 ? border_wake : NULL,
+                                       (void *)handle, &b->error);
 }
 
 static inline inflight_status border_submitter_create(border *b, inflight_submitter **out) {

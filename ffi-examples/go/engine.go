@@ -92,6 +92,11 @@ func NewEngine(config EngineConfig, model Model) (*Engine, error) {
 		e.buffer = 1024
 	}
 	e.ctx, e.abort = context.WithCancel(context.Background())
+	if err := scheduler.SetWake(e.nudge); err != nil {
+		_ = submitter.Close()
+		_ = scheduler.Close()
+		return nil, err
+	}
 	go e.run()
 	return e, nil
 }
@@ -120,8 +125,8 @@ func (e *Engine) Generate(ctx context.Context, request Request) (*Stream, error)
 	stream.cancel = func() {
 		// It fails where the engine is closed, and the stream has ended.
 		_ = e.submitter.Cancel(stream.id)
-		e.nudge()
 	}
+	stream.finish = func(keep uint32) { _ = e.submitter.Finish(stream.id, keep) }
 	err := e.submitter.Submit(&request)
 	if err != nil {
 		e.forget(stream.id)
@@ -132,7 +137,6 @@ func (e *Engine) Generate(ctx context.Context, request Request) (*Stream, error)
 		return nil, err
 	}
 	e.hook(ctx, stream)
-	e.nudge()
 	return stream, nil
 }
 
@@ -330,6 +334,7 @@ func (e *Engine) happened(event *Event) {
 	switch event.Kind {
 	case EventCancelled:
 		if stream := e.forget(event.RequestID); stream != nil {
+			stream.result = event.Result
 			stream.end(FinishNone, NoToken, stream.stopped())
 		}
 	case EventRefused:
@@ -337,8 +342,14 @@ func (e *Engine) happened(event *Event) {
 			err := &Error{Op: "submit", Status: event.Status}
 			stream.end(FinishNone, NoToken, err)
 		}
-	case EventFinished, EventPreempted:
-		// The first came with its last token; the second goes on later.
+	case EventFinished:
+		// Others came with their last token.
+		if stream := e.forget(event.RequestID); stream != nil {
+			stream.result = event.Result
+			stream.end(event.Finish, event.StopToken, nil)
+		}
+	case EventPreempted:
+		// It goes on later.
 	}
 }
 
@@ -369,7 +380,8 @@ func (e *Engine) execute(step *Step) error {
 		if !stream.deliver(outputs.Tokens(i)) {
 			stream.stop(ErrSlowReader)
 		}
-		if output.Finish != FinishNone {
+		if result, ended := outputs.Result(i); ended {
+			stream.result = result
 			e.finished(stream, &output)
 		}
 	}

@@ -165,6 +165,35 @@ func TestContextsEndRequests(t *testing.T) {
 	idle(t, e)
 }
 
+func TestAReaderEndsItsRequestAtAStopString(t *testing.T) {
+	e := engine(t, engineConfig, toy.New(engineConfig.Scheduler))
+	whole := generate(t, e, prompt("prompt", 20))
+	if _, err := whole.Collect(); err != nil {
+		t.Fatal(err)
+	}
+	report := whole.Report()
+	if report.NumOutput != 20 || report.NumPrompt != 6 || report.FirstScheduledAt < 0 ||
+		report.FirstTokenAt < report.FirstScheduledAt {
+		t.Errorf("%+v", report)
+	}
+	stopped := generate(t, e, prompt("prompt", 1000))
+	for i := 0; i < 5; i++ {
+		<-stopped.Tokens()
+	}
+	stopped.Finish(5)
+	if finish, err := stopped.Result(); finish != inflight.FinishStopped || err != nil {
+		t.Errorf("%v, %v", finish, err)
+	}
+	if report := stopped.Report(); report.NumOutput != 5 {
+		t.Errorf("%+v", report)
+	}
+	stopped.Finish(5)
+	idle(t, e)
+	if stats := e.Stats(); stats.Cancelled != 0 || stats.Finished != 2 {
+		t.Errorf("%+v", stats)
+	}
+}
+
 func TestASlowReaderLosesItsRequest(t *testing.T) {
 	config := engineConfig
 	config.Buffer = 8

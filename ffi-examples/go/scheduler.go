@@ -5,6 +5,7 @@ import "C"
 
 import (
 	"runtime"
+	"runtime/cgo"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,8 @@ type Scheduler struct {
 	closed atomic.Bool
 	// calls counts what ends the validity of outputs.
 	calls atomic.Uint64
+	// wake is the function that SetWake was given; 0 for none.
+	wake cgo.Handle
 }
 
 // NewScheduler makes a scheduler without requests, to be closed.
@@ -69,6 +72,7 @@ func (s *Scheduler) Close() error {
 	s.closed.Store(true)
 	C.border_free(s.border)
 	s.border = nil
+	s.dropWake()
 	handles.Add(-1)
 	return nil
 }
@@ -133,6 +137,22 @@ func (s *Scheduler) Cancel(id uint64) error {
 	})
 }
 
+// Finish ends a request after its first keepTokens output tokens, or after all that were delivered
+// where those are fewer, and says what it has come to: for an end that the caller looks for itself,
+// such as a stop string. It counts as finished; samples in flight are dropped. There is no event.
+func (s *Scheduler) Finish(id uint64, keepTokens uint32) (RequestResult, error) {
+	border, err := s.enter("finish", nil)
+	if err != nil {
+		return RequestResult{}, err
+	}
+	defer s.leave()
+	status := C.border_finish(border, C.uint64_t(id), C.uint32_t(keepTokens))
+	if status != C.INFLIGHT_STATUS_OK {
+		return RequestResult{}, failure("finish", status, &border.error)
+	}
+	return *(*RequestResult)(unsafe.Pointer(&border.result)), nil
+}
+
 // SetDraft gives tokens to be verified in the step in which the request samples next; they replace
 // earlier ones, and none takes them back.
 func (s *Scheduler) SetDraft(id uint64, draft []Token) error {
@@ -174,7 +194,7 @@ type EventKind uint32
 const (
 	// EventRefused: a request that a submitter handed over cannot run; [Event.Status] says why.
 	EventRefused EventKind = C.INFLIGHT_EVENT_REFUSED
-	// EventFinished: a request sampled its last token; [Event.Finish] says why it was the last.
+	// EventFinished: a request has finished; [Event.Finish] says why.
 	EventFinished EventKind = C.INFLIGHT_EVENT_FINISHED
 	// EventCancelled: a request was cancelled through a submitter.
 	EventCancelled EventKind = C.INFLIGHT_EVENT_CANCELLED
@@ -198,6 +218,29 @@ type Event struct {
 	Finish Finish
 	// StopToken is the stop token that ended it, or [NoToken].
 	StopToken Token
+	// Result is what it has come to, where it has finished or was cancelled.
+	Result RequestResult
+}
+
+// RequestResult is what a request has come to. Times are those given to [Scheduler.Schedule].
+type RequestResult struct {
+	// FirstScheduledAt is the time of the step that first admitted it; negative where none did.
+	FirstScheduledAt time.Duration
+	// FirstTokenAt is the time of the step that sampled its first token; negative where none has been
+	// committed.
+	FirstTokenAt time.Duration
+	// NumPrompt is the tokens of its prompt.
+	NumPrompt uint32
+	// NumOutput is the tokens that it has output.
+	NumOutput uint32
+	// NumCached is the tokens that it found in the prefix cache when it was first admitted.
+	NumCached uint32
+	// NumPreemptions is how often it was preempted.
+	NumPreemptions uint32
+	// NumDrafts is the draft tokens that were verified.
+	NumDrafts uint32
+	// NumAccepted is the draft tokens among them that were accepted.
+	NumAccepted uint32
 }
 
 // Events takes the oldest events, as many as events has room for, and returns their number. The
@@ -289,6 +332,17 @@ type Snapshot struct {
 	NumComputed int
 	// NumPreemptions is how often it was preempted.
 	NumPreemptions int
+	// NumCached is the tokens that it found in the prefix cache when it was first admitted.
+	NumCached int
+	// NumDrafts is the draft tokens that were verified.
+	NumDrafts int
+	// NumAccepted is the draft tokens among them that were accepted.
+	NumAccepted int
+	// FirstScheduledAt is the time of the step that first admitted it; negative where none did.
+	FirstScheduledAt time.Duration
+	// FirstTokenAt is the time of the step that sampled its first token; negative where none has been
+	// committed.
+	FirstTokenAt time.Duration
 }
 
 // Request returns a request as it is now; [StatusUnknownRequest] when it has finished, or never
@@ -311,5 +365,11 @@ func (s *Scheduler) Request(id uint64) (Snapshot, error) {
 		NumOutput:      int(c.num_output),
 		NumComputed:    int(c.num_computed),
 		NumPreemptions: int(c.num_preemptions),
+		NumCached:      int(c.num_cached),
+		NumDrafts:      int(c.num_drafts),
+		NumAccepted:    int(c.num_accepted),
+
+		FirstScheduledAt: time.Duration(c.first_scheduled_at),
+		FirstTokenAt:     time.Duration(c.first_token_at),
 	}, nil
 }

@@ -175,6 +175,116 @@ func TestDraftsAreCommittedRagged(t *testing.T) {
 	}
 }
 
+func TestARequestSaysAtItsEndWhatItHasComeTo(t *testing.T) {
+	s := scheduler(t, inflight.Config{NumBlocks: 64, BlockSize: 4})
+	hand := submitter(t, s)
+	ask := func(id uint64, maxTokens uint32) {
+		if err := s.Submit(request(id, "what is cached", maxTokens)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Duration(0)
+	run := func(tokens []inflight.Token, indptr ...uint32) inflight.Outputs {
+		now += time.Second
+		step, err := s.Schedule(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit := func() (inflight.Outputs, error) { return step.Commit(tokens) }
+		if indptr != nil {
+			commit = func() (inflight.Outputs, error) { return step.CommitRagged(tokens, indptr) }
+		}
+		outputs, err := commit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return outputs
+	}
+	ask(1, 1)
+	run([]inflight.Token{1})
+	ask(2, 4)
+	run([]inflight.Token{1})
+	if err := s.SetDraft(2, []inflight.Token{5, 6}); err != nil {
+		t.Fatal(err)
+	}
+	outputs := run([]inflight.Token{5, 8}, 0, 2)
+	if _, ended := outputs.Result(0); ended {
+		t.Error("it goes on")
+	}
+	so, err := s.Request(2)
+	if err != nil || so.NumCached != 12 || so.NumAccepted != 1 || so.FirstTokenAt != 2*time.Second {
+		t.Errorf("%+v, %v", so, err)
+	}
+	outputs = run([]inflight.Token{9})
+	want := inflight.RequestResult{
+		FirstScheduledAt: 2 * time.Second, FirstTokenAt: 2 * time.Second,
+		NumPrompt: 14, NumOutput: 4, NumCached: 12, NumDrafts: 2, NumAccepted: 1,
+	}
+	if result, ended := outputs.Result(0); !ended || result != want {
+		t.Errorf("%+v", result)
+	}
+	ask(3, 50)
+	ask(4, 50)
+	run([]inflight.Token{1, 1})
+	run([]inflight.Token{1, 1})
+	if result, err := s.Finish(3, 1); err != nil || result.NumOutput != 1 {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if _, err := s.Finish(3, 1); !errors.Is(err, inflight.StatusUnknownRequest) {
+		t.Errorf("%v", err)
+	}
+	if err := hand.Finish(4, 9); err != nil {
+		t.Fatal(err)
+	}
+	run(nil)
+	events := make([]inflight.Event, 9)
+	n, err := s.Events(events)
+	if err != nil || n != 3 {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if events[1].Result != want || events[2].Finish != inflight.FinishStopped ||
+		events[2].Result.NumOutput != 2 {
+		t.Errorf("%+v", events[:n])
+	}
+}
+
+func TestTheFirstThatIsHandedOverWakes(t *testing.T) {
+	s := scheduler(t, inflight.Config{NumBlocks: 64})
+	hand := submitter(t, s)
+	calls := make(chan int, 9)
+	wake := func(number int) func() { return func() { calls <- number } }
+	for _, f := range []func(){wake(0), wake(1)} {
+		if err := s.SetWake(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id := uint64(1); id < 4; id++ {
+		if err := hand.Submit(request(id, "p", 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(calls) != 1 || <-calls != 1 {
+		t.Error("not one call of the second")
+	}
+	runtime.GC()
+	if err := s.SetWake(wake(2)); err != nil || len(calls) != 1 || <-calls != 2 {
+		t.Errorf("%v: not told at once", err)
+	}
+	_ = schedule(t, s)
+	if err := s.SetWake(nil); err != nil {
+		t.Error(err)
+	}
+	if err := hand.Cancel(1); err != nil || len(calls) != 0 {
+		t.Errorf("%v, %d calls", err, len(calls))
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := s.SetWake(wake(3)); err != inflight.ErrClosed {
+		t.Error(err)
+	}
+}
+
 func TestErrorsByStatus(t *testing.T) {
 	s := scheduler(t, inflight.Config{NumBlocks: 8, MaxModelLen: 100, MaxWaiting: 2})
 	submit := func(id uint64, prompt int, max uint32) func() error {

@@ -87,6 +87,8 @@ var (
 	_ = [1]struct{}{}[unsafe.Offsetof(Output{}.StopToken)-
 		unsafe.Offsetof(C.inflight_output{}.stop_token)]
 	_ = [1]struct{}{}[unsafe.Sizeof(Event{})-C.sizeof_inflight_event]
+	_ = [1]struct{}{}[unsafe.Sizeof(RequestResult{})-C.sizeof_inflight_request_result]
+	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.Result)-unsafe.Offsetof(C.inflight_event{}.result)]
 	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.StopToken)-
 		unsafe.Offsetof(C.inflight_event{}.stop_token)]
 )
@@ -324,6 +326,8 @@ const (
 	FinishLength Finish = C.INFLIGHT_FINISH_LENGTH
 	// FinishRepetition: its output repeats itself.
 	FinishRepetition Finish = C.INFLIGHT_FINISH_REPETITION
+	// FinishStopped: the caller ended it, by [Scheduler.Finish] or [Submitter.Finish].
+	FinishStopped Finish = C.INFLIGHT_FINISH_STOPPED
 )
 
 // String names the reason: "eos", "stop", "length", "repetition", or "".
@@ -331,7 +335,7 @@ func (f Finish) String() string {
 	switch f {
 	case FinishEOS:
 		return "eos"
-	case FinishStopToken:
+	case FinishStopToken, FinishStopped:
 		return "stop"
 	case FinishLength:
 		return "length"
@@ -351,6 +355,8 @@ type Output struct {
 	Finish Finish
 	// StopToken is the stop token that ended it, or [NoToken].
 	StopToken Token
+	result    uint32
+	_         uint32
 }
 
 // Outputs is what a commit delivers: a view of the library's memory, valid until the next call with
@@ -383,6 +389,16 @@ func (o *Outputs) Tokens(i int) []Token {
 	of := o.At(i)
 	all := unsafe.Slice((*Token)(unsafe.Pointer(o.view.tokens)), int(o.view.num_tokens))
 	return all[of.first : of.first+of.num : of.first+of.num]
+}
+
+// Result returns what the request of the i-th output has come to; false where it goes on.
+func (o *Outputs) Result(i int) (RequestResult, bool) {
+	of := o.At(i)
+	if of.Finish == FinishNone {
+		return RequestResult{}, false
+	}
+	all := unsafe.Slice((*RequestResult)(unsafe.Pointer(o.view.results)), int(o.view.num_results))
+	return all[of.result], true
 }
 
 // Released returns the requests that gave back their slot and blocks: those that finished, or under

@@ -12,14 +12,16 @@ type Stream struct {
 	tokens chan Token
 	done   chan struct{}
 	cancel func()
+	finish func(keep uint32)
 	unhook func() bool
 
 	// The loop's: tokens were lost, and so no later ones are delivered.
 	lost bool
 
 	// Written by the engine's loop before done is closed.
-	finish    Finish
+	reached   Finish
 	stopToken Token
+	result    RequestResult
 	err       error
 
 	// Why it is to end, by whoever says so first.
@@ -42,7 +44,14 @@ func (s *Stream) Done() <-chan struct{} { return s.done }
 // which is the cause of its context where that ended it.
 func (s *Stream) Result() (Finish, error) {
 	<-s.done
-	return s.finish, s.err
+	return s.reached, s.err
+}
+
+// Report waits for the end of the request and returns what it has come to: zeros, where it was refused
+// or the engine ended.
+func (s *Stream) Report() RequestResult {
+	<-s.done
+	return s.result
 }
 
 // StopToken waits for the end of the request and returns the stop token that ended it, or
@@ -54,6 +63,11 @@ func (s *Stream) StopToken() Token {
 
 // Cancel asks for the end of the request, whose error is then context.Canceled. It does not wait.
 func (s *Stream) Cancel() { s.stop(context.Canceled) }
+
+// Finish asks for the end of the request after its first keepTokens tokens, as at a stop string that
+// the reader has found: it ends with [FinishStopped], and tokens after them do not count. It does not
+// wait.
+func (s *Stream) Finish(keepTokens uint32) { s.finish(keepTokens) }
 
 // Collect reads the output to its end.
 func (s *Stream) Collect() ([]Token, error) {
@@ -96,7 +110,7 @@ func (s *Stream) deliver(tokens []Token) bool {
 func (s *Stream) end(finish Finish, stopToken Token, err error) {
 	s.once.Do(func() {
 		s.unhook()
-		s.finish, s.stopToken, s.err = finish, stopToken, err
+		s.reached, s.stopToken, s.err = finish, stopToken, err
 		close(s.tokens)
 		close(s.done)
 	})

@@ -64,6 +64,21 @@ func (s *Submitter) Cancel(id uint64) error {
 	return s.failure("cancel", status, &p.err)
 }
 
+// Finish asks for the end of a request after its first keepTokens output tokens, as
+// [Scheduler.Finish] does. One that has ended already is not an error: the event is [EventFinished],
+// with [FinishStopped], where there was something to end.
+func (s *Submitter) Finish(id uint64, keepTokens uint32) error {
+	p := passedPool.Get().(*passed)
+	defer p.release()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.handle == nil {
+		return ErrClosed
+	}
+	status := C.inflight_submitter_finish(s.handle, C.uint64_t(id), C.uint32_t(keepTokens), &p.err)
+	return s.failure("finish", status, &p.err)
+}
+
 // failure is that of a call.
 func (s *Submitter) failure(op string, status C.inflight_status, detail *C.inflight_error) error {
 	if status == C.INFLIGHT_STATUS_CLOSED {

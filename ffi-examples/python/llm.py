@@ -173,6 +173,7 @@ class Engine:
         self.scheduler = inflight.Scheduler(**more)
         self.submitter = self.scheduler.submitter()
         self.wake, self.ids = threading.Event(), itertools.count()
+        self.scheduler.set_wake(self.wake.set)
         self.deliver: Dict[int, Callable[[Token], None]] = {}
 
     def submit(
@@ -187,12 +188,10 @@ class Engine:
         except inflight.InflightError:
             del self.deliver[request]
             raise
-        self.wake.set()
         return request
 
     def cancel(self, request: int) -> None:
         self.submitter.cancel(request)
-        self.wake.set()
 
     def step(self) -> bool:
         """One iteration of continuous batching; False where there is nothing to run."""

@@ -250,6 +250,7 @@ void a_scheduler_runs() {
     outputs = scheduler.commit(step, accepted, indptr);
     CHECK(outputs.tokens().size() == 2 && outputs.released().size() == 1);
     CHECK(inflight::finish_of(outputs.outputs()[0]) == inflight::finish::stop_token);
+    CHECK(outputs.result_of(outputs.outputs()[0])->num_accepted == 1);
 
     // Without a submitter nobody is to be told.
     std::array<inflight_event, 4> room;
@@ -281,6 +282,27 @@ void a_scheduler_runs() {
     scheduler.commit(step, sampled);
     const auto events = scheduler.events(room);
     CHECK(events.size() == 1 && inflight::kind_of(events[0]) == inflight::event_kind::finished);
+    CHECK(events[0].result.num_output == 1 && events[0].result.first_token_at == 4);
+
+    // Ended by whoever reads it; the thread that steps is woken once.
+    std::array<int, 1> calls = {0};
+    scheduler.set_wake([](void* counted) { ++*static_cast<int*>(counted); }, calls.data());
+    submitter.submit(inflight::request(3, prompt, 9));
+    submitter.submit(inflight::request(4, prompt, 9));
+    CHECK(calls[0] == 1);
+    step = scheduler.schedule(5);
+    const std::uint32_t both[] = {9, 9};
+    outputs = scheduler.commit(step, both);
+    CHECK(outputs.results().empty() && outputs.result_of(outputs.outputs()[0]) == nullptr);
+    CHECK(scheduler.finish(3, 1).num_output == 1);
+    submitter.finish(4, 0);
+    CHECK(calls[0] == 2 &&
+          scheduler.try_finish(3, 1).why().code() == inflight::status::unknown_request);
+    step = scheduler.schedule(6);
+    scheduler.abandon(step.id());
+    const auto ends = scheduler.events(room);
+    CHECK(ends.size() == 1 && inflight::finish_of(ends[0]) == inflight::finish::stopped);
+    scheduler.set_wake(nullptr, nullptr);
 }
 
 void a_cache_works_alone() {

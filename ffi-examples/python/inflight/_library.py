@@ -40,6 +40,8 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "scheduler_create": (_P, _P),
     "scheduler_submit": (_P, _P),
     "scheduler_cancel": (_P, _U64),
+    "scheduler_finish": (_P, _U64, _U32, _P),
+    "scheduler_set_wake": (_P, _P, _P),
     "scheduler_set_draft": (_P, _U64, _P, _Z),
     "scheduler_schedule": (_P, _U64, _P),
     "scheduler_commit": (_P, _U64, _P, _P),
@@ -52,6 +54,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "submitter_create": (_P, _P),
     "submitter_submit": (_P, _P),
     "submitter_cancel": (_P, _U64),
+    "submitter_finish": (_P, _U64, _U32),
     "cache_create": (_P, _P),
     "cache_take_ops": (_P, _P, _Z, _P),
     "cache_reset": (_P,),
@@ -121,6 +124,7 @@ _PREPARED: Dict[str, Type[ctypes.Structure]] = {
 }
 _FREED = ("scheduler", "submitter", "cache", "device", "attention", "step_buffer", "block_mover")
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_uint32, c_char_p, c_void_p)
+WAKE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 
 
 def _open() -> ctypes.CDLL:
@@ -310,8 +314,17 @@ def fill(struct: ctypes.Structure, values: Dict[str, Any]) -> None:
 
 def u64(value: int, name: str) -> int:
     """A number that 64 bits without a sign hold."""
+    return _unsigned(value, name, 64)
+
+
+def u32(value: int, name: str) -> int:
+    """A number that 32 bits without a sign hold."""
+    return _unsigned(value, name, 32)
+
+
+def _unsigned(value: int, name: str, bits: int) -> int:
     value = index(value)
-    if not 0 <= value < 2**64:
+    if not 0 <= value < 2**bits:
         raise argument_error(name, f"{value} is out of range")
     return value
 

@@ -180,6 +180,19 @@ class Samples(Structure):
     ]
 
 
+class RequestResult(Structure):
+    _fields_ = [
+        ("first_scheduled_at", c_uint64),
+        ("first_token_at", c_uint64),
+        ("num_prompt", c_uint32),
+        ("num_output", c_uint32),
+        ("num_cached", c_uint32),
+        ("num_preemptions", c_uint32),
+        ("num_drafts", c_uint32),
+        ("num_accepted", c_uint32),
+    ]
+
+
 class Output(Structure):
     _fields_ = [
         ("request_id", c_uint64),
@@ -187,6 +200,8 @@ class Output(Structure):
         ("num_tokens", c_uint32),
         ("finish", c_uint32),
         ("stop_token", c_uint32),
+        ("result", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -197,10 +212,13 @@ class OutputsView(Structure):
         ("outputs", c_void_p),
         ("tokens", c_void_p),
         ("released", c_void_p),
+        ("results", c_void_p),
         ("num_outputs", c_uint32),
         ("num_tokens", c_uint32),
         ("num_released", c_uint32),
+        ("num_results", c_uint32),
         ("num_free_blocks", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -213,6 +231,7 @@ class Event(Structure):
         ("status", c_int32),
         ("finish", c_uint32),
         ("stop_token", c_uint32),
+        ("result", RequestResult),
     ]
 
 
@@ -244,7 +263,11 @@ class RequestSnapshot(Structure):
         ("num_output", c_uint32),
         ("num_computed", c_uint32),
         ("num_preemptions", c_uint32),
-        ("reserved", c_uint32),
+        ("num_cached", c_uint32),
+        ("num_drafts", c_uint32),
+        ("num_accepted", c_uint32),
+        ("first_scheduled_at", c_uint64),
+        ("first_token_at", c_uint64),
     ]
 
 

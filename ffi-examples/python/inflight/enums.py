@@ -66,6 +66,7 @@ class Finish(IntEnum):
     STOP_TOKEN = 2
     LENGTH = 3
     REPETITION = 4
+    STOPPED = 5
 
 
 class EventKind(IntEnum):

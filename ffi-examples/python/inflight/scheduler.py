@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from ctypes import addressof, byref, c_size_t, sizeof
+from ctypes import addressof, byref, c_size_t, c_void_p, cast, sizeof
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _structs as c
 from ._library import (
@@ -23,7 +23,9 @@ from ._library import (
     np,
     prepared,
     put,
+    u32,
     u64,
+    WAKE_CALLBACK,
 )
 from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag, known
 from .errors import ClosedError, Status, argument_error
@@ -366,6 +368,41 @@ class Step:
         self._scheduler._abandon(self)
 
 
+def _time(nanoseconds: int) -> Optional[int]:
+    return None if nanoseconds == 2**64 - 1 else nanoseconds
+
+
+class RequestResult(NamedTuple):
+    """What a request has come to. Times are those given to `schedule`."""
+
+    first_scheduled_at: Optional[int]
+    """Of the step that first admitted it; None where none did."""
+    first_token_at: Optional[int]
+    """Of the step that sampled its first token; None where none has been committed."""
+    num_prompt: int
+    num_output: int
+    num_cached: int
+    """Tokens that it found in the prefix cache when it was first admitted."""
+    num_preemptions: int
+    num_drafts: int
+    """Draft tokens that were verified."""
+    num_accepted: int
+    """Draft tokens among them that were accepted."""
+
+    @classmethod
+    def _of(cls, r: c.RequestResult) -> "RequestResult":
+        return cls(
+            _time(r.first_scheduled_at),
+            _time(r.first_token_at),
+            r.num_prompt,
+            r.num_output,
+            r.num_cached,
+            r.num_preemptions,
+            r.num_drafts,
+            r.num_accepted,
+        )
+
+
 class Output(NamedTuple):
     """What a commit delivers of one request."""
 
@@ -373,6 +410,8 @@ class Output(NamedTuple):
     tokens: List[int]
     finish: Union[Finish, int]
     stop_token: Optional[int]
+    result: Optional[RequestResult]
+    """With its last tokens, what it has come to."""
 
 
 class Outputs:
@@ -423,14 +462,24 @@ class Outputs:
     @property
     def records(self) -> Any:
         """The outputs as a structured array (with numpy): `request_id`, `first_token`,
-        `num_tokens`, `finish`, `stop_token`."""
+        `num_tokens`, `finish`, `stop_token`, `result` (where it finished, an index into
+        `results`)."""
         dtype = _DTYPES[c.Output]
         octets = self._copied("outputs", len(self), sizeof(c.Output))
         return np.frombuffer(octets, dtype) if octets else np.empty(0, dtype)
 
+    @property
+    def results(self) -> List[RequestResult]:
+        """What the requests that finished have come to, in the order of their outputs."""
+        count = self.view.num_results
+        octets = self._copied("results", count, sizeof(c.RequestResult))
+        structs = (c.RequestResult * count).from_buffer_copy(octets)
+        return [RequestResult._of(result) for result in structs]
+
     def __iter__(self) -> Iterator[Output]:
-        with self._scheduler._lock:  # both of the same commit
+        with self._scheduler._lock:  # all of the same commit
             tokens = self.tokens.tolist()
+            results = self.results
             octets = self._copied("outputs", len(self), sizeof(c.Output))
         structs = (c.Output * len(self)).from_buffer_copy(octets)
         return iter(
@@ -440,6 +489,7 @@ class Outputs:
                     tokens[o.first_token : o.first_token + o.num_tokens],
                     known(Finish, o.finish),
                     None if o.stop_token == NO_TOKEN else o.stop_token,
+                    results[o.result] if o.finish else None,
                 )
                 for o in structs
             ]
@@ -456,6 +506,8 @@ class Event(NamedTuple):
     status: Union[Status, int, None]
     finish: Union[Finish, int]
     stop_token: Optional[int]
+    result: Optional[RequestResult]
+    """What the request has come to, where it finished or was cancelled."""
 
 
 class SchedulerStats(NamedTuple):
@@ -485,8 +537,14 @@ class RequestSnapshot(NamedTuple):
     num_output: int
     num_computed: int
     num_preemptions: int
+    num_cached: int
+    num_drafts: int
+    num_accepted: int
+    first_scheduled_at: Optional[int]
+    first_token_at: Optional[int]
 
 
+_ENDS = (EventKind.FINISHED, EventKind.CANCELLED)
 _EVENTS_AT_ONCE = 64
 
 
@@ -507,6 +565,7 @@ class Scheduler(Guarded):
         self._handle = Handle("scheduler", lib.inflight_scheduler_create, byref(struct))
         self._events: List[Event] = []
         self._calls = 0  # that end the outputs before
+        self._wake: Any = None
 
     def submit(self, request: Request) -> None:
         """Queues a request. Everything of it is copied."""
@@ -516,6 +575,26 @@ class Scheduler(Guarded):
     def cancel(self, request_id: int) -> None:
         """Ends a request wherever it is. There is no event."""
         self._call(lib.inflight_scheduler_cancel, u64(request_id, "request_id"))
+
+    def finish(self, request_id: int, keep_tokens: int) -> RequestResult:
+        """Ends a request after its first `keep_tokens` output tokens, or after all that were
+        delivered where those are fewer: for a stop string, for example. There is no event."""
+        struct = c.RequestResult()
+        self._call(
+            lib.inflight_scheduler_finish,
+            u64(request_id, "request_id"),
+            u32(keep_tokens, "keep_tokens"),
+            byref(struct),
+        )
+        return RequestResult._of(struct)
+
+    def set_wake(self, wake: Optional[Callable[[], None]]) -> None:
+        """Has `wake` called, on the thread that submits, when there is something to schedule again;
+        None for no calls. It must return soon and must not use this scheduler or its submitters:
+        `threading.Event().set` is what most need."""
+        entry = WAKE_CALLBACK(lambda _: wake()) if wake is not None else WAKE_CALLBACK()
+        self._call(lib.inflight_scheduler_set_wake, cast(entry, c_void_p), None)
+        self._wake = entry  # the one before is not running any more
 
     def set_draft(self, request_id: int, draft: Any) -> None:
         """Draft tokens, to be verified when the request samples next; none takes them back."""
@@ -595,6 +674,7 @@ class Scheduler(Guarded):
                         known(Status, e.status) if e.status else None,
                         known(Finish, e.finish),
                         None if e.stop_token == NO_TOKEN else e.stop_token,
+                        RequestResult._of(e.result) if e.kind in _ENDS else None,
                     )
                     for e in buffer[: count.value]
                 ]
@@ -614,6 +694,8 @@ class Scheduler(Guarded):
         self._call(lib.inflight_scheduler_get_request, u64(request_id, "request_id"), byref(struct))
         values = {name: getattr(struct, name) for name in RequestSnapshot._fields}
         values["running"] = bool(values["running"])
+        for name in ("first_scheduled_at", "first_token_at"):
+            values[name] = _time(values[name])
         return RequestSnapshot(**values)
 
     def verify(self) -> None:
@@ -645,3 +727,12 @@ class Submitter(Closable):
     def cancel(self, request_id: int) -> None:
         """Asks for the end of a request; one that has ended already is no error."""
         self._call(lib.inflight_submitter_cancel, u64(request_id, "request_id"))
+
+    def finish(self, request_id: int, keep_tokens: int) -> None:
+        """Asks for the end of a request after its first `keep_tokens` output tokens, as
+        `Scheduler.finish` does; one that has ended already is not an error."""
+        self._call(
+            lib.inflight_submitter_finish,
+            u64(request_id, "request_id"),
+            u32(keep_tokens, "keep_tokens"),
+        )

@@ -31,7 +31,7 @@ def test_a_shared_prefix_is_found():
         _, cached = start(cache, prompt)  # free blocks still serve
         assert cached == 16
         stats = cache.stats()
-        assert (stats.queried_tokens, stats.hit_tokens) == (17 + 16 + 17, 12 + 16)
+        assert (stats.queried_tokens, stats.hit_tokens) == (18 + 17 + 18, 12 + 16)
         assert stats.num_sequences == 1 and stats.num_usable_blocks == 31
         cache.verify()
 

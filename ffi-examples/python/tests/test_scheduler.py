@@ -87,7 +87,7 @@ def test_prompts_are_any_integers(prompt):
         step = scheduler.schedule(0)
         assert step.tokens.tolist() == [5, 6, 7]
         (output,) = step.commit([9])
-        assert output == (1, [9], Finish.STOP_TOKEN, 9)
+        assert output[:4] == (1, [9], Finish.STOP_TOKEN, 9)
 
 
 def test_an_array_does_not_move_while_it_is_lent():
@@ -119,7 +119,7 @@ def test_a_step_says_what_the_header_says():
         assert step.slot_mapping.dtype == np.int64 and len(step.packed) == step.view.packed_size
         assert step.block_ops == [] and step.pending == [] and len(step.preempted) == 0
         request = scheduler.request(1)
-        assert request == (7, True, 4, 0, 4, 0)
+        assert request == (7, True, 4, 0, 4, 0, 0, 0, 0, 0, None)
         step.abandon()
         assert scheduler.schedule(1).tokens.tolist() == [
             0,
@@ -409,6 +409,68 @@ def test_drafts_commit_ragged():
         outputs = step.commit([5, 9, 8], np.array([0, 2, 3]))
         assert [(o.request_id, o.tokens) for o in outputs] == [(1, [5, 9]), (2, [8])]
         assert outputs.records["num_tokens"].tolist() == [2, 1]
+
+
+def test_a_request_says_at_its_end_what_it_has_come_to():
+    with Scheduler(num_blocks=16, block_size=4) as scheduler:
+        submitter = scheduler.submitter()
+        scheduler.submit(Request(1, list(range(9)), 1))
+        scheduler.schedule(10).commit([9])
+        scheduler.submit(Request(2, list(range(9)), 4))
+        scheduler.schedule(20).commit([9])
+        scheduler.set_draft(2, [5, 6])
+        outputs = scheduler.schedule(30).commit([5, 8], [0, 2])
+        assert [o.result for o in outputs] == [None] and outputs.results == []
+        so_far = scheduler.request(2)
+        assert (so_far.num_cached, so_far.first_scheduled_at, so_far.first_token_at) == (8, 20, 20)
+        outputs = scheduler.schedule(40).commit([8])
+        ended = inflight.RequestResult(20, 20, 9, 4, 8, 0, 2, 1)
+        assert [o.result for o in outputs] == outputs.results == [ended]
+        assert outputs.records["result"].tolist() == [0]
+        assert [e.result for e in scheduler.events()][-1] == ended
+        # Ended where the caller finds a stop string: so many tokens count.
+        for i in (3, 4, 5):
+            scheduler.submit(Request(i, [i], 50))
+        for now in (50, 51, 52):
+            scheduler.schedule(now).commit([1, 2, 3])
+        result = scheduler.finish(3, 2)
+        assert (result.num_output, result.first_token_at) == (2, 50)
+        refused(lambda: scheduler.finish(3, 2), inflight.ArgumentError, Status.UNKNOWN_REQUEST)
+        refused(
+            lambda: scheduler.finish(4, -1),
+            inflight.ArgumentError,
+            Status.INVALID_ARGUMENT,
+            "keep_tokens",
+        )
+        submitter.finish(4, 1)
+        submitter.cancel(5)
+        scheduler.schedule(60).commit([])
+        told = [(e.kind, e.request_id, e.finish, e.result.num_output) for e in scheduler.events()]
+        assert told == [
+            (EventKind.FINISHED, 4, inflight.Finish.STOPPED, 1),
+            (EventKind.CANCELLED, 5, inflight.Finish.NONE, 3),
+        ]
+        assert scheduler.stats().finished == 4
+
+
+def test_the_first_that_is_handed_over_wakes():
+    with Scheduler(num_blocks=16) as scheduler:
+        calls, woken = [], threading.Event()
+        submitter = scheduler.submitter()
+        scheduler.set_wake(lambda: (calls.append(threading.get_ident()), woken.set()))
+        threads = [
+            threading.Thread(target=submitter.submit, args=(Request(i, [1], 1),)) for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        assert woken.wait(60)
+        for thread in threads:
+            thread.join()
+        assert len(calls) == 1 and calls[0] in [thread.ident for thread in threads]
+        scheduler.schedule().commit([1] * 8)
+        scheduler.set_wake(None)
+        submitter.cancel(1)
+        assert len(calls) == 1
 
 
 def test_two_steps_in_flight():

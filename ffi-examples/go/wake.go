@@ -1,0 +1,45 @@
+package inflight
+
+// #include "border.h"
+import "C"
+
+import "runtime/cgo"
+
+// SetWake has wake called when there is something to schedule again: with the first thing that a
+// [Submitter] hands over since the last [Scheduler.Schedule], on its goroutine; at once where there is
+// something already. nil is for no calls. wake must return soon, and must not use the scheduler or its
+// submitters; to send to a channel that has room is what most need.
+func (s *Scheduler) SetWake(wake func()) error {
+	border, err := s.enter("set wake", nil)
+	if err != nil {
+		return err
+	}
+	defer s.leave()
+	var handle cgo.Handle
+	if wake != nil {
+		handle = cgo.NewHandle(wake)
+	}
+	status := C.border_set_wake(border, C.uintptr_t(handle))
+	if status != C.INFLIGHT_STATUS_OK {
+		if handle != 0 {
+			handle.Delete()
+		}
+		return failure("set wake", status, &border.error)
+	}
+	// The one before is not called any more.
+	s.dropWake()
+	s.wake = handle
+	return nil
+}
+
+func (s *Scheduler) dropWake() {
+	if s.wake != 0 {
+		s.wake.Delete()
+		s.wake = 0
+	}
+}
+
+//export inflightGoWake
+func inflightGoWake(handle C.uintptr_t) {
+	cgo.Handle(handle).Value().(func())()
+}
