@@ -6,6 +6,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor}
 use serde_json::value::RawValue;
 
 use super::field::{Fault, Field};
+use super::formats::Format;
 
 /// The fields of a line, in its order.
 pub(super) struct Object<'a> {
@@ -23,18 +24,24 @@ impl<'a> Object<'a> {
     }
 
     /// # Errors
-    /// A field is none of `known`, or there twice.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
+    /// A field is none of the format's, or there twice.
+    pub(super) fn only(&self, format: &Format) -> Result<(), Fault> {
         for (position, (name, _)) in self.fields.iter().enumerate() {
-            if !known.contains(&name.as_str()) {
-                let reason = format!("unknown; the format has {}", known.join(", "));
+            if !format.names().any(|known| known == name) {
+                let known = format.names().collect::<Vec<_>>().join(", ");
+                let reason = format!("unknown: remove it; the format has {known}");
                 return Err(Fault::field(name, reason));
             }
             if self.fields[..position].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Fault::field(name, "given twice"));
+                return Err(Fault::field(name, "given twice: remove one"));
             }
         }
         Ok(())
+    }
+
+    /// Whether there is a field `name`; `null` counts as absent.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fields.iter().any(|(field, value)| field == name && value.get() != "null")
     }
 
     /// The field `name`; `null` counts as absent.
