@@ -98,7 +98,9 @@ impl<'a> Iterator for Values<'a> {
 
     fn next(&mut self) -> Option<&'a str> {
         let rest = self.0?;
-        let end = rest[quoted_end(rest)..].find(',').map(|comma| quoted_end(rest) + comma);
+        let start = quoted_end(rest);
+        let comma = rest.as_bytes()[start..].iter().position(|&byte| byte == b',');
+        let end = comma.map(|comma| start + comma);
         self.0 = end.map(|comma| &rest[comma + 1..]);
         Some(bare(&rest[..end.unwrap_or(rest.len())]))
     }
@@ -106,7 +108,7 @@ impl<'a> Iterator for Values<'a> {
 
 /// Where the quotes that `text` begins with are closed; 0 where it begins with none.
 fn quoted_end(text: &str) -> usize {
-    let Some(inside) = text.trim_start().strip_prefix('"') else { return 0 };
+    let Some(inside) = text.trim_ascii_start().strip_prefix('"') else { return 0 };
     let start = text.len() - inside.len();
     let mut quotes = inside.match_indices('"').map(|(at, _)| at);
     while let Some(at) = quotes.next() {
@@ -121,8 +123,11 @@ fn quoted_end(text: &str) -> usize {
 
 /// A name or value without the blanks and quotes around it.
 fn bare(text: &str) -> &str {
-    let text = text.trim();
-    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).trim()
+    let text = text.trim_ascii();
+    match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(inside) => inside.trim_ascii(),
+        None => text,
+    }
 }
 
 #[cfg(test)]

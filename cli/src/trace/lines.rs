@@ -40,8 +40,8 @@ impl<R: BufRead> Lines<R> {
     pub(super) fn next(&mut self) -> Result<Option<&str>, Fault> {
         while self.fill()? {
             if !self.line.trim_ascii().is_empty() {
-                return match str::from_utf8(&self.line) {
-                    Ok(line) => Ok(Some(line.trim())),
+                return match str::from_utf8(self.line.trim_ascii()) {
+                    Ok(line) => Ok(Some(line)),
                     // Whatever begins like this was never meant to be a trace.
                     Err(_) if self.number == 1 => Err(not_a_trace()),
                     Err(_) => Err(Fault::Line("not UTF-8 text".to_owned())),
@@ -68,7 +68,7 @@ impl<R: BufRead> Lines<R> {
             if self.line.len() as u64 == MAX_LINE {
                 return Err(Fault::Line(format!("longer than {} MiB", MAX_LINE >> 20)));
             }
-            if self.quotes {
+            if self.quotes && self.line[start..].contains(&b'"') {
                 let quotes = self.line[start..].iter().filter(|&&byte| byte == b'"').count();
                 open ^= quotes % 2 == 1;
             }

@@ -110,13 +110,16 @@ fn date(field: Field<'_>) -> Result<i128, Fault> {
 
 /// `YYYY-MM-DD HH:MM:SS` with up to nine digits of a second after a point, and a zone.
 fn parse_date(text: &str) -> Option<i128> {
-    let (date, time) = text.split_once([' ', 'T', 't'])?;
-    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+    let (date, time) =
+        text.split_at_checked(text.bytes().position(|byte| b" Tt".contains(&byte))?)?;
+    let [year, month, day] = numbers(date, b'-', [4, 2, 2])?;
 
-    let of_time = |c: char| c.is_ascii_digit() || c == ':' || c == '.';
-    let (time, zone) = time.split_at(time.find(|c| !of_time(c)).unwrap_or(time.len()));
-    let (time, fraction) = time.split_once('.').unwrap_or((time, ""));
-    let [hour, minute, second] = numbers(time, ':', [2, 2, 2])?;
+    let (time, rest) = time[1..].split_at_checked("HH:MM:SS".len())?;
+    let [hour, minute, second] = numbers(time, b':', [2, 2, 2])?;
+    let (fraction, zone) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count()),
+        None => ("", rest),
+    };
 
     let in_range = (1..=12).contains(&month)
         && (1..=days_in_month(year, month)).contains(&day)
@@ -126,11 +129,7 @@ fn parse_date(text: &str) -> Option<i128> {
     if !in_range || fraction.len() > 9 {
         return None;
     }
-    let nanos = if fraction.is_empty() {
-        0
-    } else {
-        number(fraction, fraction.len())? * 10_i64.pow(9 - fraction.len() as u32)
-    };
+    let nanos = number(fraction, fraction.len())? * 10_i64.pow(9 - fraction.len() as u32);
     let minutes = (days(year, month, day) * 24 + hour) * 60 + minute - offset_minutes(zone.trim())?;
     Some(i128::from(minutes * 60 + second) * 1_000_000_000 + i128::from(nanos))
 }
@@ -152,19 +151,24 @@ fn offset_minutes(zone: &str) -> Option<i64> {
 }
 
 /// Exactly N numbers of the given widths between separators.
-fn numbers<const N: usize>(text: &str, separator: char, widths: [usize; N]) -> Option<[i64; N]> {
-    let mut parts = text.split(separator);
-    let mut values = [0; N];
+fn numbers<const N: usize>(text: &str, separator: u8, widths: [usize; N]) -> Option<[i64; N]> {
+    let (mut values, mut at) = ([0; N], 0);
     for (value, width) in values.iter_mut().zip(widths) {
-        *value = number(parts.next()?, width)?;
+        if at > 0 {
+            text.as_bytes().get(at).filter(|&&byte| byte == separator)?;
+            at += 1;
+        }
+        *value = number(text.get(at..at + width)?, width)?;
+        at += width;
     }
-    parts.next().is_none().then_some(values)
+    (at == text.len()).then_some(values)
 }
 
-/// A number of exactly `width` digits.
+/// A number of exactly `width` digits, 18 at most.
 fn number(text: &str, width: usize) -> Option<i64> {
-    let digits = text.len() == width && text.bytes().all(|byte| byte.is_ascii_digit());
-    if digits { text.parse().ok() } else { None }
+    let add =
+        |number: i64, byte: u8| byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'));
+    if text.len() == width { text.bytes().try_fold(0, add) } else { None }
 }
 
 fn days_in_month(year: i64, month: i64) -> i64 {
@@ -267,6 +271,7 @@ mod tests {
             "2023-11-16 18:17",
             "2023-11-16 18:17:03:04",
             "2023-11-16 18:17:03.x",
+            "2023-11-16 18:17:037",
             "2023-11-16 18:17:03+2",
             "2023-11-16 18:17:03+",
             "2023-11-16 18:17:03+010",
