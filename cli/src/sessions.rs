@@ -12,7 +12,7 @@ pub(crate) struct Sessions<'a> {
     next: HashMap<u64, &'a Row>,
     /// Prompts, and outputs so far, of turns that another one goes on from.
     contexts: HashMap<u64, Vec<Token>>,
-    /// Turns whose time is known, the earliest last; of one time, the last to end first.
+    /// Turns whose time is known, the earliest last; of one time, the first to be known last.
     due: Vec<(f64, &'a Row)>,
 }
 

@@ -226,8 +226,8 @@ pub(crate) fn help() -> String {
         case. A time is a date such as 2023-11-16 18:17:03.97 with a zone (Z, UTC, +01:00, +0100,\n\
         +01) or without (UTC), or a number: seconds below 10^11, else milliseconds, microseconds\n\
         or nanoseconds, as the size of the first says. timestamp and delay of mooncake are\n\
-        milliseconds. Rows of 0 tokens of prompt or output, as failed requests have them, are\n\
-        skipped and counted."
+        milliseconds. prompt_token_ids may stand for prompt_len. Rows of 0 tokens of prompt or\n\
+        output, as failed requests have them, are skipped and counted."
 }
 
 #[cfg(test)]

@@ -30,7 +30,8 @@ impl<'a> Object<'a> {
         for (position, (name, _)) in self.fields.iter().enumerate() {
             if !format.names().any(|known| known == name) {
                 let known = format.names().collect::<Vec<_>>().join(", ");
-                let reason = format!("unknown: remove it; the format has {known}");
+                let reason =
+                    format!("unknown: remove it if it does not matter; the format has {known}");
                 return Err(Fault::field(name, reason));
             }
             if self.fields[..position].iter().any(|(earlier, _)| earlier == name) {

@@ -216,7 +216,8 @@ mod tests {
         );
         wrong(
             r#"{"prompt_length": 1, "output_len": 1}"#,
-            "field `prompt_length`: unknown: remove it; the format has prompt_len, output_len, \
+            "field `prompt_length`: unknown: remove it if it does not matter; the format has \
+             prompt_len, output_len, \
              prompt_token_ids, arrival_s, arrival_step, priority, client, cache_salt",
         );
         wrong(
@@ -254,7 +255,7 @@ mod tests {
         wrong(r#", "arrival_s": -1"#, "`arrival_s`: `-1` is negative");
         wrong(
             r#", "arrival_s": 1e400"#,
-            "`arrival_s`: `1e400` is too big: the most is 100000000000",
+            "`arrival_s`: `1e400` is too big: the most is 100000000000000000000",
         );
         wrong(r#", "arrival_s": "NaN""#, "`arrival_s`: `\"NaN\"` is not a number");
         wrong(r#", "arrival_step": 0.5"#, "`arrival_step`: `0.5` is not a whole number");

@@ -97,9 +97,10 @@ impl Reader for Mooncake {
 
     fn row(&mut self, id: u64, line: &str) -> Result<Row, Fault> {
         let object = Object::parse(line)?;
-        object.only(self.format)?;
         let mut row = Row::new(id);
+        // Other forms of a prompt, which have no tokens, are missing that, and not unknown.
         row.prompt_len = object.require("input_length")?.tokens()?;
+        object.only(self.format)?;
         row.prompt = self.prompt(object.get("hash_ids"), row.prompt_len)?;
         row.output_len = object.require("output_length")?.tokens()?;
         (row.turn, row.arrival) = self.turn(&object, &row)?;
@@ -259,9 +260,11 @@ mod tests {
         );
         more(
             "\"model\": 1",
-            "`model`: unknown: remove it; the format has input_length, output_length, timestamp, \
+            "`model`: unknown: remove it if it does not matter; the format has input_length, \
+             output_length, timestamp, \
              hash_ids, session_id, delay, context_mode",
         );
+        wrong("{\"text_input\": \"a\", \"output_length\": 1}", "`input_length`: missing");
         let untimed = "{\"input_length\": 1, \"output_length\": 1}";
         assert_eq!(
             error(format!("{untimed}\n{good}")),

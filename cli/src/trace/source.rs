@@ -28,8 +28,9 @@ pub(super) fn text<'a>(mut bytes: impl Read + 'a) -> Result<Box<dyn BufRead + 'a
     bytes.by_ref().take(8).read_to_end(&mut start).map_err(failed)?;
     let is = |magic: &[u8]| start.starts_with(magic);
     if let Some((_, name)) = OTHERS.iter().find(|(magic, _)| is(magic)) {
-        let reason =
-            format!("a {name} file: decompress it to CSV or JSON lines, or to gzip or zstd");
+        let reason = format!(
+            "{name} is not read: convert it to CSV or JSON lines, compressed with gzip or zstd or not"
+        );
         return Err(Fault::File(reason));
     }
     let (gzip, zstd) = (is(GZIP), is(ZSTD) || is_skippable(&start));

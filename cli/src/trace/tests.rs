@@ -206,8 +206,8 @@ fn compressed_files_that_are_damaged() {
         (b"PAR1\x15\0", "Parquet"),
         (b"\x04\x22\x4D\x18@", "lz4"),
     ] {
-        let reason = "decompress it to CSV or JSON lines, or to gzip or zstd";
-        assert_eq!(error(bytes), format!("t: a {name} file: {reason}"));
+        let reason = "convert it to CSV or JSON lines, compressed with gzip or zstd or not";
+        assert_eq!(error(bytes), format!("t: {name} is not read: {reason}"));
     }
 }
 
@@ -267,7 +267,8 @@ fn rubbish_after_a_good_start() {
     );
     assert_eq!(
         error("{\"prompt_len\": 1, \"output\\nlen\": 1}"),
-        "t:1: field `output\u{fffd}len`: unknown: remove it; the format has prompt_len, output_len, \
+        "t:1: field `output\u{fffd}len`: unknown: remove it if it does not matter; the format has \
+         prompt_len, output_len, \
          prompt_token_ids, arrival_s, arrival_step, priority, client, cache_salt"
     );
     assert_eq!(
