@@ -191,7 +191,8 @@ pub(crate) struct Replay {
     #[arg(long, value_enum, default_value_t = Arrival::Trace, value_name = "trace|burst")]
     pub(crate) arrival: Arrival,
 
-    /// Poisson arrivals of so many requests a second, instead of the trace's
+    /// Poisson arrivals of so many requests a second, or sessions where the trace has them, instead
+    /// of the trace's
     #[arg(long, value_name = "X")]
     pub(crate) rate: Option<f64>,
 

@@ -65,16 +65,17 @@ impl<R: BufRead> Lines<R> {
             let read = bounded
                 .read_until(b'\n', &mut self.line)
                 .map_err(|error| Fault::Line(error.to_string()))?;
-            if self.line.len() as u64 == MAX_LINE {
-                return Err(Fault::Line(format!("longer than {} MiB", MAX_LINE >> 20)));
-            }
             if self.quotes && self.line[start..].contains(&b'"') {
                 let quotes = self.line[start..].iter().filter(|&&byte| byte == b'"').count();
                 open ^= quotes % 2 == 1;
             }
-            if read == 0 && open {
+            let too_long = self.line.len() as u64 == MAX_LINE;
+            if open && (read == 0 || too_long) {
                 let reason = "a quote of this row is not closed: close or remove it";
                 return Err(Fault::Line(reason.to_owned()));
+            }
+            if too_long {
+                return Err(Fault::Line(format!("longer than {} MiB", MAX_LINE >> 20)));
             }
             if !open {
                 break;

@@ -281,6 +281,10 @@ fn rubbish_after_a_good_start() {
 fn an_endless_line_is_cut_off() {
     let error = parse("t", io::repeat(b'x'), Options::default()).unwrap_err();
     assert_eq!(error.to_string(), "t:1: longer than 64 MiB");
+    let open = format!("{STEPS},note\n0,1,1,\"");
+    let open = io::Read::chain(open.as_bytes(), io::repeat(b'x'));
+    let error = parse("t", open, Options::default()).unwrap_err();
+    assert_eq!(error.to_string(), "t:2: a quote of this row is not closed: close or remove it");
 }
 
 #[test]
