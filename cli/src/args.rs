@@ -19,14 +19,11 @@ pub(crate) enum Command {
     ///
     /// Without TRACE, a built-in workload: log-normal lengths like those of a chat service, Poisson
     /// arrivals; for --device cpu a smaller one, which takes half a minute.
-    ///
-    /// The format of a trace is found from its content: Azure LLM inference CSV
-    /// (TIMESTAMP,ContextTokens,GeneratedTokens), Mooncake JSONL (timestamp, input_length,
-    /// output_length, hash_ids), VTC CSV (arrived_at, client, num_prefill_tokens, num_decode_tokens),
-    /// step CSV (arrival_step, prompt_len, output_len), and JSONL with prompt_len or
-    /// prompt_token_ids, output_len, and optionally arrival_s or arrival_step, priority, client,
-    /// cache_salt.
-    #[command(verbatim_doc_comment, allow_negative_numbers = true)]
+    #[command(
+        verbatim_doc_comment,
+        allow_negative_numbers = true,
+        after_long_help = crate::trace::help()
+    )]
     Replay(Box<Replay>),
     /// What this machine offers: instructions, cores, memory bandwidth, devices.
     Info(Info),
@@ -138,7 +135,7 @@ pub(crate) struct CpuOptions {
 /// What to replay, and how.
 #[derive(Args, Debug)]
 pub(crate) struct Replay {
-    /// The trace file; none for the built-in workload
+    /// The trace file, or - for standard input; none for the built-in workload
     pub(crate) trace: Option<PathBuf>,
 
     /// What runs the steps: cpu (attention is computed here and timed; a model's matrix products
@@ -194,13 +191,22 @@ pub(crate) struct Replay {
     #[arg(long, value_enum, default_value_t = Arrival::Trace, value_name = "trace|burst")]
     pub(crate) arrival: Arrival,
 
-    /// Poisson arrivals of so many requests a second, instead of the trace's
+    /// Poisson arrivals of so many requests a second, or sessions where the trace has them, instead
+    /// of the trace's
     #[arg(long, value_name = "X")]
     pub(crate) rate: Option<f64>,
 
     /// Only the first N requests of the trace; how many the built-in workload has
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
+
+    /// Refuse a trace with rows of 0 tokens of prompt or output, and do not skip them
+    #[arg(long)]
+    pub(crate) strict: bool,
+
+    /// Tokens of a block of a mooncake trace's hash_ids [default: 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) hash_block_size: Option<u32>,
 
     /// Seed of the built-in workload, of Poisson arrivals and of made-up prompts
     #[arg(long, default_value_t = 0, value_name = "N")]

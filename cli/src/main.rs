@@ -10,6 +10,7 @@ mod output;
 mod replay;
 mod report;
 mod selftest;
+mod sessions;
 mod setup;
 mod table;
 mod tensor;

@@ -70,8 +70,10 @@ fn unwritable(path: &Path, error: &io::Error) -> Failure {
 /// # Errors
 /// The two options that name one file.
 pub(crate) fn check_paths(args: &Replay) -> Result<(), Failure> {
+    // Standard input is not a file, whatever files there are.
+    let trace = args.trace.clone().filter(|path| path.as_os_str() != "-");
     let named = [
-        ("the trace", &args.trace),
+        ("the trace", &trace),
         ("--decisions", &args.decisions),
         ("--json", &args.json),
         ("--report", &args.report),

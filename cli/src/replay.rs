@@ -13,6 +13,7 @@ use crate::args::Replay;
 use crate::decisions::Decisions;
 use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
 use crate::output::{Output, check_paths};
+use crate::sessions::Sessions;
 use crate::setup::{DeviceKind, Setup};
 use crate::trace::{self, Row};
 use crate::{Failure, print, tell};
@@ -174,7 +175,9 @@ fn replay<D: Device>(
     let rules = setup.policy(policy)?;
     let engine = Engine::new(setup.config, rules, device)
         .map_err(|error| Failure::Usage(format!("--{error}").replace('_', "-")))?;
-    Replayer { setup, engine, recorder, decisions, progress, now: 0.0, number: 0, submitted: 0 }
+    let sessions = Sessions::new(&setup.trace);
+    let (now, number, submitted) = (0.0, 0, 0);
+    Replayer { setup, engine, recorder, sessions, decisions, progress, now, number, submitted }
         .run()
 }
 
@@ -182,6 +185,7 @@ struct Replayer<'a, D> {
     setup: &'a Setup,
     engine: Engine<D>,
     recorder: Recorder,
+    sessions: Sessions<'a>,
     decisions: Option<&'a mut Decisions>,
     progress: &'a ProgressBar,
     /// Seconds, or steps.
@@ -193,43 +197,57 @@ struct Replayer<'a, D> {
 
 impl<D: Device> Replayer<'_, D> {
     fn run(mut self) -> Result<(Run, D), Failure> {
-        let mut rows = self.setup.trace.rows.iter().peekable();
+        let setup = self.setup;
+        let mut rows = setup.trace.rows.iter().filter(|row| row.turn.is_none()).peekable();
         loop {
-            while let Some(row) = rows.next_if(|row| row.arrival <= self.now) {
-                self.submit(row);
-            }
-            if self.step()? {
-                continue;
-            }
-            match rows.peek() {
+            // Of a row and a turn of one instant, the row comes first.
+            let row = rows.peek().map(|row| (row.arrival, *row));
+            let turn = self.sessions.next();
+            let is_turn = turn.is_some_and(|(at, _)| row.is_none_or(|(first, _)| at < first));
+            let next = if is_turn { turn } else { row };
+            match next {
+                Some((at, row)) if at <= self.now => {
+                    if is_turn {
+                        self.sessions.take_next();
+                    } else {
+                        rows.next();
+                    }
+                    self.submit(row, at);
+                }
+                _ if self.step()? => {}
+                Some((at, _)) => self.wait_until(at)?,
                 None => break,
-                Some(next) => self.wait_until(next.arrival)?,
             }
         }
         let (_, _, device) = self.engine.into_parts();
         Ok((self.recorder.finish(self.now), device))
     }
 
-    fn submit(&mut self, row: &Row) {
-        let prompt = row.prompt_tokens(self.setup.seed);
+    fn submit(&mut self, row: &Row, arrival: f64) {
+        let prompt = self.sessions.prompt(row, self.setup.seed);
+        let prompt_len = prompt.len();
         let mut request = Request::new(RequestId(row.id), prompt, row.output_len);
         request.priority = row.priority;
         request.client = row.client;
         // Those of one instant came in the order of the trace, as on any real server.
-        request.arrival = Some(Time(Time::from_secs_f64(row.arrival).0 + self.submitted));
+        request.arrival = Some(Time(Time::from_secs_f64(arrival).0 + self.submitted));
         self.submitted += 1;
         request.extra_keys.extend(row.cache_salt.iter().map(|s| ExtraKey::Salt(s.clone().into())));
         match self.engine.submit(request) {
             Ok(()) => {
-                self.recorder.arrived(row.id, row.arrival, row.prompt_len);
-                let total = row.prompt_len as usize + row.output_len as usize;
-                if total > self.setup.config.max_model_len {
+                self.recorder.arrived(row.id, arrival, prompt_len as u32);
+                if prompt_len + row.output_len as usize > self.setup.config.max_model_len {
                     self.recorder.truncated();
                 }
             }
             Err(error) => {
-                self.recorder.refused(row.id, refusal(&error));
-                self.progress.inc(1);
+                // With it the later turns of its session.
+                let mut refused = Some(row.id);
+                while let Some(id) = refused {
+                    self.recorder.refused(id, refusal(&error));
+                    self.progress.inc(1);
+                    refused = self.sessions.refused(id);
+                }
             }
         }
     }
@@ -246,6 +264,12 @@ impl<D: Device> Replayer<'_, D> {
         }
         let end = self.now + ran.seconds;
         record(&mut self.recorder, &ran, self.now, end, self.setup);
+        for output in ran.outputs.as_slice() {
+            self.sessions.output(output.id.0, ran.outputs.tokens(output));
+        }
+        for id in ran.outputs.released() {
+            self.sessions.ended(id.0, end);
+        }
         self.progress.inc(ran.outputs.released().len() as u64);
         self.now = end;
         self.number += 1;

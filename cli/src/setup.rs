@@ -120,6 +120,7 @@ impl Setup {
         let Config { max_num_seqs, max_num_batched_tokens, max_model_len, cache, .. } = self.config;
         let mut echo: Vec<(_, Value)> = vec![
             ("trace_requests", self.trace.rows.len().into()),
+            ("trace_skipped", self.trace.skipped.into()),
             ("max_num_seqs", max_num_seqs.into()),
             ("num_blocks", cache.num_blocks.into()),
             ("block_size", cache.block_size.into()),
@@ -229,8 +230,14 @@ fn workload(args: &Replay, device: &DeviceKind) -> Result<Trace, Failure> {
         return Err(usage("--rate and --arrival burst exclude each other"));
     }
     let limit = args.limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let defaults = trace::Options::default();
+    let options = trace::Options {
+        limit: limit.unwrap_or(defaults.limit),
+        strict: args.strict,
+        hash_block_size: args.hash_block_size.unwrap_or(defaults.hash_block_size),
+    };
     let mut trace = match &args.trace {
-        Some(path) => trace::read(path, limit),
+        Some(path) => trace::read(path, options),
         None => {
             let defaults = match device {
                 DeviceKind::Cpu(_) => Synthetic::small(),
@@ -241,6 +248,12 @@ fn workload(args: &Replay, device: &DeviceKind) -> Result<Trace, Failure> {
         }
     }
     .map_err(|error| usage(error.to_string()))?;
+    if args.hash_block_size.is_some() && trace.format != "mooncake" {
+        let (name, format) = (&trace.name, trace.format);
+        return Err(usage(format!(
+            "--hash-block-size is for mooncake traces, and {name} is {format}"
+        )));
+    }
     // The built-in workload's arrivals are seconds, and without a device there are none.
     let counts_steps = matches!(device, DeviceKind::Decisions);
     let no_clock = args.trace.is_none() && counts_steps && args.rate.is_none();

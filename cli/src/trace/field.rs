@@ -1,9 +1,11 @@
 //! A value of a row before it is trusted, and what may be wrong with it.
 
+use std::fmt::Display;
+
 use super::{MAX_LEN, TraceError};
 
-/// The latest arrival a trace may have, in seconds (about 31 years) or in steps.
-const MAX_ARRIVAL: u64 = 1_000_000_000;
+/// The last step at which a request may arrive.
+const MAX_STEP: u64 = 1_000_000_000;
 
 /// What is wrong, from the inside: the line is added by [`Fault::at`].
 #[derive(Debug)]
@@ -20,19 +22,6 @@ impl Fault {
     pub(super) fn field(field: impl AsRef<str>, reason: impl Into<String>) -> Self {
         // The name may come from the file, too.
         Self::Field { field: shown(field.as_ref()), reason: reason.into() }
-    }
-
-    pub(super) fn not_a_trace() -> Self {
-        Self::File(
-            "not a request trace; the known formats are \
-             Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), \
-             VTC CSV (arrived_at,client,num_prefill_tokens,num_decode_tokens), \
-             step CSV (arrival_step,prompt_len,output_len and optionally priority,client), \
-             Mooncake JSON lines (timestamp, input_length, output_length, hash_ids) and \
-             JSON lines (prompt_len or prompt_token_ids, output_len and optionally arrival_s or \
-             arrival_step, priority, client, cache_salt)"
-                .to_owned(),
-        )
     }
 
     /// The public form of the fault, met on `line` of `file`.
@@ -54,12 +43,9 @@ pub(super) struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// A number of tokens, 1 to [`MAX_LEN`].
-    pub(super) fn length(self) -> Result<u32, Fault> {
-        match self.whole(u64::from(MAX_LEN))? {
-            0 => Err(self.fault("must be at least 1")),
-            length => Ok(length as u32),
-        }
+    /// A number of tokens, 0 to [`MAX_LEN`].
+    pub(super) fn tokens(self) -> Result<u32, Fault> {
+        self.whole(u64::from(MAX_LEN)).map(|tokens| tokens as u32)
     }
 
     /// A number of things, 0 to `max`, without point or exponent.
@@ -74,27 +60,25 @@ impl Field<'_> {
         digits.parse().ok().filter(|&value| value <= max).ok_or_else(|| self.too_big(max))
     }
 
-    /// A point in time in seconds, from a number of which `per_second` make one. Neither negative
-    /// nor infinite.
-    pub(super) fn seconds(self, per_second: f64) -> Result<f64, Fault> {
+    /// A number from 0 to `max`.
+    pub(super) fn number(self, max: f64) -> Result<f64, Fault> {
         let value: f64 = self.text.parse().map_err(|_| self.not("a number"))?;
         // Digits beyond the range of f64 parse as infinity: they are too big, not infinite.
         let digits = self.text.bytes().any(|byte| byte.is_ascii_digit());
-        let max = MAX_ARRIVAL as f64 * per_second;
         if !value.is_finite() && !digits {
             Err(self.not("finite"))
         } else if value < 0.0 {
             Err(self.negative())
         } else if value > max {
-            Err(self.too_big(max as u64))
+            Err(self.too_big(max))
         } else {
-            Ok(value / per_second)
+            Ok(value)
         }
     }
 
     /// The number of a step.
     pub(super) fn step(self) -> Result<f64, Fault> {
-        self.whole(MAX_ARRIVAL).map(|step| step as f64)
+        self.whole(MAX_STEP).map(|step| step as f64)
     }
 
     /// A priority: any i32.
@@ -119,7 +103,7 @@ impl Field<'_> {
         self.fault(format!("{} is negative", quoted(self.text)))
     }
 
-    fn too_big(self, max: u64) -> Fault {
+    fn too_big(self, max: impl Display) -> Fault {
         self.fault(format!("{} is too big: the most is {max}", quoted(self.text)))
     }
 }

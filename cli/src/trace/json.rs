@@ -1,15 +1,17 @@
 //! One JSON object a line, its values left as they are spelt until a format asks for them.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::field::{Fault, Field};
+use super::formats::Format;
 
 /// The fields of a line, in its order.
 pub(super) struct Object<'a> {
-    fields: Vec<(String, &'a RawValue)>,
+    fields: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
 
 impl<'a> Object<'a> {
@@ -23,18 +25,25 @@ impl<'a> Object<'a> {
     }
 
     /// # Errors
-    /// A field is none of `known`, or there twice.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
+    /// A field is none of the format's, or there twice.
+    pub(super) fn only(&self, format: &Format) -> Result<(), Fault> {
         for (position, (name, _)) in self.fields.iter().enumerate() {
-            if !known.contains(&name.as_str()) {
-                let reason = format!("unknown; the format has {}", known.join(", "));
+            if !format.names().any(|known| known == name) {
+                let known = format.names().collect::<Vec<_>>().join(", ");
+                let reason =
+                    format!("unknown: remove it if it does not matter; the format has {known}");
                 return Err(Fault::field(name, reason));
             }
             if self.fields[..position].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Fault::field(name, "given twice"));
+                return Err(Fault::field(name, "given twice: remove one"));
             }
         }
         Ok(())
+    }
+
+    /// Whether there is a field `name`; `null` counts as absent.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fields.iter().any(|(field, value)| field == name && value.get() != "null")
     }
 
     /// The field `name`; `null` counts as absent.
@@ -76,13 +85,38 @@ impl<'de> Deserialize<'de> for Object<'de> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut fields = Vec::with_capacity(4);
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
+                let mut fields = Vec::with_capacity(8);
+                while let Some((Name(name), value)) = map.next_entry()? {
+                    fields.push((name, value));
                 }
                 Ok(Object { fields })
             }
         }
         deserializer.deserialize_map(Fields)
+    }
+}
+
+/// A field's name, which is a copy only where it has escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }

@@ -3,26 +3,18 @@
 use std::collections::HashMap;
 
 use super::field::{Fault, Field};
+use super::formats::Format;
 use super::json::Object;
-use super::{Clock, Format, MAX_LEN, Prompt, Row};
-
-const FIELDS: [&str; 8] = [
-    "prompt_len",
-    "prompt_token_ids",
-    "output_len",
-    "arrival_s",
-    "arrival_step",
-    "priority",
-    "client",
-    "cache_salt",
-];
+use super::times::Times;
+use super::{Clock, MAX_LEN, Prompt, Reader, Row};
 
 /// Token ids stay below this, so that the largest u32 is free to mean "none".
 const TOKEN_LIMIT: u32 = 1 << 31;
 
 /// Reads JSON lines, whose rows must agree on how they give arrivals and clients.
-#[derive(Default)]
 pub(super) struct Jsonl {
+    format: &'static Format,
+    times: Times,
     /// How the first row gives its arrival.
     clock: Option<Clock>,
     /// How the first row that has a client gives it.
@@ -35,39 +27,35 @@ enum Clients {
     Names(HashMap<String, u64>),
 }
 
-impl Format for Jsonl {
-    fn name(&self) -> &'static str {
-        "jsonl"
+impl Reader for Jsonl {
+    fn format(&self) -> &'static Format {
+        self.format
     }
 
     fn clock(&self) -> Clock {
         self.clock.unwrap_or(Clock::None)
     }
 
-    fn has_header(&self) -> bool {
-        false
-    }
-
     fn row(&mut self, id: u64, line: &str) -> Result<Row, Fault> {
         let object = Object::parse(line)?;
-        object.only(&FIELDS)?;
+        object.only(self.format)?;
         let (prompt, prompt_len) = prompt(&object)?;
         Ok(Row {
-            id,
             arrival: self.arrival(&object)?,
             prompt,
             prompt_len,
-            output_len: object.require("output_len")?.length()?,
+            output_len: object.require("output_len")?.tokens()?,
             priority: object.get("priority").map_or(Ok(0), Field::priority)?,
             client: object.get("client").map_or(Ok(0), |client| self.client(client))?,
             cache_salt: object.get("cache_salt").map(cache_salt).transpose()?,
+            ..Row::new(id)
         })
     }
 }
 
 impl Jsonl {
-    pub(super) fn claims(object: &Object<'_>) -> bool {
-        FIELDS.iter().any(|name| object.get(name).is_some())
+    pub(super) fn new(format: &'static Format) -> Self {
+        Self { format, times: Times::of_seconds(), clock: None, clients: None }
     }
 
     fn arrival(&mut self, object: &Object<'_>) -> Result<f64, Fault> {
@@ -89,7 +77,7 @@ impl Jsonl {
             (Some(given), None) => Err(given.fault("earlier rows have no arrival")),
             (None, Some(expected)) => Err(Fault::field(expected, "missing; earlier rows have it")),
             (Some(given), Some(_)) if clock == Clock::Steps => given.step(),
-            (Some(given), Some(_)) => given.seconds(1.0),
+            (Some(given), Some(_)) => self.times.since_first(given),
             (None, None) => Ok(0.0),
         }
     }
@@ -116,12 +104,9 @@ impl Jsonl {
 /// The prompt, by its tokens or by its length only; where the row has both they must agree.
 fn prompt(object: &Object<'_>) -> Result<(Prompt, u32), Fault> {
     let Some(ids) = object.get("prompt_token_ids") else {
-        return Ok((Prompt::Unique, object.require("prompt_len")?.length()?));
+        return Ok((Prompt::Unique, object.require("prompt_len")?.tokens()?));
     };
     let tokens: Box<[u32]> = ids.json("a list of token ids")?;
-    if tokens.is_empty() {
-        return Err(ids.fault("empty"));
-    }
     if let Some(token) = tokens.iter().find(|&&token| token >= TOKEN_LIMIT) {
         return Err(ids.fault(format!("token id {token} is not below 2^31")));
     }
@@ -130,7 +115,7 @@ fn prompt(object: &Object<'_>) -> Result<(Prompt, u32), Fault> {
         return Err(ids.fault(format!("{found} tokens are too many: the most is {MAX_LEN}")));
     }
     if let Some(given) = object.get("prompt_len")
-        && given.length()? as usize != found
+        && given.tokens()? as usize != found
     {
         let given_len = given.text;
         return Err(given.fault(format!("{given_len}, but `prompt_token_ids` has {found}")));
@@ -217,7 +202,6 @@ mod tests {
         let more = |bad: &str, message: &str| wrong(row(bad).trim(), &format!("field {message}"));
         wrong(r#"{"output_len": 1}"#, "field `prompt_len`: missing");
         wrong(r#"{"prompt_len": 1}"#, "field `output_len`: missing");
-        wrong(r#"{"prompt_len": 1, "output_len": 0}"#, "field `output_len`: must be at least 1");
         wrong(
             r#"{"prompt_len": 1.5, "output_len": 1}"#,
             "field `prompt_len`: `1.5` is not a whole number",
@@ -232,8 +216,9 @@ mod tests {
         );
         wrong(
             r#"{"prompt_length": 1, "output_len": 1}"#,
-            "field `prompt_length`: unknown; the format has prompt_len, prompt_token_ids, \
-             output_len, arrival_s, arrival_step, priority, client, cache_salt",
+            "field `prompt_length`: unknown: remove it if it does not matter; the format has \
+             prompt_len, output_len, \
+             prompt_token_ids, arrival_s, arrival_step, priority, client, cache_salt",
         );
         wrong(
             r#"{"prompt_len": 2, "prompt_token_ids": [1], "output_len": 1}"#,
@@ -243,12 +228,11 @@ mod tests {
             let bad = format!("{{\"prompt_token_ids\": {ids}, \"output_len\": 1}}");
             wrong(&bad, &format!("field `prompt_token_ids`: {message}"));
         };
-        ids("[]", "empty");
         ids("[-1]", "`[-1]` is not a list of token ids");
         ids("[4294967296]", "`[4294967296]` is not a list of token ids");
         ids("[1, 2147483648]", "token id 2147483648 is not below 2^31");
         ids("\"ab\"", "`\"ab\"` is not a list of token ids");
-        more(r#", "output_len": 2"#, "`output_len`: given twice");
+        more(r#", "output_len": 2"#, "`output_len`: given twice: remove one");
         more(
             r#", "priority": 1e3"#,
             "`priority`: `1e3` is not a whole number from -2147483648 to 2147483647",
@@ -269,7 +253,10 @@ mod tests {
             assert_eq!(error(row(more)), format!("t:1: field {message}"));
         };
         wrong(r#", "arrival_s": -1"#, "`arrival_s`: `-1` is negative");
-        wrong(r#", "arrival_s": 1e400"#, "`arrival_s`: `1e400` is too big: the most is 1000000000");
+        wrong(
+            r#", "arrival_s": 1e400"#,
+            "`arrival_s`: `1e400` is too big: the most is 100000000000000000000",
+        );
         wrong(r#", "arrival_s": "NaN""#, "`arrival_s`: `\"NaN\"` is not a number");
         wrong(r#", "arrival_step": 0.5"#, "`arrival_step`: `0.5` is not a whole number");
         wrong(r#", "arrival_step": -1"#, "`arrival_step`: `-1` is negative");

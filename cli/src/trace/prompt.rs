@@ -4,9 +4,6 @@
 use super::random::{key, nth};
 use super::{Prompt, Row};
 
-/// Tokens in one block of a [`Prompt::Chunks`].
-pub(super) const CHUNK_TOKENS: u32 = 512;
-
 /// Tokens are 31 bits wide, which keeps them clear of every reserved value.
 const TOKEN_BITS: u32 = 31;
 const TOKEN_MASK: u32 = (1 << TOKEN_BITS) - 1;
@@ -24,10 +21,10 @@ impl Row {
             Prompt::Unique => {
                 tokens.extend(sequence(key(UNIQUE, seed), self.id, self.prompt_len));
             }
-            Prompt::Chunks(ids) => {
+            Prompt::Chunks { ids, size } => {
                 for &id in ids {
                     let left = self.prompt_len.saturating_sub(tokens.len() as u32);
-                    tokens.extend(sequence(CHUNK, id, left.min(CHUNK_TOKENS)));
+                    tokens.extend(sequence(CHUNK, id, left.min(*size)));
                 }
             }
             Prompt::Tokens(ids) => tokens.extend_from_slice(ids),
@@ -71,16 +68,11 @@ mod tests {
     use super::*;
 
     fn row(id: u64, prompt: Prompt, prompt_len: u32) -> Row {
-        Row {
-            id,
-            arrival: 0.0,
-            prompt,
-            prompt_len,
-            output_len: 1,
-            priority: 0,
-            client: 0,
-            cache_salt: None,
-        }
+        Row { prompt, prompt_len, output_len: 1, ..Row::new(id) }
+    }
+
+    fn chunks(ids: &[u64]) -> Prompt {
+        Prompt::Chunks { ids: ids.into(), size: 512 }
     }
 
     /// Figures recorded from a replay stay comparable only while these stay as they are.
@@ -88,7 +80,7 @@ mod tests {
     fn tokens_are_fixed() {
         let unique = row(3, Prompt::Unique, 3).prompt_tokens(1);
         assert_eq!(unique, [877265833, 1234154103, 1873781529]);
-        let chunk = row(0, Prompt::Chunks([5].into()), 3).prompt_tokens(1);
+        let chunk = row(0, chunks(&[5]), 3).prompt_tokens(1);
         assert_eq!(chunk, [875608917, 1384775073, 355340148]);
         let output = [output_token(0, 0), output_token(0, 1), output_token(1, 0)];
         assert_eq!(output, [387033678, 1760411007, 197625135]);
@@ -113,8 +105,8 @@ mod tests {
 
     #[test]
     fn chunks_expand_alike_everywhere() {
-        let whole = row(0, Prompt::Chunks([9, 5].into()), 1024).prompt_tokens(1);
-        let cut = row(8, Prompt::Chunks([5, 9].into()), 515).prompt_tokens(2);
+        let whole = row(0, chunks(&[9, 5]), 1024).prompt_tokens(1);
+        let cut = row(8, chunks(&[5, 9]), 515).prompt_tokens(2);
         assert_eq!((whole.len(), cut.len()), (1024, 515));
         assert_eq!(cut[..512], whole[512..]);
         assert_eq!(cut[512..], whole[..3]);

@@ -2,7 +2,7 @@
 //! machine, and new arrivals for the requests of any trace.
 
 use super::random::{SplitMix64, key};
-use super::{Clock, MAX_LEN, Prompt, Row, Trace, TraceError};
+use super::{Clock, MAX_LEN, Row, Trace, TraceError};
 
 const NAME: &str = "synthetic";
 
@@ -100,14 +100,10 @@ impl Synthetic {
         let rows = arrivals(self.rate, self.seed)
             .zip(0..self.requests as u64)
             .map(|(arrival, id)| Row {
-                id,
                 arrival,
-                prompt: Prompt::Unique,
                 prompt_len: prompts.length(self.prompt_median, self.prompt_sigma, self.max_prompt),
                 output_len: outputs.length(self.output_median, self.output_sigma, self.max_output),
-                priority: 0,
-                client: 0,
-                cache_salt: None,
+                ..Row::new(id)
             })
             .collect();
         Ok(Trace {
@@ -115,29 +111,39 @@ impl Synthetic {
             format: NAME,
             clock: Clock::Seconds,
             rows,
+            skipped: 0,
             notices: Vec::new(),
         })
     }
 }
 
 /// Replaces the arrivals of `trace`, keeping the order of its requests, by those of a Poisson
-/// process of `rate` requests a second. The first request comes at 0.
+/// process of `rate` requests a second. The first request comes at 0. Later turns of a session come
+/// when the one before has ended, and its delay is over.
 ///
 /// # Errors
 /// `rate` is not a positive, finite number; the trace is then as it was.
 pub(crate) fn poisson(trace: &mut Trace, rate: f64, seed: u64) -> Result<(), TraceError> {
     check_rate(&trace.name, rate)?;
     trace.clock = Clock::Seconds;
-    for (row, arrival) in trace.rows.iter_mut().zip(arrivals(rate, seed)) {
-        row.arrival = arrival;
+    let mut arrivals = arrivals(rate, seed);
+    for row in &mut trace.rows {
+        row.arrival = match row.turn {
+            None => arrivals.next().unwrap_or(row.arrival),
+            Some(_) => 0.0,
+        };
     }
     Ok(())
 }
 
-/// Lets every request of `trace` arrive at 0, in the order it has.
+/// Lets every request of `trace` arrive at 0, in the order it has, and later turns of a session when
+/// the one before has ended.
 pub(crate) fn burst(trace: &mut Trace) {
     trace.clock = Clock::None;
-    trace.rows.iter_mut().for_each(|row| row.arrival = 0.0);
+    for row in &mut trace.rows {
+        row.arrival = 0.0;
+        row.turn.iter_mut().for_each(|turn| turn.delay = 0.0);
+    }
 }
 
 /// The points of a Poisson process, the first of them at 0.

@@ -21,7 +21,7 @@ fn figures_of_a_small_run() {
     assert_eq!(document["device"], "cpu (portable, 2 threads, bf16)");
     let config = json!({
         "block_size": 16, "max_model_len": 6384, "max_num_batched_tokens": 512, "max_num_seqs": 16,
-        "num_blocks": 400, "prefix_cache": 0, "seed": 0, "trace_requests": 3, "layers": 2,
+        "num_blocks": 400, "prefix_cache": 0, "seed": 0, "trace_requests": 3, "trace_skipped": 0, "layers": 2,
         "heads": 4, "kv_heads": 1, "head_dim": 32, "dtype": "bf16", "kv_dtype": "bf16",
         "threads": 2, "isa": "portable",
     });

@@ -78,6 +78,7 @@ fn the_document_has_its_keys_in_order() {
     let config = json!({
         "block_size": 16, "max_model_len": 624, "max_num_batched_tokens": 2048, "max_num_seqs": 8,
         "num_blocks": 40, "prefix_cache": 0, "seed": 0, "trace_requests": 6,
+        "trace_skipped": 0,
     });
     assert_eq!(document["config"], config);
 }

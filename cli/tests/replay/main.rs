@@ -7,3 +7,4 @@ mod figures;
 mod machine;
 mod outputs;
 mod program;
+mod traces;
