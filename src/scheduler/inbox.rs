@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Scheduler;
 use super::config::Config;
+use crate::device::fork::Generation;
 use crate::error::{Error, Result};
 use crate::request::Request;
 use crate::types::RequestId;
@@ -67,6 +68,17 @@ struct Shared {
     /// Requests that wait, as the scheduler said last.
     waiting: AtomicUsize,
     limits: Limits,
+    made_in: Generation,
+}
+
+impl Shared {
+    /// Refuses the child of a fork, where a thread of the parent may hold the lock for ever.
+    fn check(&self) -> Result<()> {
+        match self.made_in.is_current() {
+            true => Ok(()),
+            false => Err(Error::Forked { what: "the scheduler" }),
+        }
+    }
 }
 
 /// The scheduler's end.
@@ -118,6 +130,7 @@ impl Inbox {
             submitted: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             limits,
+            made_in: Generation::current(),
         };
         Self { shared: Arc::new(shared), spare: Vec::new() }
     }
@@ -129,7 +142,8 @@ impl Submitter {
     /// # Errors
     /// Nothing has happened on any of them: those of [`Scheduler::submit`] but
     /// [`Error::DuplicateRequest`], where [`Error::QueueFull`] counts what has not been received
-    /// too; [`Error::Closed`] where the scheduler is gone.
+    /// too; [`Error::Closed`] where the scheduler is gone, [`Error::Forked`] where it is that of a
+    /// parent process.
     pub fn submit(&self, request: Request) -> Result<()> {
         let shared = self.shared()?;
         shared.limits.check(&request)?;
@@ -147,7 +161,8 @@ impl Submitter {
     /// Asks for the end of a request. One that has ended already is no error.
     ///
     /// # Errors
-    /// [`Error::Closed`] where the scheduler is gone.
+    /// [`Error::Closed`] where the scheduler is gone, [`Error::Forked`] where it is that of a parent
+    /// process.
     pub fn cancel(&self, id: RequestId) -> Result<()> {
         let shared = self.shared()?;
         let mut messages = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +171,9 @@ impl Submitter {
     }
 
     fn shared(&self) -> Result<Arc<Shared>> {
-        self.shared.upgrade().ok_or(Error::Closed)
+        let shared = self.shared.upgrade().ok_or(Error::Closed)?;
+        shared.check()?;
+        Ok(shared)
     }
 }
 
@@ -171,9 +188,10 @@ impl Scheduler {
     /// came of each. To be called before [`schedule`](Self::schedule).
     ///
     /// # Errors
-    /// [`Error::Corrupt`].
+    /// [`Error::Corrupt`]; [`Error::Forked`] where a parent process made the scheduler.
     pub fn receive(&mut self, mut then: impl FnMut(Received)) -> Result<()> {
         let shared = Arc::clone(&self.inbox.shared);
+        shared.check()?;
         let mut messages = std::mem::take(&mut self.inbox.spare);
         {
             let mut all = shared.messages.lock().unwrap_or_else(PoisonError::into_inner);

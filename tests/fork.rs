@@ -1,4 +1,4 @@
-//! The CPU in the child of a fork.
+//! What a child of a fork has: not its parent's threads, nor locks that they may hold.
 #![cfg(unix)]
 
 #[path = "common/kv.rs"]
@@ -9,10 +9,11 @@ mod rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use inflight::Error;
+use inflight::cache::CacheConfig;
 use inflight::device::cpu::{Cpu, Isa};
 use inflight::kernels::DType;
 use inflight::kernels::cpu::{State, merge};
+use inflight::{Config, Error, Policy, Request, RequestId, Scheduler};
 use kv::{Tensor, finite_number};
 use rng::Rng;
 
@@ -77,6 +78,41 @@ fn a_child_is_refused_its_parents_threads_and_has_its_own() {
                 assert!(in_child(|| {
                     merge_of(&own, 1).expect_err("it is the parent's again");
                 }));
+            })
+        });
+        stop.store(true, Ordering::Relaxed);
+        assert!(all_well, "a child has failed, or waited for ever");
+    });
+}
+
+fn scheduler() -> Scheduler {
+    let cache =
+        CacheConfig { num_blocks: 64, block_size: 4, prefix_cache: true, num_host_blocks: 0 };
+    Scheduler::new(Config::new(cache), Policy::continuous()).expect("a valid configuration")
+}
+
+#[test]
+fn a_child_is_refused_the_lock_of_its_parents_scheduler() {
+    let request = || Request::new(RequestId(1), vec![1; 5], 3);
+    let mut parents = scheduler();
+    let (submitter, stop) = (parents.submitter(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                submitter.cancel(RequestId(1)).expect("the parent's goes on");
+            }
+        });
+        let all_well = (0..20).all(|_| {
+            parents.receive(|_| {}).expect("the parent's goes on");
+            in_child(|| {
+                let forked = || Err(Error::Forked { what: "the scheduler" });
+                assert_eq!(submitter.submit(request()), forked());
+                assert_eq!(submitter.cancel(RequestId(1)), forked());
+                assert_eq!(parents.receive(|_| panic!("nothing is received")), forked());
+                let mut own = scheduler();
+                own.submitter().submit(request()).expect("it is this process's");
+                own.receive(|_| {}).expect("it is this process's");
+                assert_eq!(own.num_waiting(), 1);
             })
         });
         stop.store(true, Ordering::Relaxed);
