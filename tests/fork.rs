@@ -49,19 +49,39 @@ fn merge_of(cpu: &Cpu, tokens: usize) -> inflight::Result<()> {
     merged
 }
 
-#[test]
-fn a_child_is_refused_its_parents_threads_and_has_its_own() {
-    // On the caller's thread, and shared among threads.
-    const SIZES: [usize; 2] = [1, 200];
-    let cpu = kv::cpu(2, Isa::best());
-    let stop = AtomicBool::new(false);
+/// Runs `forks` while another thread repeats `work`, which has begun.
+fn during(work: impl Fn() + Sync, forks: impl FnOnce() -> bool) {
+    let (begun, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                merge_of(&cpu, SIZES[1]).expect("the parent's goes on");
+                work();
+                begun.store(true, Ordering::Relaxed);
             }
         });
-        let all_well = (0..10).all(|_| {
+        while !begun.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        let all_well = forks();
+        stop.store(true, Ordering::Relaxed);
+        assert!(all_well, "a child has failed, or waited for ever");
+    });
+}
+
+/// One test, so that no other starts threads at a fork: Rust's own library takes locks for that.
+#[test]
+fn a_child_is_refused_what_its_parents_threads_use() {
+    threads_of_a_cpu();
+    lock_of_a_scheduler();
+}
+
+fn threads_of_a_cpu() {
+    // On the caller's thread, and shared among threads.
+    const SIZES: [usize; 2] = [1, 200];
+    let cpu = kv::cpu(2, Isa::best());
+    let work = || merge_of(&cpu, SIZES[1]).expect("the parent's goes on");
+    during(work, || {
+        (0..10).all(|_| {
             in_child(|| {
                 for tokens in SIZES {
                     let refused = merge_of(&cpu, tokens).expect_err("its threads are not here");
@@ -79,9 +99,7 @@ fn a_child_is_refused_its_parents_threads_and_has_its_own() {
                     merge_of(&own, 1).expect_err("it is the parent's again");
                 }));
             })
-        });
-        stop.store(true, Ordering::Relaxed);
-        assert!(all_well, "a child has failed, or waited for ever");
+        })
     });
 }
 
@@ -91,18 +109,13 @@ fn scheduler() -> Scheduler {
     Scheduler::new(Config::new(cache), Policy::continuous()).expect("a valid configuration")
 }
 
-#[test]
-fn a_child_is_refused_the_lock_of_its_parents_scheduler() {
+fn lock_of_a_scheduler() {
     let request = || Request::new(RequestId(1), vec![1; 5], 3);
     let mut parents = scheduler();
-    let (submitter, stop) = (parents.submitter(), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                submitter.cancel(RequestId(1)).expect("the parent's goes on");
-            }
-        });
-        let all_well = (0..20).all(|_| {
+    let submitter = parents.submitter();
+    let work = || submitter.cancel(RequestId(1)).expect("the parent's goes on");
+    during(work, || {
+        (0..20).all(|_| {
             parents.receive(|_| {}).expect("the parent's goes on");
             in_child(|| {
                 let forked = || Err(Error::Forked { what: "the scheduler" });
@@ -114,8 +127,6 @@ fn a_child_is_refused_the_lock_of_its_parents_scheduler() {
                 own.receive(|_| {}).expect("it is this process's");
                 assert_eq!(own.num_waiting(), 1);
             })
-        });
-        stop.store(true, Ordering::Relaxed);
-        assert!(all_well, "a child has failed, or waited for ever");
+        })
     });
 }
