@@ -48,8 +48,14 @@
  * Threads
  *   Different handles are independent. A handle given as a pointer to const may be used by several
  *   threads at once; another is for one thread at a time, any thread, and a call that finds another
- *   inside returns INFLIGHT_STATUS_IN_USE and does nothing. In the child of a fork, devices of the
- *   parent and what was made for them cannot be used: their threads and contexts are not there.
+ *   inside returns INFLIGHT_STATUS_IN_USE and does nothing.
+ *
+ * Fork
+ *   In the child of a fork, every call with a handle that was made before it returns
+ *   INFLIGHT_STATUS_FORKED and does nothing, whatever threads of the parent were inside of: make
+ *   others there. To free such a handle is safe and silent, and never waits; what cannot be released
+ *   without the parent's threads stays. CUDA, where the parent has used it, cannot be used in the
+ *   child (INFLIGHT_STATUS_NO_CUDA).
  *
  * Structs
  *   Configurations, requests and views begin with struct_size and are prepared by their _init with
@@ -467,6 +473,11 @@ enum inflight_status
      * requests.
      */
     INFLIGHT_STATUS_CLOSED = 110,
+    /**
+     * The object was made before `fork`, by a parent of this process. It can be freed; make another
+     * in this process.
+     */
+    INFLIGHT_STATUS_FORKED = 111,
     /**
      * `max_waiting` requests wait already.
      */

@@ -94,6 +94,7 @@ enum class status : std::int32_t {
     struct_size = INFLIGHT_STATUS_STRUCT_SIZE,
     in_use = INFLIGHT_STATUS_IN_USE,
     closed = INFLIGHT_STATUS_CLOSED,
+    forked = INFLIGHT_STATUS_FORKED,
     queue_full = INFLIGHT_STATUS_QUEUE_FULL,
     out_of_blocks = INFLIGHT_STATUS_OUT_OF_BLOCKS,
     too_many_steps_in_flight = INFLIGHT_STATUS_TOO_MANY_STEPS_IN_FLIGHT,

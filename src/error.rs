@@ -92,6 +92,11 @@ pub enum Error {
     },
     /// The scheduler of a [`Submitter`](crate::scheduler::Submitter) is gone.
     Closed,
+    /// It was made before a `fork`, by the parent, whose threads this process does not have.
+    Forked {
+        /// What was made.
+        what: &'static str,
+    },
     /// An invariant does not hold: a bug in this library or a policy that broke its contract.
     Corrupt(String),
     /// The device could not run the step.
@@ -190,6 +195,8 @@ pub enum CudaUnavailable {
         /// Its name.
         name: &'static str,
     },
+    /// A parent of this process has used CUDA before `fork`, and the driver is not for its children.
+    Forked,
     /// The driver failed before any device was in use.
     Failed(CudaError),
 }
@@ -227,6 +234,7 @@ impl Error {
             Self::StepOutOfOrder { .. } => 106,
             Self::OutputMismatch { .. } => 107,
             Self::Closed => 110,
+            Self::Forked { .. } => 111,
             Self::QueueFull { .. } => 200,
             Self::OutOfBlocks { .. } => 201,
             Self::TooManyStepsInFlight { .. } => 202,
@@ -290,6 +298,9 @@ impl fmt::Display for Error {
                  {free} are free"
             ),
             Self::Closed => write!(f, "the submitter's scheduler is gone"),
+            Self::Forked { what } => {
+                write!(f, "{what} was made before fork(): make another in this process")
+            }
             Self::Corrupt(what) => write!(f, "broken invariant: {what}"),
             Self::Device(what) => write!(f, "device: {what}"),
             Self::Cuda(error) => error.fmt(f),
@@ -358,6 +369,11 @@ impl fmt::Display for CudaUnavailable {
                 f,
                 "the CUDA driver has no function `{name}`, as drivers since CUDA 12.4 have: update \
                  or reinstall it"
+            ),
+            Self::Forked => write!(
+                f,
+                "CUDA was used before fork(), and its driver does not work in the child: start this \
+                 process with exec (`spawn` in Python's multiprocessing)"
             ),
             Self::Failed(error) => error.fmt(f),
         }

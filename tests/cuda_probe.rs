@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use inflight::Error;
-use inflight::device::cuda::{self, Cuda, TensorMap, Tile};
+use inflight::device::cuda::{self, Cuda, CudaBuffer, CudaStream, PinnedBuffer, TensorMap, Tile};
 use inflight::error::CudaUnavailable;
 
 const CASE: &str = "INFLIGHT_PROBE_CASE";
@@ -50,6 +50,47 @@ fn tensor_map() {
         Err(error @ Error::NoCuda(_)) => println!("said: {error}"),
         other => panic!("{other:?}"),
     }
+}
+
+/// In a process that forks after it has used the driver.
+#[test]
+fn fork() {
+    if !std::env::var(CASE).is_ok_and(|case| case == "fork") {
+        return;
+    }
+    let emulator = simt::device(simt::Mode::Fast).expect("the case was run for it");
+    let cuda = Cuda::new(0).expect("the emulator's");
+    let made = (
+        CudaBuffer::new(&cuda, 64).expect("there is memory"),
+        PinnedBuffer::new(&cuda, 64).expect("there is memory"),
+        CudaStream::new(&cuda).expect("it is like any"),
+    );
+    // SAFETY: the child runs what is below and ends.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: no preconditions.
+        unsafe { libc::alarm(120) };
+        let child = std::panic::AssertUnwindSafe(|| {
+            let alive = emulator.alive();
+            let forked = || Err(Error::NoCuda(CudaUnavailable::Forked));
+            assert_eq!(cuda::probe(), Err(CudaUnavailable::Forked));
+            assert_eq!(Cuda::new(0).map(|_| ()), forked());
+            assert_eq!(CudaBuffer::new(&cuda, 64).map(|_| ()), forked());
+            assert_eq!(made.2.synchronize(), forked());
+            drop(made);
+            drop(cuda);
+            assert_eq!(emulator.alive(), alive, "the driver was called");
+        });
+        let outcome = std::panic::catch_unwind(child);
+        // SAFETY: no preconditions.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    let mut status = -1;
+    // SAFETY: the status outlives the call.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child has failed");
+    made.2.synchronize().expect("the parent goes on");
+    println!("said: {}", CudaUnavailable::Forked);
 }
 
 /// What the probe of a process said that finds its driver here.
@@ -130,6 +171,18 @@ fn a_driver_that_fails() {
     let failed = said("emulator cuInit 999", None);
     assert!(failed.starts_with("Failed(CudaError { call: \"cuInit\", code: 999"), "{failed}");
     assert_eq!(CudaUnavailable::NoDevice.to_string(), "the CUDA driver finds no device");
+}
+
+#[test]
+fn a_driver_that_the_parent_has_used() {
+    if let Err(why) = simt::device(simt::Mode::Fast) {
+        return println!("skipped: {why}");
+    }
+    assert_eq!(
+        said_with("fork", "fork", None),
+        "CUDA was used before fork(), and its driver does not work in the child: start this process \
+         with exec (`spawn` in Python's multiprocessing)"
+    );
 }
 
 /// CUDA 12.3, whose driver lacks a function as well: its version is what is said.

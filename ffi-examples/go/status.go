@@ -44,6 +44,9 @@ const (
 	StatusInUse Status = C.INFLIGHT_STATUS_IN_USE
 	// StatusClosed is a submitter whose scheduler is gone: [ErrClosed] to callers of this package.
 	StatusClosed Status = C.INFLIGHT_STATUS_CLOSED
+	// StatusForked is something that a parent of this process made before it forked, which a program
+	// in Go does not do.
+	StatusForked Status = C.INFLIGHT_STATUS_FORKED
 
 	// StatusQueueFull is a queue that has [Config.MaxWaiting] requests already.
 	StatusQueueFull Status = C.INFLIGHT_STATUS_QUEUE_FULL

@@ -371,6 +371,9 @@ func (o *Outputs) valid() bool {
 	return o.scheduler != nil && o.scheduler.calls.Load() == o.call
 }
 
+// StepID names the step that was committed.
+func (o *Outputs) StepID() uint64 { return uint64(o.view.step_id) }
+
 // Len returns the number of requests that got tokens.
 func (o *Outputs) Len() int {
 	if !o.valid() {

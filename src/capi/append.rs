@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::Backend;
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, shared};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, plain, read, shared};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
@@ -156,7 +156,7 @@ unsafe fn append(
                     true => None,
                     false => {
                         // SAFETY: as the caller promises.
-                        let q = unsafe { shared("q", rope.q) }?;
+                        let q = unsafe { plain("q", rope.q) }?;
                         // SAFETY: as the caller promises.
                         Some(unsafe { q.host_mut("q") }?)
                     }
@@ -195,7 +195,7 @@ unsafe fn device_args(
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { shared("q", rope.q) }?;
+                    let q = unsafe { plain("q", rope.q) }?;
                     // SAFETY: as the caller promises.
                     Some(unsafe { q.device("q") }?)
                 }

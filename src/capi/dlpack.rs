@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::{Backend, backend, inflight_device};
-use super::guard::{Result, call, flag, give, output, shared};
+use super::guard::{Result, call, flag, give, output, plain};
 use super::kv::{INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{inflight_tensor, number_of};
@@ -91,17 +91,17 @@ unsafe fn array_of(
     let tensor = match kind {
         INFLIGHT_DLPACK_UNVERSIONED => {
             // SAFETY: as the caller promises.
-            unsafe { shared(field, managed.cast::<Managed>()) }?.tensor
+            unsafe { plain(field, managed.cast::<Managed>()) }?.tensor
         }
         INFLIGHT_DLPACK_VERSIONED => {
             // Whatever the version, it begins with it.
             // SAFETY: as the caller promises.
-            let [major, minor] = *unsafe { shared(field, managed.cast::<[u32; 2]>()) }?;
+            let [major, minor] = *unsafe { plain(field, managed.cast::<[u32; 2]>()) }?;
             if major != VERSION[0] {
                 return refused(format!("is of DLPack {major}.{minor}, and 1.x is read"));
             }
             // SAFETY: as the caller promises.
-            let managed = unsafe { shared(field, managed.cast::<Versioned>()) }?;
+            let managed = unsafe { plain(field, managed.cast::<Versioned>()) }?;
             if write && managed.flags & READ_ONLY != 0 {
                 return refused("is read-only".into());
             }
@@ -352,7 +352,7 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
             Backend::Cuda(backend) => (CUDA, backend.cuda.info().ordinal as i32),
         };
         // SAFETY: NULL or a tensor of the caller's.
-        let tensor = unsafe { shared("tensor", tensor) }?;
+        let tensor = unsafe { plain("tensor", tensor) }?;
         let (dtype, _) = tensor.parts("tensor")?;
         let code = match dtype {
             DType::F32 | DType::F16 => FLOAT,

@@ -1,15 +1,12 @@
 //! The border: pointers in, statuses out, no panic across. The only place where pointers of the
 //! caller become references.
 
-use std::cell::UnsafeCell;
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::{ptr, slice};
 
+pub(super) use super::handle::{Entered, Exclusive, Watch, create, free, shared};
 use super::library::{INFLIGHT_MAX_COUNT, log_panic};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::error::Error;
@@ -58,14 +55,14 @@ pub(super) unsafe fn call(
 /// Panics where the environment asks for it, in builds that are to prove that no panic crosses the
 /// border: those with `--cfg inflight_inject_panic`.
 #[cfg(inflight_inject_panic)]
-fn inject_panic(at: &str) {
+pub(super) fn inject_panic(at: &str) {
     if std::env::var_os("INFLIGHT_PANIC").is_some_and(|wanted| wanted == at) {
         panic!("injected at {at}");
     }
 }
 
 #[cfg(not(inflight_inject_panic))]
-fn inject_panic(_at: &str) {}
+pub(super) fn inject_panic(_at: &str) {}
 
 /// Runs a body that cannot fail; nothing where it panics.
 pub(super) fn infallible<T>(fallback: T, body: impl FnOnce() -> T) -> T {
@@ -174,7 +171,7 @@ pub(super) unsafe fn write<T: Versioned>(field: &'static str, to: *mut T, value:
     Ok(())
 }
 
-fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
+pub(super) fn check_pointer<T>(field: &'static str, pointer: *const T) -> Result<()> {
     if pointer.is_null() {
         return Err(Failure::argument(field, "is NULL"));
     }
@@ -295,123 +292,14 @@ pub(super) unsafe fn give<T>(
     unsafe { call(error, body) }
 }
 
-/// Runs a call that gives an object to the caller, who frees it with [`free`].
+/// A struct of the caller's that has no size in it: a tensor, a cache, what another library made.
 ///
 /// # Safety
-/// As for [`give`].
-pub(super) unsafe fn create<T>(
-    field: &'static str,
-    to: *mut *mut T,
-    error: *mut inflight_error,
-    make: impl FnOnce() -> Result<T>,
-) -> inflight_status {
+/// `from` is NULL, or points to one that nobody writes during 'a.
+pub(super) unsafe fn plain<'a, T>(field: &'static str, from: *const T) -> Result<&'a T> {
+    check_pointer(field, from)?;
     // SAFETY: as the caller promises.
-    unsafe { give(field, to, error, || Ok(Box::into_raw(Box::new(make()?)))) }
-}
-
-/// Frees an object; NULL is none.
-///
-/// # Safety
-/// `object` is NULL, or comes from [`create`] and is not used any more.
-pub(super) unsafe fn free<T>(object: *mut T) {
-    if !object.is_null() {
-        // SAFETY: it comes from `Box::into_raw`.
-        infallible((), || drop(unsafe { Box::from_raw(object) }));
-    }
-}
-
-/// An object of the caller's, shared.
-///
-/// # Safety
-/// `object` is NULL, or comes from [`create`] and is not freed during 'a.
-pub(super) unsafe fn shared<'a, T>(field: &'static str, object: *const T) -> Result<&'a T> {
-    check_pointer(field, object)?;
-    // SAFETY: it comes from a box, and lives.
-    Ok(unsafe { &*object })
-}
-
-/// An object for one thread at a time, which is checked; poisoned by a panic.
-#[derive(Debug)]
-pub(super) struct Exclusive<T> {
-    state: Arc<AtomicU8>,
-    value: UnsafeCell<T>,
-}
-
-/// Tells whether an [`Exclusive`] is poisoned, without entering it, and may outlive it.
-#[derive(Clone, Debug)]
-pub(super) struct Watch(Arc<AtomicU8>);
-
-impl Watch {
-    pub(super) fn is_poisoned(&self) -> bool {
-        self.0.load(Ordering::Acquire) == POISONED
-    }
-}
-
-const IDLE: u8 = 0;
-const IN_USE: u8 = 1;
-const POISONED: u8 = 2;
-
-// SAFETY: the value is reached through `enter` alone, by one thread at a time.
-unsafe impl<T: Send> Sync for Exclusive<T> {}
-
-impl<T> Exclusive<T> {
-    pub(super) fn new(value: T) -> Self {
-        Self { state: Arc::new(AtomicU8::new(IDLE)), value: UnsafeCell::new(value) }
-    }
-
-    pub(super) fn watch(&self) -> Watch {
-        Watch(Arc::clone(&self.state))
-    }
-
-    /// The value, until the guard is dropped.
-    pub(super) fn enter(&self) -> Result<Entered<'_, T>> {
-        let entered =
-            self.state.compare_exchange(IDLE, IN_USE, Ordering::Acquire, Ordering::Relaxed);
-        match entered {
-            Ok(_) => {
-                let entered = Entered { owner: self };
-                inject_panic("enter");
-                Ok(entered)
-            }
-            Err(POISONED) => {
-                let reason = "an earlier call with this handle panicked: free it";
-                Err(Failure::new(inflight_status::Poisoned, "", reason))
-            }
-            Err(_) => {
-                let reason = "another thread is inside a call with this handle";
-                Err(Failure::new(inflight_status::InUse, "", reason))
-            }
-        }
-    }
-}
-
-/// The value of an [`Exclusive`].
-#[derive(Debug)]
-pub(super) struct Entered<'a, T> {
-    owner: &'a Exclusive<T>,
-}
-
-impl<T> Deref for Entered<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: there is one guard at a time.
-        unsafe { &*self.owner.value.get() }
-    }
-}
-
-impl<T> DerefMut for Entered<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: there is one guard at a time, borrowed mutably.
-        unsafe { &mut *self.owner.value.get() }
-    }
-}
-
-impl<T> Drop for Entered<'_, T> {
-    fn drop(&mut self) {
-        let state = if std::thread::panicking() { POISONED } else { IDLE };
-        self.owner.state.store(state, Ordering::Release);
-    }
+    Ok(unsafe { &*from })
 }
 
 /// Copies text with a terminator, cut between two characters where it is too long.
@@ -474,22 +362,6 @@ mod tests {
         fn initial() -> Self {
             Self { struct_size: size_of::<Self>(), old: 1, new: 7 }
         }
-    }
-
-    #[test]
-    fn a_panic_inside_is_seen_from_outside() {
-        let value = Exclusive::new(1);
-        let watch = value.watch();
-        drop(value.enter().expect("nobody is inside"));
-        assert!(!watch.is_poisoned());
-        let inside = || {
-            let _entered = value.enter().expect("nobody is inside");
-            std::panic::resume_unwind(Box::new("inside"));
-        };
-        assert!(catch_unwind(AssertUnwindSafe(inside)).is_err());
-        assert!(watch.is_poisoned() && value.enter().is_err());
-        drop(value);
-        assert!(watch.is_poisoned());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, array, call, count, output, shared};
+use super::guard::{Result, array, call, count, output, plain};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn inflight_kv_cache_set_strides(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or a cache of the caller's.
-        let given = unsafe { shared("cache", cache.cast_const()) }.copied()?;
+        let given = unsafe { plain("cache", cache.cast_const()) }.copied()?;
         let dtype = dtype_of("cache.dtype", given.dtype)?;
         let blocks = count("cache.num_blocks", given.num_blocks)?;
         let [size, heads, dim] =
@@ -208,5 +208,5 @@ impl inflight_kv_cache {
 /// `cache` is NULL or the caller's.
 pub(super) unsafe fn cache_of(cache: *const inflight_kv_cache) -> Result<inflight_kv_cache> {
     // SAFETY: as the caller promises.
-    unsafe { shared("cache", cache) }.copied()
+    unsafe { plain("cache", cache) }.copied()
 }

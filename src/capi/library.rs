@@ -1,9 +1,10 @@
 //! The library itself: version, build, log.
 
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, TryLockError};
 
 use super::guard::{Versioned, infallible};
+use crate::device::fork::PerProcess;
 
 /// Version of this header.
 pub const INFLIGHT_VERSION_MAJOR: u32 = 0;
@@ -102,8 +103,17 @@ fn versions() -> (u32, u32) {
 
 #[cfg(feature = "cuda-driver")]
 fn architectures() -> &'static CStr {
-    static TEXT: std::sync::OnceLock<CString> = std::sync::OnceLock::new();
-    TEXT.get_or_init(|| CString::new(crate::device::cuda::architectures()).unwrap_or_default())
+    // A constant, and not made once: a child could inherit a lock from the middle of that.
+    const TEXT: &[u8] = crate::device::cuda::architectures().as_bytes();
+    const TERMINATED: [u8; TEXT.len() + 1] = {
+        let (mut copy, mut at) = ([0; TEXT.len() + 1], 0);
+        while at < TEXT.len() {
+            copy[at] = TEXT[at];
+            at += 1;
+        }
+        copy
+    };
+    CStr::from_bytes_until_nul(&TERMINATED).unwrap_or_default()
 }
 
 #[cfg(not(feature = "cuda-driver"))]
@@ -139,6 +149,7 @@ pub const INFLIGHT_LOG_INFO: u32 = 3;
 pub type inflight_log_callback =
     Option<unsafe extern "C" fn(level: u32, message: *const c_char, user_data: *mut c_void)>;
 
+#[derive(Clone, Copy)]
 struct Log {
     callback: unsafe extern "C" fn(u32, *const c_char, *mut c_void),
     user_data: *mut c_void,
@@ -150,7 +161,17 @@ unsafe impl Send for Log {}
 // SAFETY: as above.
 unsafe impl Sync for Log {}
 
-static LOG: RwLock<Option<Log>> = RwLock::new(None);
+/// The parent's stays set in the child of a fork; none where a thread was about to set another.
+fn current_log() -> &'static RwLock<Option<Log>> {
+    static LOG: PerProcess<RwLock<Option<Log>>> = PerProcess::new();
+    LOG.get(|parents| {
+        RwLock::new(match parents.map(RwLock::try_read) {
+            Some(Ok(log)) => *log,
+            Some(Err(TryLockError::Poisoned(log))) => *log.into_inner(),
+            Some(Err(TryLockError::WouldBlock)) | None => None,
+        })
+    })
+}
 
 /// Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
 /// nobody, as at the start.
@@ -170,12 +191,12 @@ pub unsafe extern "C" fn inflight_set_log_callback(
     level: u32,
 ) {
     let log = callback.map(|callback| Log { callback, user_data, level });
-    *LOG.write().unwrap_or_else(PoisonError::into_inner) = log;
+    *current_log().write().unwrap_or_else(PoisonError::into_inner) = log;
 }
 
 /// Logs a line. The text is made only where somebody listens.
 pub(super) fn log(level: u32, text: impl FnOnce() -> String) {
-    let log = LOG.read().unwrap_or_else(PoisonError::into_inner);
+    let log = current_log().read().unwrap_or_else(PoisonError::into_inner);
     let Some(log) = log.as_ref().filter(|log| level <= log.level) else { return };
     let line = text().replace(['\n', '\0'], " ");
     let Ok(line) = CString::new(line) else { return };

@@ -24,6 +24,7 @@ mod device;
 mod dlpack;
 mod event;
 mod guard;
+mod handle;
 mod kv;
 mod library;
 mod merge;

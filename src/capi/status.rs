@@ -44,6 +44,9 @@ pub enum inflight_status {
     /// The scheduler of a submitter has been freed, or a call with it panicked: it takes no more
     /// requests.
     Closed = 110,
+    /// The object was made before `fork`, by a parent of this process. It can be freed; make another
+    /// in this process.
+    Forked = 111,
     /// `max_waiting` requests wait already.
     QueueFull = 200,
     /// The pool cannot give that many blocks now.
@@ -77,7 +80,7 @@ pub enum inflight_status {
 
 impl inflight_status {
     /// All there are, in order.
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Ok,
         Self::InvalidArgument,
         Self::DuplicateRequest,
@@ -90,6 +93,7 @@ impl inflight_status {
         Self::StructSize,
         Self::InUse,
         Self::Closed,
+        Self::Forked,
         Self::QueueFull,
         Self::OutOfBlocks,
         Self::TooManyStepsInFlight,
@@ -125,6 +129,7 @@ impl inflight_status {
             Self::StructSize => c"the size of a struct is not one that this library knows",
             Self::InUse => c"another thread is inside a call with this handle",
             Self::Closed => c"the submitter's scheduler is gone",
+            Self::Forked => c"made before fork(): make another in this process",
             Self::QueueFull => c"the waiting queue is full: try again later",
             Self::OutOfBlocks => c"too few blocks are free: try again later",
             Self::TooManyStepsInFlight => c"too many steps await their commit",
@@ -309,6 +314,7 @@ mod tests {
             Error::StepOutOfOrder { step, expected: step },
             Error::OutputMismatch { step, expected: 1, given: 1 },
             Error::Closed,
+            Error::Forked { what: "" },
             Error::QueueFull { max_waiting: 1 },
             Error::OutOfBlocks { pool: Pool::Device, needed: 1, free: 1 },
             Error::TooManyStepsInFlight { limit: 1 },

@@ -75,7 +75,7 @@ pub unsafe extern "C" fn inflight_tensor_set_strides(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or a tensor of the caller's.
-        let given = unsafe { super::guard::shared("tensor", tensor.cast_const()) }.copied()?;
+        let given = unsafe { super::guard::plain("tensor", tensor.cast_const()) }.copied()?;
         let token_stride = i64::from(given.heads).checked_mul(given.head_dim.into());
         let too_large = || Failure::argument("tensor", "its strides do not fit 64 bits");
         let token_stride = token_stride.ok_or_else(too_large)?;

@@ -1,11 +1,13 @@
 //! The CPU as a device: its instruction set and a pool of threads.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::str::FromStr;
 use std::thread::{self, JoinHandle};
 
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
 
+use super::fork::Generation;
 use crate::error::{Error, Result};
 
 /// What instructions kernels use; all give the same results within rounding.
@@ -123,13 +125,27 @@ pub struct CpuConfig {
 /// for the pool's threads. Small calls run on the caller's thread. More threads than cores only
 /// cost.
 ///
-/// Its threads have ended when it has been dropped. They are not there after a `fork`: the child must
-/// make one of its own.
+/// Its threads have ended when it has been dropped. They are not there after a `fork`: in the child,
+/// kernels return [`Error::Forked`] with it, and it may be dropped. Make another there.
 pub struct Cpu {
-    // Dropped in this order: a pool tells its threads to end, and does not wait for them.
-    pool: ThreadPool,
-    _threads: Threads,
+    pool: ManuallyDrop<ThreadPool>,
+    threads: ManuallyDrop<Threads>,
     isa: Isa,
+    made_in: Generation,
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        if !self.made_in.is_current() {
+            // The pool's locks may be held, and the threads waited for, for ever: both are left.
+            return;
+        }
+        // In this order: a pool tells its threads to end, and does not wait for them.
+        // SAFETY: neither is used after this.
+        unsafe { ManuallyDrop::drop(&mut self.pool) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.threads) };
+    }
 }
 
 /// The pool's threads, waited for when this is dropped.
@@ -187,6 +203,8 @@ impl Cpu {
             return Err(Error::argument("cores", format!("there must be {threads}, one a thread")));
         }
         check_cores(cores.as_deref().unwrap_or_default())?;
+        // Before the threads: those of a fork in between are not the child's.
+        let made_in = Generation::current();
         let mut started = Threads::default();
         let builder = ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -197,7 +215,8 @@ impl Cpu {
                 }
             });
         let pool = builder.build().map_err(|error| Error::Device(error.to_string()))?;
-        Ok(Self { pool, _threads: started, isa })
+        let (pool, threads) = (ManuallyDrop::new(pool), ManuallyDrop::new(started));
+        Ok(Self { pool, threads, isa, made_in })
     }
 
     /// Threads of the pool.
@@ -212,9 +231,16 @@ impl Cpu {
         self.isa
     }
 
-    /// The pool.
-    pub(crate) fn pool(&self) -> &ThreadPool {
-        &self.pool
+    /// The pool, whether the call is large enough for it or not: whether it can be made does not
+    /// depend on that.
+    ///
+    /// # Errors
+    /// [`Error::Forked`] where its threads are those of a parent process.
+    pub(crate) fn pool(&self) -> Result<&ThreadPool> {
+        match self.made_in.is_current() {
+            true => Ok(&self.pool),
+            false => Err(Error::Forked { what: "the CPU" }),
+        }
     }
 }
 

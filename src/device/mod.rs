@@ -8,6 +8,7 @@ pub mod cost;
 pub mod cpu;
 #[cfg(feature = "cuda-driver")]
 pub mod cuda;
+pub(crate) mod fork;
 pub mod memory;
 
 use crate::batch::{DenseTable, RaggedBatch};

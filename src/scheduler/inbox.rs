@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::config::Config;
 use super::{Ended, Scheduler};
+use crate::device::fork::Generation;
 use crate::error::{Error, Result};
 use crate::request::Request;
 use crate::types::{RequestId, known};
@@ -76,6 +77,7 @@ struct Shared {
     /// Requests that wait, as the scheduler said last.
     waiting: AtomicUsize,
     limits: Limits,
+    made_in: Generation,
 }
 
 impl fmt::Debug for Shared {
@@ -85,6 +87,14 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// Refuses the child of a fork, where a thread of the parent may hold the locks for ever.
+    fn check(&self) -> Result<()> {
+        match self.made_in.is_current() {
+            true => Ok(()),
+            false => Err(Error::Forked { what: "the scheduler" }),
+        }
+    }
+
     fn messages(&self) -> MutexGuard<'_, Vec<Message>> {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -159,11 +169,16 @@ impl Inbox {
             submitted: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             limits,
+            made_in: Generation::current(),
         };
         Self { shared: Arc::new(shared), spare: Vec::new() }
     }
 
     pub(super) fn set_wake(&self, wake: Option<Wake>) {
+        // In the child of a fork no thread is left that could call it.
+        if self.shared.check().is_err() {
+            return;
+        }
         let mut current = self.shared.wake();
         *current = wake;
         // Handed over before, or while this one was not there yet.
@@ -178,7 +193,7 @@ impl Inbox {
 impl Drop for Inbox {
     /// What the caller's function uses may be gone next.
     fn drop(&mut self) {
-        *self.shared.wake() = None;
+        self.set_wake(None);
     }
 }
 
@@ -188,7 +203,8 @@ impl Submitter {
     /// # Errors
     /// Nothing has happened on any of them: those of [`Scheduler::submit`] but
     /// [`Error::DuplicateRequest`], where [`Error::QueueFull`] counts what has not been received
-    /// too; [`Error::Closed`] where the scheduler is gone.
+    /// too; [`Error::Closed`] where the scheduler is gone, [`Error::Forked`] where it is that of a
+    /// parent process.
     pub fn submit(&self, request: Request) -> Result<()> {
         let shared = self.shared()?;
         shared.limits.check(&request)?;
@@ -206,7 +222,8 @@ impl Submitter {
     /// Asks for the end of a request. One that has ended already is no error.
     ///
     /// # Errors
-    /// [`Error::Closed`] where the scheduler is gone.
+    /// [`Error::Closed`] where the scheduler is gone, [`Error::Forked`] where it is that of a parent
+    /// process.
     pub fn cancel(&self, id: RequestId) -> Result<()> {
         self.hand_over(Message::Cancel(id))
     }
@@ -215,7 +232,8 @@ impl Submitter {
     /// [`Scheduler::finish`]. One that has ended already is not an error.
     ///
     /// # Errors
-    /// [`Error::Closed`] where the scheduler is gone.
+    /// [`Error::Closed`] where the scheduler is gone, [`Error::Forked`] where it is that of a parent
+    /// process.
     pub fn finish(&self, id: RequestId, keep_tokens: u32) -> Result<()> {
         self.hand_over(Message::Finish(id, keep_tokens))
     }
@@ -227,7 +245,9 @@ impl Submitter {
     }
 
     fn shared(&self) -> Result<Arc<Shared>> {
-        self.shared.upgrade().ok_or(Error::Closed)
+        let shared = self.shared.upgrade().ok_or(Error::Closed)?;
+        shared.check()?;
+        Ok(shared)
     }
 }
 
@@ -242,9 +262,10 @@ impl Scheduler {
     /// came of each. To be called before [`schedule`](Self::schedule).
     ///
     /// # Errors
-    /// [`Error::Corrupt`].
+    /// [`Error::Corrupt`]; [`Error::Forked`] where a parent process made the scheduler.
     pub fn receive(&mut self, mut then: impl FnMut(Received)) -> Result<()> {
         let shared = Arc::clone(&self.inbox.shared);
+        shared.check()?;
         let mut messages = std::mem::take(&mut self.inbox.spare);
         {
             let mut all = shared.messages();

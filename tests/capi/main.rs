@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 
 mod abi;
+mod bindings;
 mod build;
 mod generic;
 mod header;

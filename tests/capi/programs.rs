@@ -53,6 +53,27 @@ fn no_thread_outlives_its_device() {
     both("device", &[]);
 }
 
+/// Plain: sanitizers have locks of their own, which a child inherits as they are.
+#[test]
+fn children_refuse_what_their_parent_made_and_make_their_own() {
+    let program = program("fork", Path::new("fork.c"), &[]);
+    let output = run(Command::new(program).arg("20"));
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    // All functions that there are.
+    let (header, program) = (header(), include_str!("fork.c"));
+    let has_handle = |f: &&Function| {
+        let is_one =
+            |of: &str| header.opaque.iter().any(|handle| of.contains(&format!("{handle} ")));
+        f.params.iter().any(|param| is_one(&param.of) && !param.of.ends_with("**"))
+    };
+    for function in header.functions.iter().filter(has_handle) {
+        let frees = function.name.ends_with("_free");
+        assert_eq!(frees, function.returns == "void", "{}: say what a child gets", function.name);
+        let wanted = format!("FORKED({}(", function.name);
+        assert!(frees || program.contains(&wanted), "fork.c does not call {}", function.name);
+    }
+}
+
 #[test]
 fn reserved_fields_are_refused_when_they_are_not_0() {
     both("reserved", &[]);

@@ -8,6 +8,7 @@ import ctypes.util
 import os
 import sys
 import threading
+import weakref
 from array import array
 from ctypes import (
     addressof,
@@ -283,12 +284,16 @@ class Closable:
         self.close()
 
 
+_guarded: "weakref.WeakSet[Guarded]" = weakref.WeakSet()
+
+
 class Guarded(Closable):
     """One that lends memory which its next call may free: a call waits for the one that is inside,
     and what copies such memory does so under the same lock."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # signal handlers may come back into it
+        _guarded.add(self)
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
         with self._lock:
@@ -434,3 +439,21 @@ def set_log(
 
 # The library's threads outlive the interpreter.
 atexit.register(set_log, None)
+
+
+def after_fork(forked: Callable[[], None]) -> None:
+    """Has `forked` called in children of this process."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forked)
+
+
+def _new_locks() -> None:
+    """A lock that a thread of the parent holds would never be free. What it guards is the parent's:
+    the library refuses calls with it."""
+    global _log_lock
+    _log_lock = threading.Lock()
+    for guarded in list(_guarded):
+        guarded._lock = threading.RLock()
+
+
+after_fork(_new_locks)

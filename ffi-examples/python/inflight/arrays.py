@@ -8,7 +8,7 @@ from ctypes import byref, c_char_p, c_int, c_uint8, c_void_p
 from typing import Any, Optional, Tuple, Union
 
 from . import _structs as c
-from ._library import Handle, call, fill, lib, np, u64
+from ._library import Handle, after_fork, call, fill, lib, np, u64
 from .enums import DeviceKind, DType, Layout
 from .errors import argument_error
 
@@ -342,3 +342,11 @@ def _cpu() -> DeviceHandle:
         config.threads = 1
         _device = DeviceHandle(_CPU, lib.inflight_device_create_cpu, byref(config))
     return _device
+
+
+def _forget_device() -> None:
+    global _device
+    _device = None
+
+
+after_fork(_forget_device)

@@ -35,6 +35,8 @@ class DeviceInfo(NamedTuple):
     compute_capability: Tuple[int, int]
     multiprocessors: int
     threads: int
+    isa: Union[Isa, int]
+    uuid: bytes
 
 
 class Device(Closable):
@@ -90,6 +92,8 @@ class Device(Closable):
             (struct.compute_capability_major, struct.compute_capability_minor),
             struct.multiprocessors,
             struct.threads,
+            known(Isa, struct.isa),
+            bytes(struct.uuid),
         )
 
 

@@ -23,6 +23,7 @@ class Status(IntEnum):
     STRUCT_SIZE = 108
     IN_USE = 109
     CLOSED = 110
+    FORKED = 111
     QUEUE_FULL = 200
     OUT_OF_BLOCKS = 201
     TOO_MANY_STEPS_IN_FLIGHT = 202

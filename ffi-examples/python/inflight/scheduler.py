@@ -502,6 +502,7 @@ class Event(NamedTuple):
 
     kind: Union[EventKind, int]
     request_id: int
+    client: int  # the request's own: tells requests of one id apart
     step_id: Optional[int]
     status: Union[Status, int, None]
     finish: Union[Finish, int]
@@ -670,6 +671,7 @@ class Scheduler(Guarded):
                     Event(
                         known(EventKind, e.kind),
                         e.request_id,
+                        e.client,
                         None if e.step_id == 2**64 - 1 else e.step_id,
                         known(Status, e.status) if e.status else None,
                         known(Finish, e.finish),

@@ -532,7 +532,9 @@ def test_mistakes_are_named(device):
 
 def test_a_device_may_be_closed_first():
     device = inflight.Device.cpu(threads=1, isa=inflight.Isa.PORTABLE)
-    assert device.info().name == "portable" and device.info().threads == 1
+    info = device.info()
+    assert (info.name, info.isa, info.threads) == ("portable", inflight.Isa.PORTABLE, 1)
+    assert info.uuid == bytes(16)
     case = Case()
     attention = Attention(device, LIMITS, 8, 2, 64)
     step = StepBuffer(device, LIMITS, [attention])

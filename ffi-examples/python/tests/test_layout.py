@@ -85,11 +85,14 @@ def test_offsets_are_those_of_the_dump():
     for name, size, align, fields in blocks:
         struct = getattr(_structs, _python_name(name))
         assert (ctypes.sizeof(struct), ctypes.alignment(struct)) == (int(size), int(align)), name
-        for start, end, field in re.findall(r"(\d+)\.\.(\d+) (\w+):", fields):
-            there = getattr(struct, field)
-            assert (there.offset, there.offset + there.size) == (int(start), int(end)), field
+        of_c = [
+            (field, int(start), int(end))
+            for start, end, field in re.findall(r"(\d+)\.\.(\d+) (\w+):", fields)
+        ]
+        here = [(field, getattr(struct, field)) for field, _ in struct._fields_]
+        assert [(field, at.offset, at.offset + at.size) for field, at in here] == of_c, name
         checked += 1
-    assert checked >= 15
+    assert checked == len(STRUCTS)
 
 
 def test_each_init_writes_the_size_that_this_package_has():

@@ -537,11 +537,15 @@ def test_eight_threads_submit_while_one_steps():
             assert outputs[i] == expected([i % 97, 5, i], 1 + i % 9)
         else:
             assert i in cancelled
-    submitters[0].submit(Request(1, [1], 1))
-    submitters[1].submit(Request(1, [1], 1))
+    submitters[0].submit(Request(1, [1], 1, client=7))
+    submitters[1].submit(Request(1, [1], 1, client=8))
     drain(scheduler)
-    (told,) = [e for e in scheduler.events() if e.kind is EventKind.REFUSED]
-    assert told.status is Status.DUPLICATE_REQUEST
+    # Two of one id, which the client tells apart.
+    refused, finished = scheduler.events()
+    assert refused.kind is EventKind.REFUSED and refused.status is Status.DUPLICATE_REQUEST
+    assert (refused.request_id, refused.client) == (1, 8)
+    assert finished.kind is EventKind.FINISHED
+    assert (finished.request_id, finished.client) == (1, 7)
     scheduler.verify()
     scheduler.close()
 

@@ -7,12 +7,28 @@
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use cudarc::driver::sys::CUresult;
 use libloading::Library;
 
+use crate::device::fork::Generation;
 use crate::error::{CudaUnavailable, Error, Result};
+
+/// Takes the driver for this process, or finds that a parent has it: from then on no function of it
+/// is called here, not even to free something, and no lock taken that is around such calls.
+pub(super) fn claim() -> Result<(), CudaUnavailable> {
+    /// The generation's number, 0 before the first call.
+    static CLAIMED: AtomicU32 = AtomicU32::new(0);
+    let own = Generation::current().number();
+    if CLAIMED.load(Ordering::Relaxed) == own {
+        return Ok(());
+    }
+    match CLAIMED.compare_exchange(0, own, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(other) if other != own => Err(CudaUnavailable::Forked),
+        _ => Ok(()),
+    }
+}
 
 /// The driver's library. It is never unloaded: its threads run its code.
 fn library() -> Result<&'static Library, CudaUnavailable> {
@@ -80,8 +96,9 @@ impl Symbol {
         Self { name, address: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// The function, whose type is that of `_declared`.
+    /// The function, whose type is that of `_declared`, where this process may call it.
     pub(super) fn function<F: Declared>(&self, _declared: F) -> Result<F::Function> {
+        claim().map_err(Error::NoCuda)?;
         let mut address = self.address.load(Ordering::Acquire);
         if address.is_null() {
             address = find(self.name).map_err(Error::NoCuda)?;

@@ -51,7 +51,7 @@ fn left_out_of(dims: &[u32], family: &str) -> Option<Error> {
 /// The architectures that kernels were compiled for: `sm_80, sm_90, PTX 8.0, PTX 9.0`; empty where none
 /// were.
 #[must_use]
-pub fn architectures() -> &'static str {
+pub const fn architectures() -> &'static str {
     BUILT
 }
 

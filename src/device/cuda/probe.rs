@@ -143,6 +143,12 @@ pub fn driver_version() -> Result<i32, CudaUnavailable> {
 /// Whether the driver can be used, found out once: it never comes or goes while a process runs.
 fn ready() -> Result<i32, CudaUnavailable> {
     static READY: OnceLock<Result<i32, CudaUnavailable>> = OnceLock::new();
+    // What made it useless for the parent of a fork does so here.
+    if let Some(Err(why)) = READY.get() {
+        return Err(why.clone());
+    }
+    // A thread of the parent may be inside for ever.
+    driver::claim()?;
     READY.get_or_init(start).clone()
 }
 

@@ -68,7 +68,8 @@ impl<'a> Append<'a> {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] naming `k`, `v`, `slot_mapping` (out of range, or twice the same),
-/// `scales.k`, `scales.v`, `positions`, `cos_sin`, `rotary_dim` or `q`; nothing is written then.
+/// `scales.k`, `scales.v`, `positions`, `cos_sin`, `rotary_dim` or `q`;
+/// [`Error::Forked`]. Nothing is written then.
 pub fn append(cpu: &Cpu, cache: &mut KvCache<'_>, args: Append<'_>) -> Result<()> {
     args.check(cache.layout())?;
     let layout = *cache.layout();
@@ -84,8 +85,7 @@ pub fn append(cpu: &Cpu, cache: &mut KvCache<'_>, args: Append<'_>) -> Result<()
     let tokens = slot_mapping.len();
     split(cpu, tokens, tokens.saturating_mul(work.token_bytes(&layout)), |tokens| {
         run_on(cpu.isa(), Part { work: &work, tokens });
-    });
-    Ok(())
+    })
 }
 
 impl Append<'_> {

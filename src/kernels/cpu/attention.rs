@@ -156,9 +156,10 @@ impl Attention {
     /// Computes a layer's attention for the step planned last.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the field of `args`, or `plan` when none was made; nothing
-    /// is written then.
+    /// [`Error::InvalidArgument`] naming the field of `args`, or `plan` when none was made;
+    /// [`Error::Forked`]. Nothing is written then.
     pub fn run(&mut self, cpu: &Cpu, args: AttentionArgs<'_>) -> Result<()> {
+        let pool = cpu.pool()?;
         let Some((num_blocks, block_size)) = self.planned else {
             return Err(Error::argument("plan", "there is none: plan a step first"));
         };
@@ -228,7 +229,7 @@ impl Attention {
             // Too little to wake anybody for.
             work(&self.scratch[0]);
         } else {
-            cpu.pool().broadcast(|thread| work(&self.scratch[thread.index()]));
+            pool.broadcast(|thread| work(&self.scratch[thread.index()]));
         }
         Ok(())
     }

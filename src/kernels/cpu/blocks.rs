@@ -14,7 +14,8 @@ use crate::kernels::{DType, KvCache};
 /// in everything. A block copied to itself stays as it is.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming `ops`, `device` or `host`; nothing is copied then.
+/// [`Error::InvalidArgument`] naming `ops`, `device` or `host`; [`Error::Forked`]. Nothing is copied
+/// then.
 pub fn move_blocks(
     cpu: &Cpu,
     ops: &[BlockOp],
@@ -41,8 +42,7 @@ pub fn move_blocks(
         for half in &halves[part] {
             ops.iter().for_each(|&op| half.carry_out(op));
         }
-    });
-    Ok(())
+    })
 }
 
 fn check(ops: &[BlockOp], device: &[KvCache<'_>], host: &[KvCache<'_>]) -> Result<()> {

@@ -23,15 +23,26 @@ const PARTS: usize = 4;
 
 /// Calls `part` on ranges that make up `0..items`, on the pool's threads; on the caller's when
 /// `bytes`, what is read and written in all, are few. Converted bytes count [`CONVERTED`] times.
-pub(super) fn split(cpu: &Cpu, items: usize, bytes: usize, part: impl Fn(Range<usize>) + Sync) {
+///
+/// # Errors
+/// [`Error::Forked`], and nothing was called.
+pub(super) fn split(
+    cpu: &Cpu,
+    items: usize,
+    bytes: usize,
+    part: impl Fn(Range<usize>) + Sync,
+) -> Result<()> {
+    let pool = cpu.pool()?;
     if bytes < INLINE_BYTES || items <= 1 {
-        return part(0..items);
+        part(0..items);
+        return Ok(());
     }
     let parts = cpu.threads().saturating_mul(PARTS).min(items);
     let bound = |i: usize| items / parts * i + (items % parts).min(i);
-    cpu.pool().install(|| {
+    pool.install(|| {
         (0..parts).into_par_iter().with_max_len(1).for_each(|i| part(bound(i)..bound(i + 1)));
     });
+    Ok(())
 }
 
 /// Refuses elements at odd addresses, as memory of another language may be.

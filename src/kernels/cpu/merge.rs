@@ -43,7 +43,7 @@ impl State<'_> {
 /// Finite numbers never give NaN. An LSE of NaN is not refused, and makes its row NaN.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; nothing is written then.
+/// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; [`Error::Forked`]. Nothing is written then.
 pub fn merge(
     cpu: &Cpu,
     states: &[State<'_>],
@@ -55,8 +55,7 @@ pub fn merge(
     let read: usize = states.iter().map(|state| state.o.dtype().size()).sum();
     let bytes = (tokens * heads).saturating_mul(CONVERTED * head_dim * (read + o.dtype().size()));
     let work = Merge { states, o: &o, lse: lse.map(<[f32]>::as_mut_ptr) };
-    split(cpu, tokens, bytes, |tokens| run_on(cpu.isa(), Part { work: &work, tokens }));
-    Ok(())
+    split(cpu, tokens, bytes, |tokens| run_on(cpu.isa(), Part { work: &work, tokens }))
 }
 
 fn check(states: &[State<'_>], o: &TensorMut<'_>, lse: Option<&[f32]>) -> Result<()> {
