@@ -47,14 +47,13 @@ from .errors import (
     InternalError,
     Status,
 )
+from .request import Content, Request
 from .scheduler import (
     BlockOp,
-    Content,
     Event,
     Output,
     Outputs,
     PendingToken,
-    Request,
     RequestResult,
     RequestSnapshot,
     Row,

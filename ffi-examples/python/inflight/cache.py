@@ -10,7 +10,8 @@ from . import _structs as c
 from ._library import Guarded, Handle, Numbers, Octets, fill, lib, np, prepared, u64
 from .enums import BlockOpKind, known
 from .errors import CapacityError
-from .scheduler import BlockOp, Content, contents_of
+from .request import Content, contents_of
+from .scheduler import BlockOp
 
 _OPS_AT_ONCE = 256
 

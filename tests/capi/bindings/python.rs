@@ -6,6 +6,7 @@ use super::source::{Mirror, block, check, text};
 
 const STRUCTS: &str = "ffi-examples/python/inflight/_structs.py";
 const LIBRARY: &str = "ffi-examples/python/inflight/_library.py";
+const REQUEST: &str = "ffi-examples/python/inflight/request.py";
 const SCHEDULER: &str = "ffi-examples/python/inflight/scheduler.py";
 const CACHE: &str = "ffi-examples/python/inflight/cache.py";
 const ARRAYS: &str = "ffi-examples/python/inflight/arrays.py";
@@ -31,12 +32,12 @@ const fn of(
 const MIRRORS: &[Mirror] = &[
     of("build_info", LIBRARY, "def build_info(", &["info.{}"], &[]),
     of("error", LIBRARY, "def check(", &["detail.{}"], &[("code", RETURNED)]),
-    of("content", SCHEDULER, "class Content", FIELD, &[("id_len", LENGTH)]),
-    of("content", SCHEDULER, "def contents_of(", STRUCT, &[]),
-    of("request", SCHEDULER, "class _CRequest", STRUCT, &[]),
+    of("content", REQUEST, "class Content", FIELD, &[("id_len", LENGTH)]),
+    of("content", REQUEST, "def contents_of(", STRUCT, &[]),
+    of("request", REQUEST, "class CRequest", STRUCT, &[]),
     of(
         "request",
-        SCHEDULER,
+        REQUEST,
         "class Request:",
         FIELD,
         &[
