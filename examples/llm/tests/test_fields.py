@@ -178,6 +178,17 @@ def test_all_that_is_wrong_is_named_in_one_answer(server: Server) -> None:
         assert f"{path}: " in message, (path, message)
 
 
+def test_a_field_is_there_once(server: Server) -> None:
+    body = json.dumps(PARIS)[:-1] + ', "n": 1, "n": 2}'
+    request = urllib.request.Request(
+        server.url + COMPLETIONS, body.encode(), {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.status == 400
+    assert "the field `n` is there twice" in json.load(refused.value)["error"]["message"]
+
+
 def test_a_context_that_is_too_long_has_its_code(server: Server) -> None:
     long = "word " * 9000
     for path, more, param in [

@@ -184,7 +184,8 @@ pub fn shown(value: &Value) -> String {
     }
 }
 
-fn shortened(text: &str) -> String {
+/// A client's text as an error repeats it.
+pub fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((at, _)) => format!("{}...", &text[..at]),
         None => text.to_owned(),
