@@ -102,8 +102,12 @@ impl Batch {
             let outcome = loop {
                 match events.blocking_recv() {
                     Some(Event::Accepted) => {}
-                    Some(Event::Token { token, .. }) => output_ids.push(token),
-                    Some(Event::Finished(reason)) => break Ok(reason),
+                    Some(Event::Token { token, finish, .. }) => {
+                        output_ids.push(token);
+                        if let Some(reason) = finish {
+                            break Ok(reason);
+                        }
+                    }
                     Some(Event::Refused(error)) => break Err(error.to_string()),
                     Some(Event::Failed(why)) => bail!(why),
                     None => bail!("the engine stopped"),

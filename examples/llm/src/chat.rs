@@ -1,5 +1,8 @@
 //! A model's chat template: messages to the text that the model was trained on.
 
+use std::collections::HashSet;
+use std::fs::read_to_string;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -7,8 +10,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
 
 use crate::gguf::Gguf;
+use crate::tokenizer::Tokenizer;
 
 /// For models without a template of their own.
 const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -29,24 +34,36 @@ impl Message {
     }
 }
 
+/// Variables of a template by their names.
+pub type Variables = Map<String, serde_json::Value>;
+
+/// Variables that [`Template::render`] gives itself.
+pub const GIVEN: [&str; 4] = ["messages", "add_generation_prompt", "bos_token", "eos_token"];
+
 /// A chat template.
 pub struct Template {
     environment: Environment<'static>,
+    /// Names that it reads and does not set.
+    reads: HashSet<String>,
     bos: String,
     eos: String,
 }
 
 impl Template {
-    /// The template of a model; ChatML where it has none.
-    pub fn new(gguf: &Gguf) -> Result<Self> {
-        let source = gguf.text("tokenizer.chat_template").unwrap_or(CHATML);
+    /// The template of this file, or else of the model; ChatML where it has none.
+    pub fn new(gguf: &Gguf, file: Option<&Path>) -> Result<Self> {
+        let own = gguf.text("tokenizer.chat_template").unwrap_or(CHATML);
+        let source = match file {
+            Some(path) => read_to_string(path).with_context(|| format!("{}", path.display()))?,
+            None => own.to_owned(),
+        };
         let word = |key: &str| -> Option<String> {
             let id = gguf.number(&format!("tokenizer.ggml.{key}")).ok()?;
             let words = gguf.array("tokenizer.ggml.tokens").ok()?;
             words.get(id)?.to_string().ok().cloned()
         };
         let [bos, eos] = ["bos_token_id", "eos_token_id"].map(|key| word(key).unwrap_or_default());
-        Self::with(source.to_owned(), bos, eos)
+        Self::with(source, bos, eos)
     }
 
     fn with(source: String, bos: String, eos: String) -> Result<Self> {
@@ -60,22 +77,37 @@ impl Template {
             Err(Error::new(ErrorKind::InvalidOperation, said))
         });
         environment.add_function("strftime_now", |format: String| strftime(&format, unix_time()));
-        environment
-            .add_template_owned("chat", source)
-            .context("the model's chat template cannot be read")?;
-        Ok(Self { environment, bos, eos })
+        environment.add_template_owned("chat", source).context("the chat template is not valid")?;
+        let reads = environment.get_template("chat")?.undeclared_variables(false);
+        Ok(Self { environment, reads, bos, eos })
+    }
+
+    /// Whether the template reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.reads.contains(variable)
+    }
+
+    /// The tokens of a conversation. Names of special tokens in messages are text.
+    pub fn tokens(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+        let quote = |message: &Message| Message {
+            role: message.role.clone(),
+            content: tokenizer.markers().quote(&message.content),
+        };
+        let messages: Vec<_> = messages.iter().map(quote).collect();
+        tokenizer.encode_quoted(&self.render(&messages, &Variables::new())?, true)
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
-    pub fn render(&self, messages: &[Message]) -> Result<String> {
+    pub fn render(&self, messages: &[Message], variables: &Variables) -> Result<String> {
         let template = self.environment.get_template("chat").context("there is a template")?;
         let context = minijinja::context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt => true,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            ..Value::from(Serde(variables))
         };
-        template.render(context).context("the model's chat template refuses the messages")
+        template.render(context).context("the chat template refuses the messages")
     }
 }
 
@@ -148,7 +180,21 @@ mod tests {
             content: content.to_owned(),
         };
         let messages = [said("system", "x"), said("user", "a"), said("user", "b")];
-        assert_eq!(template.render(&messages).unwrap(), "a 4");
+        assert_eq!(template.render(&messages, &Variables::new()).unwrap(), "a 4");
+    }
+
+    #[test]
+    fn variables_go_to_the_template_and_do_not_replace_what_it_is_given() {
+        let source = "{% set mine = 1 %}{{ messages[0].content }}{{ bos_token }}{{ mine }}\
+                      {% if thinking %} {{ thinking.depth }}{% endif %}";
+        let template = Template::with(source.to_owned(), "<s>".to_owned(), String::new()).unwrap();
+        assert!(template.reads("thinking") && !template.reads("mine") && !template.reads("depth"));
+        let messages = [Message::user("hi")];
+        let json =
+            serde_json::json!({ "thinking": { "depth": 3 }, "messages": [], "bos_token": "x" });
+        let variables = json.as_object().expect("an object");
+        assert_eq!(template.render(&messages, variables).unwrap(), "hi<s>1 3");
+        assert_eq!(template.render(&messages, &Variables::new()).unwrap(), "hi<s>1");
     }
 
     #[test]

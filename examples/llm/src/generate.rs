@@ -49,11 +49,13 @@ impl Generate {
         // The cache of one request, or of the beams, is enough.
         let max_num_seqs = self.beams.map_or(1, NonZeroUsize::get);
         let loaded = Options { max_num_seqs, ..self.options.clone() }.load()?;
-        let text = match self.raw {
-            true => self.prompt.clone(),
-            false => loaded.template.render(&[Message::user(self.prompt.clone())])?,
+        let prompt = match self.raw {
+            true => loaded.tokenizer.encode(&self.prompt)?,
+            false => {
+                let messages = [Message::user(self.prompt.clone())];
+                loaded.template.tokens(&loaded.tokenizer, &messages)?
+            }
         };
-        let prompt = loaded.tokenizer.encode(&text)?;
         match self.beams {
             Some(_) => self.search(loaded, &prompt, max_num_seqs),
             None => self.stream(loaded, prompt, sampling),
@@ -105,18 +107,17 @@ impl Generate {
         while let Some(event) = events.blocking_recv() {
             match event {
                 Event::Accepted => {}
-                Event::Token { token, .. } => {
+                Event::Token { token, finish, .. } => {
                     first.get_or_insert_with(|| started.elapsed());
                     count += 1;
                     if !tokenizer.ends().contains(&token) {
                         print::text(text.push(token)?)?;
                     }
-                }
-                Event::Finished(reason) => {
-                    ended = match reason {
-                        FinishReason::Length => "as many as there may be",
-                        FinishReason::Repetition => "which repeat themselves",
-                        FinishReason::Eos | FinishReason::StopToken(_) => "the whole answer",
+                    ended = match finish {
+                        None => continue,
+                        Some(FinishReason::Length) => "as many as there may be",
+                        Some(FinishReason::Repetition) => "which repeat themselves",
+                        Some(FinishReason::Eos | FinishReason::StopToken(_)) => "the whole answer",
                     };
                     break;
                 }

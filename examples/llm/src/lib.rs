@@ -13,6 +13,7 @@ pub mod engine;
 pub mod generate;
 pub mod gguf;
 pub mod hub;
+pub mod markers;
 pub mod matmul;
 pub mod model;
 pub mod numbers;

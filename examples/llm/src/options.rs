@@ -100,6 +100,9 @@ pub struct Options {
     /// A tokenizer.json, where the model's tokenizer is not byte-level BPE
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Place,
@@ -164,7 +167,7 @@ impl Options {
         let path = &hub::locate(&self.model)?;
         let mut gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::new(&gguf, self.tokenizer.as_deref())?;
-        let template = Template::new(&gguf)?;
+        let template = Template::new(&gguf, self.chat_template.as_deref())?;
         let weights = self.weights(&mut gguf)?;
         let (stored, kept) = (gguf.tensor_bytes() as f64 / 1e9, weights.bytes() as f64 / 1e9);
         if kept > 1.5 * stored && matches!(weights, Weights::Cpu(..)) {

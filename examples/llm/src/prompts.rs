@@ -29,8 +29,7 @@ impl Line {
         (tokenizer, template): (&Tokenizer, &Template),
         vocab: usize,
     ) -> Result<Vec<u32>> {
-        let ask =
-            |question: String| tokenizer.encode(&template.render(&[Message::user(question)])?);
+        let ask = |question: String| template.tokens(tokenizer, &[Message::user(question)]);
         let tokens = match self {
             Self { prompt_ids: Some(tokens), .. } => tokens,
             Self { prompt: Some(text), .. } => tokenizer.encode(&text)?,

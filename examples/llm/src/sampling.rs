@@ -1,7 +1,7 @@
 //! From logits to a token.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Result, bail};
 use rand::{Rng, SeedableRng};
@@ -24,6 +24,9 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted once for each time that a token was output.
     pub frequency_penalty: f32,
+    /// Logits of tokens of the prompt and the output are divided by it, or multiplied where they are
+    /// negative; 1 changes nothing.
+    pub repetition_penalty: f32,
     /// Added to logits.
     pub logit_bias: Vec<(u32, f32)>,
     /// The same seed draws the same tokens from the same logits.
@@ -40,6 +43,7 @@ impl Sampling {
             min_p: 0.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
             logit_bias: Vec::new(),
             seed: 0,
         }
@@ -77,16 +81,20 @@ pub struct Sampler {
     /// Likeliest tokens to report; `None` where no logprobs are wanted.
     logprobs: Option<usize>,
     rng: ChaCha8Rng,
-    /// How often each token was output, where a penalty asks.
+    /// The prompt's tokens, where the repetition penalty needs them.
+    prompt: HashSet<u32>,
+    /// How often each token was output, where a penalty needs it.
     counts: HashMap<u32, u32>,
     candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
-    /// A sampler before its request's first token.
-    pub fn new(sampling: Sampling, logprobs: Option<usize>) -> Self {
+    /// A sampler before the first token of a request with this prompt.
+    pub fn new(sampling: Sampling, logprobs: Option<usize>, prompt: &[u32]) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Self { sampling, logprobs, rng, counts: HashMap::new(), candidates: Vec::new() }
+        let penalized = if sampling.repetition_penalty == 1.0 { &[] } else { prompt };
+        let prompt = penalized.iter().copied().collect();
+        Self { sampling, logprobs, rng, prompt, counts: HashMap::new(), candidates: Vec::new() }
     }
 
     /// Whether the likeliest token is chosen, and nothing is to be said of others.
@@ -97,11 +105,20 @@ impl Sampler {
 
     /// The next token. `logits` are changed.
     pub fn sample(&mut self, logits: &mut [f32]) -> (u32, Option<Logprobs>) {
+        self.sample_without(&[], logits)
+    }
+
+    /// The next token, which is none of `masked`. `logits` are changed.
+    pub fn sample_without(
+        &mut self,
+        masked: &[u32],
+        logits: &mut [f32],
+    ) -> (u32, Option<Logprobs>) {
         let before = self.logprobs.map(|top| (log_sum_exp(logits), likeliest(logits, top)));
         let raw = |token: u32, logits: &[f32]| logits[token as usize];
         // What is said of the chosen token is said of the logits as they came.
         let unchanged = before.as_ref().map(|_| logits.to_vec());
-        self.change(logits);
+        self.change(masked, logits);
         let token = match self.sampling.temperature {
             temperature if temperature > 0.0 => self.draw(logits, temperature),
             _ => argmax(logits),
@@ -117,18 +134,37 @@ impl Sampler {
     }
 
     fn has_penalties(&self) -> bool {
-        self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0
+        let Sampling { presence_penalty, frequency_penalty, repetition_penalty, .. } =
+            self.sampling;
+        presence_penalty != 0.0 || frequency_penalty != 0.0 || repetition_penalty != 1.0
     }
 
-    fn change(&mut self, logits: &mut [f32]) {
-        for (&token, &count) in &self.counts {
-            let Sampling { presence_penalty, frequency_penalty, .. } = self.sampling;
-            logits[token as usize] -= presence_penalty + frequency_penalty * count as f32;
-        }
-        for &(token, bias) in &self.sampling.logit_bias {
+    /// Masks, biases and penalties, in vLLM's order: the repetition penalty multiplies, so it is of
+    /// the biased logits, and before the penalties that are subtracted.
+    fn change(&self, masked: &[u32], logits: &mut [f32]) {
+        // Files may name a token that the model does not have.
+        let mut change = |token: u32, change: &dyn Fn(f32) -> f32| {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit += bias;
+                *logit = change(*logit);
             }
+        };
+        masked.iter().for_each(|&token| change(token, &|_| f32::NEG_INFINITY));
+        for &(token, bias) in &self.sampling.logit_bias {
+            change(token, &|logit| logit + bias);
+        }
+        let Sampling { presence_penalty, frequency_penalty, repetition_penalty, .. } =
+            self.sampling;
+        if repetition_penalty != 1.0 {
+            let output = self.counts.keys().filter(|&token| !self.prompt.contains(token));
+            for &token in self.prompt.iter().chain(output) {
+                change(token, &|logit| match logit > 0.0 {
+                    true => logit / repetition_penalty,
+                    false => logit * repetition_penalty,
+                });
+            }
+        }
+        for (&token, &count) in &self.counts {
+            change(token, &|logit| logit - presence_penalty - frequency_penalty * count as f32);
         }
     }
 
@@ -274,7 +310,7 @@ mod tests {
     use super::*;
 
     fn draws(sampling: &Sampling, logits: &[f32], count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling.clone(), None);
+        let mut sampler = Sampler::new(sampling.clone(), None, &[]);
         (0..count).map(|_| sampler.sample(&mut logits.to_vec()).0).collect()
     }
 
@@ -343,7 +379,7 @@ mod tests {
             });
             let wanted = nucleus.count();
             let sampling = Sampling { temperature, top_p, top_k, ..Sampling::greedy() };
-            let mut sampler = Sampler::new(sampling, None);
+            let mut sampler = Sampler::new(sampling, None, &[]);
             sampler.sample(&mut many());
             let got: Vec<u32> = sampler.candidates.iter().map(|candidate| candidate.1).collect();
             assert!(got.len().abs_diff(wanted) <= 1, "{} tokens, not {wanted}", got.len());
@@ -367,7 +403,7 @@ mod tests {
     fn penalties_and_biases_change_the_choice() {
         let logits = [1.0, 0.9, 0.0, 0.0];
         let mut sampler =
-            Sampler::new(Sampling { presence_penalty: 0.5, ..Sampling::greedy() }, None);
+            Sampler::new(Sampling { presence_penalty: 0.5, ..Sampling::greedy() }, None, &[]);
         let next = |sampler: &mut Sampler| sampler.sample(&mut logits.to_vec()).0;
         assert_eq!([next(&mut sampler), next(&mut sampler), next(&mut sampler)], [0, 1, 0]);
         let biased = Sampling { logit_bias: vec![(3, 5.0), (99, 1.0)], ..Sampling::greedy() };
@@ -375,10 +411,36 @@ mod tests {
     }
 
     #[test]
+    fn repetition_is_of_prompt_and_output_once_each_and_of_biased_logits() {
+        let sampling = Sampling {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.25,
+            frequency_penalty: 0.5,
+            logit_bias: vec![(3, 3.0)],
+            ..Sampling::greedy()
+        };
+        // 9 is in no row of the model.
+        let mut sampler = Sampler::new(sampling, None, &[0, 0, 1, 3, 9]);
+        sampler.counts = HashMap::from([(1, 3), (2, 1)]);
+        let mut logits = [1.0, -1.0, 4.0, -1.0, 5.0];
+        sampler.change(&[4], &mut logits);
+        // In and out: twice as low, and less a presence and three times; a bias makes 2 of -1.
+        assert_eq!(logits, [0.5, -2.0 - 0.25 - 1.5, 2.0 - 0.25 - 0.5, 1.0, f32::NEG_INFINITY]);
+        // A token that was drawn counts from then on.
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut sampler = Sampler::new(sampling, None, &[]);
+        assert!(!sampler.is_likeliest());
+        let drawn: Vec<u32> = (0..3).map(|_| sampler.sample(&mut [1.0, 0.9, 0.4]).0).collect();
+        assert_eq!(drawn, [0, 1, 0]);
+    }
+
+    #[test]
     fn logprobs_are_of_the_logits_as_they_came() {
         let logits: Vec<f32> = [0.5_f32, 0.3, 0.2].into_iter().map(|p| p.ln() + 3.0).collect();
         let biased = Sampling { logit_bias: vec![(2, 9.0)], ..Sampling::greedy() };
-        let (token, logprobs) = Sampler::new(biased, Some(2)).sample(&mut logits.clone());
+        let mut sampler = Sampler::new(biased, Some(2), &[]);
+        // What is masked is told of too.
+        let (token, logprobs) = sampler.sample_without(&[0], &mut logits.clone());
         let logprobs = logprobs.expect("they are wanted");
         assert_eq!(token, 2);
         assert!((logprobs.chosen - 0.2_f32.ln()).abs() < 1e-5);

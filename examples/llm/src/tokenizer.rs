@@ -1,6 +1,6 @@
 //! Text to tokens and back: the tokenizer and the chat template that a GGUF file carries.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,6 +17,7 @@ use tokenizers::{
 };
 
 use crate::gguf::Gguf;
+use crate::markers::Markers;
 
 /// How Llama 3 splits text; Qwen 2 takes digits one by one.
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -61,6 +62,9 @@ pub struct Tokenizer {
     longest: usize,
     /// The bytes that the characters of tokens stand for, in byte-level BPE.
     bytes: HashMap<char, u8>,
+    /// Special tokens: text leaves them out.
+    special: HashSet<u32>,
+    markers: Markers,
 }
 
 impl Tokenizer {
@@ -92,7 +96,10 @@ impl Tokenizer {
             Some(DecoderWrapper::ByteLevel(_)) => byte_level(),
             _ => HashMap::new(),
         };
-        Ok(Self { inner, bos, ends, longest, bytes })
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let markers = Markers::new(&inner)?;
+        Ok(Self { inner, bos, ends, longest, bytes, special, markers })
     }
 
     /// Tokens that end a text.
@@ -105,12 +112,33 @@ impl Tokenizer {
         self.longest
     }
 
-    /// The tokens of a text; names of special tokens in it stand for them.
+    /// The tokens of a text; names of special tokens in it stand for them. It begins with the token
+    /// for that, where the model wants one.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, true)
+    }
+
+    /// The same; without `begin`, no token is added.
+    pub fn encode_with(&self, text: &str, begin: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| anyhow!(error))?;
-        let ids = encoding.get_ids();
-        let bos = self.bos.filter(|bos| ids.first() != Some(bos));
-        Ok(bos.into_iter().chain(ids.iter().copied()).collect())
+        Ok(self.begun(encoding.get_ids().to_vec(), begin))
+    }
+
+    /// The tokens of a text in which names that [`Markers::quote`] has quoted are text.
+    pub fn encode_quoted(&self, text: &str, begin: bool) -> Result<Vec<u32>> {
+        Ok(self.begun(self.markers.encode(text)?, begin))
+    }
+
+    fn begun(&self, mut tokens: Vec<u32>, begin: bool) -> Vec<u32> {
+        if let Some(bos) = self.bos.filter(|bos| begin && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
+        tokens
+    }
+
+    /// Special tokens by their names, in templates and users' texts.
+    pub fn markers(&self) -> &Markers {
+        &self.markers
     }
 
     /// The text of tokens, special ones left out.
@@ -118,47 +146,125 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|error| anyhow!(error))
     }
 
-    /// How a token is written, special ones included.
-    pub fn piece(&self, token: u32) -> String {
-        self.inner.decode(&[token], false).unwrap_or_default()
+    /// How a token is written, special ones included: one that is no text by its bytes, as OpenAI
+    /// does, such as `bytes:\xe2\x80`.
+    pub fn label(&self, token: u32) -> String {
+        let written = |byte: u8| match byte {
+            b'\\' => r"\\".to_owned(),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        };
+        String::from_utf8(self.bytes(token)).unwrap_or_else(|error| {
+            let bytes = error.into_bytes().into_iter().map(written);
+            format!("bytes:{}", bytes.collect::<String>())
+        })
     }
 
     /// The bytes of a token: a character may take several tokens.
     pub fn bytes(&self, token: u32) -> Vec<u8> {
         let word = self.inner.id_to_token(token).unwrap_or_default();
-        let bytes = word.chars().map(|char| self.bytes.get(&char).copied());
-        bytes.collect::<Option<_>>().unwrap_or_else(|| self.piece(token).into_bytes())
+        if !self.bytes.is_empty() {
+            let bytes = word.chars().map(|char| self.bytes.get(&char).copied());
+            return bytes.collect::<Option<_>>().unwrap_or_else(|| word.into_bytes());
+        }
+        // SentencePiece writes a byte that is in no word as `<0xE2>`, and a space as U+2581.
+        let byte = word.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => vec![byte],
+            None if self.special.contains(&token) => word.into_bytes(),
+            None => word.replace('\u{2581}', " ").into_bytes(),
+        }
     }
 
     /// The text of tokens as they come.
     pub fn stream(&self) -> TextStream<'_> {
-        let decoder = self.inner.decode_stream(true);
-        TextStream { tokenizer: self, decoder, tokens: Vec::new(), shown: 0 }
+        let decoding = match self.bytes.is_empty() {
+            true => {
+                let decoder = self.inner.decode_stream(true);
+                Decoding::Words { decoder, tokens: Vec::new(), shown: 0 }
+            }
+            false => Decoding::Bytes(Vec::new()),
+        };
+        TextStream { tokenizer: self, decoding }
     }
 }
 
 /// The text of tokens as they come: what is certain of it. A character may take several tokens.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    decoder: DecodeStream<'a>,
-    tokens: Vec<u32>,
-    /// Bytes of the text that were given out.
-    shown: usize,
+    decoding: Decoding<'a>,
+}
+
+enum Decoding<'a> {
+    /// Tokens are bytes: those of a character that was begun.
+    Bytes(Vec<u8>),
+    /// A token's text depends on those before it.
+    Words {
+        decoder: DecodeStream<'a>,
+        tokens: Vec<u32>,
+        /// Bytes of the text that were given out.
+        shown: usize,
+    },
 }
 
 impl TextStream<'_> {
     /// What a token adds to the text; nothing while a character is not whole.
     pub fn push(&mut self, token: u32) -> Result<String> {
-        self.tokens.push(token);
-        let added = self.decoder.step(token).map_err(|error| anyhow!(error))?.unwrap_or_default();
-        self.shown += added.len();
-        Ok(added)
+        match &mut self.decoding {
+            Decoding::Bytes(_) if self.tokenizer.special.contains(&token) => Ok(String::new()),
+            Decoding::Bytes(begun) => {
+                begun.extend(self.tokenizer.bytes(token));
+                Ok(take_whole(begun))
+            }
+            Decoding::Words { decoder, tokens, shown } => {
+                tokens.push(token);
+                let added = decoder.step(token).map_err(|error| anyhow!(error))?;
+                let added = added.unwrap_or_default();
+                *shown += added.len();
+                Ok(added)
+            }
+        }
+    }
+
+    /// Whether a character that was begun is none, because this token does not go on with it.
+    pub fn is_broken_by(&self, token: u32) -> bool {
+        let Decoding::Bytes(begun) = &self.decoding else { return false };
+        let next = self.tokenizer.bytes(token);
+        let [first, ..] = next[..] else { return false };
+        let error = std::str::from_utf8(&[begun, &[first][..]].concat()).err();
+        let is_text = !self.tokenizer.special.contains(&token);
+        is_text && !begun.is_empty() && error.is_some_and(|error| error.error_len().is_some())
     }
 
     /// What is left when no token follows: a character that was begun.
-    pub fn finish(&self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.tokens)?;
-        Ok(text.get(self.shown..).unwrap_or_default().to_owned())
+    pub fn finish(&mut self) -> Result<String> {
+        match &mut self.decoding {
+            Decoding::Bytes(begun) => {
+                let begun = std::mem::take(begun);
+                Ok(String::from_utf8_lossy(&begun).into_owned())
+            }
+            Decoding::Words { tokens, shown, .. } => {
+                let text = self.tokenizer.decode(tokens)?;
+                Ok(text.get(*shown..).unwrap_or_default().to_owned())
+            }
+        }
+    }
+}
+
+/// Takes whole characters, with U+FFFD for bytes that are none; leaves one that was begun.
+fn take_whole(bytes: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    loop {
+        let (whole, wrong) = match std::str::from_utf8(bytes) {
+            Ok(all) => (all.len(), None),
+            Err(error) => (error.valid_up_to(), error.error_len()),
+        };
+        let taken = whole + wrong.unwrap_or(0);
+        text.push_str(&String::from_utf8_lossy(&bytes[..taken]));
+        bytes.drain(..taken);
+        if wrong.is_none() {
+            return text;
+        }
     }
 }
 
@@ -312,5 +418,53 @@ mod tests {
         let pieces = text.get_splits(from, kind);
         let pieces: Vec<&str> = pieces.iter().map(|(piece, ..)| *piece).collect();
         assert_eq!(pieces, ["a", "..", "\u{120}", "123", "45"]);
+    }
+
+    #[test]
+    fn parts_of_characters_are_written_as_bytes() {
+        // Words of bytes: an emoji's first two, a space and the first of three, two more, and a word.
+        let words =
+            ["<s>", "\u{f0}\u{141}", "\u{120}\u{e2}", "\u{124}\u{ac}", "ab", "\\\u{e2}", "a", "b"];
+        let kinds = [CONTROL, 1, 1, 1, 1, 1, 1, 1];
+        let tokenizer = made("bytes", Some("gpt-2"), &words, &kinds).unwrap();
+        let labels: Vec<String> = (0..6).map(|token| tokenizer.label(token)).collect();
+        let wanted =
+            ["<s>", r"bytes:\xf0\x9f", r"bytes: \xe2", r"bytes:\x82\xac", "ab", r"bytes:\\\xe2"];
+        assert_eq!(labels, wanted);
+        assert_eq!(tokenizer.bytes(2), [b' ', 0xe2]);
+        let mut stream = tokenizer.stream();
+        stream.push(2).unwrap();
+        assert_eq!(
+            [3, 0, 1, 4, 5].map(|token| stream.is_broken_by(token)),
+            [false, false, true, true, true]
+        );
+        let mut stream = tokenizer.stream();
+        let pieces = [2, 0, 3, 1, 4].map(|token| stream.push(token).unwrap());
+        assert_eq!(pieces, [" ", "", "€", "", "\u{fffd}ab"], "what was begun and is none is told");
+        stream.push(1).unwrap();
+        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+        assert_eq!(tokenizer.decode(&[2, 0, 3, 1, 4, 1]).unwrap(), " €\u{fffd}ab\u{fffd}");
+    }
+
+    #[test]
+    fn names_of_special_tokens_are_text_where_they_are_quoted() {
+        let words = ["<s>", "<", "s", ">", "a", "b", "ab", "[/I]", "[", "/", "I", "]"];
+        let kinds = [CONTROL, 1, 1, 1, 1, 1, 1, CONTROL, 1, 1, 1, 1];
+        let tokenizer = made("quoted", Some("gpt-2"), &words, &kinds).unwrap();
+        let encode = |before: &str, said: &str, after: &str| {
+            let text = format!("{before}{}{after}", tokenizer.markers().quote(said));
+            tokenizer.encode_quoted(&text, false).unwrap()
+        };
+        assert_eq!(tokenizer.encode_with("ab<s>ab", false).unwrap(), [6, 0, 6]);
+        assert_eq!(encode("<s>", "ab", "[/I]"), [0, 6, 7]);
+        assert_eq!(encode("<s>", "a<s>b", "[/I]"), [0, 4, 1, 2, 3, 5, 7]);
+        assert_eq!(encode("", "<s><s>", "<s>"), [1, 2, 3, 1, 2, 3, 0]);
+        // Nor do texts become names by what they are put between, or by what stands for names.
+        assert_eq!(encode("[", "/I", "]"), [8, 9, 10, 11]);
+        assert_eq!(encode("<", "s>", "<s>"), [1, 2, 3, 0]);
+        assert_eq!(encode("", "a<s", ">"), [4, 1, 2, 3]);
+        let forged =
+            ["\u{fdd0}\u{f0000}", "\u{fdd1}<s>", "<\u{fdd2}s>"].map(|said| encode("", said, ""));
+        assert!(forged.iter().all(|tokens| !tokens.contains(&0)), "{forged:?}");
     }
 }

@@ -64,9 +64,9 @@ pub enum Event {
         token: Token,
         /// How likely it was, where that was asked for.
         logprobs: Option<Logprobs>,
+        /// Why it is the last one, where it is. Nothing follows then.
+        finish: Option<FinishReason>,
     },
-    /// It has all its tokens. Nothing follows.
-    Finished(FinishReason),
     /// It was not taken: too many wait, or it can never run. Nothing follows.
     Refused(inflight::Error),
     /// The engine failed. Nothing follows.
@@ -179,15 +179,8 @@ impl Chooser {
     }
 
     fn choose(&mut self, row: &Row, logits: &mut [f32]) -> Token {
-        if row.num_output < self.min_tokens {
-            for &end in &self.ends {
-                // Files may name an end that the model does not have.
-                if let Some(logit) = logits.get_mut(end as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        let (token, logprobs) = self.sampler.sample(logits);
+        let masked = if row.num_output < self.min_tokens { &self.ends[..] } else { &[] };
+        let (token, logprobs) = self.sampler.sample_without(masked, logits);
         self.logprobs = logprobs;
         token
     }
@@ -293,6 +286,7 @@ impl Worker {
     ) {
         let Generation { prompt, max_tokens, min_tokens, ends, sampling, logprobs, priority } =
             generation;
+        let sampler = Sampler::new(sampling, logprobs, &prompt);
         let mut request = Request::new(id, prompt, max_tokens);
         request.stop_tokens.clone_from(&ends);
         request.priority = priority;
@@ -306,7 +300,6 @@ impl Worker {
         }
         // Whoever is gone is cancelled before the next step.
         let _ = events.send(Event::Accepted);
-        let sampler = Sampler::new(sampling, logprobs);
         let chooser = Mutex::new(Chooser { sampler, ends, min_tokens, logprobs: None });
         self.live.insert(id, Live { chooser, events });
     }
@@ -336,12 +329,14 @@ impl Worker {
         for output in outputs.as_slice() {
             let Some(live) = self.live.get(&output.id) else { continue };
             let mut logprobs = live.chooser().logprobs.take();
-            for &token in outputs.tokens(output) {
+            let tokens = outputs.tokens(output);
+            for (number, &token) in (1..).zip(tokens) {
+                let finish = output.finish.filter(|_| number == tokens.len());
+                let logprobs = logprobs.take();
                 // A client that went away is seen before the next step.
-                let _ = live.events.send(Event::Token { token, logprobs: logprobs.take() });
+                let _ = live.events.send(Event::Token { token, logprobs, finish });
             }
-            if let Some(reason) = output.finish {
-                let _ = live.events.send(Event::Finished(reason));
+            if output.finish.is_some() {
                 self.live.remove(&output.id);
             }
         }

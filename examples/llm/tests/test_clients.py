@@ -216,7 +216,8 @@ def test_a_client_that_does_not_read_stops_nobody(server: Server, client: openai
         until(lambda: metrics(server)["llm_requests_running"] == 0, seconds=600)
         assert metrics(server)["llm_http_requests_open"] == 1
         got = b"".join(iter(lambda: slow.recv(1 << 20), b""))
-    assert got.count(b"data: ") == 15 * 401 + 1 and b"data: [DONE]" in got
+    # One chunk per token; the last one has the finish reason.
+    assert got.count(b"data: ") == 15 * 400 + 1 and b"data: [DONE]" in got
     until(lambda: idle(server))
 
 

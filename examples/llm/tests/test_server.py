@@ -179,22 +179,18 @@ def test_biases_and_penalties_change_the_text(client: openai.OpenAI) -> None:
         ({"suffix": "end"}, "suffix"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"extra_body": {"max_tokns": 5}}, "max_tokns"),
-        ({"extra_body": {"repetition_penalty": 1.2}}, "repetition_penalty"),
         ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, None),
+        ({"prompt": []}, "prompt"),
         ({"prompt": [99_999_999]}, "prompt"),
+        ({"prompt": [504] * 9000}, "prompt"),
     ],
 )
 def test_bad_fields_are_refused_by_name(client: openai.OpenAI, body: dict, param: str) -> None:
     asked = {"model": "smol", "prompt": PROMPT, "max_tokens": 4, **body}
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(**asked)
-    message = refused.value.body["message"]
-    if param:
-        assert refused.value.body["param"] == param
-        # Too long a request is said to be in words of its own.
-        assert message.startswith(f"{param}: ") or param == "max_tokens", message
-    assert message
+    assert refused.value.body["param"] == param
+    assert refused.value.body["message"].startswith(f"{param}: ")
 
 
 def test_bodies_that_are_no_requests(server: Server) -> None:

@@ -3,7 +3,6 @@
 //! It owns the engine's ends of all its requests. A client that hangs up drops it, and with it the
 //! requests.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use axum::Json;
@@ -40,9 +39,8 @@ impl Usage {
 
 /// How a kind of answer is written.
 pub trait Format: Send + 'static {
-    /// What a stream begins with, for a choice.
-    fn first(&self, index: usize) -> Option<Value>;
-    /// A piece of a stream.
+    /// A piece of a stream. A completion's first has what comes before its text too: nothing is sent
+    /// before there is a token, by which clients measure the time to the first one.
     fn piece(&mut self, index: usize, piece: Piece) -> Value;
     /// The last chunk of a stream, where usage is wanted.
     fn usage(&self, usage: Usage) -> Value;
@@ -128,8 +126,7 @@ impl Answer {
 
     /// Sends it as it comes.
     pub fn stream(self, format: impl Format, with_usage: bool) -> Response {
-        let queue = (0..self.choices.len()).filter_map(|index| format.first(index)).collect();
-        let state = Streamed { answer: self, format, with_usage, queue, ended: false };
+        let state = Streamed { answer: self, format, with_usage, progress: Progress::Pieces };
         let events = stream::unfold(state, |mut state| async move {
             let event = state.next().await?;
             Some((Ok::<_, Infallible>(event), state))
@@ -147,30 +144,42 @@ struct Streamed<F> {
     answer: Answer,
     format: F,
     with_usage: bool,
-    queue: VecDeque<Value>,
-    ended: bool,
+    progress: Progress,
+}
+
+/// What a stream sends next.
+enum Progress {
+    Pieces,
+    Done,
+    Nothing,
 }
 
 impl<F: Format> Streamed<F> {
     async fn next(&mut self) -> Option<SseEvent> {
-        if let Some(value) = self.queue.pop_front() {
-            return Some(SseEvent::default().data(value.to_string()));
-        }
-        if self.ended {
-            return None;
-        }
-        let data = match self.answer.next().await {
-            Some(Ok((index, piece))) => self.format.piece(index, piece).to_string(),
+        let next = match self.progress {
+            Progress::Pieces => self.answer.next().await,
+            Progress::Done => None,
+            Progress::Nothing => return None,
+        };
+        let data = match next {
+            Some(Ok((index, piece))) => {
+                let mut chunk = self.format.piece(index, piece);
+                if self.with_usage {
+                    // OpenAI's clients find the field in every chunk, where they asked for it.
+                    chunk["usage"] = Value::Null;
+                }
+                chunk.to_string()
+            }
             Some(Err(error)) => {
-                self.ended = true;
+                self.progress = Progress::Nothing;
                 error.body_json().to_string()
             }
             None if self.with_usage => {
-                self.with_usage = false;
+                (self.with_usage, self.progress) = (false, Progress::Done);
                 self.format.usage(self.answer.usage()).to_string()
             }
             None => {
-                self.ended = true;
+                self.progress = Progress::Nothing;
                 self.answer.watch.finish();
                 "[DONE]".to_owned()
             }

@@ -1,121 +1,141 @@
 //! `POST /v1/chat/completions`.
 
-use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::response::Response;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Server;
 use super::answer::{Format, Usage};
+use super::body::Body;
 use super::choice::{Piece, TokenInfo};
 use super::error::ApiError;
-use super::params::Params;
-use crate::chat::Message;
+use super::fields::{Faults, Fields};
+use super::params::{MAX_LOGPROBS, Params, Wanted, max_tokens};
+use super::routes::with_ignored;
+use super::{messages, unsupported};
+use crate::chat::{GIVEN, Message, Variables};
 use crate::tokenizer::Tokenizer;
 
-/// Text, or parts of it.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "content: it is a text, or a list of parts with `type` and `text`")]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Debug, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Said {
-    role: String,
-    content: Option<Content>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-#[derive(Debug, Deserialize)]
-pub struct Request {
-    model: Option<String>,
-    messages: Vec<Said>,
-    max_tokens: Option<u32>,
-    max_completion_tokens: Option<u32>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<usize>,
-    response_format: Option<ResponseFormat>,
-    tools: Option<Vec<Value>>,
-    #[serde(flatten)]
+struct Request {
+    messages: Vec<Message>,
+    max_tokens: Wanted,
+    /// Likeliest tokens to report with each; `None` for no logprobs.
+    logprobs: Option<usize>,
+    /// Variables of the chat template.
+    variables: Variables,
     params: Params,
 }
 
-/// Answers a conversation.
-pub async fn chat(
-    State(server): State<&'static Server>,
-    body: Result<Json<Request>, JsonRejection>,
-) -> Result<Response, ApiError> {
-    let Json(request) = body?;
-    let Request { messages, mut params, .. } = request;
-    server.check(request.model.as_deref())?;
-    params.check_others()?;
-    if request.tools.is_some_and(|tools| !tools.is_empty()) {
-        return Err(ApiError::field("tools", "are not offered"));
+impl Request {
+    fn read(body: Body, server: &Server) -> Result<Self, ApiError> {
+        let mut faults = Faults::default();
+        let mut fields = Fields::new(body.0, &mut faults);
+        let messages = messages::read(&mut fields);
+        let max_tokens = max_tokens(&mut fields, &["max_completion_tokens", "max_tokens"]);
+        let logprobs = fields.boolean("logprobs").unwrap_or(false);
+        let top_logprobs = fields.integer("top_logprobs", 0..=MAX_LOGPROBS).unwrap_or(0);
+        if top_logprobs > 0 && !logprobs {
+            fields.fault("top_logprobs", "is for requests with \"logprobs\": true");
+        }
+        let (variables, unread) = variables(&mut fields, server);
+        let mut params = Params::read(&mut fields, server.limits);
+        params.ignored.extend(unread);
+        fields.finish();
+        server.check(params.model.as_deref())?;
+        faults.into_result()?;
+        let logprobs = logprobs.then_some(top_logprobs as usize);
+        Ok(Self { messages, max_tokens, logprobs, variables, params })
     }
-    if let Some(format) = request.response_format.filter(|format| format.kind != "text") {
-        let message = format!("`{}` is not offered, only `text`", format.kind);
-        return Err(ApiError::field("response_format", message));
-    }
-    let logprobs = request.logprobs.unwrap_or(false);
-    if request.top_logprobs.is_some() && !logprobs {
-        return Err(ApiError::field("top_logprobs", "is for requests with `logprobs`"));
-    }
-    let messages = messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "is empty"));
-    }
-    let refused = |error: anyhow::Error| ApiError::field("messages", format!("{error:#}"));
-    let text = server.template.render(&messages).map_err(refused)?;
-    let prompt = server.encode("messages", &text)?;
-    let wanted = request.max_completion_tokens.or(request.max_tokens);
-    let max_tokens = server.max_tokens(&prompt, wanted)?;
-    let logprobs = logprobs.then(|| request.top_logprobs.unwrap_or(0));
-    let ends = server.tokenizer.ends();
-    let generation = |choice| params.generation(prompt.clone(), max_tokens, logprobs, ends, choice);
-    let generations = (0..params.n()?).map(generation).collect::<Result<Vec<_>, _>>()?;
-    let format = Chat {
-        tokenizer: &server.tokenizer,
-        id: server.id("chatcmpl"),
-        created: server.now(),
-        model: server.model.clone(),
-    };
-    let stops = params.stops()?;
-    let answer = server.submit(generations, stops, prompt.len()).await?;
-    match params.stream() {
-        (true, usage) => Ok(answer.stream(format, usage)),
-        (false, _) => answer.whole(format).await,
+
+    /// The conversation's tokens. What a user writes is text, whatever it says, unless the server's
+    /// options are otherwise.
+    fn prompt(&self, server: &Server) -> Result<Vec<u32>, ApiError> {
+        let is_text = !server.special_tokens_in_messages;
+        let markers = server.tokenizer.markers();
+        let quoted =
+            |said: &Message| Message { content: markers.quote(&said.content), ..said.clone() };
+        let messages: Vec<Message> = match is_text {
+            true => self.messages.iter().map(quoted).collect(),
+            false => self.messages.clone(),
+        };
+        let quote = |text: &str| if is_text { markers.quote_names(text) } else { text.to_owned() };
+        let variables =
+            self.variables.iter().map(|(name, value)| (name.clone(), each(value, &quote)));
+        let text = server
+            .template
+            .render(&messages, &variables.collect())
+            .map_err(|error| ApiError::field("messages", format!("{error:#}")))?;
+        let begin = self.params.add_special_tokens;
+        server.encode("messages", &text, |tokenizer, text| match is_text {
+            true => tokenizer.encode_quoted(text, begin),
+            false => tokenizer.encode_with(text, begin),
+        })
     }
 }
 
-fn message(said: Said) -> Result<Message, ApiError> {
-    let content = match said.content {
-        None => String::new(),
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => {
-            let text = |part: Part| match part.text.filter(|_| part.kind == "text") {
-                Some(text) => Ok(text),
-                None => Err(ApiError::field("messages", format!("no `{}`, only text", part.kind))),
-            };
-            parts.into_iter().map(text).collect::<Result<Vec<_>, _>>()?.join("\n")
+/// Variables of the chat template, and fields with those that it does not read.
+fn variables(fields: &mut Fields, server: &Server) -> (Variables, Vec<String>) {
+    let mut variables = Variables::new();
+    if let Some(mut given) = fields.object("chat_template_kwargs") {
+        for (name, value) in given.rest() {
+            match GIVEN.contains(&name.as_str()) {
+                true => given.fault(&name, "is given to the template by the server"),
+                false => variables.extend([(name, value)]),
+            }
         }
+    }
+    let is_read = |name: &str| server.template.reads(name);
+    // As vLLM does: templates of models that reason read it.
+    if is_read("reasoning_effort")
+        && let Some(effort) = unsupported::reasoning_effort(fields)
+    {
+        variables.insert("reasoning_effort".to_owned(), effort.into());
+    }
+    let unread = variables.keys().filter(|name| !is_read(name));
+    let unread = unread.map(|name| match name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => format!("chat_template_kwargs.{name}"),
+        false => "chat_template_kwargs".to_owned(),
+    });
+    let unread = unread.collect();
+    (variables, unread)
+}
+
+/// A value with all its texts changed.
+fn each(value: &Value, change: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => change(text).into(),
+        Value::Array(items) => items.iter().map(|item| each(item, change)).collect(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (change(name), each(value, change)));
+            fields.collect::<Map<String, Value>>().into()
+        }
+        other => other.clone(),
+    }
+}
+
+/// Answers a conversation.
+pub async fn chat(State(server): State<&'static Server>, body: Body) -> Result<Response, ApiError> {
+    let mut request = Request::read(body, server)?;
+    let prompt = request.prompt(server)?;
+    let max_tokens = server.max_tokens("messages", &prompt, request.max_tokens)?;
+    let (params, ends) = (&mut request.params, server.tokenizer.ends());
+    let logprobs = request.logprobs;
+    let generation = |choice| params.generation(prompt.clone(), max_tokens, logprobs, ends, choice);
+    let generations = (0..params.n).map(generation).collect::<Result<Vec<_>, _>>()?;
+    let format = Chat {
+        tokenizer: &server.tokenizer,
+        id: server.id("chatcmpl", params),
+        created: server.now(),
+        model: server.model.clone(),
+        begun: vec![false; params.n],
     };
-    Ok(Message { role: said.role, content })
+    let stops = std::mem::take(&mut params.stops);
+    let answer = server.submit(generations, stops, prompt.len()).await?;
+    let response = match params.stream {
+        true => answer.stream(format, params.include_usage),
+        false => answer.whole(format).await?,
+    };
+    Ok(with_ignored(response, &params.ignored))
 }
 
 struct Chat {
@@ -123,6 +143,8 @@ struct Chat {
     id: String,
     created: u64,
     model: String,
+    /// Whether each choice has said whose message it is.
+    begun: Vec<bool>,
 }
 
 impl Chat {
@@ -145,8 +167,8 @@ impl Chat {
 
     fn logprobs(&self, tokens: &[TokenInfo]) -> Value {
         let entry = |token: u32, logprob: f32| {
-            let piece = self.tokenizer.piece(token);
-            json!({ "token": piece, "logprob": logprob, "bytes": self.tokenizer.bytes(token) })
+            let label = self.tokenizer.label(token);
+            json!({ "token": label, "logprob": logprob, "bytes": self.tokenizer.bytes(token) })
         };
         let content = |token: &TokenInfo| {
             let mut content = entry(token.token, token.logprobs.chosen);
@@ -162,15 +184,12 @@ impl Chat {
 }
 
 impl Format for Chat {
-    fn first(&self, index: usize) -> Option<Value> {
-        let delta = json!({ "role": "assistant", "content": "" });
-        Some(self.chunk(index, delta, Value::Null, None))
-    }
-
     fn piece(&mut self, index: usize, piece: Piece) -> Value {
-        let delta = match piece.text.is_empty() {
-            true => json!({}),
-            false => json!({ "content": piece.text }),
+        let is_first = !std::mem::replace(&mut self.begun[index], true);
+        let delta = match (is_first, piece.text.is_empty()) {
+            (true, _) => json!({ "role": "assistant", "content": piece.text }),
+            (false, true) => json!({}),
+            (false, false) => json!({ "content": piece.text }),
         };
         self.chunk(index, delta, self.logprobs(&piece.tokens), piece.finish)
     }

@@ -1,5 +1,7 @@
 //! A completion as its tokens come: text, logprobs, end.
 
+use std::collections::VecDeque;
+
 use inflight::FinishReason;
 
 use super::error::ApiError;
@@ -15,6 +17,8 @@ pub struct TokenInfo {
     pub token: u32,
     /// How likely it was.
     pub logprobs: Logprobs,
+    /// Characters of the text before the one that it begins with, or within.
+    pub offset: usize,
 }
 
 /// What an event adds to a completion.
@@ -22,7 +26,7 @@ pub struct TokenInfo {
 pub struct Piece {
     /// Text.
     pub text: String,
-    /// Tokens, where logprobs were asked for.
+    /// Tokens, where logprobs were asked for: those whose places in the text are certain.
     pub tokens: Vec<TokenInfo>,
     /// "stop" or "length" with the last piece.
     pub finish: Option<&'static str>,
@@ -46,6 +50,11 @@ pub struct Choice {
     text: TextStream<'static>,
     stops: StopTexts,
     ends: &'static [u32],
+    /// Characters of all tokens' text, and of what was certain of it.
+    decoded: usize,
+    certain: usize,
+    /// Tokens that begin in text that is held back: a stop text may end the text before them.
+    held: VecDeque<TokenInfo>,
     num_output: usize,
     ended: bool,
 }
@@ -57,6 +66,9 @@ impl Choice {
             text: tokenizer.stream(),
             stops: StopTexts::new(stops),
             ends: tokenizer.ends(),
+            decoded: 0,
+            certain: 0,
+            held: VecDeque::new(),
             num_output: 0,
             ended: false,
         }
@@ -78,29 +90,44 @@ impl Choice {
         let mut piece = Piece::default();
         match event {
             Event::Accepted => {}
-            Event::Token { token, logprobs } => {
+            Event::Token { token, logprobs, finish } => {
                 self.num_output += 1;
-                piece.tokens.extend(logprobs.map(|logprobs| TokenInfo { token, logprobs }));
+                let offset = self.decoded + usize::from(self.text.is_broken_by(token));
+                self.held.extend(logprobs.map(|logprobs| TokenInfo { token, logprobs, offset }));
+                let mut text = String::new();
                 if !self.ends.contains(&token) {
-                    let (text, stopped) =
-                        self.stops.push(&self.text.push(token).map_err(internal)?);
-                    piece.text = text;
-                    piece.finish = stopped.then_some("stop");
+                    text = self.text.push(token).map_err(internal)?;
                 }
-            }
-            Event::Finished(reason) => {
-                let (mut text, stopped) = self.stops.push(&self.text.finish().map_err(internal)?);
-                text.push_str(&self.stops.finish());
-                piece.text = text;
-                piece.finish = Some(match reason {
-                    FinishReason::Length if !stopped => "length",
-                    _ => "stop",
-                });
+                if finish.is_some() {
+                    text.push_str(&self.text.finish().map_err(internal)?);
+                }
+                piece = self.add(&text, finish);
             }
             Event::Refused(error) => return Err(error.into()),
             Event::Failed(why) => return Err(ApiError::engine(why)),
         }
         self.ended = piece.finish.is_some();
         Ok((!piece.is_empty()).then_some(piece))
+    }
+
+    /// Adds the text of a token, which may be the last one: what is certain then.
+    fn add(&mut self, text: &str, finish: Option<FinishReason>) -> Piece {
+        self.decoded += text.chars().count();
+        let (mut certain, stopped) = self.stops.push(text);
+        let finish = match finish {
+            _ if stopped => Some("stop"),
+            Some(FinishReason::Length) => Some("length"),
+            Some(_) => Some("stop"),
+            None => None,
+        };
+        if finish.is_some() && !stopped {
+            certain.push_str(&self.stops.finish());
+        }
+        self.certain += certain.chars().count();
+        let is_certain = |token: &TokenInfo| finish.is_some() || token.offset <= self.certain;
+        let count = self.held.iter().take_while(|token| is_certain(token)).count();
+        let cut = |token: TokenInfo| TokenInfo { offset: token.offset.min(self.certain), ..token };
+        let tokens = self.held.drain(..count).map(cut).collect();
+        Piece { text: certain, tokens, finish }
     }
 }

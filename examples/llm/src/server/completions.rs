@@ -1,49 +1,31 @@
 //! `POST /v1/completions`.
 
-use axum::Json;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::response::Response;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Server;
-use super::answer::{Answer, Format, Usage};
+use super::answer::{Format, Usage};
+use super::body::Body;
 use super::choice::{Piece, TokenInfo};
 use super::error::ApiError;
-use super::params::Params;
+use super::fields::{Faults, Fields, shown};
+use super::params::{MAX_LOGPROBS, Params, Wanted, as_token, max_tokens};
+use super::routes::with_ignored;
 use crate::tokenizer::Tokenizer;
 
-/// Text or tokens, one prompt or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "prompt: it is a text, tokens, or a list of either")]
-enum Prompts {
+/// One prompt.
+enum Prompt {
+    /// Names of special tokens in it are these tokens.
     Text(String),
-    Texts(Vec<String>),
     Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
 }
 
-impl Prompts {
-    fn count(&self) -> usize {
-        match self {
-            Self::Text(_) | Self::Tokens(_) => 1,
-            Self::Texts(texts) => texts.len(),
-            Self::ManyTokens(many) => many.len(),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-pub struct Request {
-    model: Option<String>,
-    prompt: Prompts,
-    max_tokens: Option<u32>,
+struct Request {
+    prompts: Vec<Prompt>,
+    max_tokens: Wanted,
     logprobs: Option<usize>,
-    echo: Option<bool>,
-    best_of: Option<usize>,
-    suffix: Option<String>,
-    #[serde(flatten)]
+    echo: bool,
     params: Params,
 }
 
@@ -52,74 +34,107 @@ const MAX_TOKENS: u32 = 16;
 /// Completions of all prompts at most.
 const MAX_CHOICES: usize = 1024;
 
+impl Request {
+    fn read(body: Body, server: &Server) -> Result<Self, ApiError> {
+        let mut faults = Faults::default();
+        let mut fields = Fields::new(body.0, &mut faults);
+        let prompts = prompts(&mut fields);
+        let max_tokens = max_tokens(&mut fields, &["max_tokens"]);
+        let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS);
+        let echo = fields.boolean("echo").unwrap_or(false);
+        if echo && logprobs.is_some() {
+            fields.fault("echo", "is not offered with logprobs: those of prompts are not computed");
+        }
+        let params = Params::read(&mut fields, server.limits);
+        let choices = prompts.len() * params.n;
+        if choices > MAX_CHOICES {
+            let message = format!("{choices} completions are more than {MAX_CHOICES}");
+            fields.fault("prompt", message);
+        }
+        fields.finish();
+        server.check(params.model.as_deref())?;
+        faults.into_result()?;
+        let logprobs = logprobs.map(|logprobs| logprobs as usize);
+        Ok(Self { prompts, max_tokens, logprobs, echo, params })
+    }
+}
+
+/// Takes `prompt` out: text or tokens, one prompt or several.
+fn prompts(fields: &mut Fields) -> Vec<Prompt> {
+    fields.require("prompt");
+    let tokens =
+        |items: &[Value]| items.iter().map(as_token).collect::<Option<_>>().map(Prompt::Tokens);
+    let one = |value: &Value| match value {
+        Value::String(text) => Some(Prompt::Text(text.clone())),
+        Value::Array(items) => tokens(items),
+        _ => None,
+    };
+    let items = match fields.take("prompt") {
+        None => return Vec::new(),
+        Some(Value::Array(items)) if items.is_empty() => {
+            fields.fault("prompt", "is an empty list");
+            return Vec::new();
+        }
+        Some(Value::Array(items))
+            if items.iter().any(|item| item.is_string() || item.is_array()) =>
+        {
+            items
+        }
+        Some(other) => vec![other],
+    };
+    let prompts: Result<Vec<Prompt>, &Value> =
+        items.iter().map(|item| one(item).ok_or(item)).collect();
+    prompts.unwrap_or_else(|wrong| {
+        let message = format!("{} is not a text, tokens, or a list of either", shown(wrong));
+        fields.fault("prompt", message);
+        Vec::new()
+    })
+}
+
 /// Continues prompts.
 pub async fn completions(
     State(server): State<&'static Server>,
-    body: Result<Json<Request>, JsonRejection>,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let Json(request) = body?;
-    let Request { model, prompt, max_tokens, logprobs, echo, best_of, suffix, mut params } =
-        request;
-    server.check(model.as_deref())?;
-    params.check_others()?;
-    let (n, echo) = (params.n()?, echo.unwrap_or(false));
-    if best_of.is_some_and(|best_of| best_of != n) {
-        return Err(ApiError::field("best_of", "is offered as `n` only"));
-    }
-    if suffix.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(ApiError::field("suffix", "the model does not fill gaps"));
-    }
-    if echo && logprobs.is_some() {
-        return Err(ApiError::field("echo", "logprobs of prompts are not computed"));
-    }
-    let choices = prompt.count() * n;
-    if !(1..=MAX_CHOICES).contains(&choices) {
-        let message = format!("{choices} completions are not within 1 to {MAX_CHOICES}");
-        return Err(ApiError::field("prompt", message));
-    }
-    let prompts = server.prompts(prompt)?;
-    let mut generations = Vec::with_capacity(choices);
+    let Request { prompts, max_tokens, logprobs, echo, mut params } = Request::read(body, server)?;
+    let begin = params.add_special_tokens;
+    let encode = |prompt: Prompt| match prompt {
+        Prompt::Tokens(tokens) => Ok(tokens),
+        Prompt::Text(text) => {
+            server.encode("prompt", &text, |tokenizer, text| tokenizer.encode_with(text, begin))
+        }
+    };
+    let prompts = prompts.into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+    let mut generations = Vec::with_capacity(prompts.len() * params.n);
     for prompt in &prompts {
-        let max_tokens = server.max_tokens(prompt, Some(max_tokens.unwrap_or(MAX_TOKENS)))?;
-        for _ in 0..n {
-            let choice = generations.len();
-            let ends = server.tokenizer.ends();
+        let room = server.max_tokens("prompt", prompt, max_tokens)?;
+        let max_tokens = if max_tokens.is_some() { room } else { room.min(MAX_TOKENS) };
+        for _ in 0..params.n {
+            let (choice, ends) = (generations.len(), server.tokenizer.ends());
             let prompt = prompt.clone();
             generations.push(params.generation(prompt, max_tokens, logprobs, ends, choice)?);
         }
     }
-    let echoed = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, n));
+    let echoed = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, params.n));
     let echoed = echoed.map(|prompt| match echo {
         true => server.tokenizer.decode(prompt).map_err(|error| ApiError::body(error.to_string())),
         false => Ok(String::new()),
     });
     let format = Completion {
         tokenizer: &server.tokenizer,
-        id: server.id("cmpl"),
+        id: server.id("cmpl", &params),
         created: server.now(),
         model: server.model.clone(),
-        offsets: vec![0; generations.len()],
         echoed: echoed.collect::<Result<_, _>>()?,
     };
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
-    let stops = params.stops()?;
+    let stops = std::mem::take(&mut params.stops);
     let answer = server.submit(generations, stops, prompt_tokens).await?;
-    match params.stream() {
-        (true, usage) => Ok(answer.stream(format, usage)),
-        (false, _) => Answer::whole(answer, format).await,
-    }
-}
-
-impl Server {
-    fn prompts(&self, prompts: Prompts) -> Result<Vec<Vec<u32>>, ApiError> {
-        let encode = |text: String| self.encode("prompt", &text);
-        match prompts {
-            Prompts::Text(text) => Ok(vec![encode(text)?]),
-            Prompts::Tokens(tokens) => Ok(vec![tokens]),
-            Prompts::Texts(texts) => texts.into_iter().map(encode).collect(),
-            Prompts::ManyTokens(many) => Ok(many),
-        }
-    }
+    let response = match params.stream {
+        true => answer.stream(format, params.include_usage),
+        false => answer.whole(format).await?,
+    };
+    Ok(with_ignored(response, &params.ignored))
 }
 
 struct Completion {
@@ -127,9 +142,7 @@ struct Completion {
     id: String,
     created: u64,
     model: String,
-    /// Where each choice's next token starts in its text.
-    offsets: Vec<usize>,
-    /// What each choice begins with.
+    /// What each choice's next piece begins with.
     echoed: Vec<String>,
 }
 
@@ -144,49 +157,43 @@ impl Completion {
         })
     }
 
+    /// What came of a completion; the prompt is before the first of it, where it is wanted.
     fn choice(&mut self, index: usize, piece: Piece) -> Value {
-        let logprobs = (!piece.tokens.is_empty()).then(|| self.logprobs(index, &piece.tokens));
+        let mut text = std::mem::take(&mut self.echoed[index]);
+        text.push_str(&piece.text);
+        let logprobs = (!piece.tokens.is_empty()).then(|| self.logprobs(&piece.tokens));
         json!({
             "index": index,
-            "text": piece.text,
+            "text": text,
             "logprobs": logprobs,
             "finish_reason": piece.finish,
         })
     }
 
-    fn logprobs(&mut self, index: usize, tokens: &[TokenInfo]) -> Value {
-        let pieces: Vec<String> = tokens.iter().map(|t| self.tokenizer.piece(t.token)).collect();
-        let offsets: Vec<usize> = pieces
-            .iter()
-            .map(|piece| {
-                let at = self.offsets[index];
-                self.offsets[index] += piece.chars().count();
-                at
-            })
-            .collect();
+    fn logprobs(&self, tokens: &[TokenInfo]) -> Value {
+        let label = |token| self.tokenizer.label(token);
         let top = |token: &TokenInfo| {
-            let top = token.logprobs.top.iter();
-            let top = top.map(|&(token, logprob)| (self.tokenizer.piece(token), json!(logprob)));
-            top.collect::<Map<String, Value>>()
+            let mut top = Map::new();
+            for &(token, logprob) in &token.logprobs.top {
+                let mut key = label(token);
+                if top.contains_key(&key) {
+                    // Two tokens of one text, as vLLM can name them.
+                    key = format!("token_id:{token}");
+                }
+                top.insert(key, json!(logprob));
+            }
+            top
         };
         json!({
-            "tokens": pieces,
+            "tokens": tokens.iter().map(|token| label(token.token)).collect::<Vec<_>>(),
             "token_logprobs": tokens.iter().map(|t| t.logprobs.chosen).collect::<Vec<_>>(),
             "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-            "text_offset": offsets,
+            "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
         })
     }
 }
 
 impl Format for Completion {
-    fn first(&self, index: usize) -> Option<Value> {
-        let text = self.echoed.get(index).filter(|text| !text.is_empty())?;
-        let piece = json!({
-            "index": index, "text": text, "logprobs": null, "finish_reason": null,
-        });
-        Some(self.object(vec![piece]))
-    }
-
     fn piece(&mut self, index: usize, piece: Piece) -> Value {
         let choice = self.choice(index, piece);
         self.object(vec![choice])
@@ -199,10 +206,7 @@ impl Format for Completion {
     }
 
     fn whole(&mut self, choices: Vec<Piece>, usage: Usage) -> Value {
-        let whole = |(index, mut piece): (usize, Piece)| {
-            piece.text.insert_str(0, &self.echoed[index]);
-            self.choice(index, piece)
-        };
+        let whole = |(index, piece): (usize, Piece)| self.choice(index, piece);
         let choices = choices.into_iter().enumerate().map(whole).collect();
         let mut object = self.object(choices);
         object["usage"] = usage.json();

@@ -1,9 +1,8 @@
 //! Errors as OpenAI's clients read them.
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::http::header::RETRY_AFTER;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -22,8 +21,13 @@ impl ApiError {
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         let param = param.into();
         let message = format!("{param}: {}", message.into());
+        Self::fields(&param, message)
+    }
+
+    /// Several fields, of which this is the first. The message names all of them.
+    pub fn fields(param: &str, message: String) -> Self {
         Self {
-            param: Some(param),
+            param: Some(param.to_owned()),
             ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
         }
     }
@@ -33,13 +37,20 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// More tokens than the model takes.
-    pub fn too_long(message: impl Into<String>) -> Self {
-        Self {
-            code: Some("context_length_exceeded"),
-            param: Some("max_tokens".to_owned()),
-            ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
-        }
+    /// A body of a type or a coding that is not read.
+    pub fn media(message: &str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
+    /// A body of more bytes than are read.
+    pub fn large(most: usize) -> Self {
+        let message = format!("the body has more than {most} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    /// More tokens than the model takes, because of this field.
+    pub fn too_long(param: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::field(param, message) }
     }
 
     /// No such model.
@@ -73,9 +84,23 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the engine has stopped")
     }
 
-    /// Nothing answers at this path.
-    pub fn no_path() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "there is nothing here")
+    /// Nothing answers at this path; what does instead.
+    pub fn no_path(method: &Method, path: &str, instead: Option<&str>) -> Self {
+        let instead = instead.unwrap_or(
+            "there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics",
+        );
+        let path: String = path.chars().take(200).collect();
+        let message = format!("{method} {path} is not offered here: {instead}");
+        Self {
+            code: Some("unknown_url"),
+            ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        }
+    }
+
+    /// The path has other methods.
+    pub fn no_method(method: &Method, allowed: &str) -> Self {
+        let message = format!("{method} is not offered at this path, only {allowed}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
     /// The engine failed.
@@ -98,23 +123,12 @@ impl ApiError {
     }
 }
 
-impl From<JsonRejection> for ApiError {
-    fn from(rejection: JsonRejection) -> Self {
-        // What axum answers with 422 is 400 to OpenAI's clients.
-        let status = match rejection.status() {
-            status @ (StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNSUPPORTED_MEDIA_TYPE) => status,
-            _ => StatusCode::BAD_REQUEST,
-        };
-        Self::new(status, "invalid_request_error", rejection.body_text())
-    }
-}
-
 impl From<inflight::Error> for ApiError {
     fn from(error: inflight::Error) -> Self {
         match error {
             inflight::Error::QueueFull { .. } => Self::busy(error.to_string()),
             inflight::Error::PromptTooLong { .. } | inflight::Error::NeverFits { .. } => {
-                Self::too_long(error.to_string())
+                Self::too_long("max_tokens", error.to_string())
             }
             other => Self::body(other.to_string()),
         }
@@ -127,6 +141,9 @@ impl IntoResponse for ApiError {
         let later = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if later.contains(&self.status) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         }
         response
     }

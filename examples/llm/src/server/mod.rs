@@ -1,25 +1,29 @@
 //! `llm serve`: an OpenAI-compatible server.
 
 mod answer;
+mod body;
 mod chat;
 mod choice;
 mod completions;
 mod error;
+mod fields;
+mod messages;
 mod metrics;
 mod params;
+mod routes;
 mod signals;
 mod stop;
+mod unsupported;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::header;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::serve::ListenerExt;
-use axum::{Json, Router};
 use clap::Args;
 use inflight::Config;
 use serde_json::json;
@@ -32,6 +36,7 @@ use crate::worker::{Generation, Handle, start};
 use answer::Answer;
 use error::ApiError;
 use metrics::Metrics;
+use params::{Limits, Params, Wanted};
 use signals::Signals;
 
 /// Serves completions over HTTP.
@@ -51,12 +56,17 @@ pub struct Serve {
     /// Seconds that requests have to end after a signal to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
+    /// Lets pages of this origin use the server from browsers; several times for several, * for all
+    #[arg(long, value_name = "ORIGIN", value_parser = routes::origin)]
+    cors: Vec<HeaderValue>,
+    /// Takes names of special tokens in messages for these tokens: a user can then write turns of
+    /// others
+    #[arg(long)]
+    special_tokens_in_messages: bool,
 }
 
 /// Requests that wait at most, where nothing is said: more are answered with 429.
 const MAX_WAITING: usize = 1024;
-/// Bytes of a request's body at most.
-const MAX_BODY: usize = 16 << 20;
 
 /// What handlers share. There is one, as long as the program runs.
 pub struct Server {
@@ -65,7 +75,8 @@ pub struct Server {
     template: Template,
     model: String,
     max_model_len: usize,
-    vocab: usize,
+    limits: Limits,
+    special_tokens_in_messages: bool,
     metrics: Metrics,
     started: u64,
     requests: AtomicU64,
@@ -88,7 +99,8 @@ impl Serve {
             template: loaded.template,
             model: self.served_model_name.unwrap_or(loaded.name),
             max_model_len,
-            vocab,
+            limits: Limits { vocab, has_priorities: self.options.policy == "priority" },
+            special_tokens_in_messages: self.special_tokens_in_messages,
             metrics: Metrics::default(),
             started: unix_time(),
             requests: AtomicU64::new(0),
@@ -97,7 +109,7 @@ impl Serve {
         let runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = { runtime }.worker_threads(1).enable_all().build()?;
         let deadline = Duration::from_secs(self.drain_seconds);
-        let served = runtime.block_on(server.serve(&self.host, self.port, deadline));
+        let served = runtime.block_on(server.serve((&self.host, self.port), &self.cors, deadline));
         // Dropping it drops the connections that are left, and with them their requests.
         runtime.shutdown_timeout(Duration::from_secs(1));
         engine.drain();
@@ -107,23 +119,19 @@ impl Serve {
 }
 
 impl Server {
-    async fn serve(&'static self, host: &str, port: u16, deadline: Duration) -> Result<()> {
+    async fn serve(
+        &'static self,
+        (host, port): (&str, u16),
+        origins: &[HeaderValue],
+        deadline: Duration,
+    ) -> Result<()> {
         let listener = TcpListener::bind((host, port))
             .await
             .with_context(|| format!("cannot listen at {host}:{port}"))?;
         let address = listener.local_addr()?;
         let mut signals = Signals::count();
         println!("listening at http://{address}, model {}", self.model);
-        let app = Router::new()
-            .route("/v1/completions", post(completions::completions))
-            .route("/v1/chat/completions", post(chat::chat))
-            .route("/v1/models", get(models))
-            .route("/v1/models/{*id}", get(model))
-            .route("/health", get(health))
-            .route("/metrics", get(figures))
-            .fallback(async || ApiError::no_path())
-            .layer(DefaultBodyLimit::max(MAX_BODY))
-            .with_state(self);
+        let app = routes::router(self, origins);
         let listener = listener.tap_io(|connection| {
             // A token does not wait for the next one's packet. Where this fails, tokens come late.
             let _ = connection.set_nodelay(true);
@@ -162,37 +170,50 @@ impl Server {
         }
     }
 
-    /// Output tokens of a prompt, which is checked: those that are wanted, or all that fit.
-    fn max_tokens(&self, prompt: &[u32], wanted: Option<u32>) -> Result<u32, ApiError> {
+    /// Output tokens of a prompt, which is in this field and is checked: those that are wanted, or all
+    /// that fit.
+    fn max_tokens(&self, field: &str, prompt: &[u32], wanted: Wanted) -> Result<u32, ApiError> {
         if prompt.is_empty() {
-            return Err(ApiError::field("prompt", "has no tokens"));
+            return Err(ApiError::field(field, "has no tokens"));
         }
-        if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.vocab) {
-            return Err(ApiError::field("prompt", format!("there is no token {token}")));
+        let vocab = self.limits.vocab;
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= vocab) {
+            let message = format!("{token} is not a token: the model has 0 to {}", vocab - 1);
+            return Err(ApiError::field(field, message));
         }
-        if wanted == Some(0) {
-            return Err(ApiError::field("max_tokens", "is 0"));
+        let (tokens, most) = (prompt.len(), self.max_model_len);
+        let room = most.saturating_sub(tokens);
+        if room == 0 {
+            let message = format!("{tokens} tokens; with the output there are at most {most}");
+            return Err(ApiError::too_long(field, message));
         }
-        let room = self.max_model_len.saturating_sub(prompt.len());
-        let wanted = wanted.unwrap_or(room.max(1) as u32);
-        if wanted as usize > room {
-            let (tokens, most) = (prompt.len(), self.max_model_len);
-            return Err(ApiError::too_long(format!(
-                "{tokens} tokens of prompt and {wanted} of output; {most} are the most together"
-            )));
+        match wanted {
+            Some((name, wanted)) if wanted > room as i64 => {
+                let message = format!(
+                    "{wanted} tokens of output, with {tokens} of the prompt, are more than {most}"
+                );
+                Err(ApiError::too_long(name, message))
+            }
+            Some((_, wanted)) => Ok(wanted as u32),
+            None => Ok(room as u32),
         }
-        Ok(wanted)
     }
 
     /// The tokens of a text. One that is too long by its bytes alone is not looked at.
-    fn encode(&self, field: &str, text: &str) -> Result<Vec<u32>, ApiError> {
+    fn encode(
+        &self,
+        field: &str,
+        text: &str,
+        encode: impl FnOnce(&Tokenizer, &str) -> Result<Vec<u32>>,
+    ) -> Result<Vec<u32>, ApiError> {
         let most = self.max_model_len.saturating_mul(self.tokenizer.longest());
         if text.len() > most {
-            let message = format!("{} bytes of prompt, and {most} are the most", text.len());
-            return Err(ApiError::too_long(message));
+            let message =
+                format!("{} bytes are more than the model's tokens may have, {most}", text.len());
+            return Err(ApiError::too_long(field, message));
         }
         // Long texts take a while, in which other clients get their tokens.
-        tokio::task::block_in_place(|| self.tokenizer.encode(text))
+        tokio::task::block_in_place(|| encode(&self.tokenizer, text))
             .map_err(|error| ApiError::field(field, format!("{error:#}")))
     }
 
@@ -206,8 +227,11 @@ impl Server {
         Answer::submit(&self.engine, &self.tokenizer, generations, rest, &self.metrics).await
     }
 
-    /// A name for an answer.
-    fn id(&self, kind: &str) -> String {
+    /// A name for an answer: with the client's own for the request, where it has one.
+    fn id(&self, kind: &str, params: &Params) -> String {
+        if let Some(id) = &params.request_id {
+            return format!("{kind}-{id}");
+        }
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         format!("{kind}-{:08x}{number:08x}", self.started as u32)
     }
@@ -239,9 +263,11 @@ async fn model(
     State(server): State<&'static Server>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
+    // As at other paths, a slash may end it.
+    let id = id.strip_suffix('/').unwrap_or(&id);
     match id == server.model {
         true => Ok(Json(entry(server)).into_response()),
-        false => Err(ApiError::no_model(&id)),
+        false => Err(ApiError::no_model(id)),
     }
 }
 
