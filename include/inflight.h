@@ -136,7 +136,8 @@
 #define INFLIGHT_ERROR_MESSAGE_SIZE 424
 
 /**
- * No token: a request without `eos`. Refused among tokens: in prompts, drafts, stop tokens and samples.
+ * No token: a request without `eos`. Refused among
+ * tokens: in prompts, drafts, stop tokens, samples and tokens of sequences.
  */
 #define INFLIGHT_NO_TOKEN UINT32_MAX
 
@@ -924,7 +925,8 @@ typedef struct inflight_scheduler_config {
 } inflight_scheduler_config;
 
 /**
- * What a request has come to: at its end, in an `inflight_output` and an `inflight_event`.
+ * Counts and times of a request at its end: of an `inflight_output` and in an `inflight_event`. As it
+ * stands in arrays, it does not grow within a version of the ABI.
  */
 typedef struct inflight_request_result {
     /**
@@ -1234,7 +1236,8 @@ typedef struct inflight_output {
      */
     uint32_t stop_token;
     /**
-     * With its last token, what it has come to: `results[result]` of the view.
+     * Where `finish` is not `INFLIGHT_FINISH_NONE`: its counts and times are `results[result]` of the
+     * view.
      */
     uint32_t result;
     /**
@@ -1270,7 +1273,7 @@ typedef struct inflight_outputs_view {
      */
     const uint64_t *released;
     /**
-     * What the requests that finished have come to, `[num_results]`: see `inflight_output`.
+     * Counts and times of the requests that finished, `[num_results]`: see `inflight_output`.
      */
     const struct inflight_request_result *results;
     /**
@@ -1332,7 +1335,7 @@ typedef struct inflight_event {
      */
     uint32_t stop_token;
     /**
-     * What it has come to, where it has finished or was cancelled; else zeros, and no times.
+     * Its counts and times, where it has finished or was cancelled; else zeros, and no times.
      */
     struct inflight_request_result result;
 } inflight_event;
@@ -1358,7 +1361,7 @@ typedef struct inflight_scheduler_stats {
      */
     uint64_t preemptions;
     /**
-     * Requests that ended by themselves.
+     * Requests that finished: by themselves, or by a finish of the caller.
      */
     uint64_t finished;
     /**
@@ -2347,15 +2350,16 @@ inflight_status inflight_scheduler_finish(struct inflight_scheduler *scheduler,
                                           struct inflight_error *error);
 
 /**
- * Has `wake(user_data)` called each time that a submitter hands something over and nothing was
- * waiting to be received: once for the first message to an empty inbox, until the next
- * `inflight_scheduler_schedule` receives all of them. So a thread with nothing to step sleeps until
- * it is called (an eventfd, a condition variable, a channel). If something waits already, it is
- * called now. NULL for no calls.
+ * Has `wake(user_data)` called when a submitter hands something over and nothing was waiting to be
+ * received: for the first message to an empty inbox, and not for those that follow until the next
+ * `inflight_scheduler_schedule` receives them all. So a thread with nothing to step sleeps until it is
+ * called (an eventfd, a condition variable, a channel). It may be called for a message that has been
+ * received meanwhile; a step with nothing to run follows then. NULL for no calls.
  *
- * `wake` runs on the thread that submits, inside its call: it must return soon, must not use this
- * scheduler or its submitters, and must not unwind. No call is under way, or comes later, once this
- * function has replaced it or `inflight_scheduler_free` has returned.
+ * `wake` runs on the thread that submits, inside its call, or inside this function where something
+ * waits already. It must return soon, must not use this scheduler or its submitters, and must not
+ * unwind. No call is under way, or comes later, once this function has replaced it or
+ * `inflight_scheduler_free` has returned.
  *
  * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
@@ -2370,7 +2374,7 @@ inflight_status inflight_scheduler_set_wake(struct inflight_scheduler *scheduler
  * ones, and none (NULL, 0) takes them back.
  *
  * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
- * `INFLIGHT_MAX_COUNT` tokens, while tokens of it are in flight, with `overlap`, and under static
+ * `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight, with `overlap`, and under static
  * batching; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
@@ -2407,7 +2411,8 @@ inflight_status inflight_scheduler_schedule(struct inflight_scheduler *scheduler
  * Outputs: `*view`, prepared with `inflight_outputs_view_init`, whose arrays are valid until the
  * next schedule, commit or abandon; NULL if the caller does not care (events tell what finished).
  * Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when an older step is in flight;
- * OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets;
+ * OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets, for
+ * `INFLIGHT_NO_TOKEN`, and for accepted tokens that are not those of the draft;
  * STRUCT_SIZE, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
@@ -2492,7 +2497,7 @@ inflight_status inflight_scheduler_get_stats(struct inflight_scheduler *schedule
                                              struct inflight_error *error);
 
 /**
- * Prepares an `inflight_request_snapshot`: size set, zeros.
+ * Prepares an `inflight_request_snapshot`: size set, zeros and no times.
  *
  * `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
  *
@@ -2579,7 +2584,7 @@ inflight_status inflight_submitter_cancel(const struct inflight_submitter *submi
                                           struct inflight_error *error);
 
 /**
- * Asks for the end of a request after its first `keep_tokens` output tokens, or after all that were
+ * Requests the end of a request after its first `keep_tokens` output tokens, or after all that were
  * delivered where those are fewer, as `inflight_scheduler_finish` does. One that has ended already is
  * not an error: the event is `INFLIGHT_EVENT_FINISHED`, with `INFLIGHT_FINISH_STOPPED`, where there
  * was something to end.
@@ -2701,7 +2706,7 @@ inflight_status inflight_cache_open(struct inflight_cache *cache,
  * of its blocks for the prefix cache; without one this may be left out.
  *
  * Fails, and nothing has changed: INVALID_ARGUMENT, also for more than INFLIGHT_MAX_COUNT tokens
- * in all; OUT_OF_MEMORY, IN_USE, POISONED.
+ * in all and for INFLIGHT_NO_TOKEN among them; OUT_OF_MEMORY, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_cache_extend(struct inflight_cache *cache,

@@ -48,6 +48,35 @@ fn a_block_that_accepted_drafts_complete_is_found() {
 }
 
 #[test]
+fn a_draft_that_is_the_last_token_is_not_computed() {
+    // As in vLLM: the KV of a last token is never counted, accepted or not.
+    let mut bench = Bench::new(cached(50, 4));
+    let request = Request::new(RequestId(0), vec![0, 1], 9);
+    bench.take(Request { eos: Some(3), ..request });
+    bench.turn(2);
+    bench.s.set_draft(RequestId(0), &[3, 4]).expect("it runs");
+    let step = bench.schedule();
+    let sampled = Sampled::Ragged { tokens: &[3, 4, 5], indptr: &[0, 3] };
+    let outputs = bench.s.commit(step, sampled).expect("the oldest");
+    assert_eq!((outputs.all_tokens(), outputs.ended()[0].last.num_computed), (&[3][..], 3));
+    assert_eq!(finds(&mut bench, &[0, 1, 2, 3, 99]), 0);
+}
+
+#[test]
+fn accepted_tokens_are_those_of_the_draft() {
+    let mut bench = Bench::new(cached(50, 4));
+    bench.submit(0, 3, 9).submit(1, 3, 9);
+    bench.turn(2);
+    bench.s.set_draft(RequestId(1), &[3, 4]).expect("it runs");
+    let step = bench.schedule();
+    let sampled = Sampled::Ragged { tokens: &[9, 3, 5, 6], indptr: &[0, 1, 4] };
+    let error = bench.refused(|s| s.commit(step, sampled).map(|_| ())).to_string();
+    assert!(error.contains("request 1: token 1 is 5") && error.contains("has 4 there"), "{error}");
+    let sampled = Sampled::Ragged { tokens: &[9, 3, 5], indptr: &[0, 1, 3] };
+    assert_eq!(bench.deliver(step, sampled), [(0, vec![9], None), (1, vec![3, 5], None)]);
+}
+
+#[test]
 fn with_overlap_a_block_is_found_when_its_last_token_is_known_and_scheduled() {
     // vLLM's rule: a commit registers what has run (`update_from_output`), and a step what it computes
     // of the tokens that are known (`allocate_slots`).
@@ -189,6 +218,41 @@ fn a_request_that_is_finished_keeps_so_many_tokens() {
     let ended = bench.s.finish(RequestId(2), 3).expect("it waits");
     assert_eq!((ended.last.num_output, ended.last.first_scheduled), (0, None));
     assert_eq!((bench.s.num_unfinished(), bench.s.cache().num_free()), (0, 50));
+}
+
+#[test]
+fn one_that_is_finished_does_not_come_back_with_an_abandoned_step() {
+    for overlap in [false, true] {
+        let config = Config { overlap, max_steps_in_flight: 2, ..limits(50, 4) };
+        let mut bench = Bench::with(config, Policy::static_batch());
+        bench.submit(0, 4, 9).submit(1, 4, 9);
+        let step = bench.schedule();
+        bench.s.finish(RequestId(0), 0).expect("it runs");
+        bench.s.abandon(step).expect("the newest");
+        bench.s.verify().expect("every invariant");
+        let stats = bench.s.stats();
+        assert_eq!((bench.s.num_waiting(), stats.finished), (1, 1), "the other alone");
+        // It holds its place until its batch has ended.
+        while bench.s.num_unfinished() > 0 {
+            let (_, delivered) = bench.turn(7);
+            assert!(delivered.iter().all(|(id, ..)| *id == 1), "{delivered:?}");
+        }
+        assert_eq!((bench.s.stats().finished, bench.s.cache().num_free()), (2, 50));
+    }
+}
+
+#[test]
+fn an_admission_before_a_preemption_does_not_count_where_both_are_abandoned() {
+    let config = Config { overlap: true, max_steps_in_flight: 4, ..limits(8, 1) };
+    let mut bench = Bench::new(config);
+    bench.submit(0, 4, 5).submit(1, 4, 5);
+    let [first, second] = [0; 2].map(|_| bench.schedule());
+    assert_eq!(bench.preempted(second), [1]);
+    bench.s.abandon(second).expect("the newest");
+    assert!(bench.s.snapshot(RequestId(1)).expect("it waits").first_scheduled.is_some());
+    bench.s.abandon(first).expect("the newest");
+    let scheduled = |id| bench.s.snapshot(RequestId(id)).expect("it waits").first_scheduled;
+    assert_eq!([scheduled(0), scheduled(1)], [None, None]);
 }
 
 #[test]

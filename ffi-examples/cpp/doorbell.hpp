@@ -26,7 +26,7 @@ class doorbell {
     /// Any thread.
     void ring() noexcept {
         const std::uint64_t once = 1;
-        // It fails only where 2^64 - 2 rings have not been heard.
+        // It would wait only where 2^64 - 2 rings have not been heard.
         while (write(file_, &once, sizeof once) < 0 && errno == EINTR) {
         }
     }

@@ -346,7 +346,11 @@ func (e *Engine) happened(event *Event) {
 		// Others came with their last token.
 		if stream := e.forget(event.RequestID); stream != nil {
 			stream.result = event.Result
-			stream.end(event.Finish, event.StopToken, nil)
+			if stream.lost {
+				stream.end(FinishNone, NoToken, ErrSlowReader)
+			} else {
+				stream.end(event.Finish, event.StopToken, nil)
+			}
 		}
 	case EventPreempted:
 		// It goes on later.

@@ -170,7 +170,7 @@ func (s *Scheduler) Verify() error {
 }
 
 // ResetPrefixCache forgets cached prefixes: for a model whose weights have changed. It fails with
-// [StatusOutOfBlocks] while any block is held.
+// [StatusOutOfBlocks] while a request holds KV, on the device or swapped out.
 func (s *Scheduler) ResetPrefixCache() error {
 	return s.call("reset prefix cache", func(b *C.border) C.inflight_status {
 		return C.border_reset_prefix_cache(b)
@@ -267,7 +267,7 @@ type Stats struct {
 	Admissions uint64
 	// Preemptions is how often a request had to give way.
 	Preemptions uint64
-	// Finished is the requests that ended by themselves.
+	// Finished is the requests that finished, by themselves or by Finish.
 	Finished uint64
 	// Cancelled is the requests that were cancelled.
 	Cancelled uint64

@@ -7,8 +7,9 @@ import "runtime/cgo"
 
 // SetWake has wake called when there is something to schedule again: with the first thing that a
 // [Submitter] hands over since the last [Scheduler.Schedule], on its goroutine; at once where there is
-// something already. nil is for no calls. wake must return soon, and must not use the scheduler or its
-// submitters; to send to a channel that has room is what most need.
+// something already. nil is for no calls. wake must return soon, must not panic, and must not use the
+// scheduler or its submitters; to send to a channel that has room is what most need. It is kept until
+// the scheduler is closed: one that refers to the scheduler keeps it from being collected.
 func (s *Scheduler) SetWake(wake func()) error {
 	border, err := s.enter("set wake", nil)
 	if err != nil {
@@ -41,5 +42,12 @@ func (s *Scheduler) dropWake() {
 
 //export inflightGoWake
 func inflightGoWake(handle C.uintptr_t) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			// Recovered further out, as by a HTTP server, it would leave the library's lock locked.
+			go func() { panic(cause) }()
+			select {}
+		}
+	}()
 	cgo.Handle(handle).Value().(func())()
 }

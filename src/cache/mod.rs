@@ -229,7 +229,8 @@ impl KvCache {
     }
 
     /// Looks up the longest cached prefix of at most `max_tokens` tokens and puts its blocks into
-    /// `hit`; returns its tokens. Nothing is held until [`allocate`](Self::allocate).
+    /// `hit`; returns its tokens. Nothing is held until [`allocate`](Self::allocate), and what was found
+    /// is good until the next call that changes the cache: a block may have other content then.
     pub fn lookup(&self, hashes: &[BlockHash], max_tokens: usize, hit: &mut Vec<BlockId>) -> usize {
         hit.clear();
         if let Some(prefix) = &self.prefix {

@@ -34,7 +34,7 @@ pub struct inflight_event {
     pub finish: u32,
     /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
     pub stop_token: u32,
-    /// What it has come to, where it has finished or was cancelled; else zeros, and no times.
+    /// Its counts and times, where it has finished or was cancelled; else zeros, and no times.
     pub result: inflight_request_result,
 }
 

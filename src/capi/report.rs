@@ -20,7 +20,7 @@ pub struct inflight_scheduler_stats {
     pub admissions: u64,
     /// Preemptions.
     pub preemptions: u64,
-    /// Requests that ended by themselves.
+    /// Requests that finished: by themselves, or by a finish of the caller.
     pub finished: u64,
     /// Requests cancelled.
     pub cancelled: u64,
@@ -177,7 +177,7 @@ unsafe impl Versioned for inflight_request_snapshot {
     }
 }
 
-/// Prepares an `inflight_request_snapshot`: size set, zeros.
+/// Prepares an `inflight_request_snapshot`: size set, zeros and no times.
 ///
 /// `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
 ///

@@ -7,12 +7,14 @@ use crate::request::{Repetition, Request};
 use crate::scheduler::Snapshot;
 use crate::types::{RequestId, Time, Token};
 
-/// No token: a request without `eos`. Refused among tokens: in prompts, drafts, stop tokens and samples.
+/// No token: a request without `eos`. Refused among
+/// tokens: in prompts, drafts, stop tokens, samples and tokens of sequences.
 pub const INFLIGHT_NO_TOKEN: u32 = u32::MAX;
 /// The time of the last `inflight_scheduler_schedule`: for a request that says no `arrival`.
 pub const INFLIGHT_NOW: u64 = u64::MAX;
 
-/// What a request has come to: at its end, in an `inflight_output` and an `inflight_event`.
+/// Counts and times of a request at its end: of an `inflight_output` and in an `inflight_event`. As it
+/// stands in arrays, it does not grow within a version of the ABI.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct inflight_request_result {

@@ -463,15 +463,16 @@ impl WakeCall {
     }
 }
 
-/// Has `wake(user_data)` called each time that a submitter hands something over and nothing was
-/// waiting to be received: once for the first message to an empty inbox, until the next
-/// `inflight_scheduler_schedule` receives all of them. So a thread with nothing to step sleeps until
-/// it is called (an eventfd, a condition variable, a channel). If something waits already, it is
-/// called now. NULL for no calls.
+/// Has `wake(user_data)` called when a submitter hands something over and nothing was waiting to be
+/// received: for the first message to an empty inbox, and not for those that follow until the next
+/// `inflight_scheduler_schedule` receives them all. So a thread with nothing to step sleeps until it is
+/// called (an eventfd, a condition variable, a channel). It may be called for a message that has been
+/// received meanwhile; a step with nothing to run follows then. NULL for no calls.
 ///
-/// `wake` runs on the thread that submits, inside its call: it must return soon, must not use this
-/// scheduler or its submitters, and must not unwind. No call is under way, or comes later, once this
-/// function has replaced it or `inflight_scheduler_free` has returned.
+/// `wake` runs on the thread that submits, inside its call, or inside this function where something
+/// waits already. It must return soon, must not use this scheduler or its submitters, and must not
+/// unwind. No call is under way, or comes later, once this function has replaced it or
+/// `inflight_scheduler_free` has returned.
 ///
 /// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
@@ -497,7 +498,7 @@ pub unsafe extern "C" fn inflight_scheduler_set_wake(
 /// ones, and none (NULL, 0) takes them back.
 ///
 /// Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
-/// `INFLIGHT_MAX_COUNT` tokens, while tokens of it are in flight, with `overlap`, and under static
+/// `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight, with `overlap`, and under static
 /// batching; IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
@@ -561,7 +562,8 @@ pub unsafe extern "C" fn inflight_scheduler_schedule(
 /// Outputs: `*view`, prepared with `inflight_outputs_view_init`, whose arrays are valid until the
 /// next schedule, commit or abandon; NULL if the caller does not care (events tell what finished).
 /// Fails, and nothing has changed: UNKNOWN_STEP; STEP_OUT_OF_ORDER when an older step is in flight;
-/// OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets;
+/// OUTPUT_MISMATCH when the samples are not those of its rows; INVALID_ARGUMENT for bad offsets, for
+/// `INFLIGHT_NO_TOKEN`, and for accepted tokens that are not those of the draft;
 /// STRUCT_SIZE, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]

@@ -98,7 +98,7 @@ pub unsafe extern "C" fn inflight_cache_open(
 /// of its blocks for the prefix cache; without one this may be left out.
 ///
 /// Fails, and nothing has changed: INVALID_ARGUMENT, also for more than INFLIGHT_MAX_COUNT tokens
-/// in all; OUT_OF_MEMORY, IN_USE, POISONED.
+/// in all and for INFLIGHT_NO_TOKEN among them; OUT_OF_MEMORY, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_extend(

@@ -351,7 +351,8 @@ pub struct inflight_output {
     pub finish: u32,
     /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
     pub stop_token: u32,
-    /// With its last token, what it has come to: `results[result]` of the view.
+    /// Where `finish` is not `INFLIGHT_FINISH_NONE`: its counts and times are `results[result]` of the
+    /// view.
     pub result: u32,
     /// 0.
     pub reserved: u32,
@@ -373,7 +374,7 @@ pub struct inflight_outputs_view {
     /// Requests that gave back their slot and blocks: those that finished, or under static batching
     /// the whole batch with its last, `[num_released]`.
     pub released: *const u64,
-    /// What the requests that finished have come to, `[num_results]`: see `inflight_output`.
+    /// Counts and times of the requests that finished, `[num_results]`: see `inflight_output`.
     pub results: *const inflight_request_result,
     /// Elements of `outputs`.
     pub num_outputs: u32,

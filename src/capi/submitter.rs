@@ -108,7 +108,7 @@ pub unsafe extern "C" fn inflight_submitter_cancel(
     unsafe { call(error, body) }
 }
 
-/// Asks for the end of a request after its first `keep_tokens` output tokens, or after all that were
+/// Requests the end of a request after its first `keep_tokens` output tokens, or after all that were
 /// delivered where those are fewer, as `inflight_scheduler_finish` does. One that has ended already is
 /// not an error: the event is `INFLIGHT_EVENT_FINISHED`, with `INFLIGHT_FINISH_STOPPED`, where there
 /// was something to end.

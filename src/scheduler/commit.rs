@@ -16,10 +16,12 @@ impl Scheduler {
     /// # Errors
     /// Nothing has changed on any: [`Error::UnknownStep`]; [`Error::StepOutOfOrder`] when an
     /// older step is in flight; [`Error::OutputMismatch`] when the samples are not those of its
-    /// rows; [`Error::InvalidArgument`] for bad offsets or a sampled `PENDING_TOKEN`.
+    /// rows; [`Error::InvalidArgument`] for bad offsets, a sampled `PENDING_TOKEN`, or accepted tokens
+    /// that are not those of the draft.
     pub fn commit(&mut self, id: StepId, sampled: Sampled<'_>) -> Result<Outputs<'_>> {
         let step = self.due(id, true)?;
         check_samples(step, sampled)?;
+        self.check_accepted(step, sampled)?;
         let Some(step) = self.in_flight.pop_front() else { return Err(Error::UnknownStep(id)) };
         self.outputs.clear();
         self.output_tokens.clear();
@@ -89,6 +91,31 @@ impl Scheduler {
         self.vacate(slot)
     }
 
+    /// Refuses accepted tokens that are not those of the draft: the KV is that of the draft, and would
+    /// be found under others.
+    fn check_accepted(&self, step: &Step, sampled: Sampled<'_>) -> Result<()> {
+        for (i, row) in step.rows.iter().filter(|row| row.samples).enumerate() {
+            if row.num_draft == 0 {
+                continue;
+            }
+            let entry = &self.entries[row.slot as usize];
+            if entry.generation != row.generation {
+                continue;
+            }
+            let (given, draft) = (sampled.row(i), entry.draft());
+            let accepted = given.iter().zip(draft).take(given.len() - 1);
+            if let Some((at, (token, draft))) = accepted.enumerate().find(|(_, (a, b))| a != b) {
+                let reason = format!(
+                    "request {}: token {at} is {token} and counts as accepted, and its draft has \
+                     {draft} there",
+                    row.id
+                );
+                return Err(Error::argument("tokens", reason));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes ended requests off the running list; a static batch goes all at once.
     pub(super) fn retire(&mut self) -> Result<()> {
         if self.policy.batching == Batching::Continuous {
@@ -149,12 +176,21 @@ impl Scheduler {
                 continue;
             }
             entry.cut_draft(0);
+            let preempted_since = u32::from(entry.state == State::Waiting);
+            if row.admitted && entry.num_preemptions == preempted_since {
+                // It has not been admitted before.
+                (entry.first_scheduled, entry.num_cached) = (None, 0);
+            }
             if entry.state == State::Waiting {
                 // Preempted by a later step: what it held is gone already.
                 entry.land(row.num_tokens);
                 continue;
             }
             self.undo_row(row, &mut step)?;
+            if self.entries[row.slot as usize].state == State::Ended {
+                // Finished by the caller meanwhile: it stays until its batch has ended.
+                continue;
+            }
             self.relink_sample(row.slot);
             if row.admitted {
                 self.restart(row.slot)?;
@@ -209,10 +245,6 @@ impl Scheduler {
         self.forget_kv(slot)?;
         let entry = &mut self.entries[slot as usize];
         entry.state = State::Waiting;
-        if entry.num_preemptions == 0 {
-            // It has not been admitted before.
-            (entry.first_scheduled, entry.num_cached) = (None, 0);
-        }
         self.policy.queue.push_front(entry.waiting);
         Ok(())
     }
@@ -297,10 +329,14 @@ fn accept(
         entry.num_computed -= rejected;
         entry.num_placeholders = entry.num_placeholders.saturating_sub(1);
     }
-    for &token in given {
+    for (i, &token) in (1..).zip(given) {
         delivered.push(token);
         let finish = entry.push(token);
         if finish.is_some() {
+            // Drafts past the end were computed for nothing.
+            if !stale {
+                entry.num_computed -= given.len() as u32 - i;
+            }
             return finish;
         }
     }

@@ -47,7 +47,7 @@ pub struct Stats {
     pub admissions: u64,
     /// Preemptions.
     pub preemptions: u64,
-    /// Requests that ended by themselves.
+    /// Requests that finished: by themselves, or by [`Scheduler::finish`].
     pub finished: u64,
     /// Requests cancelled.
     pub cancelled: u64,

@@ -82,8 +82,8 @@ fn ragged_samples_give_each_row_its_share() {
     ] {
         assert_eq!(field(commit(tokens, &indptr)), "indptr", "{indptr:?}");
     }
-    let sampled = Sampled::Ragged { tokens: &[1, 2, 3, 4], indptr: &[0, 1, 4] };
-    assert_eq!(bench.deliver(step, sampled), [(0, vec![1], None), (1, vec![2, 3, 4], None)]);
+    let sampled = Sampled::Ragged { tokens: &[1, 10, 11, 4], indptr: &[0, 1, 4] };
+    assert_eq!(bench.deliver(step, sampled), [(0, vec![1], None), (1, vec![10, 11, 4], None)]);
 }
 
 #[test]

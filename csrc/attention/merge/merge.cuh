@@ -28,7 +28,7 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
     MergeShares m;
     m.seen = 0;
     m.last = 0;
-    float most = minus_infinity;
+    float most = minus_infinity, only = minus_infinity;
 #pragma unroll
     for (int i = 0; i < INFLIGHT_MERGE_MAX; i++) {
         m.share[i] = minus_infinity;
@@ -43,10 +43,11 @@ ARCH_FN MergeShares merge_shares(const inflight_merge_params& p, uint64_t row) {
         if (m.share[i] != minus_infinity) {
             m.seen++;
             m.last = i;
+            only = m.share[i];
         }
         most = fmaxf(most, m.share[i]);
     }
-    m.lse = most;
+    m.lse = only; /* which may be NaN */
     if (m.seen < 2) return m;
     float sum = 0.0f;
 #pragma unroll

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import time
+import weakref
 from contextlib import contextmanager
 from ctypes import addressof, byref, c_size_t, c_void_p, cast, sizeof
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from ._library import (
     u64,
 )
 from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag, known
-from .errors import ClosedError, Status, argument_error
+from .errors import ClosedError, InflightError, Status, argument_error
 from .request import CRequest, Request
 
 _schedule = lib.inflight_scheduler_schedule
@@ -467,6 +469,19 @@ _ENDS = (EventKind.FINISHED, EventKind.CANCELLED)
 _EVENTS_AT_ONCE = 64
 
 
+_wakes: "weakref.WeakSet[Scheduler]" = weakref.WeakSet()
+
+
+@atexit.register
+def _silence() -> None:
+    """No thread may call into an interpreter that ends."""
+    for scheduler in list(_wakes):
+        try:
+            scheduler.set_wake(None)
+        except InflightError:
+            pass  # it is closed
+
+
 class Scheduler(Guarded):
     """`schedule` a step, run it on a device, `commit` it. One thread at a time: others wait, and
     better submit and cancel through `submitter()`."""
@@ -509,11 +524,14 @@ class Scheduler(Guarded):
 
     def set_wake(self, wake: Optional[Callable[[], None]]) -> None:
         """Has `wake` called, on the thread that submits, when there is something to schedule again;
-        None for no calls. It must return soon and must not use this scheduler or its submitters:
-        `threading.Event().set` is what most need."""
+        None for no calls. It must return soon and must not use this scheduler or its submitters, nor
+        be what alone refers to them: `threading.Event().set` is what most need."""
         entry = WAKE_CALLBACK(lambda _: wake()) if wake is not None else WAKE_CALLBACK()
-        self._call(lib.inflight_scheduler_set_wake, cast(entry, c_void_p), None)
-        self._wake = entry  # the one before is not running any more
+        with self._lock:
+            self._wake = (self._wake, entry)  # both live until it is known which is set
+            self._call(lib.inflight_scheduler_set_wake, cast(entry, c_void_p), None)
+            self._wake = entry  # the one before is not running any more
+            _wakes.add(self)
 
     def set_draft(self, request_id: int, draft: Any) -> None:
         """Draft tokens, to be verified when the request samples next; none takes them back."""
@@ -623,7 +641,8 @@ class Scheduler(Guarded):
         self._call(lib.inflight_scheduler_verify)
 
     def reset_prefix_cache(self) -> None:
-        """Forgets cached prefixes; `CapacityError` while any block is held."""
+        """Forgets cached prefixes; `CapacityError` while a request holds KV, on the device or
+        swapped out."""
         self._call(lib.inflight_scheduler_reset_prefix_cache)
 
     def submitter(self) -> "Submitter":

@@ -46,9 +46,9 @@ impl Merge {
     /// Queues merging states over disjoint keys, in the order given, into the attention over all of
     /// them; `lse` is the address of the result's, or 0.
     ///
-    /// States have one shape and the same strides; at most 16 of them. States whose LSE is -inf are
-    /// neutral, their outputs not read; all of them merge to 0 and -inf. A sink belongs to exactly
-    /// one of the states.
+    /// States have one shape and the same strides; at most 16 of them. States whose LSE is -inf,
+    /// or +inf as FlashAttention marks rows without keys, are neutral, their outputs not read; all of
+    /// them merge to 0 and -inf. A sink belongs to exactly one of the states.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming `states`, `o` or `lse`; what the driver refuses.

@@ -293,7 +293,7 @@ func (h *handler) metrics(w http.ResponseWriter, _ *http.Request) {
 		{"inflight_steps_total", "counter", "Steps scheduled.", stats.Steps},
 		{"inflight_admissions_total", "counter", "Requests admitted.", stats.Admissions},
 		{"inflight_preemptions_total", "counter", "Requests that gave way.", stats.Preemptions},
-		{"inflight_finished_total", "counter", "Requests that ended by themselves.", stats.Finished},
+		{"inflight_finished_total", "counter", "Requests that finished.", stats.Finished},
 		{"inflight_cancelled_total", "counter", "Requests cancelled.", stats.Cancelled},
 		{"inflight_output_tokens_total", "counter", "Tokens delivered.", stats.OutputTokens},
 		{"inflight_prefix_queried_tokens_total", "counter", "Tokens looked up in the prefix cache.",
