@@ -101,7 +101,7 @@ impl Batch {
             let mut output_ids = Vec::new();
             let outcome = loop {
                 match events.blocking_recv() {
-                    Some(Event::Accepted) => {}
+                    Some(Event::Accepted(_)) => {}
                     Some(Event::Token { token, finish, .. }) => {
                         output_ids.push(token);
                         if let Some(reason) = finish {

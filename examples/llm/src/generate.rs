@@ -106,7 +106,7 @@ impl Generate {
         let (mut first, mut count, mut ended) = (None, 0, "cut short");
         while let Some(event) = events.blocking_recv() {
             match event {
-                Event::Accepted => {}
+                Event::Accepted(_) => {}
                 Event::Token { token, finish, .. } => {
                     first.get_or_insert_with(|| started.elapsed());
                     count += 1;

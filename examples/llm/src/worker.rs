@@ -56,8 +56,8 @@ impl Generation {
 /// What becomes of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// It waits for its turn.
-    Accepted,
+    /// It waits for its turn, under this id.
+    Accepted(RequestId),
     /// Its next token.
     Token {
         /// The token.
@@ -86,7 +86,7 @@ pub struct Stats {
     pub num_blocks: usize,
     /// Steps run.
     pub steps: u64,
-    /// Requests that ended by themselves.
+    /// Requests that ended: by themselves, or where their text did.
     pub finished: u64,
     /// Requests whose clients went away.
     pub cancelled: u64,
@@ -108,6 +108,8 @@ pub struct Stats {
 
 enum Command {
     Submit(RequestId, Box<Generation>, mpsc::UnboundedSender<Event>),
+    /// The request ends after so many output tokens.
+    Finish(RequestId, u32),
     /// Ends when everything that was submitted has ended.
     Drain,
 }
@@ -132,6 +134,13 @@ impl Handle {
             let _ = events.send(Event::Failed("the engine has stopped".to_owned()));
         }
         receiver
+    }
+
+    /// Ends a request after its first `keep_tokens` output tokens: its text has ended there. Nothing
+    /// follows for its receiver.
+    pub fn finish(&self, id: RequestId, keep_tokens: u32) {
+        // An engine that has stopped needs no telling.
+        let _ = self.commands.send(Command::Finish(id, keep_tokens));
     }
 
     /// Counts and sizes after the last step.
@@ -241,6 +250,9 @@ impl Drop for Stopped {
 impl Worker {
     fn run(&mut self) -> Result<()> {
         loop {
+            // Those first, whose ends were said before: a text that has ended is not given up.
+            let gone = self.live.iter().filter(|(_, live)| live.events.is_closed());
+            self.gone.extend(gone.map(|(&id, _)| id));
             self.receive();
             self.drop_gone();
             if self.unfinished() == 0 {
@@ -268,6 +280,13 @@ impl Worker {
             let wait = if idle { Duration::from_secs(3600) } else { Duration::ZERO };
             match self.commands.recv_timeout(wait) {
                 Ok(Command::Submit(id, generation, events)) => self.submit(id, *generation, events),
+                Ok(Command::Finish(id, keep_tokens)) => {
+                    self.live.remove(&id);
+                    // It is unknown where it has ended meanwhile.
+                    let _ = self.engine.scheduler_mut().finish(id, keep_tokens);
+                    // It may have been the last, and the next one be long in coming.
+                    self.publish();
+                }
                 Ok(Command::Drain) => self.draining = true,
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -299,19 +318,18 @@ impl Worker {
             return;
         }
         // Whoever is gone is cancelled before the next step.
-        let _ = events.send(Event::Accepted);
+        let _ = events.send(Event::Accepted(id));
         let chooser = Mutex::new(Chooser { sampler, ends, min_tokens, logprobs: None });
         self.live.insert(id, Live { chooser, events });
     }
 
     /// Cancels the requests of clients that went away.
     fn drop_gone(&mut self) {
-        let gone = self.live.iter().filter(|(_, live)| live.events.is_closed());
-        self.gone.extend(gone.map(|(&id, _)| id));
         for id in self.gone.drain(..) {
-            self.live.remove(&id);
-            // It is unknown where it has finished in a static batch that has not.
-            let _ = self.engine.scheduler_mut().cancel(id);
+            if self.live.remove(&id).is_some() {
+                // It is unknown where it has finished in a static batch that has not.
+                let _ = self.engine.scheduler_mut().cancel(id);
+            }
         }
     }
 

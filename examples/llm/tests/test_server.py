@@ -221,6 +221,23 @@ def test_a_client_that_hangs_up_is_forgotten(server: Server, client: openai.Open
     until(lambda: idle(server))
 
 
+def test_a_text_that_ends_at_a_stop_text_is_finished_and_not_given_up(
+    server: Server, client: openai.OpenAI
+) -> None:
+    long = {"model": "smol", "prompt": PROMPT, "max_tokens": 300, "temperature": 0}
+    whole = client.completions.create(**long).choices[0].text
+    before = metrics(server)
+    for stream in (False, True):
+        answer = client.completions.create(**long, stop=whole[40:50], stream=stream)
+        for chunk in answer if stream else ():
+            last = chunk.choices[0].finish_reason if chunk.choices else None
+            assert last in (None, "stop")
+    until(lambda: idle(server))
+    now = metrics(server)
+    ended = [f"llm_requests_{how}_total" for how in ("finished", "cancelled")]
+    assert [now[name] - before[name] for name in ended] == [2, 0]
+
+
 def test_a_full_queue_answers_429(program: str, model: str) -> None:
     options = ["--max-num-seqs", "2", "--max-waiting", "2", "--served-model-name", "smol"]
     with serving(program, model, *options) as server:

@@ -50,6 +50,7 @@ pub trait Format: Send + 'static {
 
 /// The completions of one HTTP request.
 pub struct Answer {
+    engine: Handle,
     events: StreamMap<usize, UnboundedReceiverStream<Event>>,
     choices: Vec<Choice>,
     prompt_tokens: usize,
@@ -76,7 +77,7 @@ impl Answer {
             choices.push(choice);
             events.insert(index, UnboundedReceiverStream::new(receiver));
         }
-        Ok(Self { events, choices, prompt_tokens, watch })
+        Ok(Self { engine: engine.clone(), events, choices, prompt_tokens, watch })
     }
 
     /// The next piece of any completion; `None` after the last piece of the last one.
@@ -94,7 +95,11 @@ impl Answer {
                 Ok(None) => {}
                 Ok(Some(piece)) => {
                     if piece.finish.is_some() {
-                        // Where a stop text was found, this cancels the rest.
+                        // Where a stop text was found, the engine does not know it yet.
+                        let choice = &self.choices[index];
+                        if let Some(id) = choice.id() {
+                            self.engine.finish(id, choice.num_output() as u32);
+                        }
                         self.events.remove(&index);
                     }
                     return Some(Ok((index, piece)));

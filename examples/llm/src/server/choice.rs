@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use inflight::FinishReason;
+use inflight::{FinishReason, RequestId};
 
 use super::error::ApiError;
 use super::stop::StopTexts;
@@ -47,6 +47,7 @@ impl Piece {
 
 /// A completion.
 pub struct Choice {
+    id: Option<RequestId>,
     text: TextStream<'static>,
     stops: StopTexts,
     ends: &'static [u32],
@@ -63,6 +64,7 @@ impl Choice {
     /// A completion before its first token.
     pub fn new(tokenizer: &'static Tokenizer, stops: Vec<String>) -> Self {
         Self {
+            id: None,
             text: tokenizer.stream(),
             stops: StopTexts::new(stops),
             ends: tokenizer.ends(),
@@ -72,6 +74,11 @@ impl Choice {
             num_output: 0,
             ended: false,
         }
+    }
+
+    /// The engine's name for it, once it was accepted.
+    pub fn id(&self) -> Option<RequestId> {
+        self.id
     }
 
     /// Whether its last piece was given.
@@ -89,7 +96,7 @@ impl Choice {
         let internal = |error: anyhow::Error| ApiError::engine(error.to_string());
         let mut piece = Piece::default();
         match event {
-            Event::Accepted => {}
+            Event::Accepted(id) => self.id = Some(id),
             Event::Token { token, logprobs, finish } => {
                 self.num_output += 1;
                 let offset = self.decoded + usize::from(self.text.is_broken_by(token));
