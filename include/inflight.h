@@ -2374,8 +2374,8 @@ inflight_status inflight_scheduler_set_wake(struct inflight_scheduler *scheduler
  * ones, and none (NULL, 0) takes them back.
  *
  * Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
- * `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight, with `overlap`, and under static
- * batching; IN_USE, POISONED.
+ * `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight,
+ * with `overlap`, and under static batching; IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_scheduler_set_draft(struct inflight_scheduler *scheduler,

@@ -9,7 +9,6 @@ use super::guard::{
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
-use crate::error::{Error, Pool};
 use crate::types::{BlockId, Token};
 
 /// What a cache manager is made for.
@@ -205,12 +204,15 @@ pub unsafe extern "C" fn inflight_cache_reset(
     unsafe { call(error, body) }
 }
 
-/// Why cached prefixes cannot be forgotten: the pool that holds blocks of sequences.
+/// Why cached prefixes cannot be forgotten: the pools that hold blocks of sequences.
 pub(super) fn held(cache: &KvCache) -> Failure {
-    let device = (Pool::Device, cache.pool().num_usable(), cache.num_free());
-    let host = (Pool::Host, cache.num_host_blocks(), cache.num_host_free());
-    let (pool, needed, free) = if device.2 < device.1 { device } else { host };
-    Error::OutOfBlocks { pool, needed, free }.into()
+    let device = cache.pool().num_usable() - cache.num_free();
+    let host = cache.num_host_blocks() - cache.num_host_free();
+    let reason = format!(
+        "sequences hold {device} device blocks, and {host} host blocks swapped out: let them end first, \
+         or cancel them"
+    );
+    Failure::new(inflight_status::OutOfBlocks, "", reason)
 }
 
 /// Counters since a cache manager was made, and its state now.

@@ -498,8 +498,8 @@ pub unsafe extern "C" fn inflight_scheduler_set_wake(
 /// ones, and none (NULL, 0) takes them back.
 ///
 /// Fails, and nothing has changed: UNKNOWN_REQUEST; INVALID_ARGUMENT for more than
-/// `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight, with `overlap`, and under static
-/// batching; IN_USE, POISONED.
+/// `INFLIGHT_MAX_COUNT` tokens, for `INFLIGHT_NO_TOKEN` among them, while tokens of it are in flight,
+/// with `overlap`, and under static batching; IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_set_draft(

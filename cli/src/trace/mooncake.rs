@@ -22,8 +22,9 @@ pub(super) struct Mooncake {
     timed: Option<bool>,
     /// Whether any turn waits for a time.
     delayed: bool,
-    /// The last turn of each session: its row and arrival.
-    sessions: HashMap<String, (u64, f64)>,
+    /// The last turn of each session that is not skipped: its row, `None` before the first such, and
+    /// when the session came.
+    sessions: HashMap<String, (Option<u64>, f64)>,
 }
 
 impl Mooncake {
@@ -72,13 +73,25 @@ impl Mooncake {
             (None, true, None) => {
                 return Err(Fault::field("timestamp", "missing; earlier rows have it"));
             }
+            // The one before is skipped: this is the first to be sent.
+            (None, _, Some((None, arrival))) => {
+                self.delayed |= delay > 0.0;
+                arrival + delay
+            }
             (None, _, before) => before.map_or(0.0, |(_, arrival)| arrival),
         };
         // A row that will be skipped has no end to wait for.
-        if let Some(session) = session.filter(|_| !row.is_empty()) {
-            self.sessions.insert(session, (row.id, arrival));
+        if let Some(session) = session {
+            match row.is_empty() {
+                true => {
+                    self.sessions.entry(session).or_insert((None, arrival));
+                }
+                false => {
+                    self.sessions.insert(session, (Some(row.id), arrival));
+                }
+            }
         }
-        let turn = before.map(|(previous, _)| {
+        let turn = before.and_then(|(previous, _)| previous).map(|previous| {
             // A timestamp says when, and a delay besides says nothing.
             let delay = if timestamp.is_some() { 0.0 } else { delay };
             self.delayed |= delay > 0.0;
@@ -193,6 +206,20 @@ mod tests {
             [(0, None, 0.0), (1, Some(0), 0.0), (2, None, 0.0), (3, None, 0.0)]
         );
         assert_eq!(read.clock, Clock::None);
+    }
+
+    #[test]
+    fn a_session_goes_on_without_turns_that_are_skipped() {
+        let failed =
+            |more: &str| row("a", more).replace("\"output_length\": 2", "\"output_length\": 0");
+        let later = row("a", r#", "delay": 500"#);
+        let first = failed(r#", "timestamp": 3000"#);
+        let other = row("b", r#", "timestamp": 1000"#);
+        let read =
+            trace(&[&other, &first, &later, &failed(""), &later].map(|row| &row[..]).concat());
+        let arrivals: Vec<_> = read.rows.iter().map(|row| (row.id, row.arrival)).collect();
+        assert_eq!(arrivals, [(0, 0.0), (2, 2.5), (4, 2.5)]);
+        assert_eq!(turns(&read), [(0, None, 0.0), (2, None, 0.0), (4, Some(2), 0.5)]);
     }
 
     #[test]

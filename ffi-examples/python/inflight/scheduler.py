@@ -478,8 +478,8 @@ def _silence() -> None:
     for scheduler in list(_wakes):
         try:
             scheduler.set_wake(None)
-        except InflightError:
-            pass  # it is closed
+        except (ClosedError, InflightError):
+            pass
 
 
 class Scheduler(Guarded):
@@ -526,6 +526,8 @@ class Scheduler(Guarded):
         """Has `wake` called, on the thread that submits, when there is something to schedule again;
         None for no calls. It must return soon and must not use this scheduler or its submitters, nor
         be what alone refers to them: `threading.Event().set` is what most need."""
+        if wake is not None and not callable(wake):
+            raise argument_error("wake", f"{wake!r} cannot be called")
         entry = WAKE_CALLBACK(lambda _: wake()) if wake is not None else WAKE_CALLBACK()
         with self._lock:
             self._wake = (self._wake, entry)  # both live until it is known which is set

@@ -1,4 +1,5 @@
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -471,6 +472,38 @@ def test_the_first_that_is_handed_over_wakes():
         scheduler.set_wake(None)
         submitter.cancel(1)
         assert len(calls) == 1
+        refused(
+            lambda: scheduler.set_wake(5), inflight.ArgumentError, Status.INVALID_ARGUMENT, "wake"
+        )
+
+
+def test_wakes_end_with_the_interpreter():
+    """Some schedulers are closed by then, and one is not."""
+    program = """
+import inflight, threading
+bell = threading.Event()
+kept = [inflight.Scheduler(num_blocks=32) for _ in range(8)]
+for scheduler in kept:
+    scheduler.set_wake(bell.set)
+for scheduler in kept[1:]:
+    scheduler.close()
+submitter = kept[0].submitter()
+def submit():
+    i = 0
+    while True:
+        i += 1
+        submitter.cancel(i)
+        kept[0].schedule().abandon()
+threading.Thread(target=submit, daemon=True).start()
+assert bell.wait(60)
+"""
+    package = str(Path(inflight.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package}
+    for _ in range(5):
+        ran = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, timeout=120
+        )
+        assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 def test_two_steps_in_flight():
