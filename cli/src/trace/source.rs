@@ -60,10 +60,10 @@ struct Named<R> {
 impl<R: Read> Read for Named<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.decoder.read(buffer).map_err(|error| {
-            let reason = match error.kind() {
-                io::ErrorKind::UnexpectedEof => "the file ends early".to_owned(),
-                _ => error.to_string(),
-            };
+            let text = error.to_string();
+            // zstd's decoder says so inside of its own errors.
+            let ends = error.kind() == io::ErrorKind::UnexpectedEof || text.contains("UnexpectedEof");
+            let reason = if ends { "the file ends early".to_owned() } else { text };
             io::Error::other(format!("cannot be decompressed as {}: {reason}", self.name))
         })
     }
