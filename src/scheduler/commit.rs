@@ -42,9 +42,12 @@ impl Scheduler {
                 continue;
             }
             let start = self.output_tokens.len() as u32;
+            // What is beyond an entry's first line is left alone in steady decode.
+            if entry.num_output() == 0 {
+                entry.first_token = Some(step.now);
+            }
             let finish = accept(entry, given, row.num_draft, stale, &mut self.output_tokens);
             let len = self.output_tokens.len() as u32 - start;
-            entry.first_token.get_or_insert(step.now);
             let (id, client) = (row.id, entry.client);
             self.outputs.push(Output { id, client, start, len, finish });
             if !stale && (self.config.overlap || row.num_draft > 0) {
@@ -94,6 +97,9 @@ impl Scheduler {
     /// Refuses accepted tokens that are not those of the draft: the KV is that of the draft, and would
     /// be found under others.
     fn check_accepted(&self, step: &Step, sampled: Sampled<'_>) -> Result<()> {
+        if step.num_outputs == step.num_sampling {
+            return Ok(());
+        }
         for (i, row) in step.rows.iter().filter(|row| row.samples).enumerate() {
             if row.num_draft == 0 {
                 continue;
@@ -323,8 +329,10 @@ fn accept(
     let accepted = given.len() as u32 - 1;
     let rejected = num_draft - accepted;
     entry.cut_draft(0);
-    entry.num_drafts += num_draft;
-    entry.num_accepted += accepted;
+    if num_draft > 0 {
+        entry.num_drafts += num_draft;
+        entry.num_accepted += accepted;
+    }
     if !stale {
         entry.num_computed -= rejected;
         entry.num_placeholders = entry.num_placeholders.saturating_sub(1);

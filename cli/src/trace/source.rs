@@ -62,7 +62,8 @@ impl<R: Read> Read for Named<R> {
         self.decoder.read(buffer).map_err(|error| {
             let text = error.to_string();
             // zstd's decoder says so inside of its own errors.
-            let ends = error.kind() == io::ErrorKind::UnexpectedEof || text.contains("UnexpectedEof");
+            let ends =
+                error.kind() == io::ErrorKind::UnexpectedEof || text.contains("UnexpectedEof");
             let reason = if ends { "the file ends early".to_owned() } else { text };
             io::Error::other(format!("cannot be decompressed as {}: {reason}", self.name))
         })
