@@ -118,7 +118,7 @@ impl Decode {
     pub(crate) fn new(running: usize, prefix_cache: bool) -> Self {
         let mut rng = Rng(running as u64);
         let samples = Samples::new(&mut rng);
-        let scheduler = scheduler(running, 8192, running * 96, prefix_cache);
+        let scheduler = scheduler(running, 8192, running * 96 + 2048, prefix_cache);
         let wanted = Vec::new();
         let mut load =
             Self { scheduler, rng, samples, wanted, running, next_id: 0, steps: 0, left: 0 };
