@@ -39,44 +39,37 @@ func (s *Scheduler) Submitter() (*Submitter, error) {
 // Submit hands over a request. Whether its id is free shows when the scheduler receives it: one
 // that is refused then gives an event [EventRefused].
 func (s *Submitter) Submit(request *Request) error {
-	p := pass(request)
-	defer p.release()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.handle == nil {
-		return ErrClosed
-	}
-	status := C.inflight_submitter_submit(s.handle, &p.request, &p.err)
-	return s.failure("submit", status, &p.err)
+	return s.call("submit", pass(request), func(p *passed) C.inflight_status {
+		return C.inflight_submitter_submit(s.handle, &p.request, &p.err)
+	})
 }
 
 // Cancel asks for the end of a request, wherever it is. One that has ended already is no error: the
 // event is [EventCancelled] where there was something to cancel.
 func (s *Submitter) Cancel(id uint64) error {
-	p := passedPool.Get().(*passed)
-	defer p.release()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.handle == nil {
-		return ErrClosed
-	}
-	status := C.inflight_submitter_cancel(s.handle, C.uint64_t(id), &p.err)
-	return s.failure("cancel", status, &p.err)
+	return s.call("cancel", passedPool.Get().(*passed), func(p *passed) C.inflight_status {
+		return C.inflight_submitter_cancel(s.handle, C.uint64_t(id), &p.err)
+	})
 }
 
 // Finish asks for the end of a request after its first keepTokens output tokens, as
 // [Scheduler.Finish] does. One that has ended already is not an error: the event is [EventFinished],
 // with [FinishStopped], where there was something to end.
 func (s *Submitter) Finish(id uint64, keepTokens uint32) error {
-	p := passedPool.Get().(*passed)
+	return s.call("finish", passedPool.Get().(*passed), func(p *passed) C.inflight_status {
+		return C.inflight_submitter_finish(s.handle, C.uint64_t(id), C.uint32_t(keepTokens), &p.err)
+	})
+}
+
+// call makes one call with what it passes, which is released.
+func (s *Submitter) call(op string, p *passed, body func(*passed) C.inflight_status) error {
 	defer p.release()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.handle == nil {
 		return ErrClosed
 	}
-	status := C.inflight_submitter_finish(s.handle, C.uint64_t(id), C.uint32_t(keepTokens), &p.err)
-	return s.failure("finish", status, &p.err)
+	return s.failure(op, body(p), &p.err)
 }
 
 // failure is that of a call.

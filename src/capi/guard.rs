@@ -292,10 +292,10 @@ pub(super) unsafe fn give<T>(
     unsafe { call(error, body) }
 }
 
-/// A struct of the caller's that has no size in it: a tensor, a cache, what another library made.
+/// A caller's struct that has no size in it: a tensor, a cache, what another library made.
 ///
 /// # Safety
-/// `from` is NULL, or points to one that nobody writes during 'a.
+/// `from` is NULL, or points to one that is not written during 'a.
 pub(super) unsafe fn plain<'a, T>(field: &'static str, from: *const T) -> Result<&'a T> {
     check_pointer(field, from)?;
     // SAFETY: as the caller promises.

@@ -69,7 +69,7 @@ pub(super) unsafe fn free<T: Handle>(object: *mut T) {
     }
 }
 
-/// An object of the caller's, shared, which this process has made.
+/// A caller's object, shared, which this process has made.
 ///
 /// # Safety
 /// `object` is NULL, or comes from [`create`] and is not freed during 'a.
@@ -192,10 +192,10 @@ mod tests {
     fn a_panic_inside_is_seen_from_outside() {
         let value = Exclusive::new(1);
         let watch = value.watch();
-        drop(value.enter().expect("nobody is inside"));
+        drop(value.enter().expect("no thread is inside"));
         assert!(!watch.is_poisoned());
         let inside = || {
-            let _entered = value.enter().expect("nobody is inside");
+            let _entered = value.enter().expect("no thread is inside");
             std::panic::resume_unwind(Box::new("inside"));
         };
         assert!(catch_unwind(AssertUnwindSafe(inside)).is_err());
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&value), 1);
         let exclusive = Exclusive::new(Arc::clone(&value));
         // What the child of a fork finds.
-        std::mem::forget(exclusive.enter().expect("nobody is inside"));
+        std::mem::forget(exclusive.enter().expect("no thread is inside"));
         drop(exclusive);
         assert_eq!(Arc::strong_count(&value), 2);
     }

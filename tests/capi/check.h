@@ -38,6 +38,17 @@ static inline inflight_scheduler_config new_config(uint64_t num_blocks) {
     return config;
 }
 
+static inline inflight_attention_config f32_attention(uint32_t q_heads, uint32_t kv_heads,
+                                                      uint32_t head_dim) {
+    inflight_attention_config config;
+    inflight_attention_config_init(&config, sizeof config);
+    config.num_q_heads = q_heads;
+    config.num_kv_heads = kv_heads;
+    config.head_dim = head_dim;
+    config.q_dtype = INFLIGHT_DTYPE_F32;
+    return config;
+}
+
 static inline inflight_request new_request(uint64_t id, const uint32_t* prompt, size_t len,
                                            uint32_t max_tokens) {
     inflight_request request;

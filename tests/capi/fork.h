@@ -64,13 +64,7 @@ static inline inflight_step_limits limits_of_layer(void) {
 }
 
 static inline inflight_attention_config config_of_layer(void) {
-    inflight_attention_config config;
-    inflight_attention_config_init(&config, sizeof config);
-    config.num_q_heads = Q_HEADS;
-    config.num_kv_heads = KV_HEADS;
-    config.head_dim = DIM;
-    config.q_dtype = INFLIGHT_DTYPE_F32;
-    return config;
+    return f32_attention(Q_HEADS, KV_HEADS, DIM);
 }
 
 static inline inflight_device* device_of(uint32_t threads) {

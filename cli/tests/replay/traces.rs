@@ -225,7 +225,7 @@ fn blocks_of_another_size() {
     assert_eq!((ran.code, ran.stderr.as_str()), (2, reason));
 }
 
-/// Public traces beside the repository, whole, as they are and compressed.
+/// Public traces next to the repository, whole, as they are and compressed.
 #[test]
 fn public_traces() {
     let scratch = Scratch::new("public");
@@ -238,7 +238,7 @@ fn public_traces() {
         ("vtc_lmsys/vtc_real_trace.csv", 1500),
     ] {
         let Ok(text) = fs::read(traces.join(name)) else {
-            println!("skipped: there is no {name} beside the repository");
+            println!("skipped: there is no {name} next to the repository");
             continue;
         };
         // A memory in which nothing fits: all are read, and none takes time.

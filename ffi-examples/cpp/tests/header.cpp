@@ -284,7 +284,7 @@ void a_scheduler_runs() {
     CHECK(events.size() == 1 && inflight::kind_of(events[0]) == inflight::event_kind::finished);
     CHECK(events[0].result.num_output == 1 && events[0].result.first_token_at == 4);
 
-    // Ended by whoever reads it; the thread that steps is woken once.
+    // Ended by its reader; the thread that steps is woken once.
     std::array<int, 1> calls = {0};
     scheduler.set_wake([](void* counted) { ++*static_cast<int*>(counted); }, calls.data());
     submitter.submit(inflight::request(3, prompt, 9));

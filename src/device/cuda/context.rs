@@ -99,7 +99,7 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // An error has nobody to go to, and leaves nothing to be undone. In the child of a fork it is
+        // An error has no reader here, and leaves nothing to be undone. In the child of a fork it is
         // one, as with all that is freed here.
         // SAFETY: retained once, in `new`.
         let _ = unsafe { call!(cuDevicePrimaryCtxRelease_v2(self.device)) };

@@ -1,7 +1,7 @@
 //! `ffi-examples/go`: types that lie over those of C, and structs that are copied.
 
 use super::abi::{Field, statuses, structs};
-use super::source::{Mirror, block, check, text};
+use super::source::{Mirror, block, check, of, text};
 
 const INFLIGHT: &str = "ffi-examples/go/inflight.go";
 const CONFIG: &str = "ffi-examples/go/config.go";
@@ -20,16 +20,6 @@ const OVER: [(&str, &str, &str); 6] = [
     ("event", SCHEDULER, "Event"),
     ("request_result", SCHEDULER, "RequestResult"),
 ];
-
-const fn of(
-    of: &'static str,
-    file: &'static str,
-    block: &'static str,
-    by: &'static [&'static str],
-    without: &'static [(&'static str, &'static str)],
-) -> Mirror {
-    Mirror { of, file, block, by, without }
-}
 
 const MIRRORS: &[Mirror] = &[
     of("build_info", INFLIGHT, "func Build(", &["info.{}"], &[]),

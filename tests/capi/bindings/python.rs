@@ -2,7 +2,7 @@
 //! what ctypes makes of the structs with the same record.
 
 use super::abi::{Field, constant, statuses, structs};
-use super::source::{Mirror, block, check, text};
+use super::source::{Mirror, block, check, of, text};
 
 const STRUCTS: &str = "ffi-examples/python/inflight/_structs.py";
 const LIBRARY: &str = "ffi-examples/python/inflight/_library.py";
@@ -18,16 +18,6 @@ const STRUCT: &[&str] = &["struct.{}", "\"{}\""];
 const ARGS: &[&str] = &["args.{}"];
 const LENGTH: &str = "the length of its array";
 const RETURNED: &str = "the call has returned it";
-
-const fn of(
-    of: &'static str,
-    file: &'static str,
-    block: &'static str,
-    by: &'static [&'static str],
-    without: &'static [(&'static str, &'static str)],
-) -> Mirror {
-    Mirror { of, file, block, by, without }
-}
 
 const MIRRORS: &[Mirror] = &[
     of("build_info", LIBRARY, "def build_info(", &["info.{}"], &[]),

@@ -19,6 +19,17 @@ pub(super) struct Mirror {
     pub(super) without: &'static [(&'static str, &'static str)],
 }
 
+/// One of them, its fields in their order.
+pub(super) const fn of(
+    of: &'static str,
+    file: &'static str,
+    block: &'static str,
+    by: &'static [&'static str],
+    without: &'static [(&'static str, &'static str)],
+) -> Mirror {
+    Mirror { of, file, block, by, without }
+}
+
 pub(super) fn text(file: &str) -> String {
     fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
