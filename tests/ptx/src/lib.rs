@@ -1,0 +1,5 @@
+//! Executes PTX, as nvcc makes it of the kernels, on a CPU: the third way to run a kernel under the
+//! emulator (`tests/simt`).
+//!
+//! What instructions do is written from the PTX ISA alone, and shares nothing with the emulator's
+//! C++: two readings of the same pages, which check each other.
