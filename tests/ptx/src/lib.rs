@@ -3,3 +3,29 @@
 //!
 //! What instructions do is written from the PTX ISA alone, and shares nothing with the emulator's
 //! C++: two readings of the same pages, which check each other.
+
+pub(crate) mod block;
+pub(crate) mod boxes;
+pub(crate) mod bulk;
+#[cfg(emulated)]
+pub mod emulator;
+pub(crate) mod execute;
+pub(crate) mod folder;
+pub(crate) mod graph;
+pub(crate) mod host;
+pub(crate) mod lanes;
+pub(crate) mod library;
+pub(crate) mod lint;
+pub(crate) mod memory;
+pub(crate) mod numbers;
+pub(crate) mod operations;
+pub(crate) mod parse;
+pub(crate) mod products;
+pub(crate) mod program;
+pub(crate) mod sync;
+pub(crate) mod tensor;
+pub use folder::{lint, opcodes};
+
+#[cfg(test)]
+mod tests;
+pub(crate) mod warp;
