@@ -135,11 +135,7 @@ fn measure(options: &Options) -> Result<()> {
     }
     if options.emulator {
         // Opened before anything opens libcuda, which then is this one.
-        let mode = match std::env::var("INFLIGHT_SIMT").as_deref() {
-            Ok("checking") => simt::Mode::Checking,
-            _ => simt::Mode::Fast,
-        };
-        if let Err(why) = simt::device(mode) {
+        if let Err(why) = simt::device(simt::Mode::asked(simt::Mode::Fast)) {
             println!("no emulator: {why}");
             return Ok(());
         }

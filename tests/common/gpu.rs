@@ -15,16 +15,12 @@ pub(crate) struct Device {
 }
 
 /// The device; `None`, and a line that says why, where there is none. `INFLIGHT_SIMT=checking` is
-/// the emulator that looks for races.
+/// the emulator that looks for races, `ptx` the one that executes what nvcc made.
 pub(crate) fn device() -> Option<Device> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mode = match std::env::var("INFLIGHT_SIMT").as_deref() {
-        Ok("checking") => simt::Mode::Checking,
-        _ => simt::Mode::Fast,
-    };
     // Opened before anything opens libcuda, which then is this one.
-    let emulator = match simt::device(mode) {
+    let emulator = match simt::device(simt::Mode::asked(simt::Mode::Fast)) {
         Ok(emulator) => {
             // Below 9.0, where the device has none, every launch is looked at as a dependent.
             emulator.set_dependent(true);

@@ -1,4 +1,4 @@
-//! Compiles the kernels of `csrc/` and the emulator into two libraries that look like libcuda.
+//! Compiles the kernels of `csrc/` and the emulator into libraries that look like libcuda.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,7 +28,14 @@ fn build(compiler: &cc::Tool) -> Result<(), String> {
     let root = here.join("../..").canonicalize().map_err(|e| e.to_string())?;
     let csrc = root.join("csrc");
     let mut all = vec![here.join("build.rs")];
-    for dir in [here.join("src"), here.join("kernels"), here.join("checks"), csrc.clone()] {
+    let executor = root.join("tests/ptx/src");
+    for dir in [
+        here.join("src"),
+        here.join("kernels"),
+        here.join("checks"),
+        csrc.clone(),
+        executor.clone(),
+    ] {
         all.extend(files(&dir));
         println!("cargo::rerun-if-changed={}", dir.display());
     }
@@ -38,9 +45,12 @@ fn build(compiler: &cc::Tool) -> Result<(), String> {
     let emulator = with_extension(files(&here.join("src")), "cpp");
     let mut kernels = with_extension(files(&csrc), "cu");
     kernels.extend(with_extension(files(&here.join("kernels")), "cu"));
-    let sources = Sources { all, csrc, here, emulator, kernels };
+    let ptx = root.join("target/ptx");
+    let sources = Sources { all, csrc, here, emulator, kernels, executor, ptx };
     let built = sources.built(compiler)?;
-    for (name, file) in [("FAST", FAST), ("CHECKING", CHECKING), ("CHECK_CACHE", CHECK_CACHE)] {
+    for (name, file) in
+        [("FAST", FAST), ("CHECKING", CHECKING), ("PTX", PTX), ("CHECK_CACHE", CHECK_CACHE)]
+    {
         println!("cargo::rustc-env=SIMT_{name}={}", built.join(file).display());
     }
     for version in OLDER {
@@ -51,6 +61,7 @@ fn build(compiler: &cc::Tool) -> Result<(), String> {
 
 const FAST: &str = "fast/libcuda.so";
 const CHECKING: &str = "checking/libcuda.so";
+const PTX: &str = "ptx/libcuda.so";
 const CHECK_CACHE: &str = "check-cache";
 
 /// Drivers before that of the libraries above, which is 13.0: the fast library again, without what
@@ -70,6 +81,9 @@ struct Sources {
     here: PathBuf,
     emulator: Vec<PathBuf>,
     kernels: Vec<PathBuf>,
+    /// What executes PTX, in Rust, and where PTX is looked for.
+    executor: PathBuf,
+    ptx: PathBuf,
 }
 
 impl Sources {
@@ -110,7 +124,8 @@ impl Sources {
     /// Differs where anything does that the results depend on.
     fn key(&self, compiler: &cc::Tool) -> std::io::Result<u64> {
         let mut key = DefaultHasher::new();
-        (compiler.path(), version(compiler), var("CXXFLAGS")).hash(&mut key);
+        (compiler.path(), version(compiler), var("CXXFLAGS"), &self.ptx).hash(&mut key);
+        version_of_rustc().hash(&mut key);
         for file in &self.all {
             (file, fs::read(file)?).hash(&mut key);
         }
@@ -126,16 +141,18 @@ impl Sources {
             let mut objects = compile(emulator, &objects_in.join("emulator"), checking, |build| {
                 build.opt_level(3);
             })?;
-            objects.extend(compile(kernels, &objects_in.join("kernels"), checking, |build| {
+            let compiled = compile(kernels, &objects_in.join("kernels"), checking, |build| {
                 // Most of their time is spent in the emulator: more costs minutes and saves seconds.
                 build.opt_level(1).include(csrc).include(&src);
                 if checking {
                     build.flag("-fsanitize=thread");
                     build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
                 }
-            })?);
+            })?;
+            objects.extend(compiled.iter().cloned());
             link(compiler.path(), &objects, &library, &SHARED)?;
             if !checking {
+                self.link_ptx(compiler.path(), &compiled, built)?;
                 for version in OLDER {
                     let folder = objects_in.join(version.to_string());
                     let library = built.join(older(version));
@@ -152,6 +169,41 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+impl Sources {
+    /// The third library: the checker, kernels for their names and parameters alone, and the executor.
+    fn link_ptx(&self, compiler: &Path, kernels: &[PathBuf], built: &Path) -> Result<(), String> {
+        let library = built.join(PTX);
+        let objects_in = library.with_extension("objects");
+        let mut objects = compile(&self.emulator, &objects_in.join("emulator"), true, |build| {
+            build.opt_level(3).define("SIMT_PTX", "1");
+        })?;
+        objects.extend_from_slice(kernels);
+        let executor = objects_in.join("libptx.a");
+        let ran = Command::new(var("RUSTC"))
+            .args(["--crate-type", "staticlib", "--crate-name", "ptx", "--edition", "2024"])
+            .args(["-Copt-level=3", "-Cpanic=abort", "-Ctarget-cpu=native", "-Ccodegen-units=2"])
+            .args(["--cfg", "emulated", "--cap-lints", "allow", "-o"])
+            .args([executor.as_path(), &self.executor.join("lib.rs")])
+            .env("PTX_FOLDER", &self.ptx)
+            .output()
+            .map_err(|e| format!("{}: {e}", var("RUSTC")))?;
+        if !ran.status.success() {
+            return Err(String::from_utf8_lossy(&ran.stderr).into_owned());
+        }
+        objects.push(executor);
+        // What the executor calls, and Rust's own names, are nobody's but the library's.
+        let mut flags = SHARED.to_vec();
+        flags.push("-Wl,--exclude-libs,ALL");
+        link(compiler, &objects, &library, &flags)?;
+        fs::remove_dir_all(&objects_in).map_err(|e| e.to_string())
+    }
+}
+
+fn version_of_rustc() -> String {
+    let said = Command::new(var("RUSTC")).arg("-vV").output();
+    said.map_or_else(|_| String::new(), |said| String::from_utf8_lossy(&said.stdout).into_owned())
 }
 
 /// What to compile with; or why there is to be no emulator.

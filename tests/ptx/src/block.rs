@@ -391,7 +391,10 @@ impl<H: Host> Block<H> {
     }
 
     fn say_deadlock(&mut self) {
-        let mut text = String::from("deadlock: no warp can go on");
+        let is_divergent =
+            self.warps.iter().flat_map(|w| &w.groups).any(|g| g.wait == Wait::Converge);
+        let what = if is_divergent { "divergent warp collective" } else { "deadlock" };
+        let mut text = format!("{what}: no warp can go on");
         let mut first = None;
         for warp in &self.warps {
             for group in &warp.groups {
@@ -402,7 +405,7 @@ impl<H: Host> Block<H> {
                     self.program.opcodes.get(at as usize).map_or("its end", String::as_str);
                 let what = match group.wait {
                     Wait::Converge => {
-                        format!("divergent: {:#010x} of its lanes are in {opcode}", group.mask)
+                        format!("has lanes {:#010x} in {opcode}", group.mask)
                     }
                     _ => format!("waits in {opcode}"),
                 };

@@ -65,7 +65,6 @@ unsafe extern "C" {
     ) -> u32;
     safe fn exec_pending(id: u32, at: u32, bytes: u32, on: u32, pc: u32);
     safe fn exec_mbarrier(at: u32, live: u32);
-    safe fn exec_bank_rows(pc: u32, at: &Addresses, rows: u32);
     safe fn exec_release(clock: u32, warp: u32, mask: u32);
     safe fn exec_acquire(clock: u32, warp: u32, mask: u32);
     safe fn exec_release_id(clock: u32, id: u32);
@@ -123,9 +122,6 @@ impl Host for Emulator {
     }
     fn mbarrier(&mut self, at: u32, live: bool) {
         exec_mbarrier(at, u32::from(live));
-    }
-    fn bank_rows(&mut self, pc: u32, at: &Addresses, rows: u32) {
-        exec_bank_rows(pc, at, rows);
     }
     fn release(&mut self, clock: u32, warp: u32, mask: u32) {
         exec_release(clock, warp, mask);

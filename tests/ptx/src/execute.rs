@@ -273,11 +273,14 @@ impl<H: Host> Block<H> {
     ) -> Going<Flow> {
         self.aligned(warp, group, "setmaxnreg")?;
         let own = warp.max_registers;
-        if !(24..=256).contains(&count) || count % 8 != 0 || (count > own) != increase {
+        // What the assembler gives a thread at first is not in PTX: only later ones are held to it.
+        let is_other_way = warp.registers_set && (count > own) != increase;
+        warp.registers_set = true;
+        if !(24..=256).contains(&count) || count % 8 != 0 || is_other_way {
             self.fault(warp, group.pc, format_args!("setmaxnreg from {own} to {count} registers"));
             return Err(Ended);
         }
-        if increase {
+        if count > own {
             if self.spare_registers < (count - own) * 32 {
                 return Ok(Flow::Again(Wait::Registers(count)));
             }

@@ -57,8 +57,6 @@ pub(crate) trait Host {
     /// A range of shared memory is written by an operation that is under way, or is so no more.
     fn pending(&mut self, id: u32, at: u32, bytes: u32, on: bool, pc: u32);
     fn mbarrier(&mut self, at: u32, live: bool);
-    /// Rows of 16 bytes that `ldmatrix` and `stmatrix` touch: bank conflicts.
-    fn bank_rows(&mut self, pc: u32, at: &Addresses, rows: u32);
     fn release(&mut self, clock: u32, warp: u32, mask: u32);
     fn acquire(&mut self, clock: u32, warp: u32, mask: u32);
     fn release_id(&mut self, clock: u32, id: u32);

@@ -229,7 +229,6 @@ impl<H: Host> Block<H> {
         let pc = self.pc(group.pc);
         let access = Access { shared: true, write: false, constant: false, bytes: 16 };
         self.host.access(warp.number, mask, &at, access, pc)?;
-        self.host.bank_rows(pc, &at, rows);
         let mut values = [[0; 16]; 32];
         for lane in lanes(mask) {
             let place = self.shared_at(at[lane as usize]).cast_const().cast::<[u8; 16]>();
@@ -252,7 +251,6 @@ impl<H: Host> Block<H> {
         let pc = self.pc(group.pc);
         let access = Access { shared: true, write: true, constant: false, bytes: 16 };
         self.host.access(warp.number, mask, &at, access, pc)?;
-        self.host.bank_rows(pc, &at, rows);
         let mut registers: [Words; 4] = [[0; 32]; 4];
         for (value, r) in registers.iter_mut().zip(&matrix.registers) {
             *value = *warp.word(*r);

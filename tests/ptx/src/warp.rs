@@ -157,6 +157,7 @@ pub(crate) struct Warp {
     pub(crate) fences: u32,
     /// A thread's, by `setmaxnreg`.
     pub(crate) max_registers: u32,
+    pub(crate) registers_set: bool,
     /// Turns that it leaves to others.
     pub(crate) delay: u32,
     pub(crate) has_wgmma: bool,

@@ -14,6 +14,32 @@ using std::min;
 
 namespace hopper {
 
+// Orders of an atomic: relaxed, acquire, release.
+template <int ORDER>
+ARCH_FN uint32_t atomic_add(uint32_t* at, uint32_t x) {
+#ifdef __CUDACC__
+    uint32_t old;
+    if constexpr (ORDER == 0)
+        asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;"
+                     : "=r"(old)
+                     : "l"(at), "r"(x)
+                     : "memory");
+    else if constexpr (ORDER == 1)
+        asm volatile("atom.acquire.gpu.global.add.u32 %0, [%1], %2;"
+                     : "=r"(old)
+                     : "l"(at), "r"(x)
+                     : "memory");
+    else
+        asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;"
+                     : "=r"(old)
+                     : "l"(at), "r"(x)
+                     : "memory");
+    return old;
+#else
+    return simt::atomic_add(at, x, static_cast<simt::Order>(ORDER));
+#endif
+}
+
 #ifdef __CUDACC__
 ARCH_FN void mbar_init(uint32_t a, int n) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(a), "r"(n) : "memory");

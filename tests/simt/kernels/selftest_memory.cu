@@ -19,11 +19,10 @@ ARCH_FN void merge(const Params& p) {
     partials[blockIdx.x * 64 + threadIdx.x] = float(blockIdx.x + 1);
     if constexpr (M != NO_BARRIER) arch::sync_threads();
     if (threadIdx.x == 0) {
-        if constexpr (M == NO_ATOMIC) before[0] = blockIdx.x;
-#ifndef __CUDACC__
+        if constexpr (M == NO_ATOMIC)
+            before[0] = blockIdx.x;
         else if constexpr (M >= RELAXED)
-            before[0] = simt::atomic_add(counter, 1, static_cast<simt::Order>(M - RELAXED));
-#endif
+            before[0] = hopper::atomic_add<M - RELAXED>(counter, 1);
         else
             before[0] = arch::atomic_add_acq_rel(counter, 1);
     }

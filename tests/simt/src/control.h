@@ -26,6 +26,9 @@ SIMT_EXPORT size_t simt_bank_conflicts(char* to, size_t n);
 SIMT_EXPORT void simt_clear_bank_conflicts();
 SIMT_EXPORT void simt_stats(simt_counters* out);
 SIMT_EXPORT int simt_is_checking();
+// Whether kernels are executed from PTX, and how many instructions of warps have been.
+SIMT_EXPORT int simt_is_ptx();
+SIMT_EXPORT uint64_t simt_ptx_instructions();
 // The device presented: compute capability and multiprocessors; 0 as INFLIGHT_SIMT_CC and
 // INFLIGHT_SIMT_SMS say. For contexts made from then on.
 SIMT_EXPORT void simt_set_device(int cc, int multiprocessors);

@@ -475,6 +475,7 @@ CU_API cuLibraryGetKernel(CUkernel* out, CUlibrary l, const char* name) {
     }
     for (Kernel* k = kernels(); k; k = k->next) {
         if (strcmp(k->name, name)) continue;
+        if (PTX && !find_code(*k)) return CUDA_ERROR_NOT_FOUND;
         *out = new KernelHandle{k};
         l->kernels.push_back(*out);
         return CUDA_SUCCESS;

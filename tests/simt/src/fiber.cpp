@@ -94,6 +94,7 @@ void fail(const char* file, int line, const char* fmt, ...) {
         add_report(FAULT, report);
         if (threads) S->grid->faulted = true;
     }
+    if (PTX && S && S->ptx) throw Abandoned{};
     // No object of this frame is alive any more: the fibers' stacks are left as they are.
     if (S && S->now) back_to_caller();
     fprintf(stderr, "simt: fault outside of a launch\n");
@@ -159,6 +160,8 @@ static void prepare(Fiber& f, int i) {
     f.after_prior = !S->grid->dependent;
     f.copies.clear();
     f.arrivals.clear();
+    f.state = DONE;
+    if (S->grid->code) return;
     // Staggered: equal stack tops would all lie in the same cache sets.
     auto* sp = reinterpret_cast<void**>(S->stacks + STACK * (i + 1) - 64 - (i % 64) * 1088);
     *--sp = nullptr;
@@ -193,7 +196,14 @@ static Machine* take_machine() {
     return m;
 }
 
-Grid::~Grid() { spare.insert(spare.end(), waiting.begin(), waiting.end()); }
+static void give_back(Machine* m) {
+    if (PTX && m->ptx) end_ptx_block(m);
+    spare.push_back(m);
+}
+
+Grid::~Grid() {
+    for (Machine* m : waiting) give_back(m);
+}
 
 static void begin_block(Grid& g, uint32_t i) {
     static uint32_t serial;
@@ -225,15 +235,20 @@ static void begin_block(Grid& g, uint32_t i) {
     // NaN: what was never written does not pass for a number.
     memset(S->smem, 0xff, g.smem);
     for (int i = 0; i < S->threads; i++) prepare(S->fibers[i], i);
+    if (PTX && g.code) begin_ptx_block();
 }
 
 // The block goes on until it ends, waits for the kernel before, or faults.
 static void resume() {
     blk = &S->block;
-    Fiber* first = S->ready[S->head++ % (2 * MAX_THREADS)];
-    S->now = first;
-    cur = first;
-    simt_switch(&S->main_sp, first->sp);
+    if (PTX && S->grid->code) {
+        if (!run_ptx_block()) S->alive = 0;
+    } else {
+        Fiber* first = S->ready[S->head++ % (2 * MAX_THREADS)];
+        S->now = first;
+        cur = first;
+        simt_switch(&S->main_sp, first->sp);
+    }
     S->now = nullptr;
     cur = nullptr;
     blk = nullptr;
@@ -246,7 +261,7 @@ static void resume() {
         return;
     }
     if (CHECK && !g.faulted && g.dependent && !S->waited) block_has_not_waited();
-    spare.push_back(S);
+    give_back(S);
 }
 
 // ---- launches
@@ -298,7 +313,7 @@ bool finish(Grid& g) {
         for (Fiber* f : S->in_wait) wake(f);
         S->in_wait.clear();
         if (g.faulted)
-            spare.push_back(m);
+            give_back(m);
         else
             resume();
     }

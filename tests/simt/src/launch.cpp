@@ -45,7 +45,7 @@ static CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void
     }
     if (!params || !params[0]) return CUDA_ERROR_INVALID_VALUE;
     // No device before 9.0 has such launches: there it is one like any other.
-    dependent = device_cc() >= 90 ? dependent : cfg.dependent;
+    dependent = device_cc() >= 90 ? dependent : cfg.dependent && !PTX;
     if (device_cc() >= 90 && dependent && !code_waits())
         add_report(RACE, std::string(k.kernel->name) +
                              " is launched as a dependent, and its code, " + "of compute_" +
@@ -54,6 +54,8 @@ static CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void
     const std::vector<uint8_t> copy(bytes, bytes + k.kernel->param_bytes);
     const dim3 grid{c.gridDimX, c.gridDimY, c.gridDimZ};
     const dim3 block{c.blockDimX, c.blockDimY, c.blockDimZ};
+    const ptx_kernel* const code = PTX ? find_code(*k.kernel) : nullptr;
+    if (PTX && !code) return CUDA_ERROR_NOT_FOUND;
     const bool waits = code_waits() || (cfg.dependent && device_cc() < 90);
     // What fits the device; beyond that many, more show nothing new and cost memory.
     constexpr int MOST = 16;
@@ -73,6 +75,7 @@ static CUresult make_launch(const KernelHandle& k, const CUlaunchConfig& c, void
         launch->blocks = grid;
         launch->threads = block;
         launch->smem = smem;
+        launch->code = code;
         launch->dependent = dependent;
         launch->waits = waits;
         launch->resident = static_cast<unsigned>(resident);

@@ -6,13 +6,43 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
-/// Which of the two libraries is opened: one a process.
+/// Which of the libraries is opened: one a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// As fast as it goes.
     Fast,
     /// Every access of a kernel is checked: races, bounds, initialisation.
     Checking,
+    /// What nvcc made of the kernels is executed, and checked likewise: PTX, of the folder that
+    /// `INFLIGHT_SIMT_PTX` names, else of `target/ptx`, where `scripts/kernel-ptx` puts it.
+    Ptx,
+}
+
+/// The environment's variable that names the mode.
+pub const MODE: &str = "INFLIGHT_SIMT";
+
+impl Mode {
+    /// As [`MODE`] spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::Checking => "checking",
+            Self::Ptx => "ptx",
+        }
+    }
+
+    /// What [`MODE`] asks for, else `usual`.
+    ///
+    /// # Panics
+    /// Where it names none.
+    #[must_use]
+    pub fn asked(usual: Self) -> Self {
+        let Ok(name) = std::env::var(MODE) else { return usual };
+        let found =
+            [Self::Fast, Self::Checking, Self::Ptx].into_iter().find(|mode| mode.name() == name);
+        found.unwrap_or_else(|| panic!("{MODE} is {name}, and not fast, checking or ptx"))
+    }
 }
 
 /// The driver that is emulated: it says that it offers this version of CUDA, and has no function
@@ -203,7 +233,10 @@ pub fn library_of(mode: Mode, driver: Driver) -> Result<&'static str, &'static s
         (Mode::Fast, Driver::Cuda12_4) => option_env!("SIMT_FAST_12040"),
         (Mode::Fast, Driver::Cuda12_3) => option_env!("SIMT_FAST_12030"),
         (Mode::Checking, Driver::Cuda13_0) => option_env!("SIMT_CHECKING"),
-        (Mode::Checking, _) => return Err("the checking library is a driver of CUDA 13.0 only"),
+        (Mode::Ptx, Driver::Cuda13_0) => option_env!("SIMT_PTX"),
+        (Mode::Checking | Mode::Ptx, _) => {
+            return Err("the libraries that check are drivers of CUDA 13.0 only");
+        }
     };
     path.ok_or_else(|| option_env!("SIMT_NOT_BUILT").unwrap_or("not built"))
 }
@@ -395,6 +428,24 @@ impl Emulator {
         // SAFETY: the signature is that of control.h.
         let f: extern "C" fn() -> c_int =
             unsafe { std::mem::transmute(self.control("simt_is_checking")) };
+        f() != 0
+    }
+
+    /// Instructions of warps that were executed from PTX.
+    #[must_use]
+    pub fn ptx_instructions(&self) -> u64 {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn() -> u64 =
+            unsafe { std::mem::transmute(self.control("simt_ptx_instructions")) };
+        f()
+    }
+
+    /// Whether kernels are executed from PTX, as the library says itself.
+    #[must_use]
+    pub fn is_ptx(&self) -> bool {
+        // SAFETY: the signature is that of control.h.
+        let f: extern "C" fn() -> c_int =
+            unsafe { std::mem::transmute(self.control("simt_is_ptx")) };
         f() != 0
     }
 

@@ -14,10 +14,14 @@
 #ifndef SIMT_CHECK
 #define SIMT_CHECK 0
 #endif
+// Kernels are executed from PTX: see exec.h.
+#ifndef SIMT_PTX
+#define SIMT_PTX 0
+#endif
 
 namespace simt {
 
-constexpr bool CHECK = SIMT_CHECK;
+constexpr bool CHECK = SIMT_CHECK, PTX = SIMT_PTX;
 constexpr int MAX_THREADS = 1024;
 // Pseudo-threads for what the async proxy does (TMA, wgmma); recycled, so a very old operation
 // may hide a race.
@@ -128,8 +132,12 @@ struct Tma {
 // A launch under way: what its blocks share. Dependents begin before the launch before them is
 // done, so there may be several.
 struct Machine;
-struct alignas(64) ParamChunk {
-    uint8_t bytes[64];
+}  // namespace simt
+struct ptx_kernel;
+struct ptx_block;
+namespace simt {
+struct alignas(128) ParamChunk {
+    uint8_t bytes[128];
 };
 struct Grid {
     void* fn = nullptr;
@@ -139,6 +147,7 @@ struct Grid {
     void* args[1] = {};  // of a launch that has a copy of its parameters
     std::vector<ParamChunk> params_of_kernel;
     uint32_t smem = 0;
+    const ptx_kernel* code = nullptr;  // what is executed in the place of fn
     bool dependent = false;  // it may begin before the launch before it is done
     bool waits = true;       // wait_for_prior_kernel is an instruction in its code
     unsigned resident = 0;   // blocks that may begin before then
@@ -197,6 +206,11 @@ struct Machine {
     uint8_t* stacks = nullptr;
     uint8_t* smem = nullptr;
     SharedShadow* shadow = nullptr;  // checking build
+    // Of PTX: the block, clocks by the executor's numbers, and those of atomics of the block alone.
+    ptx_block* ptx = nullptr;
+    std::deque<Clk> accumulated;
+    size_t accumulated_used = 0;
+    std::map<const void*, Clk> block_atomics;
 };
 // The block that runs. Not thread-local: one runs at a time.
 extern Machine* S;
@@ -229,13 +243,25 @@ int new_agent(int issuer);
 void begin_block_clocks();
 SharedShadow* new_shared_shadow();
 void block_has_not_waited();
-// shadow.cpp: accesses of the arch layer
+// shadow.cpp: accesses of the arch layer, and of PTX; a place is a location, or an instruction of PTX
 uint32_t location(const char* file, int line);
-void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line);
-void check_global(const void* p, int bytes, bool write, int id, const char* file, int line);
-void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line);
-void mark_mbarrier(uint32_t addr);
-void atomic_order(uint32_t* at, Order order, const char* file, int line);
+void check_shared(uint32_t addr, int bytes, bool write, int id, uint32_t pc);
+void check_global(const void* p, int bytes, bool write, int id, uint32_t pc);
+void check_const(const void* p, int bytes, int id, uint32_t pc);
+void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc);
+// An mbarrier lies there, or no more.
+void mark_mbarrier(uint32_t addr, bool live = true);
+// Of the device, or of the block alone: then other blocks' threads learn nothing.
+void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc);
+inline void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line) {
+    check_shared(addr, bytes, write, id, location(file, line));
+}
+inline void check_global(const void* p, int bytes, bool write, int id, const char* file, int line) {
+    check_global(p, bytes, write, id, location(file, line));
+}
+inline void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line) {
+    mark_pending(addr, bytes, on, id, location(file, line));
+}
 
 // report.cpp
 enum Kind { RACE = 1, UNINIT = 2, OOB = 3, FAULT = 4 };
@@ -246,7 +272,16 @@ std::string place(uint32_t pc);
 std::string where_in_grid(int id);
 void count_bank_access(uint32_t off, int bytes, bool write, uint32_t pc);
 void count_bank_phase(uint32_t pc, unsigned extra);
+// Of a whole warp's instruction: offsets of the lanes in the mask.
+void count_bank_lanes(uint32_t pc, uint32_t mask, const uint64_t* at, int bytes);
 void flush_banks(unsigned warp);
+
+// exec.cpp: blocks of PTX. What `fail` throws ends in the call that the executor made.
+struct Abandoned {};
+void begin_ptx_block();
+// True: it waits for the kernel before.
+bool run_ptx_block();
+void end_ptx_block(Machine* m);
 
 // copies.cpp
 void land_all(Fiber* f);

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "control.h"
+#include "exec.h"
 #include "machine.h"
 
 namespace simt {
@@ -82,6 +83,12 @@ std::string place(uint32_t pc) {
     static std::unordered_map<uint32_t, std::string> resolved;
     std::string& text = resolved[pc];
     if (!text.empty()) return text;
+#if SIMT_PTX
+    text.resize(ptx_place(pc, nullptr, 0));
+    ptx_place(pc, text.data(), text.size());
+    text.pop_back();
+    return text;
+#endif
     Dl_info image;
     dladdr(reinterpret_cast<void*>(&place), &image);
     char command[600], line[400] = "";
@@ -144,6 +151,27 @@ static void count_execution(const Site& s, const std::pair<uint32_t, uint32_t>* 
         unsigned per_bank[32] = {}, worst = 1;
         for (uint32_t w : words) worst = std::max(worst, ++per_bank[w % 32]);
         count_bank_phase(s.pc, worst - 1);
+    }
+}
+
+void count_bank_lanes(uint32_t pc, uint32_t mask, const uint64_t* at, int bytes) {
+    const int lanes = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32, words = std::max(bytes / 4, 1);
+    for (int first = 0; first < 32; first += lanes) {
+        uint64_t seen[32 * 4];
+        unsigned per_bank[32] = {}, worst = 0;
+        int n = 0;
+        for (int lane = first; lane < first + lanes; lane++) {
+            if (!(mask >> lane & 1)) continue;
+            for (int k = 0; k < words; k++) {
+                const uint64_t word = at[lane] / 4 + static_cast<uint64_t>(k);
+                int i = 0;
+                while (i < n && seen[i] != word) i++;
+                if (i < n) continue;
+                seen[n++] = word;
+                worst = std::max(worst, ++per_bank[word % 32]);
+            }
+        }
+        if (worst) count_bank_phase(pc, worst - 1);
     }
 }
 
@@ -211,6 +239,14 @@ void simt_set_seed(uint64_t seed) {
 }
 void simt_set_dependent(int on) { cfg.dependent = on != 0; }
 int simt_is_checking() { return CHECK; }
+int simt_is_ptx() { return PTX; }
+uint64_t simt_ptx_instructions() {
+#if SIMT_PTX
+    return ptx_instructions();
+#else
+    return 0;
+#endif
+}
 void simt_stats(simt_counters* out) {
     const Stats s = stats();
     static_assert(sizeof(simt_counters) == sizeof(Stats));

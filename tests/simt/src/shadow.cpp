@@ -93,6 +93,8 @@ int new_agent(int issuer) {
 
 void begin_block_clocks() {
     S->clocks = S->threads + AGENTS;
+    S->accumulated_used = 0;
+    S->block_atomics.clear();
     for (int i = 0; i < S->clocks; i++) {
         clear(S->clk[i]);
         S->clk[i].v[i] = 1;
@@ -507,8 +509,8 @@ static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t 
 
 // ---- accesses of the arch layer
 
-void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line) {
-    access_shared({"shared memory", addr - SMEM_BASE, bytes, write, id, location(file, line)});
+void check_shared(uint32_t addr, int bytes, bool write, int id, uint32_t pc) {
+    access_shared({"shared memory", addr - SMEM_BASE, bytes, write, id, pc});
 }
 
 static bool belongs_to_host_side(uintptr_t a) {
@@ -532,22 +534,21 @@ static bool belongs_to_host_side(uintptr_t a) {
            (g.params_on_stack && within(S->main_sp, 256 << 10));
 }
 
-void check_global(const void* p, int bytes, bool write, int id, const char* file, int line) {
+void check_global(const void* p, int bytes, bool write, int id, uint32_t pc) {
     const auto at = reinterpret_cast<uintptr_t>(p);
-    if (in_arena(at)) return access_global(at, bytes, write, id, location(file, line));
+    if (in_arena(at)) return access_global(at, bytes, write, id, pc);
     if (belongs_to_host_side(at)) return;
-    outside(at, bytes, write, id, location(file, line));
-    fail(file, line, "illegal address");
+    outside(at, bytes, write, id, pc);
+    fail("", 0, "illegal address");
 }
 
 // Whatever else wrote it in this launch may be in a cache or not, synchronised or not; so may what
 // an earlier launch wrote that may overlap this one, waited for or not.
-void read_const(const void* p, int bytes, const char* file, int line) {
+void check_const(const void* p, int bytes, int id, uint32_t pc) {
     const auto at = reinterpret_cast<uintptr_t>(p);
     if (!in_arena(at)) return;
     const Allocation m = find_allocation(at);
-    const Access a{"device memory",     at - m.start, bytes, false, static_cast<int>(cur->lin),
-                   location(file, line)};
+    const Access a{"device memory", at - m.start, bytes, false, id, pc};
     by_page(at, static_cast<size_t>(bytes), [&](size_t page, size_t in, size_t take) {
         Page& p = page_at(page);
         if (in % 4 || take % 4) return;
@@ -569,7 +570,11 @@ void read_const(const void* p, int bytes, const char* file, int line) {
     });
 }
 
-void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, int line) {
+void read_const(const void* p, int bytes, const char* file, int line) {
+    check_const(p, bytes, static_cast<int>(cur->lin), location(file, line));
+}
+
+void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc) {
     const uint32_t e = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
     each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, static_cast<size_t>(bytes),
               S->block_serial, false, [&](Cell& x) {
@@ -577,7 +582,7 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, i
                       x.flags |= PENDING;
                       x.write = e;
                       x.write_block = S->block_no;
-                      x.write_pc = location(file, line);
+                      x.write_pc = pc;
                   } else {
                       x.flags = (x.flags & ~PENDING) | INIT;
                       // Others see it through what follows the wait, not what follows the request.
@@ -587,21 +592,27 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, const char* file, i
               });
 }
 
-void mark_mbarrier(uint32_t addr) {
+void mark_mbarrier(uint32_t addr, bool live) {
     each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, 8, S->block_serial, false,
-              [](Cell& x) {
-                  x.flags |= MBARRIER | INIT;
+              [live](Cell& x) {
+                  x.flags = live ? x.flags | MBARRIER | INIT : x.flags & ~MBARRIER;
                   return true;
               });
 }
 
 // Atomics of different threads do not race with each other; with plain accesses they do.
-void atomic_order(uint32_t* at, Order order, const char* file, int line) {
-    acquire_release(at, order);
-    const auto a = reinterpret_cast<uintptr_t>(at);
+void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     const int id = static_cast<int>(cur->lin);
-    const uint32_t pc = location(file, line);
-    if (!in_arena(a)) return check_global(at, 4, true, id, file, line);
+    if (of_device) {
+        acquire_release(at, order);
+    } else {
+        const auto [known, is_new] = S->block_atomics.try_emplace(at);
+        if (is_new) clear(known->second);
+        if (order & RELEASE) release(known->second);
+        if (order & ACQUIRE) acquire(id, known->second);
+    }
+    const auto a = reinterpret_cast<uintptr_t>(at);
+    if (!in_arena(a)) return check_global(at, 4, true, id, pc);
     const Allocation m = find_allocation(a);
     if (!m.found || a % 4) return access_global(a, 4, true, id, pc);
     st.accesses++;

@@ -74,7 +74,7 @@ void mbar_expect_tx(uint32_t a, uint32_t bytes, SIMT_L);  // arrive.expect_tx
 void mbar_wait(uint32_t a, uint32_t parity, SIMT_L);
 void fence_proxy_async();
 // 128 bytes, as CUtensorMap: what cuTensorMapEncodeTiled fills in.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint32_t magic, rank, elt, swz;
     uint64_t base;
     uint32_t dim[5];

@@ -108,6 +108,8 @@ Code code_for_device();
 // Whether arch::wait_for_prior_kernel is an instruction in it: see csrc/arch/cuda.cuh.
 bool code_waits();
 uint32_t smem_optin();
+// The PTX of a kernel for this device; null, and a report that says why, where there is none.
+const ptx_kernel* find_code(const simt::Kernel& kernel);
 
 #define CU_API extern "C" __attribute__((visibility("default"))) CUresult
 #define CU_LOCKED std::lock_guard<std::recursive_mutex> lock(driver_lock)

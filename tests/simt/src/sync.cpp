@@ -155,7 +155,7 @@ uint32_t ballot(uint32_t mask, bool p, const char* file, int line) {
 bool elect_one() { return cur->lane == 0; }
 
 uint32_t atomic_add(uint32_t* at, uint32_t x, Order order, const char* file, int line) {
-    if (CHECK) atomic_order(at, order, file, line);
+    if (CHECK) atomic_order(at, order, true, location(file, line));
     const uint32_t old = *at;
     *at += x;
     return old;

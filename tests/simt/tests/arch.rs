@@ -37,7 +37,7 @@ fn words(seed: u32, n: usize) -> Vec<u32> {
 
 #[test]
 fn copies_and_barriers() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let input = words(1, 256);
     let got = outputs(&gpu, "arch_copies", 64, &input, 512);
     for t in 0..64 {
@@ -57,7 +57,7 @@ fn copies_and_barriers() {
 
 #[test]
 fn fragments() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let input = words(2, 128);
     // Row i of matrix m is what lane 8 m + i points to.
     let at = |m: usize, row: usize, column: usize| -> u32 {
@@ -78,7 +78,7 @@ fn fragments() {
 /// 16 x 16 times 16 x 8 plus 16 x 8, from and to fragments as PTX has them.
 #[test]
 fn tensor_products() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let decode_f16 = |x: u16| f16::from_bits(x).to_f32();
     for (kernel, decode, encode) in [
         ("arch_mma_bf16", &from_bf16 as &dyn Fn(u16) -> f32, &to_bf16 as &dyn Fn(f32) -> u16),
@@ -120,7 +120,7 @@ fn tensor_products() {
 
 #[test]
 fn shuffles() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let input = words(4, 32);
     let got = outputs(&gpu, "arch_shuffles", 32, &input, 224);
     let votes = input.iter().enumerate().fold(0, |v, (i, x)| v | (x & 1) << i);
@@ -142,7 +142,7 @@ fn close(got: u32, want: f64, bound: f64) {
 
 #[test]
 fn numbers() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let mut rng = Rng(5);
     let mut x: Vec<f32> = (0..128).map(|_| rng.unit() * 40.0 + 0.003).collect();
     // Ties, the edges of f16, subnormal results.

@@ -104,11 +104,11 @@ fn decode(gpu: &Gpu, kernel: &str) -> (CUresult, f64) {
     (result, error)
 }
 
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 #[derive(Clone, Copy)]
 struct TensorMap([u64; 16]);
 
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 struct Prefill {
     k: TensorMap,
     v: TensorMap,
@@ -148,6 +148,7 @@ fn tensor_map(base: u64, kv_heads: usize, len: usize) -> TensorMap {
 }
 
 fn prefill(gpu: &Gpu, kernel: &str) -> (CUresult, f64) {
+    on_hopper(gpu);
     let (q_heads, kv_heads, len) = (2, 1, 200);
     let mut rng = Rng(2);
     let q = bf16s(&mut rng, len * q_heads * DIM, 2.0);
@@ -188,6 +189,13 @@ fn prefill(gpu: &Gpu, kernel: &str) -> (CUresult, f64) {
     (result, error)
 }
 
+/// Where kernels are PTX, those of Hopper are for Hopper alone.
+fn on_hopper(gpu: &Gpu) {
+    if let Some(emulator) = gpu.emulator.filter(|emulator| emulator.is_ptx()) {
+        emulator.set_device(90, 0);
+    }
+}
+
 fn expect(reports: &[String], parts: &[&str], what: &str) {
     let found = reports.iter().find(|r| parts.iter().all(|p| r.contains(p)));
     let first = reports.iter().map(|r| r.lines().next().unwrap_or("")).collect::<Vec<_>>();
@@ -199,7 +207,7 @@ fn expect(reports: &[String], parts: &[&str], what: &str) {
 
 #[test]
 fn clean_attention_is_right_and_not_reported() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let emulator = gpu.emulator.unwrap();
     for seed in 0..3 {
         emulator.set_seed(seed);
@@ -224,7 +232,7 @@ fn clean_attention_is_right_and_not_reported() {
 
 #[test]
 fn mistakes_in_decode_are_reported() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     for (kernel, parts) in [
         (
             "selftest_decode_no_barrier_after_wait",
@@ -245,7 +253,7 @@ fn mistakes_in_decode_are_reported() {
 
 #[test]
 fn mistakes_with_the_async_proxy_are_reported() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     for (kernel, parts) in [
         ("selftest_hopper_no_fence", &["missing fence.proxy.async", "selftest_hopper.cu"][..]),
         ("selftest_hopper_early_release", &["race, write after read", "async operation"]),
@@ -274,7 +282,7 @@ struct Small {
 
 #[test]
 fn small_kernels() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let emulator = gpu.emulator.unwrap();
     // Kernel, blocks, threads, bytes of shared memory; what is to be in a report, or nothing.
     let cases: &[(&str, u32, u32, u32, &[&str])] = &[
@@ -314,7 +322,9 @@ fn small_kernels() {
         for seed in [0, 1, 2, 77] {
             emulator.reset();
             emulator.set_seed(seed);
-            emulator.set_dependent(kernel.starts_with("selftest_dependent"));
+            on_hopper(&gpu);
+            let dependent = kernel.starts_with("selftest_dependent");
+            emulator.set_dependent(dependent);
             let input: Vec<u32> = (0..4096).collect();
             let params = Small {
                 input: upload(&input),
@@ -323,13 +333,19 @@ fn small_kernels() {
                 n: 64.max(smem - if kernel.ends_with("outside") { 32 } else { smem }),
                 wild: 1 << 20,
             };
-            let result = gpu.run(kernel, [blocks, 1, 1], threads, smem, &params);
+            let (grid, stream) = ([blocks, 1, 1], std::ptr::null_mut());
+            // Before 9.0 every launch is made one above, and what a launch asks for is nothing.
+            let launch = Launch { kernel, grid, threads, smem, stream, dependent };
+            let result = match gpu.enqueue(&launch, &params) {
+                CUDA_SUCCESS => sync(stream),
+                error => error,
+            };
             let reports = gpu.reports();
             runs += 1;
             if parts.is_empty() {
                 assert_eq!(reports, Vec::<String>::new(), "{kernel}, seed {seed}");
                 assert_eq!(result, CUDA_SUCCESS);
-            } else if seed == 0 {
+            } else if seed == 0 && !(emulator.is_ptx() && kernel.ends_with("_no_wait")) {
                 expect(&reports, parts, kernel);
             } else {
                 // In another order the same mistake may be met from its other side.
@@ -351,7 +367,7 @@ fn small_kernels() {
 /// what the second one copies.
 #[test]
 fn dependents_keep_to_the_contract() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let emulator = gpu.emulator.unwrap();
     let written = "read before the wait for the kernel before, of what was written";
     let read = "write of what a dependent kernel has read before its wait";
@@ -415,7 +431,7 @@ fn two_blocks(kernel: &str, stream: CUstream, dependent: bool) -> Launch<'_> {
 /// the launch before it.
 #[test]
 fn a_fault_before_the_wait_loses_the_context() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let emulator = gpu.emulator.expect("only it has modes");
     for kernel in ["selftest_dependent_faults_early", "selftest_dependent_copy"] {
         emulator.reset();
@@ -441,7 +457,7 @@ fn a_fault_before_the_wait_loses_the_context() {
 
 #[test]
 fn device_memory_is_checked() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let out = alloc(64 * 4);
     let fresh = alloc(64 * 4);
     let params = Small { input: fresh, out, counter: 0, n: 64, wild: 0 };
@@ -468,7 +484,7 @@ fn device_memory_is_checked() {
 
 #[test]
 fn bank_conflicts_are_counted_by_line() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let emulator = gpu.emulator.unwrap();
     for (kernel, smem, extra) in [("selftest_banks_1", 256, 0), ("selftest_banks_32", 8192, 62)] {
         emulator.reset();

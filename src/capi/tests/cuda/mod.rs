@@ -37,7 +37,7 @@ struct Gpu {
 fn both() -> Option<[On; 2]> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let emulator = match simt::device(simt::Mode::Fast) {
+    let emulator = match simt::device(simt::Mode::asked(simt::Mode::Fast)) {
         Ok(emulator) => Some(emulator),
         Err(_) if simt::wants_real_driver() => None,
         Err(why) => {

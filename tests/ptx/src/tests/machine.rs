@@ -77,7 +77,6 @@ impl Host for Machine {
     }
     fn pending(&mut self, _: u32, _: u32, _: u32, _: bool, _: u32) {}
     fn mbarrier(&mut self, _: u32, _: bool) {}
-    fn bank_rows(&mut self, _: u32, _: &Addresses, _: u32) {}
     fn release(&mut self, clock: u32, warp: u32, mask: u32) {
         self.note(format!("release {clock} {warp} {mask:#x}"));
     }

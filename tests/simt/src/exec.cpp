@@ -1,0 +1,261 @@
+// Blocks of PTX: the executor's side of a launch, and the checker for what it executes.
+#include "exec.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "stream.h"
+
+#if SIMT_PTX
+
+namespace simt {
+
+void begin_ptx_block() {
+    Grid& g = *S->grid;
+    const Block& b = S->block;
+    const ptx_launch launch{static_cast<const uint8_t*>(g.params[0]),
+                            ptx_kernel_param_bytes(g.code),
+                            {b.gdim.x, b.gdim.y, b.gdim.z},
+                            {b.bdim.x, b.bdim.y, b.bdim.z},
+                            b.smem_bytes,
+                            g.dependent,
+                            0,
+                            cfg.seed ? cfg.seed * 4099 + g.launch - first_launch : 0};
+    const uint32_t at[3] = {b.bid.x, b.bid.y, b.bid.z};
+    S->ptx = ptx_block_begin(g.code, &launch, at, S->smem);
+}
+
+void end_ptx_block(Machine* m) {
+    ptx_block_end(m->ptx);
+    m->ptx = nullptr;
+}
+
+bool run_ptx_block() {
+    const uint32_t how = ptx_block_run(S->ptx);
+    if (how == PTX_WAITS) return true;
+    if (how == PTX_FAULT) S->grid->faulted = true;
+    end_ptx_block(S);
+    return false;
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+const ptx_kernel* find_code(const Kernel& kernel) {
+    char why[600] = "";
+    const auto target = static_cast<uint32_t>(code_for_device().ptx >= 90 ? 90 : 80);
+    const ptx_kernel* const code = ptx_find(kernel.name, target, why, sizeof why);
+    if (code && ptx_kernel_param_bytes(code) == kernel.param_bytes &&
+        ptx_kernel_threads(code) == kernel.threads)
+        return code;
+    if (code)
+        snprintf(why, sizeof why, "%s: PTX has %u bytes of parameters and %u threads, C++ %zu and %u",
+                 kernel.name, ptx_kernel_param_bytes(code), ptx_kernel_threads(code),
+                 kernel.param_bytes, kernel.threads);
+    fprintf(stderr, "simt: %s\n", why);
+    add_report(FAULT, why);
+    return nullptr;
+}
+
+// What is reported names the thread that is current.
+static void be(uint32_t id) {
+    Fiber* f = &S->fibers[static_cast<int>(id) < S->threads ? id : 0];
+    S->now = f;
+    cur = f;
+}
+
+template <class F>
+static uint32_t guarded(F f) {
+    uint32_t goes_on = 1;
+    try {
+        f();
+    } catch (const Abandoned&) {
+        goes_on = 0;
+    }
+    S->now = nullptr;
+    cur = nullptr;
+    return goes_on;
+}
+
+template <class F>
+static void each_lane(uint32_t warp, uint32_t mask, F f) {
+    for (uint32_t m = mask; m; m &= m - 1) {
+        const auto lane = static_cast<uint32_t>(__builtin_ctz(m));
+        f(warp * 32 + lane, lane);
+    }
+}
+
+static void one(uint32_t id, uint64_t at, int bytes, uint32_t kind, uint32_t pc) {
+    const int who = static_cast<int>(id);
+    const bool write = kind & EXEC_WRITE;
+    if (kind & EXEC_SHARED) {
+        if (at < SMEM_BASE || at - SMEM_BASE + static_cast<uint64_t>(bytes) > S->block.smem_bytes) {
+            S->grid->out_of_bounds = true;
+            add_report(OOB, "out of bounds: shared memory + " +
+                                std::to_string(static_cast<int64_t>(at) - SMEM_BASE) + " of " +
+                                std::to_string(S->block.smem_bytes) + " bytes, at " + place(pc) +
+                                where_in_grid(who));
+            fail("", 0, "illegal address");
+        }
+        check_shared(static_cast<uint32_t>(at), bytes, write, who, pc);
+        return;
+    }
+    const auto* const p = reinterpret_cast<const void*>(at);
+    check_global(p, bytes, write, who, pc);
+    if (kind & EXEC_CONST) check_const(p, bytes, who, pc);
+}
+
+uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes, uint32_t kind,
+                     uint32_t pc) {
+    return guarded([&] {
+        each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
+            be(id);
+            one(id, at[lane], static_cast<int>(bytes), kind, pc);
+        });
+        if (kind & EXEC_SHARED) count_bank_lanes(pc, mask, at, static_cast<int>(bytes));
+    });
+}
+
+uint32_t exec_check(uint32_t id, uint64_t at, uint32_t bytes, uint32_t kind, uint32_t pc) {
+    return guarded([&] {
+        be(id);
+        one(id, at, static_cast<int>(bytes), kind, pc);
+    });
+}
+
+uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order, uint32_t of_device,
+                     uint32_t pc) {
+    return guarded([&] {
+        be(thread);
+        // Within a block's memory there are no other blocks; its cells do not know atomics.
+        if (kind & EXEC_SHARED) one(thread, at, 4, kind, pc);
+        auto* const p = reinterpret_cast<uint32_t*>(at);
+        if (!(kind & EXEC_SHARED)) atomic_order(p, static_cast<Order>(order), of_device, pc);
+    });
+}
+
+uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint32_t bytes,
+                          uint32_t pc) {
+    return guarded([&] {
+        each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
+            be(id);
+            one(id, to[lane], static_cast<int>(bytes), EXEC_SHARED | EXEC_WRITE, pc);
+            mark_pending(static_cast<uint32_t>(to[lane]), static_cast<int>(bytes), true,
+                         static_cast<int>(id), pc);
+        });
+    });
+}
+
+uint32_t exec_copy_landed(uint32_t warp, uint32_t mask, const uint64_t* to, const uint64_t* from,
+                          uint32_t bytes, const uint32_t* read, uint32_t pc) {
+    return guarded([&] {
+        each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
+            be(id);
+            if (read[lane]) one(id, from[lane], static_cast<int>(read[lane]), 0, pc);
+            mark_pending(static_cast<uint32_t>(to[lane]), static_cast<int>(bytes), false,
+                         static_cast<int>(id), pc);
+        });
+    });
+}
+
+void exec_pending(uint32_t id, uint32_t at, uint32_t bytes, uint32_t on, uint32_t pc) {
+    mark_pending(at, static_cast<int>(bytes), on, static_cast<int>(id), pc);
+}
+void exec_mbarrier(uint32_t at, uint32_t live) { mark_mbarrier(at, live); }
+
+// ---- clocks
+
+static Clk& clock_of(uint32_t number) {
+    auto& all = S->accumulated;
+    while (all.size() <= number) all.emplace_back();
+    for (; S->accumulated_used <= number; S->accumulated_used++) clear(all[S->accumulated_used]);
+    return all[number];
+}
+
+void exec_release(uint32_t clock, uint32_t warp, uint32_t mask) {
+    Clk& to = clock_of(clock);
+    each_lane(warp, mask, [&](uint32_t id, uint32_t) {
+        cur = &S->fibers[id];
+        release(to);
+    });
+    cur = nullptr;
+}
+void exec_acquire(uint32_t clock, uint32_t warp, uint32_t mask) {
+    const Clk& from = clock_of(clock);
+    each_lane(warp, mask, [&](uint32_t id, uint32_t) { acquire(static_cast<int>(id), from); });
+}
+void exec_release_id(uint32_t clock, uint32_t id) {
+    const int i = static_cast<int>(id);
+    join(clock_of(clock), ck(i));
+    if (i < S->threads) ck(i).v[i]++;
+}
+void exec_move(uint32_t from, uint32_t to) {
+    Clk& into = clock_of(to);
+    join(into, clock_of(from));
+    clear(clock_of(from));
+}
+void exec_clear(uint32_t clock) { clear(clock_of(clock)); }
+
+void exec_sync_warp(uint32_t warp, uint32_t mask) {
+    static Clk all;
+    clear(all);
+    each_lane(warp, mask, [](uint32_t id, uint32_t) { join(all, ck(static_cast<int>(id))); });
+    each_lane(warp, mask, [](uint32_t id, uint32_t) {
+        const int t = static_cast<int>(id);
+        ck(t).v[t]++;
+        acquire_all(t, all);
+    });
+}
+
+uint32_t exec_new_agent(uint32_t thread) {
+    return static_cast<uint32_t>(new_agent(static_cast<int>(thread)));
+}
+void exec_fence_proxy(uint32_t warp, uint32_t mask) {
+    each_lane(warp, mask, [](uint32_t id, uint32_t) {
+        Clk& c = ck(static_cast<int>(id));
+        for (int i = 0; i < S->clocks; i++) c.p[i] = std::max(c.p[i], c.v[i]);
+    });
+}
+
+// ---- the kernel before
+
+uint32_t exec_prior_done() { return S->grid->prior_done; }
+void exec_has_waited(uint32_t warp, uint32_t mask) {
+    each_lane(warp, mask, [](uint32_t id, uint32_t) { S->fibers[id].after_prior = true; });
+    S->waited = true;
+}
+void exec_let_next() { S->let_next = true; }
+
+// ---- reports
+
+void exec_report(uint32_t kind, uint32_t thread, uint32_t pc, const char* text) {
+    const auto what = static_cast<Kind>(kind);
+    if (already_told(what, pc, 0)) return;
+    add_report(what, text + (", at " + place(pc)) + where_in_grid(static_cast<int>(thread)));
+}
+
+uint32_t exec_tensor_map(uint64_t at, exec_map* out) {
+    const auto* const m = reinterpret_cast<const TensorMap*>(at);
+    const auto* const params = static_cast<const uint8_t*>(S->grid->params[0]);
+    const uint64_t offset = at - reinterpret_cast<uint64_t>(params);
+    if (at % 64 || offset + sizeof *m > ptx_kernel_param_bytes(S->grid->code)) return 0;
+    if (m->magic != TENSOR_MAP_MAGIC) return 0;
+    *out = {m->base, m->rank, m->elt, m->swz, 0, {}, {}, {}};
+    std::copy(m->dim, m->dim + 5, out->dim);
+    std::copy(m->box, m->box + 5, out->box);
+    std::copy(m->stride, m->stride + 5, out->stride);
+    return 1;
+}
+
+#else
+
+// The other libraries have kernels of C++ alone.
+namespace simt {
+void begin_ptx_block() {}
+bool run_ptx_block() { return false; }
+void end_ptx_block(Machine*) {}
+}  // namespace simt
+const ptx_kernel* find_code(const simt::Kernel&) { return nullptr; }
+
+#endif
