@@ -500,6 +500,12 @@ fn conversions(opcode: &str) -> Option<Function> {
         // The first operand is the upper half.
         "rn.f16x2.f32" => two!(x, y => to_f16(x) << 16 | to_f16(y)),
         "rn.bf16x2.f32" => two!(x, y => to_bf16(x) << 16 | to_bf16(y)),
+        "rz.f16x2.f32" => two!(x, y => {
+            u32::from(numbers::f32_to_f16_zero(f(x))) << 16 | u32::from(numbers::f32_to_f16_zero(f(y)))
+        }),
+        "rz.bf16x2.f32" => two!(x, y => {
+            u32::from(numbers::f32_to_bf16_zero(f(x))) << 16 | u32::from(numbers::f32_to_bf16_zero(f(y)))
+        }),
         "rn.satfinite.e4m3x2.f32" => two!(x, y => {
             u32::from(numbers::f32_to_e4m3(f(x))) << 8 | u32::from(numbers::f32_to_e4m3(f(y)))
         }),

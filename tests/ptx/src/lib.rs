@@ -4,6 +4,14 @@
 //! What instructions do is written from the PTX ISA alone, and shares nothing with the emulator's
 //! C++: two readings of the same pages, which check each other.
 
+#![cfg_attr(
+    not(any(test, emulated)),
+    allow(
+        dead_code,
+        reason = "what executes is for the emulator's library, which compiles these files itself"
+    )
+)]
+
 pub(crate) mod block;
 pub(crate) mod boxes;
 pub(crate) mod bulk;

@@ -30,6 +30,11 @@ pub(crate) fn f32_to_bf16(x: f32) -> u16 {
     if x.is_nan() { NAN_16 } else { rounded as u16 }
 }
 
+/// Rounded towards zero: what does not fit is cut off.
+pub(crate) fn f32_to_bf16_zero(x: f32) -> u16 {
+    if x.is_nan() { NAN_16 } else { (x.to_bits() >> 16) as u16 }
+}
+
 #[inline]
 pub(crate) fn bf16_to_f32(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
@@ -51,6 +56,13 @@ pub(crate) fn f32_to_f16(x: f32) -> u16 {
         (size.wrapping_add(0xfff + (size >> 13 & 1)).wrapping_sub(112 << 23) >> 13) as u16
     };
     if size > 0x7f80_0000 { NAN_16 } else { sign | finite }
+}
+
+/// Rounded towards zero: what is too large is the largest.
+pub(crate) fn f32_to_f16_zero(x: f32) -> u16 {
+    let near = f32_to_f16(x);
+    let is_beyond = f16_to_f32(near).abs() > x.abs();
+    if is_beyond { near - 1 } else { near }
 }
 
 #[inline]

@@ -4,4 +4,6 @@ mod asynchronous;
 mod control;
 mod lint;
 mod machine;
+mod matrices;
+mod numbers;
 mod text;
