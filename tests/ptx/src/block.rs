@@ -105,7 +105,7 @@ impl<H: Host> Block<H> {
             let here = (threads - number * 32).min(32);
             let live = if here == 32 { !0 } else { (1 << here) - 1 };
             let registers = program.spare.borrow_mut().pop();
-            let registers = registers.unwrap_or_else(|| Box::new(Registers::new(&program)));
+            let registers = registers.unwrap_or_else(|| Registers::new(&program));
             let mut warp = Warp::new(number, live, &program, registers);
             warp.max_registers = own;
             if !launch.dependent {

@@ -38,8 +38,8 @@ pub(crate) fn chunks(map: &Map, to: u32, at: &[i32]) -> Vec<Chunk> {
     for number in 0..bytes(map) / row.max(1) {
         // Of the row in each dimension beyond the first.
         let (mut left, mut inside, mut start) = (number, true, map.base);
-        for i in 1..map.rank as usize {
-            let position = i64::from(at[i]) + i64::from(left % map.box_[i]);
+        for (i, first) in at.iter().enumerate().skip(1) {
+            let position = i64::from(*first) + i64::from(left % map.box_[i]);
             left /= map.box_[i];
             inside &= position >= 0 && position < i64::from(map.dim[i]);
             start = start.wrapping_add((position as u64).wrapping_mul(map.stride[i]));

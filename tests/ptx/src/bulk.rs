@@ -74,7 +74,11 @@ impl<H: Host> Block<H> {
         global: u64,
         bytes: u32,
     ) -> Going<(Vec<Chunk>, u32)> {
-        if to % 16 != 0 || global % 16 != 0 || bytes % 16 != 0 || bytes == 0 {
+        if !to.is_multiple_of(16)
+            || !global.is_multiple_of(16)
+            || !bytes.is_multiple_of(16)
+            || bytes == 0
+        {
             let text = format_args!(
                 "bulk copy of {bytes} bytes between {to:#x} and {global:#x}: not multiples of 16"
             );
@@ -105,7 +109,7 @@ impl<H: Host> Block<H> {
         };
         // The swizzle's atom, as the address is what is swizzled.
         let aligned = if map.swizzle == 3 { 1024 } else { 128 };
-        if to % aligned != 0 {
+        if !to.is_multiple_of(aligned) {
             self.fault(
                 warp,
                 group.pc,

@@ -224,7 +224,7 @@ impl<H: Host> Block<H> {
                     warp.bulk_group[lane as usize] += 1;
                 }
             }
-            Op::BulkWait(left, _) => self.land_stores(warp, warp.active, *left)?,
+            Op::BulkWait(left) => self.land_stores(warp, warp.active, *left)?,
             Op::Wgmma(wgmma) => self.wgmma(warp, group, wgmma)?,
             Op::WgmmaFence => {
                 self.aligned(warp, group, "wgmma.fence")?;
@@ -276,7 +276,7 @@ impl<H: Host> Block<H> {
         // What the assembler gives a thread at first is not in PTX: only later ones are held to it.
         let is_other_way = warp.registers_set && (count > own) != increase;
         warp.registers_set = true;
-        if !(24..=256).contains(&count) || count % 8 != 0 || is_other_way {
+        if !(24..=256).contains(&count) || !count.is_multiple_of(8) || is_other_way {
             self.fault(warp, group.pc, format_args!("setmaxnreg from {own} to {count} registers"));
             return Err(Ended);
         }

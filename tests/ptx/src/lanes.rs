@@ -209,6 +209,10 @@ fn min(x: u32, y: u32) -> u32 {
     }
 }
 
+const fn unordered(x: u32, y: u32) -> bool {
+    f(x).is_nan() || f(y).is_nan()
+}
+
 /// Shifts by more than the width are by the width.
 const fn shl(x: u32, by: u32) -> u32 {
     if by > 31 { 0 } else { x << by }
@@ -242,8 +246,8 @@ const fn permute(a: u32, b: u32, which: u32) -> u32 {
 }
 
 /// Division by zero has no value that one can rely on: all ones, as the hardware gives.
-const fn divide(x: u32, y: u32) -> u32 {
-    if y == 0 { !0 } else { x / y }
+fn divide(x: u32, y: u32) -> u32 {
+    x.checked_div(y).unwrap_or(!0)
 }
 const fn divide_signed(x: u32, y: u32) -> u32 {
     if y == 0 { !0 } else { s(x).wrapping_div(s(y)) as u32 }
@@ -301,8 +305,8 @@ fn integers(opcode: &str) -> Option<Function> {
         "add.s32" | "add.u32" => two!(x, y => x.wrapping_add(y)),
         "sub.s32" | "sub.u32" => two!(x, y => x.wrapping_sub(y)),
         "mul.lo.s32" | "mul.lo.u32" => two!(x, y => x.wrapping_mul(y)),
-        "mul.hi.u32" => two!(x, y => (u64::from(x) * u64::from(y) >> 32) as u32),
-        "mul.hi.s32" => two!(x, y => (i64::from(s(x)) * i64::from(s(y)) >> 32) as u32),
+        "mul.hi.u32" => two!(x, y => ((u64::from(x) * u64::from(y)) >> 32) as u32),
+        "mul.hi.s32" => two!(x, y => ((i64::from(s(x)) * i64::from(s(y))) >> 32) as u32),
         "mad.lo.s32" | "mad.lo.u32" => three!(x, y, z => x.wrapping_mul(y).wrapping_add(z)),
         "add.s16" | "add.u16" => two!(x, y => x.wrapping_add(y) & 0xffff),
         "sub.s16" | "sub.u16" => two!(x, y => x.wrapping_sub(y) & 0xffff),
@@ -443,14 +447,14 @@ fn comparisons(opcode: &str) -> Option<Function> {
         ("le", "f32") => compare!(x, y => f(x) <= f(y)),
         ("gt", "f32") => compare!(x, y => f(x) > f(y)),
         ("ge", "f32") => compare!(x, y => f(x) >= f(y)),
-        ("equ", "f32") => compare!(x, y => !(f(x) < f(y) || f(x) > f(y))),
+        ("equ", "f32") => compare!(x, y => f(x) == f(y) || unordered(x, y)),
         ("neu", "f32") => compare!(x, y => f(x) != f(y)),
-        ("ltu", "f32") => compare!(x, y => !(f(x) >= f(y))),
-        ("leu", "f32") => compare!(x, y => !(f(x) > f(y))),
-        ("gtu", "f32") => compare!(x, y => !(f(x) <= f(y))),
-        ("geu", "f32") => compare!(x, y => !(f(x) < f(y))),
-        ("num", "f32") => compare!(x, y => !f(x).is_nan() && !f(y).is_nan()),
-        ("nan", "f32") => compare!(x, y => f(x).is_nan() || f(y).is_nan()),
+        ("ltu", "f32") => compare!(x, y => f(x) < f(y) || unordered(x, y)),
+        ("leu", "f32") => compare!(x, y => f(x) <= f(y) || unordered(x, y)),
+        ("gtu", "f32") => compare!(x, y => f(x) > f(y) || unordered(x, y)),
+        ("geu", "f32") => compare!(x, y => f(x) >= f(y) || unordered(x, y)),
+        ("num", "f32") => compare!(x, y => !unordered(x, y)),
+        ("nan", "f32") => compare!(x, y => unordered(x, y)),
         _ => return None,
     })
 }

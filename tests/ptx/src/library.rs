@@ -68,7 +68,8 @@ impl Library {
         for path in listed.filter_map(|entry| Some(entry.ok()?.path())) {
             let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let is_own = file.ends_with(&format!(".{target}.ptx"));
-            if !is_own && !(target == 90 && file.ends_with(".90a.ptx")) {
+            let is_of_hopper = target == 90 && file.ends_with(".90a.ptx");
+            if !is_own && !is_of_hopper {
                 continue;
             }
             let text = parse::read(&path)?;

@@ -57,7 +57,7 @@ impl<H: Host> Block<H> {
         at: &Addresses,
         bytes: u32,
     ) -> Going {
-        match lanes(mask).find(|lane| at[*lane as usize] % u64::from(bytes) != 0) {
+        match lanes(mask).find(|lane| !at[*lane as usize].is_multiple_of(u64::from(bytes))) {
             None => Ok(()),
             Some(lane) => {
                 let at = at[lane as usize];

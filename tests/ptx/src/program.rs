@@ -83,7 +83,7 @@ pub(crate) struct Program {
     pub(crate) taken: Vec<Cell<u64>>,
     pub(crate) has_wgmma: bool,
     /// Of warps that have ended, for others.
-    pub(crate) spare: RefCell<Vec<Box<Registers>>>,
+    pub(crate) spare: RefCell<Vec<Registers>>,
     /// Its first instruction's number among those of all kernels.
     pub(crate) first_pc: u32,
 }

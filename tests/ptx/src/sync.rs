@@ -125,7 +125,7 @@ impl<H: Host> Block<H> {
     ) -> Going<Flow> {
         let at = self.addresses(warp, mbarrier.at);
         for lane in lanes(warp.active) {
-            if at[lane as usize] % 8 != 0 {
+            if !at[lane as usize].is_multiple_of(8) {
                 self.fault(
                     warp,
                     group.pc,

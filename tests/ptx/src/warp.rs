@@ -136,7 +136,7 @@ pub(crate) struct Warp {
     pub(crate) number: u32,
     pub(crate) live: u32,
     pub(crate) groups: Vec<Group>,
-    pub(crate) registers: Option<Box<Registers>>,
+    pub(crate) registers: Option<Registers>,
     pub(crate) local: Vec<u8>,
     /// Lanes that are executing an instruction.
     pub(crate) active: u32,
@@ -164,12 +164,7 @@ pub(crate) struct Warp {
 }
 
 impl Warp {
-    pub(crate) fn new(
-        number: u32,
-        live: u32,
-        program: &Program,
-        mut registers: Box<Registers>,
-    ) -> Self {
+    pub(crate) fn new(number: u32, live: u32, program: &Program, mut registers: Registers) -> Self {
         registers.reset(program);
         Self {
             number,
@@ -339,7 +334,7 @@ impl Warp {
         &mut own.words[r.0 as usize]
     }
 
-    pub(crate) fn take_registers(&mut self) -> Option<Box<Registers>> {
+    pub(crate) fn take_registers(&mut self) -> Option<Registers> {
         mem::take(&mut self.registers)
     }
 }

@@ -50,9 +50,10 @@ const ptx_kernel* find_code(const Kernel& kernel) {
         ptx_kernel_threads(code) == kernel.threads)
         return code;
     if (code)
-        snprintf(why, sizeof why, "%s: PTX has %u bytes of parameters and %u threads, C++ %zu and %u",
-                 kernel.name, ptx_kernel_param_bytes(code), ptx_kernel_threads(code),
-                 kernel.param_bytes, kernel.threads);
+        snprintf(why, sizeof why,
+                 "%s: PTX has %u bytes of parameters and %u threads, C++ %zu and %u", kernel.name,
+                 ptx_kernel_param_bytes(code), ptx_kernel_threads(code), kernel.param_bytes,
+                 kernel.threads);
     fprintf(stderr, "simt: %s\n", why);
     add_report(FAULT, why);
     return nullptr;
@@ -106,8 +107,8 @@ static void one(uint32_t id, uint64_t at, int bytes, uint32_t kind, uint32_t pc)
     if (kind & EXEC_CONST) check_const(p, bytes, who, pc);
 }
 
-uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes, uint32_t kind,
-                     uint32_t pc) {
+uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes,
+                     uint32_t kind, uint32_t pc) {
     return guarded([&] {
         each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
             be(id);
@@ -124,8 +125,8 @@ uint32_t exec_check(uint32_t id, uint64_t at, uint32_t bytes, uint32_t kind, uin
     });
 }
 
-uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order, uint32_t of_device,
-                     uint32_t pc) {
+uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order,
+                     uint32_t of_device, uint32_t pc) {
     return guarded([&] {
         be(thread);
         // Within a block's memory there are no other blocks; its cells do not know atomics.

@@ -57,7 +57,8 @@ fn a_part_of_a_warp_may_meet_by_its_mask() {
 #[test]
 fn shuffles_by_clamp_and_segment() {
     // Segments of 8 lanes: the clamp has 0x1800 above.
-    let cases: [(&str, u32, fn(u32) -> u32); 4] = [
+    type From = fn(u32) -> u32;
+    let cases: [(&str, u32, From); 4] = [
         ("down", 0x181f, |lane| if lane % 8 + 3 < 8 { lane + 3 } else { lane }),
         ("up", 0x1800, |lane| if lane % 8 >= 3 { lane - 3 } else { lane }),
         ("idx", 0x181f, |lane| lane / 8 * 8 + 3),

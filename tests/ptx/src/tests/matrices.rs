@@ -46,11 +46,11 @@ fn mma_is_the_product_of_what_the_fragments_hold() {
             let mut fragments_a = vec![[0; 32]; 2 * registers];
             let mut fragments_b = vec![[0; 32]; registers];
             for lane in 0..32 {
-                for r in 0..2 * registers {
+                for (r, fragment) in fragments_a.iter_mut().enumerate() {
                     for i in 0..per {
                         let row = lane / 4 + if r % 2 == 1 { 8 } else { 0 };
                         let column = lane % 4 * per + i + if r >= 2 { 4 * per } else { 0 };
-                        fragments_a[r][lane] |= a[row][column].1 << (8 * kind.bytes() * i % 32);
+                        fragment[lane] |= a[row][column].1 << (8 * kind.bytes() * i % 32);
                     }
                 }
                 for (r, fragment) in fragments_b.iter_mut().enumerate() {
@@ -64,13 +64,13 @@ fn mma_is_the_product_of_what_the_fragments_hold() {
                 std::array::from_fn(|lane| ((r * 32 + lane) as f32).to_bits())
             });
             let d = mma(&fragments_a, &fragments_b, &c, k, kind, kind);
-            for lane in 0..32 {
-                for r in 0..4 {
+            for (r, register) in d.iter().enumerate() {
+                for (lane, got) in register.iter().enumerate() {
                     let (row, column) = (lane / 4 + 8 * (r / 2), lane % 4 * 2 + r % 2);
                     let sum: f64 = (0..k).map(|i| a[row][i].0 * b[i][column].0).sum();
                     let want = sum + (r * 32 + lane) as f64;
                     assert_eq!(
-                        f64::from(f32::from_bits(d[r][lane])),
+                        f64::from(f32::from_bits(*got)),
                         want,
                         "{kind:?} k{k} lane {lane} {r}"
                     );
@@ -120,7 +120,7 @@ fn place(start: u32, span: u32, row: u32, byte: u32) -> u32 {
     let part = at / 16 % parts;
     let moved = match span {
         16 => part,
-        _ => part ^ line % parts,
+        _ => part ^ (line % parts),
     };
     at / span * span + moved * 16 + at % 16
 }
@@ -195,7 +195,7 @@ fn wgmma_reads_operands_where_their_layouts_have_them() {
                     Descriptor::new(
                         u64::from(start >> 4)
                             | u64::from(leading as u32 >> 4) << 16
-                            | u64::from(stride as u32 >> 4) << 32
+                            | u64::from(stride >> 4) << 32
                             | code << 62,
                     )
                 };

@@ -94,7 +94,7 @@ fn bytes_are_the_nearest_and_saturate() {
             assert!(distance(code) <= distance(code + 1));
             assert!(code == 0 || distance(code) <= distance(code - 1));
         }
-        assert_eq!(f16_to_f32(from(to(f32::NAN))).is_nan(), true);
+        assert!(f16_to_f32(from(to(f32::NAN))).is_nan());
         assert_eq!(to(f32::INFINITY), largest);
     }
 }
@@ -158,7 +158,9 @@ fn products_and_sums_of_pairs_are_rounded_once() {
                 };
                 let further = (other - exact).abs();
                 assert!(
-                    distance < further || distance == further && got % 2 == 0 || got & 0x7fff == 0,
+                    distance < further
+                        || distance == further && got.is_multiple_of(2)
+                        || got & 0x7fff == 0,
                     "{kind:?} {a:#x} {b:#x} {c:#x}: {got:#x}"
                 );
             }
