@@ -1,5 +1,5 @@
-// Blocks whose kernels are executed from PTX: what the executor (tests/ptx, in Rust) offers the emulator,
-// and what it asks of it.
+// Blocks whose kernels are executed from PTX: what the executor (tests/ptx, in Rust) offers the
+// emulator, and what it asks of it.
 #pragma once
 
 #include <cstddef>
@@ -30,28 +30,31 @@ ptx_block* ptx_block_begin(const ptx_kernel*, const ptx_launch*, const uint32_t 
 enum { PTX_ENDED, PTX_WAITS, PTX_FAULT };
 uint32_t ptx_block_run(ptx_block*);
 void ptx_block_end(ptx_block*);
-// "decode.cuh:43 (decode_bf16_same_d128.80.ptx:1234)"; returns the bytes it takes, the final 0 included.
+// "decode.cuh:43 (decode_bf16_same_d128.80.ptx:1234)"; returns the bytes it takes, the final 0
+// included.
 size_t ptx_place(uint32_t pc, char* to, size_t bytes);
 // Of warps, so far.
 uint64_t ptx_instructions();
 
 // ---- by the emulator, for the block that runs
 //
-// Threads are numbered in their block, async operations from its number of threads on. Global addresses
-// are the host's; shared ones are offsets from SMEM_BASE (1024). What returns a number returns 0 where the
-// block is to end: a report says why. A race is reported, and the block goes on.
+// Threads are numbered in their block, async operations from its number of threads on. Global
+// addresses are the host's; shared ones are offsets from SMEM_BASE (1024). What returns a number
+// returns 0 where the block is to end: a report says why. A race is reported, and the block goes
+// on.
 
 enum { EXEC_SHARED = 1, EXEC_WRITE = 2, EXEC_CONST = 4 };
 // An instruction of the lanes in a mask, which are aligned: bounds, shadow, bank conflicts.
-uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes, uint32_t kind,
-                     uint32_t pc);
+uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes,
+                     uint32_t kind, uint32_t pc);
 // One access of a thread or an async operation.
 uint32_t exec_check(uint32_t id, uint64_t at, uint32_t bytes, uint32_t kind, uint32_t pc);
 // Of 4 bytes; `of_device`, or of the block alone.
-uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order, uint32_t of_device,
-                     uint32_t pc);
+uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order,
+                     uint32_t of_device, uint32_t pc);
 // cp.async: asked for, and landed; of `read` bytes each lane, others are zeros.
-uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint32_t bytes, uint32_t pc);
+uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint32_t bytes,
+                          uint32_t pc);
 uint32_t exec_copy_landed(uint32_t warp, uint32_t mask, const uint64_t* to, const uint64_t* from,
                           uint32_t bytes, const uint32_t* read, uint32_t pc);
 void exec_pending(uint32_t id, uint32_t at, uint32_t bytes, uint32_t on, uint32_t pc);

@@ -148,9 +148,9 @@ struct Grid {
     std::vector<ParamChunk> params_of_kernel;
     uint32_t smem = 0;
     const ptx_kernel* code = nullptr;  // what is executed in the place of fn
-    bool dependent = false;  // it may begin before the launch before it is done
-    bool waits = true;       // wait_for_prior_kernel is an instruction in its code
-    unsigned resident = 0;   // blocks that may begin before then
+    bool dependent = false;            // it may begin before the launch before it is done
+    bool waits = true;                 // wait_for_prior_kernel is an instruction in its code
+    unsigned resident = 0;             // blocks that may begin before then
     // By begin:
     uint32_t launch = 0;  // its number
     uint32_t chain = 0;   // the first one that may not be done, by what is before it in its stream
@@ -243,7 +243,8 @@ int new_agent(int issuer);
 void begin_block_clocks();
 SharedShadow* new_shared_shadow();
 void block_has_not_waited();
-// shadow.cpp: accesses of the arch layer, and of PTX; a place is a location, or an instruction of PTX
+// shadow.cpp: accesses of the arch layer, and of PTX; a place is a location, or an instruction of
+// PTX
 uint32_t location(const char* file, int line);
 void check_shared(uint32_t addr, int bytes, bool write, int id, uint32_t pc);
 void check_global(const void* p, int bytes, bool write, int id, uint32_t pc);
