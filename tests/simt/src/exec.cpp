@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "shadow.h"
 #include "stream.h"
 
 #if SIMT_PTX
@@ -107,14 +108,53 @@ static void one(uint32_t id, uint64_t at, int bytes, uint32_t kind, uint32_t pc)
     if (kind & EXEC_CONST) check_const(p, bytes, who, pc);
 }
 
+// Neighbours are mostly of one page, which is looked up once.
+static void global_lanes(uint32_t warp, uint32_t mask, const uint64_t* at, int bytes, uint32_t kind,
+                         uint32_t pc) {
+    const uintptr_t start = arena_start();
+    const auto n = static_cast<size_t>(bytes);
+    View* v = nullptr;
+    each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
+        const uint64_t a = at[lane];
+        const size_t page = (a - start) / PAGE, in = (a - start) % PAGE;
+        if (!v || !v->page || v->page_no != page) v = in_arena(a) ? view_of(page) : nullptr;
+        if (!v || in + n > PAGE || a + n > v->of.start + v->of.bytes) {
+            be(id);
+            return one(id, a, bytes, kind, pc);
+        }
+        st.accesses++;
+        const Access access{space_of(*v),
+                            a - v->of.start,
+                            bytes,
+                            (kind & EXEC_WRITE) != 0,
+                            static_cast<int>(id),
+                            pc};
+        bool fine = true, uninit = false;
+        access_page(*v, in, n, access, is_early(access.id), fine, uninit);
+        if (uninit) tell(UNINIT, "uninitialised read", access);
+        if (kind & EXEC_CONST) check_const(reinterpret_cast<const void*>(a), bytes, access.id, pc);
+    });
+}
+
+static void shared_lanes(uint32_t warp, uint32_t mask, const uint64_t* at, int bytes, bool write,
+                         uint32_t pc) {
+    each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
+        const uint64_t off = at[lane] - SMEM_BASE;
+        if (at[lane] < SMEM_BASE || off + static_cast<size_t>(bytes) > S->block.smem_bytes) {
+            be(id);
+            return one(id, at[lane], bytes, EXEC_SHARED, pc);
+        }
+        access_shared({"shared memory", off, bytes, write, static_cast<int>(id), pc});
+    });
+}
+
 uint32_t exec_access(uint32_t warp, uint32_t mask, const uint64_t* at, uint32_t bytes,
                      uint32_t kind, uint32_t pc) {
     return guarded([&] {
-        each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
-            be(id);
-            one(id, at[lane], static_cast<int>(bytes), kind, pc);
-        });
-        if (kind & EXEC_SHARED) count_bank_lanes(pc, mask, at, static_cast<int>(bytes));
+        const int n = static_cast<int>(bytes);
+        if (!(kind & EXEC_SHARED)) return global_lanes(warp, mask, at, n, kind, pc);
+        shared_lanes(warp, mask, at, n, kind & EXEC_WRITE, pc);
+        count_bank_lanes(pc, mask, at, n);
     });
 }
 

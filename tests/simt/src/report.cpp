@@ -154,25 +154,50 @@ static void count_execution(const Site& s, const std::pair<uint32_t, uint32_t>* 
     }
 }
 
-void count_bank_lanes(uint32_t pc, uint32_t mask, const uint64_t* at, int bytes) {
-    const int lanes = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32, words = std::max(bytes / 4, 1);
-    for (int first = 0; first < 32; first += lanes) {
-        uint64_t seen[32 * 4];
-        unsigned per_bank[32] = {}, worst = 0;
-        int n = 0;
-        for (int lane = first; lane < first + lanes; lane++) {
-            if (!(mask >> lane & 1)) continue;
-            for (int k = 0; k < words; k++) {
-                const uint64_t word = at[lane] / 4 + static_cast<uint64_t>(k);
-                int i = 0;
-                while (i < n && seen[i] != word) i++;
-                if (i < n) continue;
-                seen[n++] = word;
-                worst = std::max(worst, ++per_bank[word % 32]);
-            }
-        }
-        if (worst) count_bank_phase(pc, worst - 1);
+// How many phases more there are for these words: a bank serves one a phase, for all who ask for
+// it.
+static unsigned conflicts(const uint32_t* words, unsigned n) {
+    uint32_t first[32];
+    uint32_t taken = 0;
+    bool differ = false;
+    for (unsigned i = 0; i < n; i++) {
+        const uint32_t bank = words[i] % 32, bit = 1u << bank;
+        if (taken & bit)
+            differ |= first[bank] != words[i];
+        else
+            first[bank] = words[i];
+        taken |= bit;
     }
+    if (!differ) return 0;
+    uint32_t sorted[32];
+    std::copy(words, words + n, sorted);
+    std::sort(sorted, sorted + n);
+    unsigned per_bank[32] = {}, worst = 1;
+    for (unsigned i = 0; i < n; i++)
+        if (!i || sorted[i] != sorted[i - 1]) worst = std::max(worst, ++per_bank[sorted[i] % 32]);
+    return worst - 1;
+}
+
+void count_bank_lanes(uint32_t pc, uint32_t mask, const uint64_t* at, int bytes) {
+    const unsigned lanes = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32;
+    const auto each = static_cast<unsigned>(std::clamp(bytes / 4, 1, 4));
+    Counted now{0, 0};
+    for (unsigned from = 0; from < 32; from += lanes) {
+        uint32_t words[32];
+        unsigned n = 0;
+        const uint32_t part = lanes == 32 ? mask : mask & ((1u << lanes) - 1) << from;
+        for (uint32_t m = part; m; m &= m - 1)
+            for (unsigned k = 0; k < each; k++)
+                words[n++] = static_cast<uint32_t>(at[__builtin_ctz(m)] / 4) + k;
+        if (!n) continue;
+        now.phases++;
+        now.extra += conflicts(words, n);
+    }
+    st.bank_phases += now.phases;
+    st.bank_conflicts += now.extra;
+    Counted& c = banks[pc];
+    c.phases += now.phases;
+    c.extra += now.extra;
 }
 
 void flush_banks(unsigned warp) {

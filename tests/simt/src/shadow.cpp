@@ -2,12 +2,10 @@
 //
 // Kernels are compiled with -fsanitize=thread, whose runtime is not linked: the callbacks are here.
 // Order comes from barriers, mbarriers, syncwarp and atomics, and never from shuffles.
+#include "shadow.h"
+
 #include <dlfcn.h>
 #include <sys/mman.h>
-
-#include <memory>
-
-#include "machine.h"
 
 namespace simt {
 
@@ -129,44 +127,16 @@ static void acquire_release(uint32_t* at, Order order) {
     c.v[t]++;
 }
 
-static bool ordered(const Clk& c, const uint32_t* view, uint32_t e, uint32_t block) {
-    if (!e) return true;
-    if (block == S->block_no) return view[e & 2047] >= e >> 11;
+bool ordered_between_blocks(const Clk& c, uint32_t e, uint32_t block) {
     if (!c.known) return false;
     const auto it = c.known->blocks.find(block);
     return it != c.known->blocks.end() && (*it->second)[e & 2047] >= e >> 11;
 }
 
-// ---- shadow cells: one a word, or four where a word was accessed by parts
+// ---- pages
 
-enum Flags : uint32_t { INIT = 1, PENDING = 2, MBARRIER = 4, SPLIT = 8, ATOMIC = 16, CONST = 32 };
-struct Cell {
-    uint32_t stamp;  // block (shared) or launch (global) it tells of; else it is fresh
-    uint32_t flags;
-    uint32_t write, write_block, write_pc;
-    uint32_t read[2], read_block[2], read_pc;
-};
-
-// What launches that may overlap have done to a word; kept from one to the next.
-struct Overlap {
-    uint32_t written_in, write_pc;    // by the last launch that did
-    uint32_t read_early_in, read_pc;  // by the last one, before it had waited for those before it
-};
-
-constexpr size_t PAGE = 4096;
-struct Page {
-    Cell words[PAGE / 4];
-    Overlap overlap[PAGE / 4];
-    std::unique_ptr<Cell[]> bytes;
-};
-struct InitPage {
-    uint64_t bits[PAGE / 64];
-};
 static std::unordered_map<size_t, std::unique_ptr<Page>> pages;
 static std::unordered_map<size_t, std::unique_ptr<InitPage>> init_pages;  // null: all of it
-struct SharedShadow {
-    Cell words[228 * 256], bytes[228 * 1024];
-};
 // Cells of blocks that ended are told by their stamps; most memory is never touched.
 SharedShadow* new_shared_shadow() {
     void* p = mmap(nullptr, sizeof(SharedShadow), PROT_READ | PROT_WRITE,
@@ -175,30 +145,40 @@ SharedShadow* new_shared_shadow() {
     return static_cast<SharedShadow*>(p);
 }
 
-static size_t page_of(uintptr_t a) { return (a - arena_start()) / PAGE; }
+View views[VIEWS];
+static void forget_view(size_t page_no) {
+    View& v = views[page_no % VIEWS];
+    if (v.page_no == page_no) v.page = nullptr;
+}
 
-static size_t last_page_no = ~size_t(0);  // that page_at has found
+static Page& page_at(size_t i) {
+    auto& p = pages[i];
+    if (!p) p = std::make_unique<Page>();
+    return *p;
+}
+
+View* find_view(size_t page_no) {
+    const Allocation of = find_allocation(arena_start() + page_no * PAGE);
+    if (!of.found) return nullptr;
+    const auto init = init_pages.find(page_no);
+    const bool some = init != init_pages.end();
+    View& v = views[page_no % VIEWS];
+    v = {page_no, &page_at(page_no), some ? init->second.get() : nullptr, some && !init->second,
+         of};
+    return &v;
+}
 
 void shadow_forget(uintptr_t a, size_t n) {
-    last_page_no = ~size_t(0);
     for (size_t p = page_of(a); p <= page_of(a + n - 1); p++) {
+        forget_view(p);
         pages.erase(p);
         init_pages.erase(p);
     }
 }
 
-template <class F>
-static void by_page(uintptr_t a, size_t n, F f) {
-    while (n) {
-        const size_t in = (a - arena_start()) % PAGE, take = n < PAGE - in ? n : PAGE - in;
-        f(page_of(a), in, take);
-        a += take;
-        n -= take;
-    }
-}
-
-static void set_init(uintptr_t a, size_t n, bool on) {
+void set_init(uintptr_t a, size_t n, bool on) {
     by_page(a, n, [&](size_t page, size_t in, size_t take) {
+        forget_view(page);
         if (take == PAGE) {
             if (on)
                 init_pages[page] = nullptr;
@@ -222,7 +202,7 @@ static void set_init(uintptr_t a, size_t n, bool on) {
     });
 }
 
-static bool is_init(uintptr_t a, size_t n) {
+bool is_init(uintptr_t a, size_t n) {
     bool all = true;
     by_page(a, n, [&](size_t page, size_t in, size_t take) {
         const auto found = init_pages.find(page);
@@ -252,15 +232,6 @@ void shadow_copy_init(uintptr_t to, uintptr_t from, size_t n) {
 
 // ---- one access
 
-struct Access {
-    const char* space;
-    size_t off;
-    int bytes;
-    bool write;
-    int id;
-    uint32_t pc;
-};
-
 static std::string who(uint32_t e, uint32_t block) {
     const uint32_t i = e & 2047;
     std::string text =
@@ -271,8 +242,8 @@ static std::string who(uint32_t e, uint32_t block) {
     return text;
 }
 
-static void tell(Kind kind, const char* what, const Access& a, uint32_t other = 0,
-                 uint32_t other_block = 0, uint32_t other_pc = 0) {
+void tell(Kind kind, const char* what, const Access& a, uint32_t other, uint32_t other_block,
+          uint32_t other_pc) {
     if (already_told(kind, a.pc, other_pc)) return;
     std::string text = std::string(what) + ": " + a.space + " + " + std::to_string(a.off) + ", " +
                        std::to_string(a.bytes) + " bytes, at " + place(a.pc) + where_in_grid(a.id);
@@ -280,115 +251,7 @@ static void tell(Kind kind, const char* what, const Access& a, uint32_t other = 
     add_report(kind, text);
 }
 
-// False: reported, the rest of the access is let be.
-static bool check(Cell& x, const Access& a) {
-    const Clk& c = ck(a.id);
-    const bool agent = a.id >= S->threads;
-    const uint32_t e = epoch(static_cast<uint32_t>(a.id), c.v[a.id]);
-    if (x.flags & MBARRIER) {
-        tell(RACE, "plain access to an mbarrier", a);
-        return false;
-    }
-    if (x.flags & PENDING && !(agent && x.write == e)) {
-        tell(RACE, "access while an async copy is under way", a, x.write, x.write_block,
-             x.write_pc);
-        return false;
-    }
-    // An ordinary write is visible to the async proxy only through fence.proxy.async.
-    const bool by_fence = agent && static_cast<int>(x.write & 2047) < S->threads;
-    if (!ordered(c, by_fence ? c.p : c.v, x.write, x.write_block)) {
-        const bool other_block = x.write_block != S->block_no;
-        tell(RACE,
-             by_fence && ordered(c, c.v, x.write, x.write_block) ? "missing fence.proxy.async"
-             : other_block ? (a.write ? "race between blocks, write after write"
-                                      : "race between blocks, read after write")
-             : a.write     ? "race, write after write"
-                           : "race, read after write",
-             a, x.write, x.write_block, x.write_pc);
-        if (a.write) x.write = e, x.write_block = S->block_no, x.write_pc = a.pc;
-        return false;
-    }
-    if (a.write) {
-        if (x.flags & CONST) {
-            tell(RACE, "write of what the launch reads as constant", a, x.read[0], x.read_block[0],
-                 x.read_pc);
-            x.flags &= ~CONST;
-            return false;
-        }
-        for (int i = 0; i < 2; i++) {
-            if (ordered(c, c.v, x.read[i], x.read_block[i])) continue;
-            tell(RACE,
-                 x.read_block[i] == S->block_no ? "race, write after read"
-                                                : "race between blocks, write after read",
-                 a, x.read[i], x.read_block[i], x.read_pc);
-            x.read[0] = x.read[1] = 0;
-            x.write = e;
-            x.write_block = S->block_no;
-            x.write_pc = a.pc;
-            return false;
-        }
-        x.write = e;
-        x.write_block = S->block_no;
-        x.write_pc = a.pc;
-        x.read[0] = x.read[1] = 0;
-        x.flags = (x.flags & ~ATOMIC) | INIT;
-    } else if (x.read[0] != e || x.read_block[0] != S->block_no) {
-        const int i = ordered(c, c.v, x.read[0], x.read_block[0]) ? 0 : 1;
-        x.read[i] = e;
-        x.read_block[i] = S->block_no;
-        x.read_pc = a.pc;
-    }
-    return true;
-}
-
-static void freshen(Cell& x, uint32_t stamp) {
-    if (x.stamp == stamp) return;
-    x = Cell{};
-    x.stamp = stamp;
-}
-
-// Calls f for the cells of [off, off + n): of words where whole words are meant and none was ever
-// accessed by parts, else of bytes.
-template <class F>
-static bool each_cell(Cell* words, Cell* bytes, size_t off, size_t n, uint32_t stamp, bool write,
-                      F f) {
-    for (size_t at = off, end = off + n; at < end;) {
-        Cell& x = words[at / 4];
-        freshen(x, stamp);
-        const size_t take = 4 - at % 4 < end - at ? 4 - at % 4 : end - at;
-        if (take == 4 && !(x.flags & SPLIT)) {
-            if (!f(x)) return false;
-        } else {
-            Cell* b = bytes + at / 4 * 4;
-            if (!(x.flags & SPLIT)) {
-                for (int i = 0; i < 4; i++) b[i] = x;
-                x.flags |= SPLIT;
-            }
-            for (size_t i = at % 4; i < at % 4 + take; i++)
-                if (!f(b[i])) return false;
-            if (take == 4 && write) x = b[0];  // now the same for all four
-        }
-        at += take;
-    }
-    return true;
-}
-
-static void access_shared(const Access& a) {
-    st.accesses++;
-    bool uninit = false;
-    each_cell(S->shadow->words, S->shadow->bytes, a.off, static_cast<size_t>(a.bytes),
-              S->block_serial, a.write, [&](Cell& x) {
-                  if (!check(x, a)) return false;
-                  if (!a.write && !(x.flags & INIT)) {
-                      uninit = true;
-                      x.flags |= INIT;  // said once
-                  }
-                  return true;
-              });
-    if (uninit) tell(UNINIT, "uninitialised read", a);
-}
-
-static void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
+void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
     char text[200];
     const Allocation near = in_arena(at) ? allocation_before(at) : Allocation{};
     if (near.found)
@@ -405,65 +268,20 @@ static void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
     S->grid->out_of_bounds = true;
 }
 
-static Page& page_at(size_t i) {
-    static Page* last_page;
-    if (last_page_no != i) {
-        auto& p = pages[i];
-        if (!p) p = std::make_unique<Page>();
-        last_page_no = i;
-        last_page = p.get();
-    }
-    return *last_page;
+void outside_shared(size_t off, int id, uint32_t pc) {
+    add_report(OOB, "out of bounds: shared memory + " + std::to_string(static_cast<long>(off)) +
+                        " of " + std::to_string(S->block.smem_bytes) + " bytes, at " + place(pc) +
+                        where_in_grid(id));
+    S->grid->out_of_bounds = true;
+    fail("", 0, "illegal address");
 }
 
-// ---- launches that overlap: a dependent begins before the launch before it is done
-//
-// Until it has waited, a thread may read what no launch writes that it does not know to be done:
-// those from the last one on that was no dependent. A word that one of them has written already is
-// seen at the read, one that is written later at the write. It may write nothing.
-
-// Whether the launch before may still be at work, for all the thread knows. Of what is no thread,
-// its block.
-static bool is_early(int id) {
-    if (!S->grid->dependent) return false;
-    return id < S->threads ? !S->fibers[id].after_prior : !S->waited;
-}
-
-static void tell_overlap(const char* what, const Access& a, uint32_t other_pc) {
+void tell_overlap(const char* what, const Access& a, uint32_t other_pc) {
     if (already_told(RACE, a.pc, other_pc)) return;
     std::string text = std::string(what) + ": " + a.space + " + " + std::to_string(a.off) + ", " +
                        std::to_string(a.bytes) + " bytes, at " + place(a.pc) + where_in_grid(a.id);
     if (other_pc) text += "; the other kernel at " + place(other_pc);
     add_report(RACE, text);
-}
-
-// False: reported.
-static bool check_overlap(Page& p, size_t in, size_t take, const Access& a, bool early) {
-    for (size_t i = in / 4; i <= (in + take - 1) / 4; i++) {
-        Overlap& x = p.overlap[i];
-        if (a.write && early) {
-            tell_overlap("write before the wait for the kernel before", a, 0);
-            return false;
-        }
-        if (a.write) {
-            const uint32_t reader = x.read_early_in;
-            x.read_early_in = 0;
-            x.written_in = S->launch;
-            x.write_pc = a.pc;
-            if (reader <= S->launch) continue;
-            tell_overlap("write of what a dependent kernel has read before its wait", a, x.read_pc);
-            return false;
-        }
-        if (!early) continue;
-        if (x.written_in >= S->grid->chain) {
-            tell_overlap("read before the wait for the kernel before, of what was written", a,
-                         x.write_pc);
-            return false;
-        }
-        x.read_early_in = S->launch;
-        x.read_pc = a.pc;
-    }
-    return true;
 }
 
 void block_has_not_waited() {
@@ -473,38 +291,25 @@ void block_has_not_waited() {
     add_report(RACE, "a block ends without the wait for the kernel before" + where_in_grid(0));
 }
 
-static void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
+void access_global(uintptr_t at, int bytes, bool write, int id, uint32_t pc) {
     st.accesses++;
-    const Allocation m = find_allocation(at);
-    const size_t n = static_cast<size_t>(bytes);
-    if (!m.found || at + n > m.start + m.bytes) {
+    const size_t n = static_cast<size_t>(bytes), in = (at - arena_start()) % PAGE;
+    View* v = view_of(page_of(at));
+    if (!v || at + n > v->of.start + v->of.bytes) {
         outside(at, bytes, write, id, pc);
         fail("", 0, "illegal address");
     }
-    const Access a{m.kind == HOST_MEM ? "pinned host memory" : "device memory",
-                   at - m.start,
-                   bytes,
-                   write,
-                   id,
-                   pc};
-    bool fine = true;
+    const Access a{space_of(*v), at - v->of.start, bytes, write, id, pc};
     const bool early = is_early(id);
-    by_page(at, n, [&](size_t page, size_t in, size_t take) {
-        if (!fine) return;
-        const bool parts = in % 4 || take % 4;
-        Page& p = page_at(page);
-        fine = check_overlap(p, in, take, a, early);
-        if (!fine) return;
-        // Cells by bytes are four times as many: only where they are needed.
-        if (!p.bytes && parts) p.bytes = std::make_unique<Cell[]>(PAGE);
-        fine = each_cell(p.words, p.bytes.get(), in, take, S->launch, write,
-                         [&](Cell& x) { return check(x, a); });
-    });
-    if (!write && !is_init(at, n)) {
-        tell(UNINIT, "uninitialised read", a);
-        set_init(at, n, true);
+    bool fine = true, uninit = false;
+    if (in + n <= PAGE) {
+        access_page(*v, in, n, a, early, fine, uninit);
+    } else {
+        by_page(at, n, [&](size_t page, size_t in, size_t take) {
+            access_page(*view_of(page), in, take, a, early, fine, uninit);
+        });
     }
-    if (write) set_init(at, n, true);
+    if (uninit) tell(UNINIT, "uninitialised read", a);
 }
 
 // ---- accesses of the arch layer
@@ -547,18 +352,18 @@ void check_global(const void* p, int bytes, bool write, int id, uint32_t pc) {
 void check_const(const void* p, int bytes, int id, uint32_t pc) {
     const auto at = reinterpret_cast<uintptr_t>(p);
     if (!in_arena(at)) return;
-    const Allocation m = find_allocation(at);
-    const Access a{"device memory", at - m.start, bytes, false, id, pc};
     by_page(at, static_cast<size_t>(bytes), [&](size_t page, size_t in, size_t take) {
-        Page& p = page_at(page);
-        if (in % 4 || take % 4) return;
+        View* v = view_of(page);
+        if (!v || in % 4 || take % 4) return;
+        Page& of = *v->page;
+        const Access a{space_of(*v), at - v->of.start, bytes, false, id, pc};
         for (size_t i = in / 4; S->grid->dependent && i < (in + take) / 4; i++) {
-            const Overlap& x = p.overlap[i];
+            const Overlap& x = of.overlap[i];
             if (x.written_in < S->grid->chain || x.written_in == S->launch) continue;
             tell_overlap("read as constant of what a kernel before writes", a, x.write_pc);
             break;
         }
-        each_cell(p.words, p.bytes.get(), in, take, S->launch, false, [&](Cell& x) {
+        each_cell(of.words, of.bytes.get(), in, take, S->launch, false, [&](Cell& x) {
             if (x.write) {
                 tell(RACE, "read as constant of what the launch writes", a, x.write, x.write_block,
                      x.write_pc);
@@ -613,19 +418,19 @@ void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     }
     const auto a = reinterpret_cast<uintptr_t>(at);
     if (!in_arena(a)) return check_global(at, 4, true, id, pc);
-    const Allocation m = find_allocation(a);
-    if (!m.found || a % 4) return access_global(a, 4, true, id, pc);
+    View* v = view_of(page_of(a));
+    if (!v || a % 4 || a + 4 > v->of.start + v->of.bytes) return access_global(a, 4, true, id, pc);
     st.accesses++;
-    Page& p = page_at(page_of(a));
-    Cell& x = p.words[(a - arena_start()) % PAGE / 4];
+    const size_t in = (a - arena_start()) % PAGE;
+    Cell& x = v->page->words[in / 4];
     freshen(x, S->launch);
-    const Access who_does{"device memory", a - m.start, 4, true, id, pc};
-    if (!check_overlap(p, (a - arena_start()) % PAGE, 4, who_does, is_early(id))) return;
+    const Access who_does{space_of(*v), a - v->of.start, 4, true, id, pc};
+    if (!check_overlap(*v->page, in, 4, who_does, is_early(id))) return;
     const bool was_atomic = x.flags & ATOMIC;
     if (!was_atomic && !check(x, who_does)) return;
-    if (!is_init(a, 4)) {
+    if (!is_init(*v, in, 4)) {
         tell(UNINIT, "uninitialised read", who_does);
-        set_init(a, 4, true);
+        set_init(*v, in, 4);
     }
     x.write = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
     x.write_block = S->block_no;
@@ -649,13 +454,7 @@ static inline void touch(const void* p, size_t n, bool write, void* return_addre
     const int bytes = static_cast<int>(n), id = static_cast<int>(cur->lin);
     if (off < 228 * 1024) {
         const uint32_t pc = offset_of(return_address);
-        if (off + n > S->block.smem_bytes) {
-            add_report(OOB, "out of bounds: shared memory + " + std::to_string(off) + " of " +
-                                std::to_string(S->block.smem_bytes) + " bytes, at " + place(pc) +
-                                where_in_grid(id));
-            S->grid->out_of_bounds = true;
-            fail("", 0, "illegal address");
-        }
+        if (off + n > S->block.smem_bytes) outside_shared(off, id, pc);
         access_shared({"shared memory", off, bytes, write, id, pc});
         count_bank_access(static_cast<uint32_t>(off), bytes, write, pc);
     } else if (in_arena(at)) {
