@@ -3,3 +3,9 @@
 //!
 //! What instructions do is written from the PTX ISA alone, and shares nothing with the emulator's
 //! C++: two readings of the same pages, which check each other.
+
+pub mod boxes;
+pub mod numbers;
+pub mod tensor;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,173 @@
+//! Arithmetic of two halves in a register: `add.f16x2`, `fma.rn.bf16x2` and their like.
+
+use super::{Lanes, Round, bf16_to_f32, each, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+/// The type of the two halves of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// `.f16x2`
+    F16,
+    /// `.bf16x2`
+    Bf16,
+}
+
+/// What is done with both halves; all round to nearest even, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairOp {
+    /// `add`
+    Add,
+    /// `sub`
+    Sub,
+    /// `mul`
+    Mul,
+    /// `fma`
+    Fma,
+    /// `fma.relu`: a negative result becomes 0.
+    FmaRelu,
+    /// `min`: the other operand where one is NaN; -0 is below +0.
+    Min,
+    /// `max`
+    Max,
+    /// `min.NaN`: NaN where one operand is.
+    MinNan,
+    /// `max.NaN`
+    MaxNan,
+    /// `neg`
+    Neg,
+    /// `abs`
+    Abs,
+}
+
+/// What differs between the two types.
+trait Format {
+    fn value(bits: u16) -> f32;
+    fn round(x: f32) -> u16;
+}
+
+struct F16;
+struct Bf16;
+
+impl Format for F16 {
+    #[inline(always)]
+    fn value(bits: u16) -> f32 {
+        f16_to_f32(bits)
+    }
+    #[inline(always)]
+    fn round(x: f32) -> u16 {
+        f32_to_f16(x, Round::Nearest)
+    }
+}
+
+impl Format for Bf16 {
+    #[inline(always)]
+    fn value(bits: u16) -> f32 {
+        bf16_to_f32(bits)
+    }
+    #[inline(always)]
+    fn round(x: f32) -> u16 {
+        f32_to_bf16(x, Round::Nearest)
+    }
+}
+
+/// `x` in f32, rounded to odd: cut off, with the last bit set where something was cut off. Rounding
+/// that to a format of 22 bits or fewer gives what rounding `x` itself does.
+#[inline(always)]
+pub(crate) fn odd(x: f64) -> f32 {
+    let near = x as f32;
+    let back = f64::from(near);
+    let cut = near.to_bits().wrapping_sub(u32::from(back.abs() > x.abs()));
+    f32::from_bits(cut | u32::from(back != x))
+}
+
+/// The exact product plus `c`, rounded to odd in f64.
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f64 {
+    // Exact: 22 bits at most, and the exponents of f64 reach far beyond.
+    let product = f64::from(a) * f64::from(b);
+    let c = f64::from(c);
+    let sum = product + c;
+    // What the addition left out, exactly (Knuth's sum of two).
+    let of_c = sum - product;
+    let rest = (product - (sum - of_c)) + (c - of_c);
+    let bits = sum.to_bits();
+    let even = bits & 1 == 0;
+    // The odd neighbour is the next one towards the rest. (A NaN or an infinity has a NaN rest.)
+    let away = (rest > 0.0) == (sum > 0.0);
+    let neighbour = if away { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
+    f64::from_bits(if even && rest.abs() > 0.0 { neighbour } else { bits })
+}
+
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    let first = if a == b { a.is_sign_negative() } else { a < b };
+    if b.is_nan() || first { a } else { b }
+}
+
+#[inline(always)]
+fn one<F: Format>(op: PairOp, a: u16, b: u16, c: u16) -> u16 {
+    let (x, y) = (F::value(a), F::value(b));
+    match op {
+        // In f32 these round innocently: it has more than twice the digits, and its sums of
+        // subnormal halves are exact.
+        PairOp::Add => F::round(x + y),
+        PairOp::Sub => F::round(x - y),
+        // Not in f32: products of bf16 can be f32 subnormals, and would be rounded there.
+        PairOp::Mul => F::round(odd(f64::from(x) * f64::from(y))),
+        PairOp::Fma => F::round(odd(fused(x, y, F::value(c)))),
+        PairOp::FmaRelu => {
+            let sum = odd(fused(x, y, F::value(c)));
+            F::round(if sum.is_nan() || sum > 0.0 { sum } else { 0.0 })
+        }
+        PairOp::Min => F::round(least(x, y)),
+        PairOp::Max => F::round(-least(-x, -y)),
+        PairOp::MinNan => F::round(if x.is_nan() {
+            x
+        } else if y.is_nan() {
+            y
+        } else {
+            least(x, y)
+        }),
+        PairOp::MaxNan => F::round(if x.is_nan() {
+            x
+        } else if y.is_nan() {
+            y
+        } else {
+            -least(-x, -y)
+        }),
+        PairOp::Neg => a ^ 0x8000,
+        PairOp::Abs => a & 0x7fff,
+    }
+}
+
+#[inline(always)]
+fn both<F: Format>(op: PairOp, a: u32, b: u32, c: u32) -> u32 {
+    let high = one::<F>(op, (a >> 16) as u16, (b >> 16) as u16, (c >> 16) as u16);
+    u32::from(high) << 16 | u32::from(one::<F>(op, a as u16, b as u16, c as u16))
+}
+
+/// `op` of the two halves; operands that it does not have are not looked at.
+pub fn pair(op: PairOp, kind: Half, a: u32, b: u32, c: u32) -> u32 {
+    match kind {
+        Half::F16 => both::<F16>(op, a, b, c),
+        Half::Bf16 => both::<Bf16>(op, a, b, c),
+    }
+}
+
+#[inline(always)]
+fn lanes<F: Format>(op: PairOp, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
+    match op {
+        // The frequent ones by themselves, so that their loops have no branch.
+        PairOp::Fma => each(|i| both::<F>(PairOp::Fma, a[i], b[i], c[i])),
+        PairOp::Mul => each(|i| both::<F>(PairOp::Mul, a[i], b[i], 0)),
+        PairOp::Add => each(|i| both::<F>(PairOp::Add, a[i], b[i], 0)),
+        op => each(|i| both::<F>(op, a[i], b[i], c[i])),
+    }
+}
+
+/// [`pair`] of 32 lanes.
+pub fn pair_lanes(op: PairOp, kind: Half, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
+    match kind {
+        Half::F16 => lanes::<F16>(op, a, b, c),
+        Half::Bf16 => lanes::<Bf16>(op, a, b, c),
+    }
+}

@@ -1,0 +1,235 @@
+//! What a warp does with matrices: `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix`; and in
+//! [`wgmma`] what a warpgroup does.
+//!
+//! Products are exact, and sums are made in f64, in order of k after the accumulator, and rounded to
+//! the accumulator's type once at the end. The ISA leaves order and rounding open ("at least single
+//! precision"). Real tensor cores align the products of a few k to the largest of them and cut off
+//! what lies below its last digits: a kernel's results differ from these in their last bits.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub mod wgmma;
+
+pub use crate::numbers::Lanes;
+use crate::numbers::odd;
+use crate::numbers::{
+    Round, bf16_to_f32, canonical, e4m3_to_f32, e5m2_to_f32, f16_to_f32, f32_to_f16,
+};
+
+/// The type of a multiplicand's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// `.f16`
+    F16,
+    /// `.bf16`
+    Bf16,
+    /// `.tf32`: f32 without its lower 13 bits
+    Tf32,
+    /// `.e4m3`
+    E4m3,
+    /// `.e5m2`
+    E5m2,
+}
+
+impl Element {
+    /// How many bytes an element takes.
+    #[inline(always)]
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F16 | Element::Bf16 => 2,
+            Element::Tf32 => 4,
+            Element::E4m3 | Element::E5m2 => 1,
+        }
+    }
+
+    /// The values of as many elements as `from` has room for registers' elements of, low ones first:
+    /// `from[i]` gives `to[j][i]`, j from 0 to 3 at most.
+    #[inline(always)]
+    fn unpack<const COUNT: usize>(self, from: &[u32; COUNT], to: &mut [[f64; COUNT]; 4]) {
+        #[inline(always)]
+        fn fill<const COUNT: usize, const PER: usize>(
+            from: &[u32; COUNT],
+            to: &mut [[f64; COUNT]; 4],
+            value: impl Fn(u32) -> f32,
+        ) {
+            for (j, to) in to.iter_mut().take(PER).enumerate() {
+                for (from, to) in from.iter().zip(to) {
+                    *to = f64::from(value(from >> (j * 32 / PER)));
+                }
+            }
+        }
+        match self {
+            Element::F16 => fill::<COUNT, 2>(from, to, |x| f16_to_f32(x as u16)),
+            Element::Bf16 => fill::<COUNT, 2>(from, to, |x| bf16_to_f32(x as u16)),
+            Element::Tf32 => fill::<COUNT, 1>(from, to, |x| f32::from_bits(x & !0x1fff)),
+            Element::E4m3 => fill::<COUNT, 4>(from, to, |x| e4m3_to_f32(x as u8)),
+            Element::E5m2 => fill::<COUNT, 4>(from, to, |x| e5m2_to_f32(x as u8)),
+        }
+    }
+}
+
+/// 16 rows of 8 columns.
+type Product = [[f64; 8]; 16];
+
+/// Where element `i` of an accumulator's fragment lies: row and column.
+#[inline(always)]
+fn accumulator(lane: usize, i: usize) -> (usize, usize) {
+    (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)
+}
+
+/// `d += a * b` for fragments: every register holds, of 8 rows of A or 8 columns of B, the elements
+/// of 4 lanes by `per` columns of k.
+fn multiply(d: &mut Product, a: &[Lanes], b: &[Lanes], element_a: Element, element_b: Element) {
+    let per = 4 / element_a.bytes();
+    assert!(a.len() == 2 * b.len() && element_a.bytes() == element_b.bytes(), "mma of odd shapes");
+    // By k: 16 rows of A, 8 columns of B.
+    let (mut rows, mut columns) = ([[0.0; 16]; 32], [[0.0; 8]; 32]);
+    let mut values = [[0.0; 32]; 4];
+    for (part, (a, b)) in a.chunks_exact(2).zip(b).enumerate() {
+        let k = |thread: usize, j: usize| (part * 4 + thread) * per + j;
+        for (upper, a) in a.iter().enumerate() {
+            element_a.unpack(a, &mut values);
+            for (j, values) in values.iter().take(per).enumerate() {
+                for (lane, value) in values.iter().enumerate() {
+                    rows[k(lane % 4, j) % 32][upper * 8 + lane / 4] = *value;
+                }
+            }
+        }
+        element_b.unpack(b, &mut values);
+        for (j, values) in values.iter().take(per).enumerate() {
+            for (lane, value) in values.iter().enumerate() {
+                columns[k(lane % 4, j) % 32][lane / 4] = *value;
+            }
+        }
+    }
+    let depth = 4 * per * b.len();
+    for (part, d) in d.chunks_exact_mut(4).enumerate() {
+        let mut sums = [d[0], d[1], d[2], d[3]];
+        add_products(&mut sums, &rows[..depth], part * 4, &columns[..depth], 0);
+        d.copy_from_slice(&sums);
+    }
+}
+
+/// Adds to 4 by 8 sums, few enough to stay in registers, the products of 4 rows and 8 columns from
+/// the given ones on, in the order of k.
+#[inline(always)]
+fn add_products<const ROWS: usize, const COLUMNS: usize>(
+    sums: &mut [[f64; 8]; 4],
+    a: &[[f64; ROWS]],
+    row: usize,
+    b: &[[f64; COLUMNS]],
+    column: usize,
+) {
+    let mut held = *sums;
+    for (a, b) in a.iter().zip(b) {
+        let a: [f64; 4] = std::array::from_fn(|i| a[row + i]);
+        let b: [f64; 8] = std::array::from_fn(|i| b[column + i]);
+        for (held, a) in held.iter_mut().zip(a) {
+            for (sum, b) in held.iter_mut().zip(b) {
+                *sum += a * b;
+            }
+        }
+    }
+    *sums = held;
+}
+
+/// `mma.sync.aligned.m16n8kK.row.col` with f32 accumulators: `a` of 4 registers and `b` of 2 where K
+/// elements take 32 bytes (k16 of f16 and bf16, k8 of tf32, k32 of e4m3 and e5m2), else 2 and 1.
+pub fn mma(
+    a: &[Lanes],
+    b: &[Lanes],
+    c: &[Lanes; 4],
+    k: usize,
+    element_a: Element,
+    element_b: Element,
+) -> [Lanes; 4] {
+    assert_eq!(b.len() * 16, k * element_b.bytes(), "registers of b for k{k}");
+    let mut sums = Product::default();
+    for (i, c) in c.iter().enumerate() {
+        for (lane, c) in c.iter().enumerate() {
+            let (row, column) = accumulator(lane, i);
+            sums[row][column] = f64::from(f32::from_bits(*c));
+        }
+    }
+    multiply(&mut sums, a, b, element_a, element_b);
+    let mut d = [[0; 32]; 4];
+    for (i, d) in d.iter_mut().enumerate() {
+        for (lane, d) in d.iter_mut().enumerate() {
+            let (row, column) = accumulator(lane, i);
+            *d = canonical(sums[row][column] as f32).to_bits();
+        }
+    }
+    d
+}
+
+/// The same with f16 accumulators, two in a register.
+pub fn mma_f16(
+    a: &[Lanes],
+    b: &[Lanes],
+    c: &[Lanes; 2],
+    k: usize,
+    element_a: Element,
+    element_b: Element,
+) -> [Lanes; 2] {
+    assert_eq!(b.len() * 16, k * element_b.bytes(), "registers of b for k{k}");
+    let mut sums = Product::default();
+    for (i, lane) in (0..4).flat_map(|i| (0..32).map(move |lane| (i, lane))) {
+        let (row, column) = accumulator(lane, i);
+        sums[row][column] = f64::from(f16_to_f32((c[i / 2][lane] >> (i % 2 * 16)) as u16));
+    }
+    multiply(&mut sums, a, b, element_a, element_b);
+    let mut d = [[0; 32]; 2];
+    for (i, lane) in (0..4).flat_map(|i| (0..32).map(move |lane| (i, lane))) {
+        let (row, column) = accumulator(lane, i);
+        let half = f32_to_f16(odd(sums[row][column]), Round::Nearest);
+        d[i / 2][lane] |= u32::from(half) << (i % 2 * 16);
+    }
+    d
+}
+
+/// `ldmatrix.sync.aligned.m8n8.xCOUNT{.trans}.shared.b16`: `rows[i]` are the 16 bytes at lane i's
+/// address, of which the first 8 * `count` are read.
+pub fn ldmatrix(rows: &[[u8; 16]; 32], count: usize, transposed: bool) -> [Lanes; 4] {
+    let mut to = [[0; 32]; 4];
+    for (to, matrix) in to.iter_mut().zip(rows.chunks_exact(8)).take(count) {
+        let half = |row: usize, column: usize| {
+            let bytes = &matrix[row][2 * column..];
+            u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
+        };
+        for (lane, to) in to.iter_mut().enumerate() {
+            let (fixed, first) = (lane / 4, lane % 4 * 2);
+            *to = match transposed {
+                false => half(fixed, first) | half(fixed, first + 1) << 16,
+                true => half(first, fixed) | half(first + 1, fixed) << 16,
+            };
+        }
+    }
+    to
+}
+
+/// `stmatrix.sync.aligned.m8n8.xCOUNT{.trans}.shared.b16`: what is stored at the addresses of the
+/// first 8 * `count` lanes.
+pub fn stmatrix(values: &[Lanes; 4], count: usize, transposed: bool) -> [[u8; 16]; 32] {
+    let mut rows = [[0; 16]; 32];
+    for (matrix, values) in rows.chunks_exact_mut(8).zip(values).take(count) {
+        for (lane, value) in values.iter().enumerate() {
+            let (fixed, first) = (lane / 4, lane % 4 * 2);
+            for (i, half) in [*value as u16, (value >> 16) as u16].into_iter().enumerate() {
+                let (row, column) =
+                    if transposed { (first + i, fixed) } else { (fixed, first + i) };
+                matrix[row][2 * column..2 * column + 2].copy_from_slice(&half.to_le_bytes());
+            }
+        }
+    }
+    rows
+}
+
+/// `movmatrix.sync.aligned.m8n8.trans.b16`
+pub fn movmatrix(x: &Lanes) -> Lanes {
+    let half = |row: usize, column: usize| x[row * 4 + column / 2] >> (column % 2 * 16) & 0xffff;
+    std::array::from_fn(|lane| {
+        let (column, row) = (lane / 4, lane % 4 * 2);
+        half(row, column) | half(row + 1, column) << 16
+    })
+}
