@@ -111,8 +111,8 @@ fn one<F: Format>(op: PairOp, a: u16, b: u16, c: u16) -> u16 {
         // subnormal halves are exact.
         PairOp::Add => F::round(x + y),
         PairOp::Sub => F::round(x - y),
-        // Not in f32: products of bf16 can be f32 subnormals, and would be rounded there.
-        PairOp::Mul => F::round(odd(f64::from(x) * f64::from(y))),
+        // Exact in f32; but for products of bf16 below 2^-134, which become 0.
+        PairOp::Mul => F::round(x * y),
         PairOp::Fma => F::round(odd(fused(x, y, F::value(c)))),
         PairOp::FmaRelu => {
             let sum = odd(fused(x, y, F::value(c)));

@@ -287,26 +287,38 @@ fn fused_halves_are_rounded_once() {
 
 #[test]
 fn double_rounding_does_not_happen() {
-    // bf16: 2^100 + 2^92 (1.00000001b: a tie) is decided by a product of 2^-100, far below f64's
-    // last digit of the sum.
+    // bf16: beside 2^100 the values are 2^93 apart, so that a product of 2^92 makes a tie.
     let fma = |a, b, c| pair(PairOp::Fma, Half::Bf16, a, b, c);
     let code = |exponent: i32| ((127 + exponent) as u32) << 7;
-    let tie = code(100) | 0x01; // 1.0000001b: odd, so that its middle upwards goes to even, 2
+    let tie = code(100) | 0x01; // odd: the tie above it goes up
     assert_eq!(fma(code(46), code(46), tie), tie + 1);
-    // A product of 2^92 * (1 - 2^-16) keeps below that middle by 2^76, one of 1 + 2^-14 is above.
+    // A product a little below the tie, and one a little above.
     assert_eq!(fma(code(45) | 0x7f, code(45) | 0x7e, tie), tie);
     let even = code(100);
     assert_eq!(fma(code(46), code(46), even), even);
     assert_eq!(fma(code(46) | 0x01, code(46), even), even + 1);
-    // A subnormal product: 2^-134 and a bit more is nearer to 2^-133 than to 0, but an f32 (in
-    // steps of 2^-149) cannot tell it from the tie that goes to 0.
+    // 7 * 37 = 259 is the tie between 258 and 260, 9 * 29 = 261 that between 260 and 262: what is
+    // added decides it, though f64 has no digits for it.
+    let of = |x: f32| u32::from(f32_to_bf16(x, Round::Zero));
+    let (large, tiny) = (2f32.powi(50), of(2f32.powi(-100)));
+    let sums = |a: f32, b: f32| {
+        let sum = |c| fma(of(a * large), of(b), c);
+        [sum(tiny | 0x8000), sum(0), sum(tiny)]
+    };
+    assert_eq!(sums(7.0, 37.0), [258.0, 260.0, 260.0].map(|x| of(x * large)));
+    assert_eq!(sums(9.0, 29.0), [260.0, 260.0, 262.0].map(|x| of(x * large)));
+    // Subnormal products: 2^-134 is a tie that goes to 0, and a bit more is 2^-133.
     let product = |a, b| pair(PairOp::Mul, Half::Bf16, a, b, 0);
     assert_eq!(product(code(-67), code(-67)), 0);
     assert_eq!(product(code(-67) | 0x01, code(-67)), 1);
     assert_eq!(product(code(-74) | 0x7f, code(-60) | 0x01), 1);
-    // f16: 2048 + 1 - 2^-24 * 2^-24.
     let fma = |a, b, c| pair(PairOp::Fma, Half::F16, a, b, c);
-    assert_eq!(fma(0x0001, 0x8001, 0x6801), 0x6801);
+    // 3 * 683 = 2049, of which f16 has 2048 and 2050.
+    let of = |x: f32| u32::from(f32_to_f16(x, Round::Zero));
+    for (c, want) in [(0x8001, 2048.0), (0, 2048.0), (1, 2050.0)] {
+        assert_eq!(fma(of(3.0), of(683.0), c), of(want));
+    }
+    // Products of 1 and a little beside it, where the values are 2 apart.
     let rounder = Rounder::new(Half::F16);
     for c in 0x6800..0x6880_u16 {
         for (a, b) in [(0x3bff, 0x3c01), (0x3c01, 0x3bff), (0x3c00, 0x3c00), (0x3bff, 0x3c00)] {
