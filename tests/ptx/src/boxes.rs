@@ -6,35 +6,35 @@ mod tests;
 
 /// A tensor map: a tensor in global memory and the box of it that a copy moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Map {
+pub(crate) struct Map {
     /// Where the tensor starts.
-    pub base: u64,
+    pub(crate) base: u64,
     /// Dimensions, 1 to 5. The first is the contiguous one.
-    pub rank: u32,
+    pub(crate) rank: u32,
     /// Bytes of an element.
-    pub element_bytes: u32,
+    pub(crate) element_bytes: u32,
     /// 0 none, 1 of 32 bytes, 2 of 64, 3 of 128.
-    pub swizzle: u32,
+    pub(crate) swizzle: u32,
     /// Elements in each dimension.
-    pub dim: [u32; 5],
+    pub(crate) dim: [u32; 5],
     /// Bytes from one index of a dimension to the next; that of the first is not looked at.
-    pub stride: [u64; 5],
+    pub(crate) stride: [u64; 5],
     /// Elements of the box in each dimension.
-    pub box_: [u32; 5],
+    pub(crate) box_: [u32; 5],
 }
 
 /// 16 bytes of a box or fewer, contiguous in both memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Bytes from the copy's address in shared memory on, swizzled.
-    pub shared: u32,
+    pub(crate) shared: u32,
     /// The address in global memory; 0 outside the tensor.
-    pub global: u64,
+    pub(crate) global: u64,
     /// How many bytes.
-    pub bytes: u32,
+    pub(crate) bytes: u32,
     /// A chunk outside the tensor is filled with zeros where the box is loaded, and left out where it
     /// is stored.
-    pub inside: bool,
+    pub(crate) inside: bool,
 }
 
 impl Map {
@@ -54,14 +54,14 @@ fn swizzled(swizzle: u32, at: u32) -> u32 {
 
 /// The bytes that a copy moves, which is what it counts at its mbarrier: the whole box, with what of
 /// it is outside the tensor.
-pub fn bytes(map: &Map) -> u32 {
+pub(crate) fn bytes(map: &Map) -> u32 {
     map.box_.iter().take(map.rank as usize).product::<u32>() * map.element_bytes
 }
 
 /// The chunks of the box at `coordinates` (one for each dimension, the first first) whose place in
 /// shared memory is `dst`, in the order of the tensor's elements. No chunk crosses a multiple of 16
 /// bytes of shared memory, nor the tensor's border.
-pub fn chunks(map: &Map, dst: u32, coordinates: &[i32]) -> Vec<Chunk> {
+pub(crate) fn chunks(map: &Map, dst: u32, coordinates: &[i32]) -> Vec<Chunk> {
     let rank = map.rank as usize;
     assert!((1..=5).contains(&rank), "a tensor map of rank {rank}");
     assert_eq!(coordinates.len(), rank, "coordinates of a tensor of rank {rank}");

@@ -4,8 +4,17 @@
 //! What instructions do is written from the PTX ISA alone, and shares nothing with the emulator's
 //! C++: two readings of the same pages, which check each other.
 
-pub mod boxes;
-pub mod numbers;
-pub mod tensor;
+#![cfg_attr(
+    not(emulated),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "what executes is for the emulator's library, which compiles these files itself"
+    )
+)]
+
+pub(crate) mod boxes;
+pub(crate) mod numbers;
+pub(crate) mod tensor;
 #[cfg(test)]
 mod testing;

@@ -1,8 +1,8 @@
 //! Numbers as PTX has them: the 16-bit and 8-bit formats, conversions between them and f32, the
 //! arithmetic of two halves at once, and the approximations (`ex2.approx` and its like).
 //!
-//! Written for 32 lanes at a time: what runs often has no branch, so that a loop over the lanes
-//! becomes vector instructions.
+//! What runs often has no branch, so that a loop over the lanes of a warp becomes vector
+//! instructions.
 //!
 //! Where the ISA leaves a NaN's payload open, the canonical NaN of the type comes out.
 
@@ -10,25 +10,21 @@
 mod tests;
 
 mod pairs;
-pub(crate) use pairs::odd;
-pub use pairs::{Half, PairOp, pair, pair_lanes};
-
-/// One 32-bit register of the 32 threads of a warp.
-pub type Lanes = [u32; 32];
+pub(crate) use pairs::{Half, PairOp, pair};
 
 /// The canonical NaN of f32.
-pub const NAN_F32: f32 = f32::from_bits(NAN_BITS);
+pub(crate) const NAN_F32: f32 = f32::from_bits(NAN_BITS);
 /// The canonical NaN of f16 and of bf16.
-pub const NAN_16: u16 = 0x7fff;
+pub(crate) const NAN_16: u16 = 0x7fff;
 /// The NaN of e4m3, and the canonical one of e5m2.
-pub const NAN_8: u8 = 0x7f;
+pub(crate) const NAN_8: u8 = 0x7f;
 
 const NAN_BITS: u32 = 0x7fff_ffff;
 const INFINITY: u32 = 0x7f80_0000;
 
 /// How a result that the format cannot hold is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Round {
+pub(crate) enum Round {
     /// `.rn`: to the nearest value, ties to the even one.
     Nearest,
     /// `.rz`
@@ -71,7 +67,7 @@ fn truncated_to_f16(magnitude: u32) -> (u32, bool) {
 
 /// `cvt.bf16.f32`
 #[inline(always)]
-pub fn f32_to_bf16(x: f32, round: Round) -> u16 {
+pub(crate) fn f32_to_bf16(x: f32, round: Round) -> u16 {
     let bits = x.to_bits();
     let away = match round {
         Round::Nearest => 0x7fff + (bits >> 16 & 1),
@@ -84,14 +80,14 @@ pub fn f32_to_bf16(x: f32, round: Round) -> u16 {
 
 /// `cvt.f32.bf16`
 #[inline(always)]
-pub fn bf16_to_f32(x: u16) -> f32 {
+pub(crate) fn bf16_to_f32(x: u16) -> f32 {
     // Selected as an integer, as everywhere here: the compiler may give a float NaN any payload.
     f32::from_bits(if x & 0x7fff > 0x7f80 { NAN_BITS } else { u32::from(x) << 16 })
 }
 
 /// `cvt.f16.f32`
 #[inline(always)]
-pub fn f32_to_f16(x: f32, round: Round) -> u16 {
+pub(crate) fn f32_to_f16(x: f32, round: Round) -> u16 {
     let magnitude = x.to_bits() & 0x7fff_ffff;
     let sign = x.to_bits() >> 31;
     let rounded = match round {
@@ -110,7 +106,7 @@ pub fn f32_to_f16(x: f32, round: Round) -> u16 {
 
 /// `cvt.f32.f16`
 #[inline(always)]
-pub fn f16_to_f32(x: u16) -> f32 {
+pub(crate) fn f16_to_f32(x: u16) -> f32 {
     let sign = (u32::from(x) & 0x8000) << 16;
     let magnitude = u32::from(x) & 0x7fff;
     let normal = (magnitude << 13) + (112 << 23);
@@ -124,7 +120,7 @@ pub fn f16_to_f32(x: u16) -> f32 {
 
 /// `cvt.rn.satfinite.e4m3x2.f32`, one half. The ISA leaves the sign of a NaN open.
 #[inline(always)]
-pub fn f32_to_e4m3(x: f32) -> u8 {
+pub(crate) fn f32_to_e4m3(x: f32) -> u8 {
     let magnitude = x.to_bits() & 0x7fff_ffff;
     let rounded = nearest::<3, 7>(magnitude).min(0x7e);
     if magnitude > INFINITY { NAN_8 } else { (x.to_bits() >> 24 & 0x80 | rounded) as u8 }
@@ -132,7 +128,7 @@ pub fn f32_to_e4m3(x: f32) -> u8 {
 
 /// `cvt.rn.satfinite.e5m2x2.f32`, one half.
 #[inline(always)]
-pub fn f32_to_e5m2(x: f32) -> u8 {
+pub(crate) fn f32_to_e5m2(x: f32) -> u8 {
     let magnitude = x.to_bits() & 0x7fff_ffff;
     let rounded = nearest::<2, 15>(magnitude).min(0x7b);
     if magnitude > INFINITY { NAN_8 } else { (x.to_bits() >> 24 & 0x80 | rounded) as u8 }
@@ -140,7 +136,7 @@ pub fn f32_to_e5m2(x: f32) -> u8 {
 
 /// The value of an e4m3, which has no infinity, and one NaN of either sign.
 #[inline(always)]
-pub fn e4m3_to_f32(x: u8) -> f32 {
+pub(crate) fn e4m3_to_f32(x: u8) -> f32 {
     let sign = (u32::from(x) & 0x80) << 24;
     let magnitude = u32::from(x) & 0x7f;
     let normal = (magnitude << 20) + (120 << 23);
@@ -151,88 +147,32 @@ pub fn e4m3_to_f32(x: u8) -> f32 {
 
 /// The value of an e5m2: the upper half of an f16.
 #[inline(always)]
-pub fn e5m2_to_f32(x: u8) -> f32 {
+pub(crate) fn e5m2_to_f32(x: u8) -> f32 {
     f16_to_f32(u16::from(x) << 8)
 }
 
 /// `cvt.rn.f16x2.e4m3x2`, one half.
 #[inline(always)]
-pub fn e4m3_to_f16(x: u8) -> u16 {
+pub(crate) fn e4m3_to_f16(x: u8) -> u16 {
     f32_to_f16(e4m3_to_f32(x), Round::Nearest)
 }
 
 /// `cvt.rn.f16x2.e5m2x2`, one half.
 #[inline(always)]
-pub fn e5m2_to_f16(x: u8) -> u16 {
+pub(crate) fn e5m2_to_f16(x: u8) -> u16 {
     if x & 0x7f > 0x7c { NAN_16 } else { u16::from(x) << 8 }
-}
-
-/// What `f` makes of each lane.
-#[inline(always)]
-fn each(f: impl Fn(usize) -> u32) -> Lanes {
-    let mut to = [0; 32];
-    for (lane, to) in to.iter_mut().enumerate() {
-        *to = f(lane);
-    }
-    to
-}
-
-/// `cvt.bf16x2.f32`: `high` (the first source operand) fills the upper half.
-pub fn bf16x2_lanes(high: &Lanes, low: &Lanes, round: Round) -> Lanes {
-    let to = |x: u32, round| u32::from(f32_to_bf16(f32::from_bits(x), round));
-    match round {
-        // The usual one by itself, so that its loop has no branch.
-        Round::Nearest => each(|i| to(high[i], Round::Nearest) << 16 | to(low[i], Round::Nearest)),
-        round => each(|i| to(high[i], round) << 16 | to(low[i], round)),
-    }
-}
-
-/// `cvt.f16x2.f32`
-pub fn f16x2_lanes(high: &Lanes, low: &Lanes, round: Round) -> Lanes {
-    let to = |x: u32, round| u32::from(f32_to_f16(f32::from_bits(x), round));
-    match round {
-        Round::Nearest => each(|i| to(high[i], Round::Nearest) << 16 | to(low[i], Round::Nearest)),
-        round => each(|i| to(high[i], round) << 16 | to(low[i], round)),
-    }
-}
-
-/// `cvt.rn.satfinite.e4m3x2.f32`, into the lower 16 bits.
-pub fn e4m3x2_lanes(high: &Lanes, low: &Lanes) -> Lanes {
-    let to = |x: u32| u32::from(f32_to_e4m3(f32::from_bits(x)));
-    each(|i| to(high[i]) << 8 | to(low[i]))
-}
-
-/// `cvt.rn.satfinite.e5m2x2.f32`, into the lower 16 bits.
-pub fn e5m2x2_lanes(high: &Lanes, low: &Lanes) -> Lanes {
-    let to = |x: u32| u32::from(f32_to_e5m2(f32::from_bits(x)));
-    each(|i| to(high[i]) << 8 | to(low[i]))
-}
-
-/// `cvt.rn.f16x2.e4m3x2`, of the lower 16 bits.
-pub fn e4m3x2_to_f16x2_lanes(x: &Lanes) -> Lanes {
-    each(|i| u32::from(e4m3_to_f16((x[i] >> 8) as u8)) << 16 | u32::from(e4m3_to_f16(x[i] as u8)))
-}
-
-/// `cvt.rn.f16x2.e5m2x2`, of the lower 16 bits.
-pub fn e5m2x2_to_f16x2_lanes(x: &Lanes) -> Lanes {
-    each(|i| u32::from(e5m2_to_f16((x[i] >> 8) as u8)) << 16 | u32::from(e5m2_to_f16(x[i] as u8)))
-}
-
-/// `cvt.f32.f16`, of the lower 16 bits.
-pub fn f16_to_f32_lanes(x: &Lanes) -> Lanes {
-    each(|i| f16_to_f32(x[i] as u16).to_bits())
 }
 
 /// `x`, or the canonical NaN where it is any NaN.
 #[inline(always)]
-pub fn canonical(x: f32) -> f32 {
+pub(crate) fn canonical(x: f32) -> f32 {
     let bits = x.to_bits();
     f32::from_bits(if bits & 0x7fff_ffff > INFINITY { NAN_BITS } else { bits })
 }
 
 /// A subnormal number becomes the zero of its sign.
 #[inline(always)]
-pub fn flush(x: f32) -> f32 {
+pub(crate) fn flush(x: f32) -> f32 {
     let bits = x.to_bits();
     f32::from_bits(if bits & INFINITY == 0 { bits & 0x8000_0000 } else { bits })
 }
@@ -251,7 +191,7 @@ fn operand(x: f32, ftz: bool) -> f64 {
 
 /// `ex2.approx`: the nearest f32 to 2^x, but for one result in 10^6 or fewer; the ISA allows 2 ulp.
 #[inline(always)]
-pub fn ex2(x: f32, ftz: bool) -> f32 {
+pub(crate) fn ex2(x: f32, ftz: bool) -> f32 {
     /// ln(2)^n / n!: the series of 2^f, whose rest is below 10^-14 for |f| <= 1/2.
     const SERIES: [f64; 12] = {
         let mut series = [1.0; 12];
@@ -279,49 +219,40 @@ pub fn ex2(x: f32, ftz: bool) -> f32 {
     f32::from_bits(if nan { NAN_BITS } else { kept.to_bits() })
 }
 
-/// `ex2.approx` of 32 lanes.
-pub fn ex2_lanes(x: &Lanes, ftz: bool) -> Lanes {
-    if ftz {
-        each(|i| ex2(f32::from_bits(x[i]), true).to_bits())
-    } else {
-        each(|i| ex2(f32::from_bits(x[i]), false).to_bits())
-    }
-}
-
 /// `lg2.approx`
-pub fn lg2(x: f32, ftz: bool) -> f32 {
+pub(crate) fn lg2(x: f32, ftz: bool) -> f32 {
     result(operand(x, ftz).log2(), ftz)
 }
 
 /// `rcp.approx`
 #[inline(always)]
-pub fn rcp(x: f32, ftz: bool) -> f32 {
+pub(crate) fn rcp(x: f32, ftz: bool) -> f32 {
     result(1.0 / operand(x, ftz), ftz)
 }
 
 /// `rsqrt.approx`
 #[inline(always)]
-pub fn rsqrt(x: f32, ftz: bool) -> f32 {
+pub(crate) fn rsqrt(x: f32, ftz: bool) -> f32 {
     result(1.0 / operand(x, ftz).sqrt(), ftz)
 }
 
 /// `sqrt.approx`
 #[inline(always)]
-pub fn sqrt(x: f32, ftz: bool) -> f32 {
+pub(crate) fn sqrt(x: f32, ftz: bool) -> f32 {
     result(operand(x, ftz).sqrt(), ftz)
 }
 
 /// `sin.approx`, which on a device errs by up to 2^-20.9 within a few periods.
-pub fn sin(x: f32, ftz: bool) -> f32 {
+pub(crate) fn sin(x: f32, ftz: bool) -> f32 {
     result(operand(x, ftz).sin(), ftz)
 }
 
 /// `cos.approx`
-pub fn cos(x: f32, ftz: bool) -> f32 {
+pub(crate) fn cos(x: f32, ftz: bool) -> f32 {
     result(operand(x, ftz).cos(), ftz)
 }
 
 /// `tanh.approx.f32`, which has no `.ftz`; on a device its relative error is up to 2^-11.
-pub fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     result(f64::from(x).tanh(), false)
 }

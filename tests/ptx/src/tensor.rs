@@ -1,25 +1,26 @@
-//! What a warp does with matrices: `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix`; and in
-//! [`wgmma`] what a warpgroup does.
+//! What a warp does with matrices: `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix`, and its part of a
+//! warpgroup's `wgmma`.
 //!
 //! Products are exact, and sums are made in f64, in order of k after the accumulator, and rounded to
-//! the accumulator's type once at the end. The ISA leaves order and rounding open ("at least single
+//! f32 once at the end. The ISA leaves order and rounding open ("at least single
 //! precision"). Real tensor cores align the products of a few k to the largest of them and cut off
 //! what lies below its last digits: a kernel's results differ from these in their last bits.
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub mod wgmma;
+mod wgmma;
 
-pub use crate::numbers::Lanes;
-use crate::numbers::odd;
-use crate::numbers::{
-    Round, bf16_to_f32, canonical, e4m3_to_f32, e5m2_to_f32, f16_to_f32, f32_to_f16,
-};
+pub(crate) use wgmma::{Descriptor, Operand, Wgmma, wgmma_rows};
+
+use crate::numbers::{bf16_to_f32, canonical, e4m3_to_f32, e5m2_to_f32, f16_to_f32};
+
+/// One 32-bit register of the 32 threads of a warp.
+pub(crate) type Lanes = [u32; 32];
 
 /// The type of a multiplicand's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
+pub(crate) enum Element {
     /// `.f16`
     F16,
     /// `.bf16`
@@ -35,7 +36,7 @@ pub enum Element {
 impl Element {
     /// How many bytes an element takes.
     #[inline(always)]
-    pub fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Element::F16 | Element::Bf16 => 2,
             Element::Tf32 => 4,
@@ -136,7 +137,7 @@ fn add_products<const ROWS: usize, const COLUMNS: usize>(
 
 /// `mma.sync.aligned.m16n8kK.row.col` with f32 accumulators: `a` of 4 registers and `b` of 2 where K
 /// elements take 32 bytes (k16 of f16 and bf16, k8 of tf32, k32 of e4m3 and e5m2), else 2 and 1.
-pub fn mma(
+pub(crate) fn mma(
     a: &[Lanes],
     b: &[Lanes],
     c: &[Lanes; 4],
@@ -163,34 +164,9 @@ pub fn mma(
     d
 }
 
-/// The same with f16 accumulators, two in a register.
-pub fn mma_f16(
-    a: &[Lanes],
-    b: &[Lanes],
-    c: &[Lanes; 2],
-    k: usize,
-    element_a: Element,
-    element_b: Element,
-) -> [Lanes; 2] {
-    assert_eq!(b.len() * 16, k * element_b.bytes(), "registers of b for k{k}");
-    let mut sums = Product::default();
-    for (i, lane) in (0..4).flat_map(|i| (0..32).map(move |lane| (i, lane))) {
-        let (row, column) = accumulator(lane, i);
-        sums[row][column] = f64::from(f16_to_f32((c[i / 2][lane] >> (i % 2 * 16)) as u16));
-    }
-    multiply(&mut sums, a, b, element_a, element_b);
-    let mut d = [[0; 32]; 2];
-    for (i, lane) in (0..4).flat_map(|i| (0..32).map(move |lane| (i, lane))) {
-        let (row, column) = accumulator(lane, i);
-        let half = f32_to_f16(odd(sums[row][column]), Round::Nearest);
-        d[i / 2][lane] |= u32::from(half) << (i % 2 * 16);
-    }
-    d
-}
-
 /// `ldmatrix.sync.aligned.m8n8.xCOUNT{.trans}.shared.b16`: `rows[i]` are the 16 bytes at lane i's
 /// address, of which the first 8 * `count` are read.
-pub fn ldmatrix(rows: &[[u8; 16]; 32], count: usize, transposed: bool) -> [Lanes; 4] {
+pub(crate) fn ldmatrix(rows: &[[u8; 16]; 32], count: usize, transposed: bool) -> [Lanes; 4] {
     let mut to = [[0; 32]; 4];
     for (to, matrix) in to.iter_mut().zip(rows.chunks_exact(8)).take(count) {
         let half = |row: usize, column: usize| {
@@ -210,7 +186,7 @@ pub fn ldmatrix(rows: &[[u8; 16]; 32], count: usize, transposed: bool) -> [Lanes
 
 /// `stmatrix.sync.aligned.m8n8.xCOUNT{.trans}.shared.b16`: what is stored at the addresses of the
 /// first 8 * `count` lanes.
-pub fn stmatrix(values: &[Lanes; 4], count: usize, transposed: bool) -> [[u8; 16]; 32] {
+pub(crate) fn stmatrix(values: &[Lanes; 4], count: usize, transposed: bool) -> [[u8; 16]; 32] {
     let mut rows = [[0; 16]; 32];
     for (matrix, values) in rows.chunks_exact_mut(8).zip(values).take(count) {
         for (lane, value) in values.iter().enumerate() {
@@ -226,7 +202,7 @@ pub fn stmatrix(values: &[Lanes; 4], count: usize, transposed: bool) -> [[u8; 16
 }
 
 /// `movmatrix.sync.aligned.m8n8.trans.b16`
-pub fn movmatrix(x: &Lanes) -> Lanes {
+pub(crate) fn movmatrix(x: &Lanes) -> Lanes {
     let half = |row: usize, column: usize| x[row * 4 + column / 2] >> (column % 2 * 16) & 0xffff;
     std::array::from_fn(|lane| {
         let (column, row) = (lane / 4, lane % 4 * 2);

@@ -1,10 +1,10 @@
 //! Arithmetic of two halves in a register: `add.f16x2`, `fma.rn.bf16x2` and their like.
 
-use super::{Lanes, Round, bf16_to_f32, each, f16_to_f32, f32_to_bf16, f32_to_f16};
+use super::{Round, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// The type of the two halves of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
+pub(crate) enum Half {
     /// `.f16x2`
     F16,
     /// `.bf16x2`
@@ -13,7 +13,7 @@ pub enum Half {
 
 /// What is done with both halves; all round to nearest even, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PairOp {
+pub(crate) enum PairOp {
     /// `add`
     Add,
     /// `sub`
@@ -22,20 +22,10 @@ pub enum PairOp {
     Mul,
     /// `fma`
     Fma,
-    /// `fma.relu`: a negative result becomes 0.
-    FmaRelu,
     /// `min`: the other operand where one is NaN; -0 is below +0.
     Min,
     /// `max`
     Max,
-    /// `min.NaN`: NaN where one operand is.
-    MinNan,
-    /// `max.NaN`
-    MaxNan,
-    /// `neg`
-    Neg,
-    /// `abs`
-    Abs,
 }
 
 /// What differs between the two types.
@@ -72,7 +62,7 @@ impl Format for Bf16 {
 /// `x` in f32, rounded to odd: cut off, with the last bit set where something was cut off. Rounding
 /// that to a format of 22 bits or fewer gives what rounding `x` itself does.
 #[inline(always)]
-pub(crate) fn odd(x: f64) -> f32 {
+fn odd(x: f64) -> f32 {
     let near = x as f32;
     let back = f64::from(near);
     let cut = near.to_bits().wrapping_sub(u32::from(back.abs() > x.abs()));
@@ -114,28 +104,8 @@ fn one<F: Format>(op: PairOp, a: u16, b: u16, c: u16) -> u16 {
         // Exact in f32; but for products of bf16 below 2^-134, which become 0.
         PairOp::Mul => F::round(x * y),
         PairOp::Fma => F::round(odd(fused(x, y, F::value(c)))),
-        PairOp::FmaRelu => {
-            let sum = odd(fused(x, y, F::value(c)));
-            F::round(if sum.is_nan() || sum > 0.0 { sum } else { 0.0 })
-        }
         PairOp::Min => F::round(least(x, y)),
         PairOp::Max => F::round(-least(-x, -y)),
-        PairOp::MinNan => F::round(if x.is_nan() {
-            x
-        } else if y.is_nan() {
-            y
-        } else {
-            least(x, y)
-        }),
-        PairOp::MaxNan => F::round(if x.is_nan() {
-            x
-        } else if y.is_nan() {
-            y
-        } else {
-            -least(-x, -y)
-        }),
-        PairOp::Neg => a ^ 0x8000,
-        PairOp::Abs => a & 0x7fff,
     }
 }
 
@@ -145,29 +115,12 @@ fn both<F: Format>(op: PairOp, a: u32, b: u32, c: u32) -> u32 {
     u32::from(high) << 16 | u32::from(one::<F>(op, a as u16, b as u16, c as u16))
 }
 
-/// `op` of the two halves; operands that it does not have are not looked at.
-pub fn pair(op: PairOp, kind: Half, a: u32, b: u32, c: u32) -> u32 {
+/// `op` of the two halves; operands that it does not have are not looked at. A caller's `op` and `kind`
+/// are constants: no branch is left.
+#[inline(always)]
+pub(crate) fn pair(op: PairOp, kind: Half, a: u32, b: u32, c: u32) -> u32 {
     match kind {
         Half::F16 => both::<F16>(op, a, b, c),
         Half::Bf16 => both::<Bf16>(op, a, b, c),
-    }
-}
-
-#[inline(always)]
-fn lanes<F: Format>(op: PairOp, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
-    match op {
-        // The frequent ones by themselves, so that their loops have no branch.
-        PairOp::Fma => each(|i| both::<F>(PairOp::Fma, a[i], b[i], c[i])),
-        PairOp::Mul => each(|i| both::<F>(PairOp::Mul, a[i], b[i], 0)),
-        PairOp::Add => each(|i| both::<F>(PairOp::Add, a[i], b[i], 0)),
-        op => each(|i| both::<F>(op, a[i], b[i], c[i])),
-    }
-}
-
-/// [`pair`] of 32 lanes.
-pub fn pair_lanes(op: PairOp, kind: Half, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
-    match kind {
-        Half::F16 => lanes::<F16>(op, a, b, c),
-        Half::Bf16 => lanes::<Bf16>(op, a, b, c),
     }
 }

@@ -1,5 +1,5 @@
-//! `wgmma.mma_async`: what a warpgroup multiplies, with operands that descriptors find in shared
-//! memory.
+//! `wgmma.mma_async`: what a warpgroup multiplies, a warp at a time, with operands that descriptors
+//! find in shared memory.
 //!
 //! An instruction's k is always 32 bytes of elements. Shared memory is read in rows of 16 bytes: 2
 //! for each m or n where k is the contiguous dimension (K-major), else one for each k and 16 bytes
@@ -8,12 +8,12 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Element, add_products};
+use super::{Element, Lanes, add_products};
 use crate::numbers::canonical;
 
 /// Which dimension of an operand is contiguous in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Major {
+pub(crate) enum Major {
     /// k: not transposed
     K,
     /// m of A or n of B: transposed
@@ -22,22 +22,22 @@ pub enum Major {
 
 /// A matrix descriptor: an operand in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Descriptor {
+pub(crate) struct Descriptor {
     /// Where the operand starts.
-    pub start: u32,
+    pub(crate) start: u32,
     /// The leading dimension byte offset.
-    pub leading: u32,
+    pub(crate) leading: u32,
     /// The stride dimension byte offset.
-    pub stride: u32,
+    pub(crate) stride: u32,
     /// The matrix base offset: 128-byte lines that the swizzle's pattern starts after its alignment.
-    pub base_offset: u32,
+    pub(crate) base_offset: u32,
     /// Bytes of a swizzled line: 32, 64, 128; 16 where nothing is swizzled.
-    pub span: u32,
+    pub(crate) span: u32,
 }
 
 impl Descriptor {
     /// The fields of the 64-bit operand.
-    pub fn new(bits: u64) -> Descriptor {
+    pub(crate) fn new(bits: u64) -> Descriptor {
         // matrix-descriptor-encode(x) = (x & 0x3ffff) >> 4
         let decode = |shift: u32| ((bits >> shift & 0x3fff) << 4) as u32;
         Descriptor {
@@ -50,7 +50,7 @@ impl Descriptor {
     }
 
     /// The shared address of the element at `row` (m of A, n of B) and `k`, by the canonical layouts.
-    pub fn offset(&self, major: Major, element_bytes: u32, row: u32, k: u32) -> u32 {
+    pub(crate) fn offset(&self, major: Major, element_bytes: u32, row: u32, k: u32) -> u32 {
         let linear = match (major, self.span) {
             // ((8,m),(T,2k)) : ((1T,SBO),(1,LBO))
             (Major::K, 16) => {
@@ -83,7 +83,7 @@ impl Descriptor {
 
 /// Where A comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
+pub(crate) enum Operand {
     /// Four registers of each thread.
     Registers,
     /// Shared memory.
@@ -92,40 +92,43 @@ pub enum Operand {
 
 /// One `wgmma.mma_async.sync.aligned.m64nNkK.f32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wgmma {
+pub(crate) struct Wgmma {
     /// Columns: a multiple of 8 up to 256.
-    pub n: usize,
+    pub(crate) n: usize,
     /// The type of A's elements.
-    pub element_a: Element,
+    pub(crate) element_a: Element,
     /// The type of B's elements, of the same size.
-    pub element_b: Element,
+    pub(crate) element_b: Element,
     /// Where A comes from.
-    pub a: Operand,
+    pub(crate) a: Operand,
     /// Where B lies.
-    pub b: Descriptor,
+    pub(crate) b: Descriptor,
     /// imm-trans-a: A is M-major. For 16-bit types in shared memory.
-    pub transpose_a: bool,
+    pub(crate) transpose_a: bool,
     /// imm-trans-b: B is N-major. For 16-bit types.
-    pub transpose_b: bool,
+    pub(crate) transpose_b: bool,
     /// imm-scale-a is -1.
-    pub negate_a: bool,
+    pub(crate) negate_a: bool,
     /// imm-scale-b is -1.
-    pub negate_b: bool,
+    pub(crate) negate_b: bool,
     /// D = A * B + D; else D = A * B.
-    pub scale_d: bool,
+    pub(crate) scale_d: bool,
 }
 
-/// An operand in shared memory: the descriptor, its major dimension, rows, and element.
+/// An operand in shared memory: the descriptor, its major dimension, the first of the rows that are
+/// looked at, and element.
 #[derive(Clone, Copy)]
 struct Shared {
     at: Descriptor,
     major: Major,
+    first: usize,
     rows: usize,
     element: Element,
 }
 
 impl Shared {
-    /// The 16-byte rows that hold the operand: address, and the row and k of the first element.
+    /// The 16-byte rows that hold the operand: address, and the row (from the first one on) and k of
+    /// the first element.
     fn units(self) -> impl Iterator<Item = (u32, usize, usize)> {
         let bytes = self.element.bytes();
         let (per, depth) = (16 / bytes, 32 / bytes);
@@ -135,7 +138,8 @@ impl Shared {
                 Major::K => (i / 2, i % 2 * per),
                 Major::Mn => (i / depth * per, i % depth),
             };
-            (self.at.offset(self.major, bytes as u32, row as u32, k as u32), row, k)
+            let at = self.at.offset(self.major, bytes as u32, (self.first + row) as u32, k as u32);
+            (at, row, k)
         })
     }
 
@@ -145,8 +149,8 @@ impl Shared {
         shared: &[u8],
         base: u32,
         negate: bool,
-    ) -> Result<Vec<[f64; ROWS]>, u32> {
-        let mut to = vec![[0.0; ROWS]; 32 / self.element.bytes()];
+        to: &mut [[f64; ROWS]; 32],
+    ) -> Result<(), u32> {
         let per = 4 / self.element.bytes();
         let mut values = [[0.0; 4]; 4];
         for (at, row, k) in self.units() {
@@ -165,92 +169,107 @@ impl Shared {
                 to[k][row] = if negate { -value } else { value };
             }
         }
-        Ok(to)
+        Ok(())
     }
 }
 
 impl Wgmma {
-    fn shared_a(&self) -> Option<Shared> {
+    /// The 16 rows of A of a warp.
+    fn shared_a(&self, warp_in_group: u32) -> Option<Shared> {
         let major = if self.transpose_a { Major::Mn } else { Major::K };
+        let first = 16 * warp_in_group as usize;
         match self.a {
             Operand::Registers => None,
-            Operand::Shared(at) => Some(Shared { at, major, rows: 64, element: self.element_a }),
+            Operand::Shared(at) => {
+                Some(Shared { at, major, first, rows: 16, element: self.element_a })
+            }
         }
     }
     fn shared_b(&self) -> Shared {
         let major = if self.transpose_b { Major::Mn } else { Major::K };
-        Shared { at: self.b, major, rows: self.n, element: self.element_b }
+        Shared { at: self.b, major, first: 0, rows: self.n, element: self.element_b }
+    }
+
+    /// What a warp of the four reads of shared memory, as addresses and bytes: rows of 16 bytes, those
+    /// of its rows of A before all of B's.
+    pub(crate) fn reads(&self, warp_in_group: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let a = self.shared_a(warp_in_group).into_iter().flat_map(Shared::units);
+        a.chain(self.shared_b().units()).map(|(at, ..)| (at, 16))
     }
 }
 
-/// A's elements by k, from the fragments: those of `mma` for the 16 rows of each warp.
-fn from_registers(registers: &[[u32; 128]; 4], element: Element, negate: bool) -> Vec<[f64; 64]> {
+/// A's elements by k, from a warp's fragments, which are those of `mma`.
+fn from_registers(
+    registers: &[Lanes; 4],
+    element: Element,
+    negate: bool,
+    to: &mut [[f64; 16]; 32],
+) {
     let per = 4 / element.bytes();
-    let mut to = vec![[0.0; 64]; 8 * per];
-    let mut values = [[0.0; 128]; 4];
+    let mut values = [[0.0; 32]; 4];
     for (register, from) in registers.iter().enumerate() {
         element.unpack(from, &mut values);
         for (j, values) in values.iter().take(per).enumerate() {
-            for (thread, value) in values.iter().enumerate() {
-                let row = thread / 32 * 16 + thread % 32 / 4 + register % 2 * 8;
-                let k = (register / 2 * 4 + thread % 4) * per + j;
+            for (lane, value) in values.iter().enumerate() {
+                let row = lane / 4 + register % 2 * 8;
+                let k = (register / 2 * 4 + lane % 4) * per + j;
                 to[k][row] = if negate { -value } else { *value };
             }
         }
     }
-    to
 }
 
-/// The product of one warpgroup. `d` has n / 2 registers of 128 threads, `shared` is the block's
-/// memory from the address `shared_base` on. Fails with the first address that is outside of it.
-pub fn wgmma(
+/// The rows 16w to 16w + 15 of the product, which are those of the warp w of the warpgroup. `a` is
+/// this warp's registers (where A is in registers), `d` has n / 2 registers, `shared` is the block's
+/// memory from the address `shared_base` on.
+///
+/// # Errors
+/// The first address that is outside of shared memory; `d` is then as it was.
+pub(crate) fn wgmma_rows(
     op: &Wgmma,
-    a_registers: Option<&[[u32; 128]; 4]>,
-    d: &mut [[f32; 128]],
+    warp_in_group: u32,
+    a: Option<&[Lanes; 4]>,
+    d: &mut [[f32; 32]],
     shared: &[u8],
     shared_base: u32,
 ) -> Result<(), u32> {
     assert!(op.n.is_multiple_of(8) && (8..=256).contains(&op.n), "wgmma of n = {}", op.n);
     assert_eq!(d.len(), op.n / 2, "registers of d for n = {}", op.n);
     assert_eq!(op.element_a.bytes(), op.element_b.bytes(), "bytes of the elements of A and B");
-    let a = match (op.shared_a(), a_registers) {
-        (Some(a), _) => a.load::<64>(shared, shared_base, op.negate_a)?,
-        (None, Some(registers)) => from_registers(registers, op.element_a, op.negate_a),
+    assert!(warp_in_group < 4, "warp {warp_in_group} of the 4 of a warpgroup");
+    let mut rows = [[0.0; 16]; 32];
+    match (op.shared_a(warp_in_group), a) {
+        (Some(a), _) => a.load(shared, shared_base, op.negate_a, &mut rows)?,
+        (None, Some(a)) => from_registers(a, op.element_a, op.negate_a, &mut rows),
         (None, None) => panic!("wgmma with A in registers needs them"),
-    };
-    let b = op.shared_b().load::<256>(shared, shared_base, op.negate_b)?;
+    }
+    let mut columns = [[0.0; 256]; 32];
+    op.shared_b().load(shared, shared_base, op.negate_b, &mut columns)?;
+    let depth = 32 / op.element_a.bytes();
     for (block, d) in d.chunks_exact_mut(4).enumerate() {
-        // 4 rows of 8 columns: a register holds every second column of the even eights of rows, or
-        // of the odd ones.
-        for first in (0..64).step_by(4) {
+        // 4 rows of 8 columns at a time.
+        for first in (0..16).step_by(4) {
             let place = |row: usize, column: usize| {
                 let row = first + row;
-                let thread = row / 16 * 32 + row % 8 * 4 + column / 2;
-                (row / 8 % 2 * 2 + column % 2, thread)
+                (row / 8 * 2 + column % 2, row % 8 * 4 + column / 2)
             };
             let mut sums = [[0.0; 8]; 4];
             if op.scale_d {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (column, sum) in sums.iter_mut().enumerate() {
-                        let (register, thread) = place(row, column);
-                        *sum = f64::from(d[register][thread]);
+                        let (register, lane) = place(row, column);
+                        *sum = f64::from(d[register][lane]);
                     }
                 }
             }
-            add_products(&mut sums, &a, first, &b, block * 8);
+            add_products(&mut sums, &rows[..depth], first, &columns[..depth], block * 8);
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {
-                    let (register, thread) = place(row, column);
-                    d[register][thread] = canonical(*sum as f32);
+                    let (register, lane) = place(row, column);
+                    d[register][lane] = canonical(*sum as f32);
                 }
             }
         }
     }
     Ok(())
-}
-
-/// What it reads of shared memory, as addresses and bytes: rows of 16 bytes, A's before B's.
-pub fn wgmma_reads(op: &Wgmma) -> impl Iterator<Item = (u32, u32)> + use<> {
-    let a = op.shared_a().into_iter().flat_map(Shared::units);
-    a.chain(op.shared_b().units()).map(|(at, ..)| (at, 16))
 }

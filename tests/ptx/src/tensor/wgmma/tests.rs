@@ -215,26 +215,41 @@ fn check(
         scale_d: coin(random),
     };
     let before: Vec<[f32; 128]> = (0..n / 2).map(|_| [(); 128].map(|()| small(random))).collect();
-    let mut d = before.clone();
-    wgmma(&op, Some(&registers), &mut d, &shared, BASE).unwrap();
-    for (register, thread) in (0..n / 2).flat_map(|r| (0..128).map(move |t| (r, t))) {
-        let (row, column) = place_d(register, thread);
-        let product: f32 = (0..depth).map(|k| a_at(row, k) * b.at(column, k)).sum();
-        let signed = if op.negate_a != op.negate_b { -product } else { product };
-        let want = if op.scale_d { signed + before[register][thread] } else { signed };
-        assert_eq!(d[register][thread], want, "{op:?} {a_layout:?} {b_layout:?}: {row}, {column}");
+    for warp in 0..4 {
+        let of_warp = |registers: &[u32; 128]| -> Lanes {
+            std::array::from_fn(|lane| registers[warp * 32 + lane])
+        };
+        let a = registers.each_ref().map(of_warp);
+        let d_before: Vec<[f32; 32]> =
+            before.iter().map(|d| std::array::from_fn(|lane| d[warp * 32 + lane])).collect();
+        let run = |shared: &[u8]| {
+            let mut d = d_before.clone();
+            wgmma_rows(&op, warp as u32, Some(&a), &mut d, shared, BASE).map(|()| d)
+        };
+        let d = run(&shared).unwrap();
+        for (register, lane) in (0..n / 2).flat_map(|r| (0..32).map(move |lane| (r, lane))) {
+            let (row, column) = place_d(register, warp * 32 + lane);
+            let product: f32 = (0..depth).map(|k| a_at(row, k) * b.at(column, k)).sum();
+            let signed = if op.negate_a != op.negate_b { -product } else { product };
+            let want = if op.scale_d { signed + d_before[register][lane] } else { signed };
+            assert_eq!(
+                d[register][lane], want,
+                "{op:?} {a_layout:?} {b_layout:?}: {row}, {column}"
+            );
+        }
+        // Just the bytes that are read matter.
+        let mut kept = vec![0xff; shared.len()];
+        for (address, bytes) in op.reads(warp as u32) {
+            let range = (address - BASE) as usize..(address - BASE + bytes) as usize;
+            kept[range.clone()].copy_from_slice(&shared[range]);
+        }
+        assert_eq!(run(&kept).unwrap(), d);
+        let rows = n + if a_laid.is_some() { 16 } else { 0 };
+        assert_eq!(op.reads(warp as u32).count(), 2 * rows);
+        let last = op.reads(warp as u32).map(|(address, bytes)| address + bytes).max().unwrap();
+        assert_eq!(run(&shared[..(last - BASE) as usize]).unwrap(), d);
+        assert_eq!(run(&shared[..(last - BASE) as usize - 1]), Err(last - 16));
     }
-    // Just the bytes that are read matter.
-    let mut kept = vec![0xff; shared.len()];
-    for (address, bytes) in wgmma_reads(&op) {
-        let range = (address - BASE) as usize..(address - BASE + bytes) as usize;
-        kept[range.clone()].copy_from_slice(&shared[range]);
-    }
-    let mut again = before.clone();
-    wgmma(&op, Some(&registers), &mut again, &kept, BASE).unwrap();
-    assert_eq!(again, d);
-    let operands = n + if a_laid.is_some() { 64 } else { 0 };
-    assert_eq!(wgmma_reads(&op).count(), 2 * operands);
 }
 
 const LAYOUTS: [(Major, u32); 8] = [
@@ -323,7 +338,7 @@ fn what_lies_outside_is_said() {
         scale_d: false,
     };
     let run = |op: &Wgmma, bytes: usize| {
-        wgmma(op, Some(&[[0; 128]; 4]), &mut [[0.0; 128]; 4], &vec![0; bytes], BASE)
+        wgmma_rows(op, 3, Some(&[[0; 32]; 4]), &mut [[0.0; 32]; 4], &vec![0; bytes], BASE)
     };
     assert_eq!(run(&op, 2048 + 256), Ok(()));
     assert_eq!(run(&op, 2048 + 240), Err(BASE + 2048 + 240));
