@@ -64,7 +64,7 @@ fn halves_have_the_values_of_their_definition() {
         let (f16, bf16) = (f16_to_f32(code), bf16_to_f32(code));
         match code & 0x7fff {
             0x7c00 => assert_eq!(f16, if code >> 15 == 0 { f32::INFINITY } else { -f32::INFINITY }),
-            0x7c01.. => assert_eq!(f16.to_bits(), NAN_F32.to_bits()),
+            0x7c01.. => assert_eq!(f16.to_bits(), NAN_BITS),
             _ => {
                 assert_eq!(f16.to_bits(), (value(code.into(), 5, 10) as f32).to_bits(), "{code:x}")
             }
@@ -73,7 +73,7 @@ fn halves_have_the_values_of_their_definition() {
             0x7f80 => {
                 assert_eq!(bf16, if code >> 15 == 0 { f32::INFINITY } else { -f32::INFINITY })
             }
-            0x7f81.. => assert_eq!(bf16.to_bits(), NAN_F32.to_bits()),
+            0x7f81.. => assert_eq!(bf16.to_bits(), NAN_BITS),
             _ => {
                 assert_eq!(bf16.to_bits(), (value(code.into(), 8, 7) as f32).to_bits(), "{code:x}")
             }
@@ -87,7 +87,7 @@ fn bytes_have_the_values_of_their_definition() {
         let sign = u16::from(code & 0x80) << 8;
         if code & 0x7f == 0x7f {
             assert_eq!(e4m3_to_f16(code), NAN_16);
-            assert_eq!(e4m3_to_f32(code).to_bits(), NAN_F32.to_bits());
+            assert_eq!(e4m3_to_f32(code).to_bits(), NAN_BITS);
         } else {
             let exact = value(code.into(), 4, 3);
             assert_eq!(e4m3_to_f32(code).to_bits(), (exact as f32).to_bits(), "{code:x}");
@@ -382,7 +382,7 @@ fn halves_that_are_no_numbers() {
 /// `got` against the tables of the ISA: operand, result.
 fn table(name: &str, f: impl Fn(f32) -> f32, rows: &[(f32, f32)]) {
     for &(x, want) in rows {
-        let same = f(x).to_bits() == if want.is_nan() { NAN_F32 } else { want }.to_bits();
+        let same = f(x).to_bits() == if want.is_nan() { NAN_BITS } else { want.to_bits() };
         assert!(same, "{name}({x:e}) is {:e}", f(x));
     }
 }
