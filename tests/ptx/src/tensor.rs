@@ -44,20 +44,17 @@ impl Element {
         }
     }
 
-    /// The values of as many elements as `from` has room for registers' elements of, low ones first:
-    /// `from[i]` gives `to[j][i]`, j from 0 to 3 at most.
+    /// Takes the elements of registers apart, low ones first: of `from[i]` it gives `to(j, ..)[i]`.
     #[inline(always)]
-    fn unpack<const COUNT: usize>(self, from: &[u32; COUNT], to: &mut [[f64; COUNT]; 4]) {
+    fn unpack<const COUNT: usize>(self, from: &[u32; COUNT], to: impl FnMut(usize, [f64; COUNT])) {
         #[inline(always)]
         fn fill<const COUNT: usize, const PER: usize>(
             from: &[u32; COUNT],
-            to: &mut [[f64; COUNT]; 4],
+            mut to: impl FnMut(usize, [f64; COUNT]),
             value: impl Fn(u32) -> f32,
         ) {
-            for (j, to) in to.iter_mut().take(PER).enumerate() {
-                for (from, to) in from.iter().zip(to) {
-                    *to = f64::from(value(from >> (j * 32 / PER)));
-                }
+            for j in 0..PER {
+                to(j, from.map(|word| f64::from(value(word >> (j * 32 / PER)))));
             }
         }
         match self {
@@ -73,43 +70,40 @@ impl Element {
 /// 16 rows of 8 columns.
 type Product = [[f64; 8]; 16];
 
-/// Where element `i` of an accumulator's fragment lies: row and column.
+/// The elements of a register, which holds 8 rows (of B: columns) by 4 lanes: `to` gets the k, counted
+/// from the register's first one on, and the 8 elements that have it.
 #[inline(always)]
-fn accumulator(lane: usize, i: usize) -> (usize, usize) {
-    (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2)
+fn eights(register: &Lanes, element: Element, mut to: impl FnMut(usize, [f64; 8])) {
+    let per = 4 / element.bytes();
+    for thread in 0..4 {
+        let words = std::array::from_fn(|group| register[4 * group + thread]);
+        element.unpack::<8>(&words, |j, values| to(thread * per + j, values));
+    }
 }
 
-/// `d += a * b` for fragments: every register holds, of 8 rows of A or 8 columns of B, the elements
-/// of 4 lanes by `per` columns of k.
+/// `d += a * b` for fragments.
 fn multiply(d: &mut Product, a: &[Lanes], b: &[Lanes], element_a: Element, element_b: Element) {
-    let per = 4 / element_a.bytes();
     assert!(a.len() == 2 * b.len() && element_a.bytes() == element_b.bytes(), "mma of odd shapes");
+    let per = 16 / element_a.bytes(); // values of k in a register
     // By k: 16 rows of A, 8 columns of B.
     let (mut rows, mut columns) = ([[0.0; 16]; 32], [[0.0; 8]; 32]);
-    let mut values = [[0.0; 32]; 4];
     for (part, (a, b)) in a.chunks_exact(2).zip(b).enumerate() {
-        let k = |thread: usize, j: usize| (part * 4 + thread) * per + j;
-        for (upper, a) in a.iter().enumerate() {
-            element_a.unpack(a, &mut values);
-            for (j, values) in values.iter().take(per).enumerate() {
-                for (lane, value) in values.iter().enumerate() {
-                    rows[k(lane % 4, j) % 32][upper * 8 + lane / 4] = *value;
-                }
-            }
-        }
-        element_b.unpack(b, &mut values);
-        for (j, values) in values.iter().take(per).enumerate() {
-            for (lane, value) in values.iter().enumerate() {
-                columns[k(lane % 4, j) % 32][lane / 4] = *value;
-            }
-        }
+        eights(&a[0], element_a, |k, values| rows[part * per + k][..8].copy_from_slice(&values));
+        eights(&a[1], element_a, |k, values| rows[part * per + k][8..].copy_from_slice(&values));
+        eights(b, element_b, |k, values| columns[part * per + k] = values);
     }
-    let depth = 4 * per * b.len();
+    let depth = per * b.len();
     for (part, d) in d.chunks_exact_mut(4).enumerate() {
         let mut sums = [d[0], d[1], d[2], d[3]];
         add_products(&mut sums, &rows[..depth], part * 4, &columns[..depth], 0);
         d.copy_from_slice(&sums);
     }
+}
+
+/// `sum + a * b`. The product is exact, so that it is all the same whether it is fused.
+#[inline(always)]
+fn add_product(sum: f64, a: f64, b: f64) -> f64 {
+    if cfg!(target_feature = "fma") { a.mul_add(b, sum) } else { sum + a * b }
 }
 
 /// Adds to 4 by 8 sums, few enough to stay in registers, the products of 4 rows and 8 columns from
@@ -128,7 +122,7 @@ fn add_products<const ROWS: usize, const COLUMNS: usize>(
         let b: [f64; 8] = std::array::from_fn(|i| b[column + i]);
         for (held, a) in held.iter_mut().zip(a) {
             for (sum, b) in held.iter_mut().zip(b) {
-                *sum += a * b;
+                *sum = add_product(*sum, a, b);
             }
         }
     }
@@ -146,22 +140,20 @@ pub(crate) fn mma(
     element_b: Element,
 ) -> [Lanes; 4] {
     assert_eq!(b.len() * 16, k * element_b.bytes(), "registers of b for k{k}");
-    let mut sums = Product::default();
-    for (i, c) in c.iter().enumerate() {
-        for (lane, c) in c.iter().enumerate() {
-            let (row, column) = accumulator(lane, i);
-            sums[row][column] = f64::from(f32::from_bits(*c));
-        }
-    }
+    // A register holds every second column of 8 rows, by 4 lanes a row.
+    let mut sums: Product = std::array::from_fn(|row| {
+        std::array::from_fn(|column| {
+            let c = &c[row / 8 * 2 + column % 2];
+            f64::from(f32::from_bits(c[row % 8 * 4 + column / 2]))
+        })
+    });
     multiply(&mut sums, a, b, element_a, element_b);
-    let mut d = [[0; 32]; 4];
-    for (i, d) in d.iter_mut().enumerate() {
-        for (lane, d) in d.iter_mut().enumerate() {
-            let (row, column) = accumulator(lane, i);
-            *d = canonical(sums[row][column] as f32).to_bits();
-        }
-    }
-    d
+    std::array::from_fn(|i| {
+        std::array::from_fn(|lane| {
+            let sum = sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+            canonical(sum as f32).to_bits()
+        })
+    })
 }
 
 /// `ldmatrix.sync.aligned.m8n8.xCOUNT{.trans}.shared.b16`: `rows[i]` are the 16 bytes at lane i's

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{Element, Lanes, add_products};
+use super::{Element, Lanes, add_products, eights};
 use crate::numbers::canonical;
 
 /// Which dimension of an operand is contiguous in shared memory.
@@ -151,23 +151,24 @@ impl Shared {
         negate: bool,
         to: &mut [[f64; ROWS]; 32],
     ) -> Result<(), u32> {
+        let sign = if negate { -1.0 } else { 1.0 };
         let per = 4 / self.element.bytes();
-        let mut values = [[0.0; 4]; 4];
         for (at, row, k) in self.units() {
             let from = at.checked_sub(base).ok_or(at)? as usize;
             let unit = shared.get(from..from + 16).ok_or(at)?;
             let words = std::array::from_fn(|i| {
                 u32::from_le_bytes([unit[4 * i], unit[4 * i + 1], unit[4 * i + 2], unit[4 * i + 3]])
             });
-            self.element.unpack(&words, &mut values);
-            for i in 0..4 * per {
-                let value = values[i % per][i / per];
-                let (row, k) = match self.major {
-                    Major::K => (row, k + i),
-                    Major::Mn => (row + i, k),
-                };
-                to[k][row] = if negate { -value } else { value };
-            }
+            self.element.unpack::<4>(&words, |j, values| {
+                for (word, value) in values.into_iter().enumerate() {
+                    let i = word * per + j;
+                    let (row, k) = match self.major {
+                        Major::K => (row, k + i),
+                        Major::Mn => (row + i, k),
+                    };
+                    to[k][row] = sign * value;
+                }
+            });
         }
         Ok(())
     }
@@ -205,17 +206,14 @@ fn from_registers(
     negate: bool,
     to: &mut [[f64; 16]; 32],
 ) {
-    let per = 4 / element.bytes();
-    let mut values = [[0.0; 32]; 4];
+    let per = 16 / element.bytes(); // values of k in a register
+    let sign = if negate { -1.0 } else { 1.0 };
     for (register, from) in registers.iter().enumerate() {
-        element.unpack(from, &mut values);
-        for (j, values) in values.iter().take(per).enumerate() {
-            for (lane, value) in values.iter().enumerate() {
-                let row = lane / 4 + register % 2 * 8;
-                let k = (register / 2 * 4 + lane % 4) * per + j;
-                to[k][row] = if negate { -value } else { *value };
-            }
-        }
+        eights(from, element, |k, values| {
+            let first = register % 2 * 8;
+            let to = &mut to[register / 2 * per + k][first..first + 8];
+            to.copy_from_slice(&values.map(|value| sign * value));
+        });
     }
 }
 
