@@ -1,76 +1,109 @@
-//! Boxes of tensors, as the PTX ISA's chapter on tensors has them: which bytes of shared memory belong to
-//! which of device memory.
+//! Tiled copies of tensors (`cp.async.bulk.tensor`): which bytes of a box lie where in global and in
+//! shared memory.
 
-/// A tensor map, tiled.
-#[derive(Clone, Copy, Debug)]
+#[cfg(test)]
+mod tests;
+
+/// A tensor map: a tensor in global memory and the box of it that a copy moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Map {
+    /// Where the tensor starts.
     pub(crate) base: u64,
+    /// Dimensions, 1 to 5. The first is the contiguous one.
     pub(crate) rank: u32,
+    /// Bytes of an element.
     pub(crate) element_bytes: u32,
-    /// 0 none, 1 of 32, 2 of 64, 3 of 128 bytes.
+    /// 0 none, 1 of 32 bytes, 2 of 64, 3 of 128.
     pub(crate) swizzle: u32,
+    /// Elements in each dimension.
     pub(crate) dim: [u32; 5],
-    /// Bytes; that of dimension 0 is an element.
+    /// Bytes from one index of a dimension to the next; that of the first is not looked at.
     pub(crate) stride: [u64; 5],
+    /// Elements of the box in each dimension.
     pub(crate) box_: [u32; 5],
 }
 
-/// At most 16 bytes of a copy.
+/// 16 bytes of a box or fewer, contiguous in both memories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    /// From the copy's start in shared memory.
+    /// Bytes from the copy's address in shared memory on, swizzled.
     pub(crate) shared: u32,
+    /// The address in global memory; 0 outside the tensor.
     pub(crate) global: u64,
+    /// How many bytes.
     pub(crate) bytes: u32,
-    /// Of the tensor; else zeros are read, and nothing is written.
+    /// A chunk outside the tensor is filled with zeros where the box is loaded, and left out where it
+    /// is stored.
     pub(crate) inside: bool,
 }
 
-/// Bytes of a box.
-pub(crate) fn bytes(map: &Map) -> u32 {
-    map.box_[..map.rank as usize].iter().product::<u32>() * map.element_bytes
+impl Map {
+    /// Bytes from one line of the box (its first dimension) to the next in shared memory: a swizzled
+    /// one is as long as the swizzle, however little of it the box fills.
+    fn pitch(&self) -> u32 {
+        let line = self.box_[0] * self.element_bytes;
+        if self.swizzle == 0 { line } else { line.max(16 << self.swizzle) }
+    }
 }
 
-/// The chunks of a box at these coordinates, whose first byte in shared memory has the address `to`.
-pub(crate) fn chunks(map: &Map, to: u32, at: &[i32]) -> Vec<Chunk> {
-    let row = map.box_[0] * map.element_bytes;
-    let mut found = Vec::new();
-    for number in 0..bytes(map) / row.max(1) {
-        // Of the row in each dimension beyond the first.
-        let (mut left, mut inside, mut start) = (number, true, map.base);
-        for (i, first) in at.iter().enumerate().skip(1) {
-            let position = i64::from(*first) + i64::from(left % map.box_[i]);
+/// The 16-byte units of a 128-byte line of shared memory change places with the line's number, by
+/// the absolute address.
+fn swizzled(swizzle: u32, at: u32) -> u32 {
+    at ^ (at >> 7 & ((1 << swizzle) - 1)) << 4
+}
+
+/// The bytes that a copy moves, which is what it counts at its mbarrier: the whole box, with what of
+/// it is outside the tensor.
+pub(crate) fn bytes(map: &Map) -> u32 {
+    map.box_.iter().take(map.rank as usize).product::<u32>() * map.element_bytes
+}
+
+/// The chunks of the box at `coordinates` (one for each dimension, the first first) whose place in
+/// shared memory is `dst`, in the order of the tensor's elements. No chunk crosses a multiple of 16
+/// bytes of shared memory, nor the tensor's border.
+pub(crate) fn chunks(map: &Map, dst: u32, coordinates: &[i32]) -> Vec<Chunk> {
+    let rank = map.rank as usize;
+    assert!((1..=5).contains(&rank), "a tensor map of rank {rank}");
+    assert_eq!(coordinates.len(), rank, "coordinates of a tensor of rank {rank}");
+    let line = i64::from(map.box_[0] * map.element_bytes);
+    // What of a line is inside, in bytes of the line. (Empty where it ends before it begins.)
+    let first = i64::from(coordinates[0]) * i64::from(map.element_bytes);
+    let row = i64::from(map.dim[0]) * i64::from(map.element_bytes);
+    let (begin, end) = ((-first).clamp(0, line), (row - first).clamp(0, line));
+    let lines: u32 = map.box_[1..rank].iter().product();
+    let mut chunks = Vec::with_capacity((lines as usize) * (line as usize).div_ceil(16));
+    for number in 0..lines {
+        let mut global = map.base.wrapping_add(first as u64);
+        let mut inside = begin < end;
+        let mut left = number;
+        for (i, coordinate) in coordinates.iter().enumerate().skip(1) {
+            let at = i64::from(*coordinate) + i64::from(left % map.box_[i]);
             left /= map.box_[i];
-            inside &= position >= 0 && position < i64::from(map.dim[i]);
-            start = start.wrapping_add((position as u64).wrapping_mul(map.stride[i]));
+            inside &= (0..i64::from(map.dim[i])).contains(&at);
+            global = global.wrapping_add(map.stride[i].wrapping_mul(at as u64));
         }
-        for first in (0..row).step_by(16) {
-            for (offset, bytes, within) in parts(map, at[0], first, (row - first).min(16)) {
-                let shared = swizzled(to + number * row + offset, map.swizzle) - to;
-                let element = i64::from(at[0]) * i64::from(map.element_bytes) + i64::from(offset);
-                let global = start.wrapping_add(element as u64);
-                found.push(Chunk { shared, global, bytes, inside: inside && within });
-            }
+        let (begin, end) = if inside { (begin, end) } else { (line, line) };
+        let start = number * map.pitch();
+        let mut from = 0;
+        while from < line {
+            let unit = line.min((from / 16 + 1) * 16);
+            let within = begin <= from && from < end;
+            let border = if from < begin {
+                begin
+            } else if within {
+                end
+            } else {
+                line
+            };
+            let to = unit.min(border);
+            chunks.push(Chunk {
+                shared: swizzled(map.swizzle, dst + start + from as u32) - dst,
+                global: if within { global.wrapping_add(from as u64) } else { 0 },
+                bytes: (to - from) as u32,
+                inside: within,
+            });
+            from = to;
         }
     }
-    found
-}
-
-/// Where the tensor's edge lies within 16 bytes of a row, these are parts: offset in the row, bytes, and
-/// whether they are inside.
-fn parts(map: &Map, first: i32, offset: u32, bytes: u32) -> impl Iterator<Item = (u32, u32, bool)> {
-    let size = i64::from(map.element_bytes);
-    let start = i64::from(first) * size + i64::from(offset);
-    let end = i64::from(map.dim[0]) * size;
-    let low = (-start).clamp(0, i64::from(bytes)) as u32;
-    let high = (end - start).clamp(i64::from(low), i64::from(bytes)) as u32;
-    [(offset, low, false), (offset + low, high - low, true), (offset + high, bytes - high, false)]
-        .into_iter()
-        .filter(|(_, bytes, _)| *bytes > 0)
-}
-
-/// Bits 4 and up of the address change by bits 7 and up: one, two or three of them.
-fn swizzled(at: u32, swizzle: u32) -> u32 {
-    let bits = [0, 0x10, 0x30, 0x70][swizzle as usize & 3];
-    at ^ (at >> 3 & bits)
+    chunks
 }

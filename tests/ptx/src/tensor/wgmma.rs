@@ -1,202 +1,272 @@
-//! `wgmma`: 64 rows of a warpgroup, 16 of them each warp's, and operands in shared memory by descriptors.
+//! `wgmma.mma_async`: what a warpgroup multiplies, a warp at a time, with operands that descriptors
+//! find in shared memory.
 //!
-//! From the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": shared memory layout, strides,
-//! and matrix descriptors. A core matrix is 8 rows of 16 bytes.
+//! An instruction's k is always 32 bytes of elements. Shared memory is read in rows of 16 bytes: 2
+//! for each m or n where k is the contiguous dimension (K-major), else one for each k and 16 bytes
+//! of m or n (MN-major).
 
-use super::{Element, Lanes, canonical};
+#[cfg(test)]
+mod tests;
 
-/// Where an operand lies: 14 bits of the start, the leading and the stride offset in units of 16 bytes,
-/// the base offset, and the swizzle.
-#[derive(Clone, Copy, Debug)]
+use super::{Element, Lanes, add_products, eights};
+use crate::numbers::canonical;
+
+/// Which dimension of an operand is contiguous in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Major {
+    /// k: not transposed
+    K,
+    /// m of A or n of B: transposed
+    Mn,
+}
+
+/// A matrix descriptor: an operand in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptor {
-    start: u32,
-    leading: u32,
-    stride: u32,
-    swizzle: u32,
+    /// Where the operand starts.
+    pub(crate) start: u32,
+    /// The leading dimension byte offset.
+    pub(crate) leading: u32,
+    /// The stride dimension byte offset.
+    pub(crate) stride: u32,
+    /// The matrix base offset: 128-byte lines that the swizzle's pattern starts after its alignment.
+    pub(crate) base_offset: u32,
+    /// Bytes of a swizzled line: 32, 64, 128; 16 where nothing is swizzled.
+    pub(crate) span: u32,
 }
 
 impl Descriptor {
-    pub(crate) fn new(bits: u64) -> Self {
-        let field = |at: u32| (bits >> at & 0x3fff) as u32 * 16;
-        // 1, 2 and 3 are 128, 64 and 32 bytes.
-        let swizzle = [0, 128, 64, 32][(bits >> 62) as usize];
-        Self { start: field(0), leading: field(16), stride: field(32), swizzle }
+    /// The fields of the 64-bit operand.
+    pub(crate) fn new(bits: u64) -> Descriptor {
+        // matrix-descriptor-encode(x) = (x & 0x3ffff) >> 4
+        let decode = |shift: u32| ((bits >> shift & 0x3fff) << 4) as u32;
+        Descriptor {
+            start: decode(0),
+            leading: decode(16),
+            stride: decode(32),
+            base_offset: (bits >> 49 & 7) as u32,
+            span: [16, 128, 64, 32][(bits >> 62) as usize],
+        }
     }
 
-    /// Of an operand that is contiguous along K: rows (of B: columns) in groups of 8, `stride` apart; in a
-    /// group, of a row what the swizzle spans is contiguous, `leading` bytes from the next such part.
-    /// Without a swizzle a part is 16 bytes, and rows of a core matrix follow on each other.
-    fn along_k(&self, row: u32, byte: u32) -> u32 {
-        let span = self.swizzle.max(16);
-        let (group, within) = (row / 8, row % 8);
-        self.swizzled(
-            group * self.stride + within * span + byte / span * self.leading + byte % span,
-        )
-    }
-
-    /// Of an operand that is contiguous along M (N): 8 values of K are a group, `stride` apart (without a
-    /// swizzle: `leading`); what the swizzle spans along M is contiguous, `leading` (`stride`) bytes from
-    /// the next.
-    fn along_rows(&self, byte: u32, k: u32) -> u32 {
-        let span = self.swizzle.max(16);
-        let (far, near) = if self.swizzle == 0 {
-            (self.stride, self.leading)
-        } else {
-            (self.leading, self.stride)
+    /// The shared address of the element at `row` (m of A, n of B) and `k`, by the canonical layouts.
+    pub(crate) fn offset(&self, major: Major, element_bytes: u32, row: u32, k: u32) -> u32 {
+        let linear = match (major, self.span) {
+            // ((8,m),(T,2k)) : ((1T,SBO),(1,LBO))
+            (Major::K, 16) => {
+                let byte = k * element_bytes;
+                row % 8 * 16 + row / 8 * self.stride + byte / 16 * self.leading + byte % 16
+            }
+            // ((8,m),(T,2k)) : ((ST,SBO),(1,T)), of S = span / 16
+            (Major::K, span) => row % 8 * span + row / 8 * self.stride + k * element_bytes,
+            // ((T,1,m),(8,k)) : ((1,T,SBO),(1T,LBO))
+            (Major::Mn, 16) => {
+                let byte = row * element_bytes;
+                byte % 16 + byte / 16 * self.stride + k % 8 * 16 + k / 8 * self.leading
+            }
+            // ((T,S,m),(8,k)) : ((1,T,LBO),(ST,SBO))
+            (Major::Mn, span) => {
+                let byte = row * element_bytes;
+                byte % span + byte / span * self.leading + k % 8 * span + k / 8 * self.stride
+            }
         };
-        self.swizzled(byte / span * far + k / 8 * near + k % 8 * span + byte % span)
+        self.swizzled(self.start + linear)
     }
 
-    /// Parts of 16 bytes change places within a row of the swizzle, by the number of the row: bits 4.. of
-    /// the address by bits 7...
-    fn swizzled(&self, offset: u32) -> u32 {
-        let at = self.start + offset;
-        let mask = (self.swizzle.max(16) - 16) & 0x70;
-        at ^ (at >> 3 & mask)
+    /// The 16-byte units of a 128-byte line change places with the line's number in the pattern, by
+    /// the absolute address: a start may lie within a pattern.
+    fn swizzled(&self, at: u32) -> u32 {
+        let line = (at >> 7).wrapping_sub(self.base_offset);
+        at ^ (line & (self.span / 16 - 1)) << 4
     }
 }
 
-/// A: of this warp's registers, or in shared memory.
-#[derive(Clone, Copy, Debug)]
+/// Where A comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operand {
+    /// Four registers of each thread.
     Registers,
+    /// Shared memory.
     Shared(Descriptor),
 }
 
-/// A product of 64 rows, n columns, and 32 bytes along K.
-#[derive(Clone, Copy, Debug)]
+/// One `wgmma.mma_async.sync.aligned.m64nNkK.f32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wgmma {
+    /// Columns: a multiple of 8 up to 256.
     pub(crate) n: usize,
+    /// The type of A's elements.
     pub(crate) element_a: Element,
+    /// The type of B's elements, of the same size.
     pub(crate) element_b: Element,
+    /// Where A comes from.
     pub(crate) a: Operand,
+    /// Where B lies.
     pub(crate) b: Descriptor,
-    /// Contiguous along M (N) and not along K.
+    /// imm-trans-a: A is M-major. For 16-bit types in shared memory.
     pub(crate) transpose_a: bool,
+    /// imm-trans-b: B is N-major. For 16-bit types.
     pub(crate) transpose_b: bool,
+    /// imm-scale-a is -1.
     pub(crate) negate_a: bool,
+    /// imm-scale-b is -1.
     pub(crate) negate_b: bool,
-    /// Added to what was there.
+    /// D = A * B + D; else D = A * B.
     pub(crate) scale_d: bool,
 }
 
-/// Bytes along K.
-const K_BYTES: usize = 32;
+/// An operand in shared memory: the descriptor, its major dimension, the first of the rows that are
+/// looked at, and element.
+#[derive(Clone, Copy)]
+struct Shared {
+    at: Descriptor,
+    major: Major,
+    first: usize,
+    rows: usize,
+    element: Element,
+}
+
+impl Shared {
+    /// The 16-byte rows that hold the operand: address, and the row (from the first one on) and k of
+    /// the first element.
+    fn units(self) -> impl Iterator<Item = (u32, usize, usize)> {
+        let bytes = self.element.bytes();
+        let (per, depth) = (16 / bytes, 32 / bytes);
+        let count = self.rows * 2;
+        (0..count).map(move |i| {
+            let (row, k) = match self.major {
+                Major::K => (i / 2, i % 2 * per),
+                Major::Mn => (i / depth * per, i % depth),
+            };
+            let at = self.at.offset(self.major, bytes as u32, (self.first + row) as u32, k as u32);
+            (at, row, k)
+        })
+    }
+
+    /// Its elements by k, or the first address that lies outside `shared`.
+    fn load<const ROWS: usize>(
+        self,
+        shared: &[u8],
+        base: u32,
+        negate: bool,
+        to: &mut [[f64; ROWS]; 32],
+    ) -> Result<(), u32> {
+        let sign = if negate { -1.0 } else { 1.0 };
+        let per = 4 / self.element.bytes();
+        for (at, row, k) in self.units() {
+            let from = at.checked_sub(base).ok_or(at)? as usize;
+            let unit = shared.get(from..from + 16).ok_or(at)?;
+            let words = std::array::from_fn(|i| {
+                u32::from_le_bytes([unit[4 * i], unit[4 * i + 1], unit[4 * i + 2], unit[4 * i + 3]])
+            });
+            self.element.unpack::<4>(&words, |j, values| {
+                for (word, value) in values.into_iter().enumerate() {
+                    let i = word * per + j;
+                    let (row, k) = match self.major {
+                        Major::K => (row, k + i),
+                        Major::Mn => (row + i, k),
+                    };
+                    to[k][row] = sign * value;
+                }
+            });
+        }
+        Ok(())
+    }
+}
 
 impl Wgmma {
-    fn k(&self) -> usize {
-        K_BYTES / self.element_a.bytes()
-    }
-
-    /// Where an element lies, of A (row) or B (column).
-    fn at(
-        descriptor: &Descriptor,
-        element: Element,
-        transposed: bool,
-        row: usize,
-        k: usize,
-    ) -> u32 {
-        let bytes = element.bytes();
-        if transposed {
-            descriptor.along_rows((row * bytes) as u32, k as u32)
-        } else {
-            descriptor.along_k(row as u32, (k * bytes) as u32)
-        }
-    }
-
-    /// The 16 bytes each that a warp reads: its rows of A, and all of B.
-    pub(crate) fn reads(&self, warp: u32) -> Vec<(u32, u32)> {
-        let mut parts = Vec::new();
-        let mut add = |descriptor: &Descriptor,
-                       element: Element,
-                       transposed,
-                       rows: std::ops::Range<usize>| {
-            let per = 16 / element.bytes();
-            if transposed {
-                for k in 0..self.k() {
-                    for row in rows.clone().step_by(per) {
-                        parts.push((Self::at(descriptor, element, true, row, k), 16));
-                    }
-                }
-            } else {
-                for row in rows {
-                    for k in (0..self.k()).step_by(per) {
-                        parts.push((Self::at(descriptor, element, false, row, k), 16));
-                    }
-                }
+    /// The 16 rows of A of a warp.
+    fn shared_a(&self, warp_in_group: u32) -> Option<Shared> {
+        let major = if self.transpose_a { Major::Mn } else { Major::K };
+        let first = 16 * warp_in_group as usize;
+        match self.a {
+            Operand::Registers => None,
+            Operand::Shared(at) => {
+                Some(Shared { at, major, first, rows: 16, element: self.element_a })
             }
-        };
-        if let Operand::Shared(a) = &self.a {
-            let first = 16 * warp as usize;
-            add(a, self.element_a, self.transpose_a, first..first + 16);
         }
-        add(&self.b, self.element_b, self.transpose_b, 0..self.n);
-        parts
+    }
+    fn shared_b(&self) -> Shared {
+        let major = if self.transpose_b { Major::Mn } else { Major::K };
+        Shared { at: self.b, major, first: 0, rows: self.n, element: self.element_b }
+    }
+
+    /// What a warp of the four reads of shared memory, as addresses and bytes: rows of 16 bytes, those
+    /// of its rows of A before all of B's.
+    pub(crate) fn reads(&self, warp_in_group: u32) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let a = self.shared_a(warp_in_group).into_iter().flat_map(Shared::units);
+        a.chain(self.shared_b().units()).map(|(at, ..)| (at, 16))
     }
 }
 
-/// An element of shared memory, whose first byte has the address `base`.
-fn read(shared: &[u8], base: u32, at: u32, element: Element) -> Result<f32, u32> {
-    let bytes = element.bytes();
-    let first = at.checked_sub(base).ok_or(at)? as usize;
-    let found = shared.get(first..first + bytes).ok_or(at)?;
-    let word = found.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
-    Ok(element.decode(word))
+/// A's elements by k, from a warp's fragments, which are those of `mma`.
+fn from_registers(
+    registers: &[Lanes; 4],
+    element: Element,
+    negate: bool,
+    to: &mut [[f64; 16]; 32],
+) {
+    let per = 16 / element.bytes(); // values of k in a register
+    let sign = if negate { -1.0 } else { 1.0 };
+    for (register, from) in registers.iter().enumerate() {
+        eights(from, element, |k, values| {
+            let first = register % 2 * 8;
+            let to = &mut to[register / 2 * per + k][first..first + 8];
+            to.copy_from_slice(&values.map(|value| sign * value));
+        });
+    }
 }
 
-/// A warp's 16 rows. `a` is its registers, where A is in them; d are n / 2 registers.
+/// The rows 16w to 16w + 15 of the product, which are those of the warp w of the warpgroup. `a` is
+/// this warp's registers (where A is in registers), `d` has n / 2 registers, `shared` is the block's
+/// memory from the address `shared_base` on.
 ///
 /// # Errors
-/// The address of what lies outside of shared memory.
+/// The first address that is outside of shared memory; `d` is then as it was.
 pub(crate) fn wgmma_rows(
     op: &Wgmma,
-    warp: u32,
+    warp_in_group: u32,
     a: Option<&[Lanes; 4]>,
     d: &mut [[f32; 32]],
     shared: &[u8],
-    base: u32,
+    shared_base: u32,
 ) -> Result<(), u32> {
-    let k = op.k();
-    let sign = |negated: bool| if negated { -1.0 } else { 1.0 };
-    let (sign_a, sign_b) = (sign(op.negate_a), sign(op.negate_b));
-    let mut rows = [[0.0f64; K_BYTES]; 16];
-    match (&op.a, a) {
-        (Operand::Registers, Some(registers)) => {
-            // As those of mma.
-            let per = 4 / op.element_a.bytes();
-            for (r, register) in registers.iter().enumerate() {
-                for (lane, word) in register.iter().enumerate() {
-                    let (row, at) = (lane / 4 + r % 2 * 8, (lane % 4 + r / 2 * 4) * per);
-                    for i in 0..per {
-                        rows[row][at + i] = f64::from(super::part(*word, i, op.element_a)) * sign_a;
+    assert!(op.n.is_multiple_of(8) && (8..=256).contains(&op.n), "wgmma of n = {}", op.n);
+    assert_eq!(d.len(), op.n / 2, "registers of d for n = {}", op.n);
+    assert_eq!(op.element_a.bytes(), op.element_b.bytes(), "bytes of the elements of A and B");
+    assert!(warp_in_group < 4, "warp {warp_in_group} of the 4 of a warpgroup");
+    let mut rows = [[0.0; 16]; 32];
+    match (op.shared_a(warp_in_group), a) {
+        (Some(a), _) => a.load(shared, shared_base, op.negate_a, &mut rows)?,
+        (None, Some(a)) => from_registers(a, op.element_a, op.negate_a, &mut rows),
+        (None, None) => panic!("wgmma with A in registers needs them"),
+    }
+    let mut columns = [[0.0; 256]; 32];
+    op.shared_b().load(shared, shared_base, op.negate_b, &mut columns)?;
+    let depth = 32 / op.element_a.bytes();
+    for (block, d) in d.chunks_exact_mut(4).enumerate() {
+        // 4 rows of 8 columns at a time.
+        for first in (0..16).step_by(4) {
+            let place = |row: usize, column: usize| {
+                let row = first + row;
+                (row / 8 * 2 + column % 2, row % 8 * 4 + column / 2)
+            };
+            let mut sums = [[0.0; 8]; 4];
+            if op.scale_d {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (column, sum) in sums.iter_mut().enumerate() {
+                        let (register, lane) = place(row, column);
+                        *sum = f64::from(d[register][lane]);
                     }
                 }
             }
-        }
-        (Operand::Shared(descriptor), _) => {
-            for (row, values) in rows.iter_mut().enumerate() {
-                for (i, value) in values.iter_mut().enumerate().take(k) {
-                    let row = 16 * warp as usize + row;
-                    let at = Wgmma::at(descriptor, op.element_a, op.transpose_a, row, i);
-                    *value = f64::from(read(shared, base, at, op.element_a)?) * sign_a;
+            add_products(&mut sums, &rows[..depth], first, &columns[..depth], block * 8);
+            for (row, sums) in sums.iter().enumerate() {
+                for (column, sum) in sums.iter().enumerate() {
+                    let (register, lane) = place(row, column);
+                    d[register][lane] = canonical(*sum as f32);
                 }
             }
-        }
-        (Operand::Registers, None) => return Err(0),
-    }
-    let mut columns = [0.0f64; K_BYTES];
-    for n in 0..op.n {
-        for (i, value) in columns.iter_mut().enumerate().take(k) {
-            let at = Wgmma::at(&op.b, op.element_b, op.transpose_b, n, i);
-            *value = f64::from(read(shared, base, at, op.element_b)?) * sign_b;
-        }
-        for (row, values) in rows.iter().enumerate() {
-            // Register 4 (n / 8) + 2 (row / 8) + n % 2 of lane 4 (row % 8) + n % 8 / 2.
-            let register = n / 8 * 4 + row / 8 * 2 + n % 2;
-            let to = &mut d[register][row % 8 * 4 + n % 8 / 2];
-            let before = if op.scale_d { f64::from(*to) } else { 0.0 };
-            let sum: f64 = values[..k].iter().zip(&columns).map(|(x, y)| x * y).sum();
-            *to = canonical((before + sum) as f32);
         }
     }
     Ok(())
