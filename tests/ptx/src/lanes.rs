@@ -3,7 +3,7 @@
 //! From the PTX ISA's chapters on integer, logic, comparison, floating-point, half-precision and
 //! data movement instructions. Registers of 8 and 16 bits are kept in words whose upper bits are 0.
 
-use crate::numbers::{self, Half, PairOp};
+use crate::numbers::{self, Half, PairOp, Round};
 
 /// A register of 32 bits, of all lanes; of the same memory alignment as what vectorises.
 pub(crate) type Words = [u32; 32];
@@ -262,10 +262,10 @@ fn half_to(x: u32) -> u32 {
     bits(numbers::f16_to_f32(x as u16))
 }
 fn to_f16(x: u32) -> u32 {
-    u32::from(numbers::f32_to_f16(f(x)))
+    u32::from(numbers::f32_to_f16(f(x), Round::Nearest))
 }
 fn to_bf16(x: u32) -> u32 {
-    u32::from(numbers::f32_to_bf16(f(x)))
+    u32::from(numbers::f32_to_bf16(f(x), Round::Nearest))
 }
 
 /// What an opcode computes; none that it is no opcode of this table.
@@ -505,10 +505,10 @@ fn conversions(opcode: &str) -> Option<Function> {
         "rn.f16x2.f32" => two!(x, y => to_f16(x) << 16 | to_f16(y)),
         "rn.bf16x2.f32" => two!(x, y => to_bf16(x) << 16 | to_bf16(y)),
         "rz.f16x2.f32" => two!(x, y => {
-            u32::from(numbers::f32_to_f16_zero(f(x))) << 16 | u32::from(numbers::f32_to_f16_zero(f(y)))
+            u32::from(numbers::f32_to_f16(f(x), Round::Zero)) << 16 | u32::from(numbers::f32_to_f16(f(y), Round::Zero))
         }),
         "rz.bf16x2.f32" => two!(x, y => {
-            u32::from(numbers::f32_to_bf16_zero(f(x))) << 16 | u32::from(numbers::f32_to_bf16_zero(f(y)))
+            u32::from(numbers::f32_to_bf16(f(x), Round::Zero)) << 16 | u32::from(numbers::f32_to_bf16(f(y), Round::Zero))
         }),
         "rn.satfinite.e4m3x2.f32" => two!(x, y => {
             u32::from(numbers::f32_to_e4m3(f(x))) << 8 | u32::from(numbers::f32_to_e4m3(f(y)))

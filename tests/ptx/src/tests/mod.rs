@@ -4,6 +4,4 @@ mod asynchronous;
 mod control;
 mod lint;
 mod machine;
-mod matrices;
-mod numbers;
 mod text;
