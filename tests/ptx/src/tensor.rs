@@ -95,7 +95,7 @@ fn multiply(d: &mut Product, a: &[Lanes], b: &[Lanes], element_a: Element, eleme
     let depth = per * b.len();
     for (part, d) in d.chunks_exact_mut(4).enumerate() {
         let mut sums = [d[0], d[1], d[2], d[3]];
-        add_products(&mut sums, &rows[..depth], part * 4, &columns[..depth], 0);
+        add_products(&mut sums, &rows[..depth], part * 4, &columns[..depth]);
         d.copy_from_slice(&sums);
     }
 }
@@ -106,23 +106,16 @@ fn add_product(sum: f64, a: f64, b: f64) -> f64 {
     if cfg!(target_feature = "fma") { a.mul_add(b, sum) } else { sum + a * b }
 }
 
-/// Adds to 4 by 8 sums, few enough to stay in registers, the products of 4 rows and 8 columns from
-/// the given ones on, in the order of k.
+/// Adds to 4 by 8 sums, few enough to stay in registers, the products of 4 rows from `row` on and 8
+/// columns, in the order of k.
 #[inline(always)]
-fn add_products<const ROWS: usize, const COLUMNS: usize>(
-    sums: &mut [[f64; 8]; 4],
-    a: &[[f64; ROWS]],
-    row: usize,
-    b: &[[f64; COLUMNS]],
-    column: usize,
-) {
+fn add_products(sums: &mut [[f64; 8]; 4], a: &[[f64; 16]], row: usize, b: &[[f64; 8]]) {
     let mut held = *sums;
     for (a, b) in a.iter().zip(b) {
         let a: [f64; 4] = std::array::from_fn(|i| a[row + i]);
-        let b: [f64; 8] = std::array::from_fn(|i| b[column + i]);
         for (held, a) in held.iter_mut().zip(a) {
             for (sum, b) in held.iter_mut().zip(b) {
-                *sum = add_product(*sum, a, b);
+                *sum = add_product(*sum, a, *b);
             }
         }
     }

@@ -143,13 +143,17 @@ impl Shared {
         })
     }
 
-    /// Its elements by k, or the first address that lies outside `shared`.
-    fn load<const ROWS: usize>(
+    /// Gives every element with its row and k to `to`.
+    ///
+    /// # Errors
+    /// The first address that lies outside `shared`.
+    #[inline(always)]
+    fn load(
         self,
         shared: &[u8],
         base: u32,
         negate: bool,
-        to: &mut [[f64; ROWS]; 32],
+        mut to: impl FnMut(usize, usize, f64),
     ) -> Result<(), u32> {
         let sign = if negate { -1.0 } else { 1.0 };
         let per = 4 / self.element.bytes();
@@ -166,7 +170,7 @@ impl Shared {
                         Major::K => (row, k + i),
                         Major::Mn => (row + i, k),
                     };
-                    to[k][row] = sign * value;
+                    to(row, k, sign * value);
                 }
             });
         }
@@ -237,14 +241,19 @@ pub(crate) fn wgmma_rows(
     assert!(warp_in_group < 4, "warp {warp_in_group} of the 4 of a warpgroup");
     let mut rows = [[0.0; 16]; 32];
     match (op.shared_a(warp_in_group), a) {
-        (Some(a), _) => a.load(shared, shared_base, op.negate_a, &mut rows)?,
+        (Some(a), _) => {
+            a.load(shared, shared_base, op.negate_a, |row, k, value| rows[k][row] = value)?;
+        }
         (None, Some(a)) => from_registers(a, op.element_a, op.negate_a, &mut rows),
         (None, None) => panic!("wgmma with A in registers needs them"),
     }
-    let mut columns = [[0.0; 256]; 32];
-    op.shared_b().load(shared, shared_base, op.negate_b, &mut columns)?;
+    // By 8 columns, as `d` has them, and by k.
+    let mut columns = vec![[[0.0; 8]; 32]; op.n / 8];
+    op.shared_b().load(shared, shared_base, op.negate_b, |column, k, value| {
+        columns[column / 8][k][column % 8] = value;
+    })?;
     let depth = 32 / op.element_a.bytes();
-    for (block, d) in d.chunks_exact_mut(4).enumerate() {
+    for (columns, d) in columns.iter().zip(d.chunks_exact_mut(4)) {
         // 4 rows of 8 columns at a time.
         for first in (0..16).step_by(4) {
             let place = |row: usize, column: usize| {
@@ -260,7 +269,7 @@ pub(crate) fn wgmma_rows(
                     }
                 }
             }
-            add_products(&mut sums, &rows[..depth], first, &columns[..depth], block * 8);
+            add_products(&mut sums, &rows[..depth], first, &columns[..depth]);
             for (row, sums) in sums.iter().enumerate() {
                 for (column, sum) in sums.iter().enumerate() {
                     let (register, lane) = place(row, column);
