@@ -60,7 +60,7 @@ static void max_into(uint32_t* __restrict a, const uint32_t* __restrict b) {
 
 void join(Clk& into, const Clk& from) {
     max_into(into.v, from.v);
-    max_into(into.p, from.p);
+    if (S->proxy) max_into(into.p, from.p);
     if (into.known != from.known) into.known = unite(into.known, from.known);
 }
 
@@ -70,32 +70,45 @@ void release(Clk& to) {
     ck(t).v[t]++;
 }
 
-void acquire(int id, const Clk& from) { join(ck(id), from); }
+void acquire(int id, const Clk& from) {
+    join(ck(id), from);
+    S->same[id] = 0;
+}
 
 void acquire_all(int id, const Clk& from) {
     Clk& c = ck(id);
     const uint32_t own = c.v[id];
     memcpy(c.v, from.v, static_cast<size_t>(S->clocks) * 4);
-    memcpy(c.p, from.p, static_cast<size_t>(S->clocks) * 4);
+    if (S->proxy) memcpy(c.p, from.p, static_cast<size_t>(S->clocks) * 4);
     c.v[id] = own;
     c.known = from.known;
 }
 
 int new_agent(int issuer) {
+    S->proxy = true;
     const int k = S->threads + S->agent++ % AGENTS;
     const uint32_t clock = ck(k).v[k] + 1;
     memcpy(&ck(k), &ck(issuer), sizeof(Clk));
     ck(k).v[k] = ck(k).p[k] = clock;
+    S->same[k] = 0;
     return k;
+}
+
+uint64_t new_same() {
+    static uint64_t last;
+    return ++last;
 }
 
 void begin_block_clocks() {
     S->clocks = S->threads + AGENTS;
     S->accumulated_used = 0;
     S->block_atomics.clear();
+    S->proxy = false;
+    const uint64_t same = new_same();
     for (int i = 0; i < S->clocks; i++) {
         clear(S->clk[i]);
         S->clk[i].v[i] = 1;
+        S->same[i] = same;
     }
 }
 
@@ -104,6 +117,7 @@ void begin_block_clocks() {
 static void acquire_release(uint32_t* at, Order order) {
     const int t = static_cast<int>(cur->lin);
     Clk& c = ck(t);
+    S->same[t] = 0;
     const Known*& k = S->grid->atomics[at];
     const Known* seen = unite(c.known, k);
     if (order & ACQUIRE) {
