@@ -32,9 +32,16 @@ void end_ptx_block(Machine* m) {
 }
 
 bool run_ptx_block() {
+    Grid& g = *S->grid;
+    const uint64_t said = st.faults + st.oob;
     const uint32_t how = ptx_block_run(S->ptx);
-    if (how == PTX_WAITS) return true;
-    if (how == PTX_FAULT) S->grid->faulted = true;
+    if (how == PTX_WAITS && !g.prior_done) return true;
+    if (how != PTX_ENDED) {
+        g.faulted = true;
+        const char* what = how == PTX_WAITS ? "a block waits for a kernel that is done"
+                                            : "a block cannot go on, and does not say why";
+        if (st.faults + st.oob == said) add_report(FAULT, what + where_in_grid(0));
+    }
     end_ptx_block(S);
     return false;
 }
@@ -169,10 +176,13 @@ uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order
                      uint32_t of_device, uint32_t pc) {
     return guarded([&] {
         be(thread);
-        // Within a block's memory there are no other blocks; its cells do not know atomics.
-        if (kind & EXEC_SHARED) one(thread, at, 4, kind, pc);
-        auto* const p = reinterpret_cast<uint32_t*>(at);
-        if (!(kind & EXEC_SHARED)) atomic_order(p, static_cast<Order>(order), of_device, pc);
+        const auto how = static_cast<Order>(order);
+        if (!(kind & EXEC_SHARED))
+            return atomic_order(reinterpret_cast<uint32_t*>(at), how, of_device, pc);
+        const uint64_t off = at - SMEM_BASE;
+        if (at < SMEM_BASE || off + 4 > S->block.smem_bytes)
+            return one(thread, at, 4, EXEC_SHARED | EXEC_WRITE, pc);
+        atomic_order_shared(off, how, pc);
     });
 }
 
@@ -335,6 +345,7 @@ void exec_let_next() { S->let_next = true; }
 
 void exec_report(uint32_t kind, uint32_t thread, uint32_t pc, const char* text) {
     const auto what = static_cast<Kind>(kind);
+    S->grid->out_of_bounds |= what == OOB;
     if (already_told(what, pc, 0)) return;
     add_report(what, text + (", at " + place(pc)) + where_in_grid(static_cast<int>(thread)));
 }
@@ -343,7 +354,8 @@ uint32_t exec_tensor_map(uint64_t at, exec_map* out) {
     const auto* const m = reinterpret_cast<const TensorMap*>(at);
     const auto* const params = static_cast<const uint8_t*>(S->grid->params[0]);
     const uint64_t offset = at - reinterpret_cast<uint64_t>(params);
-    if (at % 64 || offset + sizeof *m > ptx_kernel_param_bytes(S->grid->code)) return 0;
+    const uint64_t size = ptx_kernel_param_bytes(S->grid->code);
+    if (at % 64 || offset >= size || sizeof *m > size - offset) return 0;
     if (m->magic != TENSOR_MAP_MAGIC) return 0;
     *out = {m->base, m->rank, m->elt, m->swz, 0, {}, {}, {}};
     std::copy(m->dim, m->dim + 5, out->dim);

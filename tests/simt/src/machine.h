@@ -263,6 +263,7 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc);
 void mark_mbarrier(uint32_t addr, bool live = true);
 // Of the device, or of the block alone: then other blocks' threads learn nothing.
 void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc);
+void atomic_order_shared(size_t off, Order order, uint32_t pc);
 inline void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line) {
     check_shared(addr, bytes, write, id, location(file, line));
 }

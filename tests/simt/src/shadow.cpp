@@ -419,17 +419,33 @@ void mark_mbarrier(uint32_t addr, bool live) {
               });
 }
 
-// Atomics of different threads do not race with each other; with plain accesses they do.
+// Of threads of a block alone: others' learn nothing.
+static void order_in_block(const void* at, Order order) {
+    const auto [known, is_new] = S->block_atomics.try_emplace(at);
+    if (is_new) clear(known->second);
+    if (order & RELEASE) release(known->second);
+    if (order & ACQUIRE) acquire(static_cast<int>(cur->lin), known->second);
+}
+
+// Atomics of different threads do not race with each other; with plain accesses they do. False:
+// reported.
+static bool check_atomic(Cell& x, const Access& a) {
+    const bool was_atomic = x.flags & ATOMIC;
+    if (!was_atomic && !check(x, a)) return false;
+    x.write = epoch(static_cast<uint32_t>(a.id), ck(a.id).v[a.id]);
+    x.write_block = S->block_no;
+    x.write_pc = a.pc;
+    x.read[0] = x.read[1] = 0;
+    x.flags |= ATOMIC;
+    return true;
+}
+
 void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     const int id = static_cast<int>(cur->lin);
-    if (of_device) {
+    if (of_device)
         acquire_release(at, order);
-    } else {
-        const auto [known, is_new] = S->block_atomics.try_emplace(at);
-        if (is_new) clear(known->second);
-        if (order & RELEASE) release(known->second);
-        if (order & ACQUIRE) acquire(id, known->second);
-    }
+    else
+        order_in_block(at, order);
     const auto a = reinterpret_cast<uintptr_t>(at);
     if (!in_arena(a)) return check_global(at, 4, true, id, pc);
     View* v = view_of(page_of(a));
@@ -440,17 +456,21 @@ void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     freshen(x, S->launch);
     const Access who_does{space_of(*v), a - v->of.start, 4, true, id, pc};
     if (!check_overlap(*v->page, in, 4, who_does, is_early(id))) return;
-    const bool was_atomic = x.flags & ATOMIC;
-    if (!was_atomic && !check(x, who_does)) return;
-    if (!is_init(*v, in, 4)) {
-        tell(UNINIT, "uninitialised read", who_does);
-        set_init(*v, in, 4);
-    }
-    x.write = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
-    x.write_block = S->block_no;
-    x.write_pc = pc;
-    x.read[0] = x.read[1] = 0;
-    x.flags |= ATOMIC;
+    if (!check_atomic(x, who_does) || is_init(*v, in, 4)) return;
+    tell(UNINIT, "uninitialised read", who_does);
+    set_init(*v, in, 4);
+}
+
+void atomic_order_shared(size_t off, Order order, uint32_t pc) {
+    order_in_block(S->smem + off, order);
+    st.accesses++;
+    const Access a{"shared memory", off, 4, true, static_cast<int>(cur->lin), pc};
+    bool uninit = false;
+    each_cell(S->shadow->words, S->shadow->bytes, off, 4, S->block_serial, true, [&](Cell& x) {
+        uninit |= !(x.flags & INIT);
+        return check_atomic(x, a);
+    });
+    if (uninit) tell(UNINIT, "uninitialised read", a);
 }
 
 // ---- accesses of instrumented code
