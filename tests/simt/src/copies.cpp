@@ -185,6 +185,7 @@ void mbar_wait(uint32_t a, uint32_t parity, const char* file, int line) {
 
 void fence_proxy_async() {
     if (!CHECK) return;
+    S->proxy = true;
     Clk& c = ck(static_cast<int>(cur->lin));
     for (int i = 0; i < S->clocks; i++) c.p[i] = c.p[i] > c.v[i] ? c.p[i] : c.v[i];
 }

@@ -32,9 +32,16 @@ void end_ptx_block(Machine* m) {
 }
 
 bool run_ptx_block() {
+    Grid& g = *S->grid;
+    const uint64_t said = st.faults + st.oob;
     const uint32_t how = ptx_block_run(S->ptx);
-    if (how == PTX_WAITS) return true;
-    if (how == PTX_FAULT) S->grid->faulted = true;
+    if (how == PTX_WAITS && !g.prior_done) return true;
+    if (how != PTX_ENDED) {
+        g.faulted = true;
+        const char* what = how == PTX_WAITS ? "a block waits for a kernel that is done"
+                                            : "a block cannot go on, and does not say why";
+        if (st.faults + st.oob == said) add_report(FAULT, what + where_in_grid(0));
+    }
     end_ptx_block(S);
     return false;
 }
@@ -169,10 +176,13 @@ uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order
                      uint32_t of_device, uint32_t pc) {
     return guarded([&] {
         be(thread);
-        // Within a block's memory there are no other blocks; its cells do not know atomics.
-        if (kind & EXEC_SHARED) one(thread, at, 4, kind, pc);
-        auto* const p = reinterpret_cast<uint32_t*>(at);
-        if (!(kind & EXEC_SHARED)) atomic_order(p, static_cast<Order>(order), of_device, pc);
+        const auto how = static_cast<Order>(order);
+        if (!(kind & EXEC_SHARED))
+            return atomic_order(reinterpret_cast<uint32_t*>(at), how, of_device, pc);
+        const uint64_t off = at - SMEM_BASE;
+        if (at < SMEM_BASE || off + 4 > S->block.smem_bytes)
+            return one(thread, at, 4, EXEC_SHARED | EXEC_WRITE, pc);
+        atomic_order_shared(off, how, pc);
     });
 }
 
@@ -206,46 +216,104 @@ void exec_pending(uint32_t id, uint32_t at, uint32_t bytes, uint32_t on, uint32_
 void exec_mbarrier(uint32_t at, uint32_t live) { mark_mbarrier(at, live); }
 
 // ---- clocks
+//
+// Lanes of a warp, and warps that have met at a barrier, have mostly seen the same but of
+// themselves: what is known of all of them is then joined once.
 
-static Clk& clock_of(uint32_t number) {
+static void empty(Accumulated& a) {
+    clear(a.clock);
+    a.joined = a.same = 0;
+}
+
+static Accumulated& clock_of(uint32_t number) {
     auto& all = S->accumulated;
     while (all.size() <= number) all.emplace_back();
-    for (; S->accumulated_used <= number; S->accumulated_used++) clear(all[S->accumulated_used]);
+    for (; S->accumulated_used <= number; S->accumulated_used++) empty(all[S->accumulated_used]);
     return all[number];
 }
 
+static void learn(Accumulated& to, int id) {
+    const Clk& c = ck(id);
+    if (to.joined && to.joined == S->same[id]) {
+        to.clock.v[id] = std::max(to.clock.v[id], c.v[id]);
+        to.clock.p[id] = std::max(to.clock.p[id], c.p[id]);
+    } else {
+        join(to.clock, c);
+        to.joined = S->same[id];
+    }
+    to.same = 0;
+}
+
+static void release_to(Accumulated& to, int id) {
+    learn(to, id);
+    if (id < S->threads) ck(id).v[id]++;
+}
+
+// It has seen what `like` has, which has just learnt what it had not: all but of themselves.
+static void see_as(int id, int like, const Clk& from) {
+    Clk& c = ck(id);
+    const Clk& other = ck(like);
+    const auto v = std::max(c.v[like], from.v[like]), own = c.v[id];
+    const auto p = std::max(c.p[like], from.p[like]), own_p = std::max(c.p[id], from.p[id]);
+    acquire_all(id, other);
+    c.v[like] = v;
+    c.v[id] = own;
+    if (!S->proxy) return;
+    c.p[like] = p;
+    c.p[id] = own_p;
+}
+
 void exec_release(uint32_t clock, uint32_t warp, uint32_t mask) {
-    Clk& to = clock_of(clock);
-    each_lane(warp, mask, [&](uint32_t id, uint32_t) {
-        cur = &S->fibers[id];
-        release(to);
-    });
-    cur = nullptr;
+    Accumulated& to = clock_of(clock);
+    each_lane(warp, mask, [&](uint32_t id, uint32_t) { release_to(to, static_cast<int>(id)); });
 }
 void exec_acquire(uint32_t clock, uint32_t warp, uint32_t mask) {
-    const Clk& from = clock_of(clock);
-    each_lane(warp, mask, [&](uint32_t id, uint32_t) { acquire(static_cast<int>(id), from); });
+    Accumulated& from = clock_of(clock);
+    uint64_t before = 0, now = 0;
+    int first = 0;
+    each_lane(warp, mask, [&](uint32_t lane_id, uint32_t) {
+        const int id = static_cast<int>(lane_id);
+        uint64_t& same = S->same[id];
+        if (same && same == from.joined) {
+            if (!from.same) from.same = new_same();
+            const uint32_t own_p = ck(id).p[id];
+            acquire_all(id, from.clock);
+            ck(id).p[id] = std::max(ck(id).p[id], own_p);
+            same = from.same;
+        } else if (same && same == before) {
+            see_as(id, first, from.clock);
+            same = now;
+        } else {
+            before = same;
+            first = id;
+            acquire(id, from.clock);
+            same = now = new_same();
+        }
+    });
 }
 void exec_release_id(uint32_t clock, uint32_t id) {
-    const int i = static_cast<int>(id);
-    join(clock_of(clock), ck(i));
-    if (i < S->threads) ck(i).v[i]++;
+    release_to(clock_of(clock), static_cast<int>(id));
 }
 void exec_move(uint32_t from, uint32_t to) {
-    Clk& into = clock_of(to);
-    join(into, clock_of(from));
-    clear(clock_of(from));
+    Accumulated& into = clock_of(to);
+    Accumulated& source = clock_of(from);
+    join(into.clock, source.clock);
+    if (source.joined) into.joined = source.joined;
+    into.same = 0;
+    empty(source);
 }
-void exec_clear(uint32_t clock) { clear(clock_of(clock)); }
+void exec_clear(uint32_t clock) { empty(clock_of(clock)); }
 
 void exec_sync_warp(uint32_t warp, uint32_t mask) {
-    static Clk all;
-    clear(all);
-    each_lane(warp, mask, [](uint32_t id, uint32_t) { join(all, ck(static_cast<int>(id))); });
-    each_lane(warp, mask, [](uint32_t id, uint32_t) {
+    static Accumulated all;
+    empty(all);
+    each_lane(warp, mask, [](uint32_t id, uint32_t) { learn(all, static_cast<int>(id)); });
+    const uint64_t same = new_same();
+    each_lane(warp, mask, [&](uint32_t id, uint32_t) {
         const int t = static_cast<int>(id);
         ck(t).v[t]++;
-        acquire_all(t, all);
+        acquire_all(t, all.clock);
+        S->same[t] = same;
     });
 }
 
@@ -253,9 +321,14 @@ uint32_t exec_new_agent(uint32_t thread) {
     return static_cast<uint32_t>(new_agent(static_cast<int>(thread)));
 }
 void exec_fence_proxy(uint32_t warp, uint32_t mask) {
-    each_lane(warp, mask, [](uint32_t id, uint32_t) {
+    S->proxy = true;
+    uint64_t before = 0, now = 0;
+    each_lane(warp, mask, [&](uint32_t id, uint32_t) {
         Clk& c = ck(static_cast<int>(id));
         for (int i = 0; i < S->clocks; i++) c.p[i] = std::max(c.p[i], c.v[i]);
+        uint64_t& same = S->same[id];
+        if (!same || same != before) before = same, now = new_same();
+        same = now;
     });
 }
 
@@ -272,6 +345,7 @@ void exec_let_next() { S->let_next = true; }
 
 void exec_report(uint32_t kind, uint32_t thread, uint32_t pc, const char* text) {
     const auto what = static_cast<Kind>(kind);
+    S->grid->out_of_bounds |= what == OOB;
     if (already_told(what, pc, 0)) return;
     add_report(what, text + (", at " + place(pc)) + where_in_grid(static_cast<int>(thread)));
 }
@@ -280,7 +354,8 @@ uint32_t exec_tensor_map(uint64_t at, exec_map* out) {
     const auto* const m = reinterpret_cast<const TensorMap*>(at);
     const auto* const params = static_cast<const uint8_t*>(S->grid->params[0]);
     const uint64_t offset = at - reinterpret_cast<uint64_t>(params);
-    if (at % 64 || offset + sizeof *m > ptx_kernel_param_bytes(S->grid->code)) return 0;
+    const uint64_t size = ptx_kernel_param_bytes(S->grid->code);
+    if (at % 64 || offset >= size || sizeof *m > size - offset) return 0;
     if (m->magic != TENSOR_MAP_MAGIC) return 0;
     *out = {m->base, m->rank, m->elt, m->swz, 0, {}, {}, {}};
     std::copy(m->dim, m->dim + 5, out->dim);

@@ -78,6 +78,12 @@ struct Bar {
     Fiber* wait[MAX_THREADS];
     Clk acc;
 };
+// Clocks that are joined over time, of PTX. Threads of the same number `Machine::same` have seen
+// the same but of themselves: that of those joined last, and the one for what this has seen now.
+struct Accumulated {
+    Clk clock;
+    uint64_t joined, same;
+};
 struct Pending {
     uint32_t mask, got;
     WarpFn fn;
@@ -196,6 +202,7 @@ struct Machine {
     std::unordered_map<uint32_t, MBar> mbars;
     std::deque<Tma> tma;
     int agent = 0;
+    bool proxy = false;  // the async proxy has been used: until then it has seen nothing
     Clk clk[MAX_CLOCKS];
     Grid* grid = nullptr;
     uint32_t launch = 0, block_no = 0, block_serial = 0;
@@ -208,8 +215,9 @@ struct Machine {
     SharedShadow* shadow = nullptr;  // checking build
     // Of PTX: the block, clocks by the executor's numbers, and those of atomics of the block alone.
     ptx_block* ptx = nullptr;
-    std::deque<Clk> accumulated;
+    std::deque<Accumulated> accumulated;
     size_t accumulated_used = 0;
+    uint64_t same[MAX_CLOCKS] = {};  // 0: as none
     std::map<const void*, Clk> block_atomics;
 };
 // The block that runs. Not thread-local: one runs at a time.
@@ -240,6 +248,7 @@ void release(Clk& to);                      // by the running thread
 void acquire_all(int id, const Clk& from);  // `from` has seen all that `id` had released
 void acquire(int id, const Clk& from);
 int new_agent(int issuer);
+uint64_t new_same();  // a number that nothing has yet: see Accumulated
 void begin_block_clocks();
 SharedShadow* new_shared_shadow();
 void block_has_not_waited();
@@ -254,6 +263,7 @@ void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc);
 void mark_mbarrier(uint32_t addr, bool live = true);
 // Of the device, or of the block alone: then other blocks' threads learn nothing.
 void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc);
+void atomic_order_shared(size_t off, Order order, uint32_t pc);
 inline void check_shared(uint32_t addr, int bytes, bool write, int id, const char* file, int line) {
     check_shared(addr, bytes, write, id, location(file, line));
 }

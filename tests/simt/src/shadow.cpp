@@ -60,7 +60,7 @@ static void max_into(uint32_t* __restrict a, const uint32_t* __restrict b) {
 
 void join(Clk& into, const Clk& from) {
     max_into(into.v, from.v);
-    max_into(into.p, from.p);
+    if (S->proxy) max_into(into.p, from.p);
     if (into.known != from.known) into.known = unite(into.known, from.known);
 }
 
@@ -70,32 +70,45 @@ void release(Clk& to) {
     ck(t).v[t]++;
 }
 
-void acquire(int id, const Clk& from) { join(ck(id), from); }
+void acquire(int id, const Clk& from) {
+    join(ck(id), from);
+    S->same[id] = 0;
+}
 
 void acquire_all(int id, const Clk& from) {
     Clk& c = ck(id);
     const uint32_t own = c.v[id];
     memcpy(c.v, from.v, static_cast<size_t>(S->clocks) * 4);
-    memcpy(c.p, from.p, static_cast<size_t>(S->clocks) * 4);
+    if (S->proxy) memcpy(c.p, from.p, static_cast<size_t>(S->clocks) * 4);
     c.v[id] = own;
     c.known = from.known;
 }
 
 int new_agent(int issuer) {
+    S->proxy = true;
     const int k = S->threads + S->agent++ % AGENTS;
     const uint32_t clock = ck(k).v[k] + 1;
     memcpy(&ck(k), &ck(issuer), sizeof(Clk));
     ck(k).v[k] = ck(k).p[k] = clock;
+    S->same[k] = 0;
     return k;
+}
+
+uint64_t new_same() {
+    static uint64_t last;
+    return ++last;
 }
 
 void begin_block_clocks() {
     S->clocks = S->threads + AGENTS;
     S->accumulated_used = 0;
     S->block_atomics.clear();
+    S->proxy = false;
+    const uint64_t same = new_same();
     for (int i = 0; i < S->clocks; i++) {
         clear(S->clk[i]);
         S->clk[i].v[i] = 1;
+        S->same[i] = same;
     }
 }
 
@@ -104,6 +117,7 @@ void begin_block_clocks() {
 static void acquire_release(uint32_t* at, Order order) {
     const int t = static_cast<int>(cur->lin);
     Clk& c = ck(t);
+    S->same[t] = 0;
     const Known*& k = S->grid->atomics[at];
     const Known* seen = unite(c.known, k);
     if (order & ACQUIRE) {
@@ -405,17 +419,33 @@ void mark_mbarrier(uint32_t addr, bool live) {
               });
 }
 
-// Atomics of different threads do not race with each other; with plain accesses they do.
+// Of threads of a block alone: others' learn nothing.
+static void order_in_block(const void* at, Order order) {
+    const auto [known, is_new] = S->block_atomics.try_emplace(at);
+    if (is_new) clear(known->second);
+    if (order & RELEASE) release(known->second);
+    if (order & ACQUIRE) acquire(static_cast<int>(cur->lin), known->second);
+}
+
+// Atomics of different threads do not race with each other; with plain accesses they do. False:
+// reported.
+static bool check_atomic(Cell& x, const Access& a) {
+    const bool was_atomic = x.flags & ATOMIC;
+    if (!was_atomic && !check(x, a)) return false;
+    x.write = epoch(static_cast<uint32_t>(a.id), ck(a.id).v[a.id]);
+    x.write_block = S->block_no;
+    x.write_pc = a.pc;
+    x.read[0] = x.read[1] = 0;
+    x.flags |= ATOMIC;
+    return true;
+}
+
 void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     const int id = static_cast<int>(cur->lin);
-    if (of_device) {
+    if (of_device)
         acquire_release(at, order);
-    } else {
-        const auto [known, is_new] = S->block_atomics.try_emplace(at);
-        if (is_new) clear(known->second);
-        if (order & RELEASE) release(known->second);
-        if (order & ACQUIRE) acquire(id, known->second);
-    }
+    else
+        order_in_block(at, order);
     const auto a = reinterpret_cast<uintptr_t>(at);
     if (!in_arena(a)) return check_global(at, 4, true, id, pc);
     View* v = view_of(page_of(a));
@@ -426,17 +456,21 @@ void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     freshen(x, S->launch);
     const Access who_does{space_of(*v), a - v->of.start, 4, true, id, pc};
     if (!check_overlap(*v->page, in, 4, who_does, is_early(id))) return;
-    const bool was_atomic = x.flags & ATOMIC;
-    if (!was_atomic && !check(x, who_does)) return;
-    if (!is_init(*v, in, 4)) {
-        tell(UNINIT, "uninitialised read", who_does);
-        set_init(*v, in, 4);
-    }
-    x.write = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
-    x.write_block = S->block_no;
-    x.write_pc = pc;
-    x.read[0] = x.read[1] = 0;
-    x.flags |= ATOMIC;
+    if (!check_atomic(x, who_does) || is_init(*v, in, 4)) return;
+    tell(UNINIT, "uninitialised read", who_does);
+    set_init(*v, in, 4);
+}
+
+void atomic_order_shared(size_t off, Order order, uint32_t pc) {
+    order_in_block(S->smem + off, order);
+    st.accesses++;
+    const Access a{"shared memory", off, 4, true, static_cast<int>(cur->lin), pc};
+    bool uninit = false;
+    each_cell(S->shadow->words, S->shadow->bytes, off, 4, S->block_serial, true, [&](Cell& x) {
+        uninit |= !(x.flags & INIT);
+        return check_atomic(x, a);
+    });
+    if (uninit) tell(UNINIT, "uninitialised read", a);
 }
 
 // ---- accesses of instrumented code
