@@ -118,7 +118,14 @@ def model(kernel_id: KernelId, chip: Chip, coverage: Path | None = None) -> Mode
         raise SystemExit(f"{cubin.name} has no kernel {kernel_id.name}")
     counts = executions(coverage, kernel_id, cubin) if coverage else None
     decisions = paths.read_decisions(DECISIONS)
-    path = paths.common_path(kernel, paths.main_loop(kernel), decisions, counts)
+    loop = paths.main_loop(kernel)
+    path = paths.common_path(kernel, loop, decisions, counts)
+    products = sum(x.mnemonic in paths.PRODUCTS for x in path)
+    if products < loop.products or (counts and not any(x.mnemonic == "LDGSTS" for x in path)):
+        raise SystemExit(
+            f"the path of {kernel_id.name} has {products} of {loop.products} products"
+            + (": the rows that were counted are too short for the loop's steady state" if counts else "")
+        )
     threads = kernel_id.limit("THREADS")
     return Model(chip, kernel.registers, threads, kernel_id.limit("SMEM"), path)
 
