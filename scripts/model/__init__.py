@@ -1,0 +1,1 @@
+"""A timing model of GPU kernels from their SASS: predictions, not measurements."""
