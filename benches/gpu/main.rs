@@ -31,6 +31,8 @@ The GPU kernels against what the GPU does; benches/README.md says what the rows 
 
   --only PART   cases whose name has this in it
   --list        print the names of the cases
+  --telling     the twenty cases that tell most
+  --rest        all but these
   --full        every decode shape there is: batches, lengths, heads, block sizes, caches
   --batch SPEC  this batch instead of the lists, such as 2q2k_32q1s1k; may be repeated
   --rounds N    15 unless told; one more goes first and is not counted
@@ -48,6 +50,8 @@ struct Options {
     rounds: Option<usize>,
     device: usize,
     full: bool,
+    telling: bool,
+    rest: bool,
     smoke: bool,
     emulator: bool,
     list: bool,
@@ -73,6 +77,8 @@ fn options() -> std::result::Result<Options, String> {
                 options.batches.push(shape);
             }
             "--full" => options.full = true,
+            "--telling" => options.telling = true,
+            "--rest" => options.rest = true,
             "--smoke" => options.smoke = true,
             "--emulator" => options.emulator = true,
             "--list" => options.list = true,
@@ -111,12 +117,29 @@ fn shapes(options: &Options) -> Vec<Shape> {
         (true, true) => shape::tiny(),
         (true, false) => shape::all(options.full),
     };
-    shapes.retain(|shape| wanted(options, &shape.name));
+    shapes.retain(|shape| wanted(options, &shape.name, true));
+    if options.telling {
+        shapes.sort_by_key(|shape| shape::TELLING.iter().position(|name| *name == shape.name));
+    }
     shapes
 }
 
-fn wanted(options: &Options, name: &str) -> bool {
+/// Tiny ones have other names: there attention stands for what tells most, and the rest for itself.
+fn wanted(options: &Options, name: &str, attention: bool) -> bool {
+    let telling = if options.smoke { attention } else { shape::TELLING.contains(&name) };
     options.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        && (!options.telling || telling)
+        && (!options.rest || !telling)
+}
+
+/// That each of the telling cases is there.
+fn check_telling() -> Result<()> {
+    let mut names: Vec<_> = shape::all(false).into_iter().map(|shape| shape.name).collect();
+    names.extend(writes::all(false).into_iter().map(|(name, _)| name));
+    match shape::TELLING.iter().find(|telling| !names.iter().any(|name| name == *telling)) {
+        Some(gone) => Err(Error::Device(format!("no case has the name `{gone}`"))),
+        None => Ok(()),
+    }
 }
 
 fn measure(options: &Options) -> Result<()> {
@@ -127,7 +150,8 @@ fn measure(options: &Options) -> Result<()> {
     let shapes = shapes(options);
     let mut others =
         if options.batches.is_empty() { writes::all(options.smoke) } else { Vec::new() };
-    others.retain(|(name, _)| wanted(options, name));
+    others.retain(|(name, _)| wanted(options, name, false));
+    check_telling()?;
     if options.list {
         shapes.iter().for_each(|shape| println!("{}", shape.name));
         others.iter().for_each(|(name, _)| println!("{name}"));
@@ -183,8 +207,23 @@ fn run(
     check_ceilings(&mut gpu)?;
     let cpu = Cpu::new(&CpuConfig::default())?;
     table::head();
+    let rounds = gpu.rounds;
     let (mut rows, mut skipped, mut failed) = (Vec::new(), 0, Vec::new());
+    // After each case: what was measured counts, whatever ends the rest.
+    let write = |rows: &[Row], skipped: usize, failed: &[String], error: Option<String>| {
+        let Some(file) = &options.json else { return Ok(()) };
+        let record = json!({
+            "bench": "gpu", "gpu": info.name, "sm": info.sm(), "driver": driver,
+            "multiprocessors": info.multiprocessors, "l2_bytes": info.l2_cache,
+            "built_for": cuda::architectures(), "rounds": rounds,
+            "seconds": start.elapsed().as_secs_f64(),
+            "emulated": options.emulator, "skipped": skipped, "failed": failed, "error": error,
+            "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        });
+        write_whole(file, &(serde_json::to_string_pretty(&record).expect("plain numbers") + "\n"))
+    };
     let mut take = |name: &str, measured: Result<Option<Row>>| -> Result<()> {
+        let mut ended = Ok(());
         match measured {
             Ok(Some(row)) => {
                 row.print();
@@ -196,41 +235,34 @@ fn run(
                 skipped += 1;
             }
             // A lost context fails every case after it as well.
-            Err(Error::Cuda(error)) => return Err(Error::Cuda(error)),
+            Err(Error::Cuda(error)) => ended = Err(Error::Cuda(error)),
             Err(error) => {
                 println!("{name:<52} FAILED: {error}");
                 failed.push(format!("{name}: {error}"));
             }
         }
-        Ok(())
+        write(&rows, skipped, &failed, ended.as_ref().err().map(ToString::to_string))?;
+        ended
     };
-    let mut ended = Ok(());
     for shape in shapes {
-        ended = ended.and_then(|()| take(&shape.name, attention::measure(&mut gpu, &cpu, shape)));
+        take(&shape.name, attention::measure(&mut gpu, &cpu, shape))?;
     }
     for (name, measure) in &others {
-        ended = ended.and_then(|()| take(name, measure(&mut gpu, &cpu)));
+        take(name, measure(&mut gpu, &cpu))?;
     }
     let seconds = start.elapsed().as_secs_f64();
     println!("{} cases, {skipped} skipped, {} failed, {seconds:.0} s", rows.len(), failed.len());
-    if let Some(file) = &options.json {
-        // What was measured before a failure counts all the same.
-        let record = json!({
-            "bench": "gpu", "gpu": info.name, "sm": info.sm(), "driver": driver,
-            "multiprocessors": info.multiprocessors, "l2_bytes": info.l2_cache,
-            "built_for": cuda::architectures(), "rounds": gpu.rounds, "seconds": seconds,
-            "emulated": options.emulator, "skipped": skipped, "failed": failed,
-            "error": ended.as_ref().err().map(ToString::to_string),
-            "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
-        });
-        let text = serde_json::to_string_pretty(&record).expect("plain numbers") + "\n";
-        std::fs::write(file, text).map_err(|error| Error::Device(format!("{file}: {error}")))?;
-    }
-    ended?;
     match failed.len() {
         0 => Ok(()),
         n => Err(Error::Device(format!("{n} cases are not what the processor computes"))),
     }
+}
+
+/// The old file or the new one, never a part of it.
+fn write_whole(file: &str, text: &str) -> Result<()> {
+    let new = format!("{file}.new");
+    let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file));
+    written.map_err(|error| Error::Device(format!("{file}: {error}")))
 }
 
 /// What a large part of the arena is read and copied at, once; and that they do read and copy.

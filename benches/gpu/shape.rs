@@ -115,6 +115,30 @@ const SPECS: [&str; 6] = [
     "8q256s4k",
 ];
 
+/// The cases that tell most, where there is time for few: in this order, as far as they are attention.
+pub(crate) const TELLING: [&str; 20] = [
+    "decode b128 kv4096 constant 32/8 d128 bs16 bf16",
+    "prefill b1 s8192 64/8 d128 bs16 bf16",
+    "decode b16 kv4096 constant 32/8 d128 bs16 bf16",
+    "decode b128 kv4096 constant 32/8 d128 bs16 fp8-e4m3",
+    "mixed 2q2k_32q1s1k 32/8 d128 bs16 bf16",
+    "decode b1 kv4096 constant 32/8 d128 bs16 bf16",
+    "decode b1 kv32768 constant 32/8 d128 bs16 bf16",
+    "decode b128 kv4096 constant 64/8 d128 bs16 bf16",
+    "decode b128 kv4096 constant 32/32 d128 bs16 bf16",
+    "decode b128 kv4096 constant 32/8 d128 bs1 bf16",
+    "decode b128 kv4096 skew 32/8 d128 bs16 bf16",
+    "decode b64 kv4096 constant 32/8 d256 bs16 bf16",
+    "decode b16 kv2000 constant 32/32 d128 bs8 bf16",
+    "prefill b1 s2048 64/8 d128 bs16 bf16",
+    "prefill b1 s8192 64/8 d64 bs16 bf16",
+    "prefill b1 s4096 64/8 d128 bs16 fp8-e4m3",
+    "prefill b8 s2048 16/16 d128 bs16 bf16",
+    "mixed q512s2k_31q1s1k 32/8 d128 bs16 bf16",
+    "append t2048 32/8 d128 bf16",
+    "merge 8 states t2048 h32 d128 bf16",
+];
+
 /// All shapes: a sensible part of the decode shapes, or their product.
 pub(crate) fn all(full: bool) -> Vec<Shape> {
     let mut shapes = decode(full);

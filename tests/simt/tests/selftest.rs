@@ -3,8 +3,8 @@
 mod common;
 
 use common::{
-    CUDA_SUCCESS, CUresult, Gpu, Launch, Rng, alloc, download, from_bf16, gpu, ok, stream, sync,
-    to_bf16, upload,
+    CUDA_SUCCESS, CUresult, Gpu, Launch, Rng, TensorMap, alloc, download, from_bf16, gpu, ok,
+    stream, sync, to_bf16, upload,
 };
 use cudarc::driver::sys::CUstream;
 use simt::Mode;
@@ -105,10 +105,6 @@ fn decode(gpu: &Gpu, kernel: &str) -> (CUresult, f64) {
 }
 
 #[repr(C, align(128))]
-#[derive(Clone, Copy)]
-struct TensorMap([u64; 16]);
-
-#[repr(C, align(128))]
 struct Prefill {
     k: TensorMap,
     v: TensorMap,
@@ -121,30 +117,7 @@ struct Prefill {
 }
 
 fn tensor_map(base: u64, kv_heads: usize, len: usize) -> TensorMap {
-    use cudarc::driver::sys;
-    let mut map = TensorMap([0; 16]);
-    let dim = [DIM as u64, kv_heads as u64, len as u64, 1];
-    let row = DIM as u64 * 2;
-    let strides = [row, row * kv_heads as u64, row * (kv_heads * len) as u64];
-    let (element_strides, tile) = ([1u32; 4], [64u32, 1, 64, 1]);
-    // SAFETY: arrays of the rank's length, a map of the size and alignment asked for.
-    common::ok(unsafe {
-        sys::cuTensorMapEncodeTiled(
-            std::ptr::from_mut(&mut map).cast(),
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            4,
-            base as *mut _,
-            dim.as_ptr(),
-            strides.as_ptr(),
-            tile.as_ptr(),
-            element_strides.as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    });
-    map
+    TensorMap::of_16_bits(base, [DIM as u64, kv_heads as u64, len as u64, 1], [64, 1, 64, 1])
 }
 
 fn prefill(gpu: &Gpu, kernel: &str) -> (CUresult, f64) {

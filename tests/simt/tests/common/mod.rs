@@ -199,6 +199,39 @@ impl Gpu {
     }
 }
 
+/// CUDA's 128 bytes of a tensor's place, extents and boxes.
+#[repr(C, align(128))]
+#[derive(Clone, Copy)]
+pub(crate) struct TensorMap(pub(crate) [u64; 16]);
+
+impl TensorMap {
+    /// Of numbers of 16 bits, whose rows of a box are 128 bytes, swizzled by them.
+    pub(crate) fn of_16_bits(base: u64, dim: [u64; 4], tile: [u32; 4]) -> Self {
+        let mut map = Self([0; 16]);
+        let row = dim[0] * 2;
+        let strides = [row, row * dim[1], row * dim[1] * dim[2]];
+        let element_strides = [1_u32; 4];
+        // SAFETY: arrays of the rank's length, a map of the size and alignment asked for.
+        ok(unsafe {
+            sys::cuTensorMapEncodeTiled(
+                std::ptr::from_mut(&mut map).cast(),
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                base as *mut _,
+                dim.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                element_strides.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        });
+        map
+    }
+}
+
 /// Numbers in (-1, 1), the same every time.
 pub(crate) struct Rng(pub(crate) u32);
 impl Rng {

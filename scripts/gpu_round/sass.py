@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""That the loops of tests/simt/kernels/rates.cu time what they say, in what nvcc made of them.
+
+    scripts/gpu_round/sass.py [SM...]     for these (90), by NVCC or scripts/cuda-toolkit, and nvdisasm,
+                                          which pip installs into target/nvdisasm
+
+Prints a line a kernel, and exits 1 where a loop has other instructions than it is to have.
+"""
+
+import collections
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NVDISASM = "nvidia-cuda-nvdisasm==13.2.51"
+STEPS = 64
+# The loop's own: a counter, a comparison, a branch, and moves of what goes round.
+OWN = 16
+# What nvcc puts between dependent products, which wait longer than these take.
+PADDING = ("NOP", "UIADD3")
+# By kernels: what one of them is, and how many there are in a turn.
+REGISTERS = {
+    "f2fp_bf16": r"F2FP\.BF16\.(F32\.)?PACK_AB", "f2fp_f16": r"F2FP\.(F16\.(F32\.)?)?PACK_AB",
+    "f2fp_from_e4m3": r"F2FP\.F16\.E4M3\.UNPACK_B",
+    "ex2": r"MUFU\.EX2", "ffma": r"FFMA", "hfma2_bf16": r"HFMA2(\.MMA)?\.BF16(_V2)?", "shfl": r"SHFL\.BFLY",
+    "movm": r"MOVM\.16\.MT88", "ldsm": r"LDSM\.16\.M88\.4", "ldsm_trans": r"LDSM\.16\.MT88\.4",
+    "hmma_bf16": r"HMMA\.16816\.F32\.BF16", "hmma_f16": r"HMMA\.16816\.F32",
+}
+CLAIMS = {f"rates_{name}_{chains}": (what, STEPS) for name, what in REGISTERS.items() for chains in (1, 8)}
+CLAIMS |= {"rates_bar_1": (r"BAR\.SYNC\..*", STEPS), "rates_pointers": (r"LDG\.E\.64\.STRONG\.GPU", STEPS)}
+CLAIMS |= {f"rates_ldgsts_{name}": (r"LDGSTS\.E.*\.128.*", n) for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
+BULK = {"tma": r"UTMALDG\.4D.*", "bulk": r"UBLKCP\..*"}
+CLAIMS |= {f"rates_{unit}_{name}": (what, n) for unit, what in BULK.items() for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
+# Timed within the loop, where the clock is read as well, and which waits.
+WITHIN = re.compile(r"rates_(ldgsts|tma|bulk)_")
+
+
+def functions(text):
+    """Of a disassembly: names, and instructions as (label before it or none, opcode, operands)."""
+    found, code, label = {}, None, None
+    for line in text.splitlines():
+        if begin := re.match(r"\.text\.(\w+):", line):
+            code = found.setdefault(begin[1], [])
+        elif mark := re.match(r"(\.L_x_\d+):", line):
+            label = mark[1]
+        elif code is not None and (at := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;", line)):
+            code.append((label, at[1], at[2]))
+            label = None
+    return found
+
+
+def loop(code, what):
+    """The longest piece with such an instruction that is jumped back over: its opcodes, and those before
+    and after it."""
+    labels = {label: at for at, (label, _, _) in enumerate(code) if label}
+    best = (0, 0)
+    for end, (_, opcode, operands) in enumerate(code):
+        to = re.search(r"`\((\.L_x_\d+)\)", operands)
+        begin = labels.get(to[1], end) if opcode.startswith("BRA") and to else end
+        if any(re.fullmatch(what, opcode) for _, opcode, _ in code[begin:end]):
+            best = max(best, (begin, end + 1), key=lambda piece: piece[1] - piece[0])
+    opcodes = [opcode for _, opcode, _ in code]
+    return opcodes[best[0]:best[1]], opcodes[:best[0]], opcodes[best[1]:]
+
+
+def verdict(name, code):
+    """What is wrong with a kernel, or nothing; and what its loop has."""
+    what, count = CLAIMS[name]
+    inside, before, after = loop(code, what)
+    claimed = sum(bool(re.fullmatch(what, opcode)) for opcode in inside)
+    others = collections.Counter(opcode.split(".")[0] for opcode in inside if not re.fullmatch(what, opcode))
+    said = f"{claimed} of {count} {what}, beside {sum(others.values())}: {dict(others.most_common(6))}"
+    turns = 1
+    if WITHIN.match(name):
+        # nvcc may have put several turns into one.
+        turns = claimed // count
+    elif "hmma" in name:
+        for padding in PADDING:
+            others.pop(padding, None)
+    if claimed != count * turns or not turns:
+        return f"other instructions than claimed: {said}", said
+    if WITHIN.match(name):
+        return (None if others["CS2R"] == 2 * turns else f"the clock is not read in the loop: {said}"), said
+    if sum(others.values()) > OWN or others["CS2R"]:
+        return f"more than the loop's own: {said}", said
+    if not any(opcode.startswith("CS2R") for opcode in before) or not any(opcode.startswith("CS2R") for opcode in after):
+        return "the clock is not read before and after the loop", said
+    return None, said
+
+
+def nvdisasm():
+    folder = ROOT / "target/nvdisasm"
+    pattern = "lib/python3*/site-packages/nvidia/cu13/bin/nvdisasm"
+    if not list(folder.glob(pattern)):
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", NVDISASM], check=True)
+    return next(folder.glob(pattern))
+
+
+def disassembly(sm):
+    nvcc = os.environ.get("NVCC") or subprocess.run([ROOT / "scripts/cuda-toolkit"], check=True, capture_output=True, text=True).stdout.strip()
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "rates.cubin")
+        flags = ["-cubin", "-std=c++17", "-O3", "-I", "csrc", "-I", "tests/simt/kernels", f"-arch=sm_{sm}"]
+        subprocess.run([nvcc, *flags, "tests/simt/kernels/rates.cu", "-o", cubin], cwd=ROOT, check=True)
+        return subprocess.run([nvdisasm(), "-c", cubin], check=True, capture_output=True, text=True).stdout
+
+
+def main():
+    wrong = 0
+    for sm in sys.argv[1:] or ["90"]:
+        found = functions(disassembly(sm))
+        for name in CLAIMS:
+            if int(re.match(r"\d+", sm)[0]) < 89 and ("e4m3" in name or re.match("rates_(tma|bulk)", name)):
+                continue
+            fault, said = verdict(name, found[name]) if name in found else ("is not there", "")
+            wrong += fault is not None
+            print(f"sm_{sm} {name:<24} {'WRONG: ' + fault if fault else said}")
+    print(f"{wrong} kernels time something else")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

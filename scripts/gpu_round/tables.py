@@ -1,0 +1,89 @@
+"""A round's record as a table to read."""
+
+import json
+
+
+def predictions(folder, slug):
+    """What the model says of a GPU's bench cases, by their names; nothing where there is no such file."""
+    words = slug.split("-")
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        if file.stem == slug or file.stem in words:
+            data = json.loads(file.read_text())
+            lists = [data] if isinstance(data, list) else [value for value in data.values() if isinstance(value, list)]
+            cases = [case for cases in lists for case in cases if isinstance(case, dict)]
+            return {case["name"]: case for case in cases if "name" in case and "predicted_us" in case}
+    return {}
+
+
+def table(record, predicted):
+    about, seconds = record["about"], record["seconds"] or {}
+    lines = [f"# {record['gpu']}", "", f"{about['commit']}, built for {', '.join(about['archs']) or 'the emulator'} by {about['compiler']}; "
+             f"{seconds.get('used', 0)} of {seconds.get('limit', 0)} s", ""]
+    if record.get("nvidia_smi"):
+        lines += [", ".join(f"{key} {value}" for key, value in record["nvidia_smi"].items()), ""]
+    lines += phases(record["phases"])
+    if record.get("rates"):
+        lines += rates(record["rates"])
+    for key in ("bench", "benches"):
+        if record.get(key):
+            lines += bench(record[key], predicted)
+    if record.get("peers"):
+        lines += peers(record["peers"])
+    return "\n".join(lines) + "\n"
+
+
+def phases(found):
+    lines = ["| phase | | s | |", "|---|---|---|---|"]
+    for name, phase in found.items():
+        counts = [f"{step['name']} {step['passed']} passed, {step['failed']} failed" for step in phase.get("steps", []) if "passed" in step]
+        ended = [f"{step['name']} {step['state']}: {step['status']}" for step in phase.get("steps", []) if step["state"] != "ok"]
+        notes = [f"{step['name']}: {step['note']}" for step in phase.get("steps", []) if "note" in step]
+        rest = "; ".join([*ended, *counts, *notes, *([phase["note"]] if phase.get("note") else [])])
+        lines.append(f"| {name} | {phase['state']} | {phase['seconds']} | {rest} |")
+    return lines
+
+
+def rates(rows):
+    """Cycles an instruction and warp, for a chain of them and for many chains, by warps; then the rest."""
+    counts = sorted({row["warps"] for row in rows if "warps" in row})
+    lines = ["", "Cycles an instruction and warp, of dependent ones and of independent ones, by warps of one multiprocessor", "",
+             "| | " + " | ".join(f"{n}" for n in counts) + " | " + " | ".join(f"{n}, independent" for n in counts) + " |",
+             "|---" * (2 * len(counts) + 1) + "|"]
+    cells = {}
+    for row in rows:
+        if "warps" in row:
+            cells.setdefault(row["name"], {})[row["chains"] == 1, row["warps"]] = row["cycles"]
+    for name, found in cells.items():
+        values = [found.get((dependent, n)) for dependent in (True, False) for n in counts]
+        lines.append(f"| {name} | " + " | ".join("" if value is None else f"{value:.2f}" for value in values) + " |")
+    others = [row for row in rows if "value" in row]
+    if others:
+        lines += ["", "| | | |", "|---|---|---|"]
+        lines += [f"| {row['name']} | {row['value']:.2f} | {row['unit']} |" for row in others]
+    return lines
+
+
+def bench(record, predicted):
+    lines = ["", "| case | µs | p10..p90 | predicted | measured / predicted | in graph | GB/s | TFLOP/s | of |", "|---" * 9 + "|"]
+    for row in record["rows"]:
+        us, graph, case = row["us"], row["graph_us"], predicted.get(row["name"])
+        of = ", ".join(f"**{limit['ratio']['median']:.2f}** of {limit['name']} {limit['value']['median']:.0f} {limit['unit']}"
+                       for limit in row["limits"])
+        said = (f"{case['predicted_us']:.1f}", f"{us['median'] / case['predicted_us']:.2f}") if case else ("", "")
+        lines.append(f"| {row['name']} | {us['median']:.1f} | {us['p10']:.1f}..{us['p90']:.1f} | {said[0]} | {said[1]} "
+                     f"| {'%.1f' % graph['median'] if graph else ''} | {row['gb_per_s']:.0f} | {row['tflop_per_s']:.1f} | {of} |")
+    return lines
+
+
+def peers(record):
+    names = record["contenders"]
+    lines = ["", "µs, and how many times as long as this library's", "", "| shape | " + " | ".join(names) + " |",
+             "|---" * (len(names) + 1) + "|"]
+    for row in record["rows"]:
+        cells = []
+        for name in names:
+            found = row["us"].get(name)
+            ratio = row["ratios"].get(name)
+            cells.append("" if found is None else f"{found['median']:.1f}" + (f" ({ratio:.2f}×)" if ratio else ""))
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines + ["", *(f"* {note}" for note in record["notes"])]
