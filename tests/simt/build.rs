@@ -114,10 +114,12 @@ impl Sources {
         Ok(built)
     }
 
-    /// What g++ took, in CPU seconds, and the bytes of the two libraries, for .ci/budget.
+    /// What the compilers took, in CPU seconds, and the bytes of the libraries, for .ci/budget.
     fn write_cost(&self, built: &Path) -> std::io::Result<()> {
-        let bytes =
-            fs::metadata(built.join(FAST))?.len() + fs::metadata(built.join(CHECKING))?.len();
+        let mut bytes = 0;
+        for library in [FAST, CHECKING, PTX] {
+            bytes += fs::metadata(built.join(library))?.len();
+        }
         fs::write(built.join("cost"), format!("{:.1} {bytes}\n", cost::children_seconds()))
     }
 
