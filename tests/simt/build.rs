@@ -197,7 +197,7 @@ impl Sources {
         objects.push(executor);
         // What the executor calls, and Rust's own names, are nobody's but the library's.
         let mut flags = SHARED.to_vec();
-        flags.push("-Wl,--exclude-libs,ALL");
+        flags.extend(["-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-Wl,--strip-debug"]);
         link(compiler, &objects, &library, &flags)?;
         fs::remove_dir_all(&objects_in).map_err(|e| e.to_string())
     }
