@@ -14,7 +14,7 @@ struct Params {
 ARCH_FN const uint32_t* in(const Params& p) { return reinterpret_cast<const uint32_t*>(p.in); }
 ARCH_FN uint32_t* out(const Params& p) { return reinterpret_cast<uint32_t*>(p.out); }
 
-// A tile by the copy engine, 16 bytes a thread by cp.async, both behind mbarriers; two phases.
+// A tile by the copy engine, 16 bytes per thread by cp.async, both behind mbarriers; two phases.
 ARCH_FN void copies(const Params& p) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     ARCH_DYN_SMEM(smem);

@@ -1,4 +1,5 @@
-// One warp (or two) a kernel: every function of csrc/arch, so that its two bodies can be compared.
+// One warp (or two) per kernel: every function of csrc/arch, so that its two bodies can be
+// compared.
 #include "arch/arch.cuh"
 
 namespace {
@@ -14,7 +15,7 @@ struct Params {
 ARCH_FN const uint32_t* in(const Params& p) { return reinterpret_cast<const uint32_t*>(p.in); }
 ARCH_FN uint32_t* out(const Params& p) { return reinterpret_cast<uint32_t*>(p.out); }
 
-// smem_u32, cp_async_*, sync_threads: 16 bytes a thread, odd threads zeros.
+// smem_u32, cp_async_*, sync_threads: 16 bytes per thread, odd threads zeros.
 ARCH_FN void copies(const Params& p) {
     ARCH_DYN_SMEM(smem);
     const uint32_t t = threadIdx.x, base = arch::smem_u32(smem);
@@ -114,7 +115,7 @@ ARCH_FN void numbers(const Params& p) {
     out(p)[12 * n + t] = v.x ^ v.y ^ v.z ^ v.w;
 }
 
-// The same functions and the rest of those of numbers, of three numbers a thread, whatever they
+// All functions of f32, of three numbers per thread, whatever they
 // are: infinities, NaN, subnormal ones, ties.
 ARCH_FN void edges(const Params& p) {
     const uint32_t t = threadIdx.x, n = 64;
@@ -135,7 +136,7 @@ ARCH_FN void edges(const Params& p) {
     out(p)[11 * n + t] = arch::as_u32(arch::to_f32(f16{uint16_t(bits)}));
 }
 
-// Pairs of numbers, and bytes: of three words a thread.
+// Pairs of numbers, and bytes: of three words per thread.
 ARCH_FN void pairs(const Params& p) {
     const uint32_t t = threadIdx.x, n = 64;
     const uint32_t a = in(p)[3 * t], b = in(p)[3 * t + 1], c = in(p)[3 * t + 2];
@@ -168,7 +169,7 @@ ARCH_FN void bytes(const Params& p) {
     if (t == 0) out(p)[3 * n] = has_cvt_e4m3;
 }
 
-// Loads and stores of every width: 16 bytes a thread.
+// Loads and stores of every width: 16 bytes per thread.
 ARCH_FN void widths(const Params& p) {
     const uint32_t t = threadIdx.x;
     const arch::vec4* from = reinterpret_cast<const arch::vec4*>(p.in) + t;

@@ -1,6 +1,6 @@
 //! What instructions, copies, memory and launches take on a GPU: `INFLIGHT_TEST_DRIVER=real` and
 //! `INFLIGHT_ARCH_IMAGE`, what nvcc made of `kernels/rates.cu`. `INFLIGHT_RATES_RECORD` names a file
-//! to write to, a line of JSON a figure. Under the emulator the same runs once, small: there it is
+//! to write to, a line of JSON per figure. Under the emulator the same runs once, small: there it is
 //! looked at whether kernels compute what they are to compute, and nothing is said of time.
 
 mod common;
@@ -29,7 +29,7 @@ struct BulkParams {
     params: Params,
 }
 
-/// Instructions of a turn.
+/// Instructions per turn.
 const STEPS: u64 = 64;
 /// Bytes that the copy engine moves at once.
 const BOX: usize = 8192;
@@ -89,7 +89,7 @@ fn cycles(clocks: &[u64], warps: usize) -> u64 {
     clocks.chunks(2 * warps).map(block).max().unwrap()
 }
 
-/// Cycles an instruction and warp of a kernel, the least of some tries; and what its threads gave.
+/// Cycles per instruction and warp of a kernel, the least of some tries; and what its threads gave.
 struct Timed {
     cycles: f64,
     out: Vec<u32>,
@@ -101,7 +101,7 @@ struct Probe<'a> {
     blocks: u32,
     smem: u32,
     turns: u64,
-    /// Instructions of a warp and turn.
+    /// Instructions per warp and turn.
     steps: u64,
 }
 

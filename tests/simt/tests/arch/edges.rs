@@ -71,14 +71,14 @@ fn floats(rng: &mut Rng) -> u32 {
     }
 }
 
-/// Three f32 a thread; every one of [`FLOATS`] is a first one.
+/// Three f32 per thread; every one of [`FLOATS`] is a first one.
 pub(crate) fn triples(seed: u32) -> Vec<u32> {
     let mut rng = Rng(seed);
     let first = |t: usize, rng: &mut Rng| *FLOATS.get(t).unwrap_or(&floats(rng));
     (0..64).flat_map(|t| [first(t, &mut rng), floats(&mut rng), floats(&mut rng)]).collect()
 }
 
-/// Three pairs of halves a thread.
+/// Three pairs of halves per thread.
 pub(crate) fn pairs(seed: u32) -> Vec<u32> {
     let mut rng = Rng(seed);
     let half = |rng: &mut Rng| {
@@ -89,7 +89,7 @@ pub(crate) fn pairs(seed: u32) -> Vec<u32> {
     (0..192).map(|_| half(&mut rng) | half(&mut rng) << 16).collect()
 }
 
-/// Two f32 and four of the 256 bytes a thread.
+/// Two f32 and four of the 256 bytes per thread.
 pub(crate) fn bytes() -> Vec<u32> {
     let mut rng = Rng(9);
     let four = |t: u32| u32::from_le_bytes([0, 1, 2, 3].map(|i| (4 * t + i) as u8));

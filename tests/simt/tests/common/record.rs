@@ -1,5 +1,5 @@
 //! What kernels of `arch_micro.cu` and `arch_hopper.cu` gave on a GPU: recorded there, compared with
-//! the emulator everywhere. A line a launch: `KERNEL THREADS in WORDS out WORDS`, in hexadecimal.
+//! the emulator everywhere. A line per launch: `KERNEL THREADS in WORDS out WORDS`, in hexadecimal.
 
 use std::io::Write;
 use std::ops::Range;
@@ -142,7 +142,7 @@ impl Rule {
             Self::F16s => halves(&|x| f16::from_bits(x).is_nan()),
             Self::Bf16s => halves(&|x| from_bf16(x).is_nan()),
             Self::Near { relative, least } => near((relative * float(recorded).abs()).max(least)),
-            Self::Product { .. } => near(product.expect("one a word").bound()),
+            Self::Product { .. } => near(product.expect("one per word").bound()),
             Self::Within(bound) => near(bound),
         }
     }
