@@ -109,9 +109,11 @@ ARCH_FN T load_global(const T* from) {
 ARCH_FN void store_global(vec4* to, vec4 v) { *to = v; }
 ARCH_FN void store_global(vec2* to, vec2 v) { *to = v; }
 
-ARCH_FN float ex2(float x) { return exp2f(x); }
-ARCH_FN float lg2(float x) { return log2f(x); }
-ARCH_FN float rcp(float x) { return 1.0f / x; }
+// Subnormal numbers are zeros, as for the three that are approximate.
+ARCH_FN float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+ARCH_FN float ex2(float x) { return flush(exp2f(x)); }
+ARCH_FN float lg2(float x) { return log2f(flush(x)); }
+ARCH_FN float rcp(float x) { return flush(1.0f / flush(x)); }
 // NaN is the positive one that GPUs' arithmetic gives, whatever it comes from.
 ARCH_FN float gpu_nan(float x) { return x != x ? as_f32(0x7fffffffu) : x; }
 ARCH_FN float div_rn(float a, float b) { return gpu_nan(a / b); }
@@ -143,8 +145,15 @@ ARCH_FN float fma_to_odd(float a, float b, float c) {
     const double exact = static_cast<double>(a) * b;
     const double sum = exact + c;
     const float near = static_cast<float>(sum);
-    if (sum != sum || std::isinf(near) || near == sum) return near;
-    const bool beyond = std::fabs(static_cast<double>(near)) > std::fabs(sum);
+    if (sum != sum || std::isinf(near)) return near;
+    bool beyond = std::fabs(static_cast<double>(near)) > std::fabs(sum);
+    if (near == sum) {
+        // What the sum itself has lost, of numbers of very different sizes.
+        const double of_c = sum - exact;
+        const double rest = (exact - (sum - of_c)) + (c - of_c);
+        if (rest == 0) return near;
+        beyond = (rest > 0) != (sum > 0);
+    }
     return as_f32((as_u32(near) - (beyond ? 1u : 0u)) | 1u);
 }
 ARCH_FN uint32_t fma2(uint32_t a, uint32_t b, uint32_t c, f16 t) {

@@ -1,4 +1,4 @@
-"""What the functions of csrc/arch give: a line a launch, `KERNEL THREADS in WORDS out WORDS`.
+"""What the functions of csrc/arch give: a line per launch, `KERNEL THREADS in WORDS out WORDS`.
 
 tests/simt/tests/common/record.rs writes them, and compares them with the emulator.
 """

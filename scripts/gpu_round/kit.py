@@ -89,7 +89,8 @@ def build(root, kit, dev, emulated):
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         compiler = version.strip().splitlines()[-1]
     made = programs(root, dev, emulated)
-    kept = {("gpu", "bench"): "gpu", ("inflight", "bin"): "inflight", ("inflight_loader", "cdylib"): "libinflight_loader.so"}
+    kept = {("gpu", "bench"): "gpu", ("inflight", "bin"): "inflight"}
+    kept |= {("inflight_loader", "cdylib"): "libinflight_loader.so"}
     kept |= {(name, "test"): name for name in (*TESTS, *IMAGES)}
     for key, name in kept.items():
         if emulated:

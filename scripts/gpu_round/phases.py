@@ -16,8 +16,9 @@ from .schedule import NAMES, PHASES, Schedule, exit_status, state_of
 CASES = "300"
 FEW_CASES = "28"
 # What a phase's programs write themselves, case by case.
-FILES = {"rates": "rates.jsonl", "arch": "arch.txt", "bench": "bench.json", "benches": "benches.json", "peers": "peers.json"}
-# Seconds: nobody waits for less.
+FILES = {"rates": "rates.jsonl", "arch": "arch.txt", "bench": "bench.json", "benches": "benches.json",
+         "peers": "peers.json"}
+# Seconds that any phase needs in a rehearsal.
 DRY_LEAST = 1.0
 
 
@@ -121,7 +122,7 @@ class Round:
         if phase.name in FILES:
             # None of an earlier round is taken for this one's.
             (self.out / FILES[phase.name]).unlink(missing_ok=True)
-        # Whoever ends the round finds where it was.
+        # Where the round is, should it be ended now.
         self.write()
         interrupted = None
         try:
@@ -137,7 +138,8 @@ class Round:
         self.collect()
         entry["seconds"] = round(time.monotonic() - start, 1)
         parts = [f"{step['name']}: {step['status']}" for step in self.steps if step["state"] != "ok"]
-        say(f"{phase.name:<12} {entry['state']}, {entry['seconds']} s of {budget:.0f}. {entry.get('note', '')} {'; '.join(parts)}".rstrip())
+        told = "; ".join([*([entry["note"]] if entry.get("note") else []), *parts])
+        say(f"{phase.name:<12} {entry['state']}, {entry['seconds']} s of {budget:.0f}{': ' if told else ''}{told}")
         return interrupted
 
     def step(self, name, command, **env):
@@ -205,7 +207,8 @@ class Round:
         return None
 
     def rates(self):
-        env = {"INFLIGHT_RATES_RECORD": str(self.out / "rates.jsonl"), "INFLIGHT_ARCH_IMAGE": str(self.kit / "rates.fatbin")}
+        env = {"INFLIGHT_RATES_RECORD": str(self.out / "rates.jsonl"),
+               "INFLIGHT_ARCH_IMAGE": str(self.kit / "rates.fatbin")}
         self.step("rates", [self.kit / "rates", "--nocapture", "--test-threads=1"], **env)
 
     def arch(self):
@@ -223,7 +226,8 @@ class Round:
         self.step("cuda_device", [self.kit / "cuda_device", "--nocapture"])
 
     def writes(self):
-        self.step("cuda_writes", [self.kit / "cuda_writes", "--nocapture"], INFLIGHT_CASES=FEW_CASES if self.emulator else CASES)
+        cases = FEW_CASES if self.emulator else CASES
+        self.step("cuda_writes", [self.kit / "cuda_writes", "--nocapture"], INFLIGHT_CASES=cases)
 
     def attention(self):
         # The emulator takes minutes for all of them; CI has them in parts of their own.
@@ -257,8 +261,8 @@ class Round:
         for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
             command = [tool, "--tool", check, "--error-exitcode", "9", "--print-limit", "20"]
             for binary, filters in [("cuda_writes", []), ("cuda_attention", ["sweep"])]:
-                entry, text = self.step(f"{check}-{binary}", [*command, self.kit / binary, "--test-threads=1", *filters],
-                                        INFLIGHT_CASES=FEW_CASES)
+                whole = [*command, self.kit / binary, "--test-threads=1", *filters]
+                entry, text = self.step(f"{check}-{binary}", whole, INFLIGHT_CASES=FEW_CASES)
                 summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", text)
                 entry["note"] = summary[-1] if summary else "no summary"
         return None

@@ -4,7 +4,7 @@
     scripts/gpu_round/sass.py [SM...]     for these (90), by NVCC or scripts/cuda-toolkit, and nvdisasm,
                                           which pip installs into target/nvdisasm
 
-Prints a line a kernel, and exits 1 where a loop has other instructions than it is to have.
+Prints a line per kernel, and exits 1 where a loop has other instructions than it is to have.
 """
 
 import collections
@@ -22,7 +22,7 @@ STEPS = 64
 OWN = 16
 # What nvcc puts between dependent products, which wait longer than these take.
 PADDING = ("NOP", "UIADD3")
-# By kernels: what one of them is, and how many there are in a turn.
+# By kernels: what one of them is, and how many there are per turn.
 REGISTERS = {
     "f2fp_bf16": r"F2FP\.BF16\.(F32\.)?PACK_AB", "f2fp_f16": r"F2FP\.(F16\.(F32\.)?)?PACK_AB",
     "f2fp_from_e4m3": r"F2FP\.F16\.E4M3\.UNPACK_B",
@@ -34,7 +34,9 @@ CLAIMS = {f"rates_{name}_{chains}": (what, STEPS) for name, what in REGISTERS.it
 CLAIMS |= {"rates_bar_1": (r"BAR\.SYNC\..*", STEPS), "rates_pointers": (r"LDG\.E\.64\.STRONG\.GPU", STEPS)}
 CLAIMS |= {f"rates_ldgsts_{name}": (r"LDGSTS\.E.*\.128.*", n) for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
 BULK = {"tma": r"UTMALDG\.4D.*", "bulk": r"UBLKCP\..*"}
-CLAIMS |= {f"rates_{unit}_{name}": (what, n) for unit, what in BULK.items() for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
+CLAIMS |= {f"rates_{unit}_{name}": (what, n)
+           for unit, what in BULK.items() for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
 # Timed within the loop, where the clock is read as well, and which waits.
 WITHIN = re.compile(r"rates_(ldgsts|tma|bulk)_")
 
@@ -47,7 +49,7 @@ def functions(text):
             code = found.setdefault(begin[1], [])
         elif mark := re.match(r"(\.L_x_\d+):", line):
             label = mark[1]
-        elif code is not None and (at := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;", line)):
+        elif code is not None and (at := INSTRUCTION.match(line)):
             code.append((label, at[1], at[2]))
             label = None
     return found
@@ -73,7 +75,7 @@ def verdict(name, code):
     inside, before, after = loop(code, what)
     claimed = sum(bool(re.fullmatch(what, opcode)) for opcode in inside)
     others = collections.Counter(opcode.split(".")[0] for opcode in inside if not re.fullmatch(what, opcode))
-    said = f"{claimed} of {count} {what}, beside {sum(others.values())}: {dict(others.most_common(6))}"
+    said = f"{claimed} of {count} {what}, next to {sum(others.values())}: {dict(others.most_common(6))}"
     turns = 1
     if WITHIN.match(name):
         # nvcc may have put several turns into one.
@@ -87,7 +89,7 @@ def verdict(name, code):
         return (None if others["CS2R"] == 2 * turns else f"the clock is not read in the loop: {said}"), said
     if sum(others.values()) > OWN or others["CS2R"]:
         return f"more than the loop's own: {said}", said
-    if not any(opcode.startswith("CS2R") for opcode in before) or not any(opcode.startswith("CS2R") for opcode in after):
+    if not all(any(opcode.startswith("CS2R") for opcode in outside) for outside in (before, after)):
         return "the clock is not read before and after the loop", said
     return None, said
 
@@ -102,7 +104,8 @@ def nvdisasm():
 
 
 def disassembly(sm):
-    nvcc = os.environ.get("NVCC") or subprocess.run([ROOT / "scripts/cuda-toolkit"], check=True, capture_output=True, text=True).stdout.strip()
+    install = [ROOT / "scripts/cuda-toolkit"]
+    nvcc = os.environ.get("NVCC") or subprocess.check_output(install, text=True).strip()
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "rates.cubin")
         flags = ["-cubin", "-std=c++17", "-O3", "-I", "csrc", "-I", "tests/simt/kernels", f"-arch=sm_{sm}"]

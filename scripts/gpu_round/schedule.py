@@ -1,4 +1,4 @@
-"""Who gets how much of a round's time.
+"""How much of a round's time each phase has.
 
 Phases run in the order of their worth. What is left of the time is divided among those still to come,
 by their shares, so that what one does not need falls to the others; none gets less than it needs to
@@ -35,7 +35,7 @@ PHASES = [
     Phase("writes", 40, 120, 5, "tests of append, copies and merge"),
     Phase("attention", 120, 480, 20, "tests of attention, with few random cases"),
     Phase("selftest", 25, 180, 5, "inflight selftest --device cuda"),
-    Phase("bench", 180, 480, 30, "the twenty most telling cases of the bench, beside ceilings and prediction"),
+    Phase("bench", 180, 480, 30, "the twenty most telling cases of the bench, next to ceilings and predictions"),
     Phase("peers", 140, 540, 30, "the same batches by torch and FlashInfer"),
     Phase("sanitizer", 80, 240, 20, "the tests under compute-sanitizer", emulated=False),
     Phase("jit", 40, 300, 10, "kernels as the driver compiles them from PTX", emulated=False),

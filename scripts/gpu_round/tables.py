@@ -9,16 +9,16 @@ def predictions(folder, slug):
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         if file.stem == slug or file.stem in words:
             data = json.loads(file.read_text())
-            lists = [data] if isinstance(data, list) else [value for value in data.values() if isinstance(value, list)]
-            cases = [case for cases in lists for case in cases if isinstance(case, dict)]
+            lists = [data] if isinstance(data, list) else [part for part in data.values() if isinstance(part, list)]
+            cases = [case for part in lists for case in part if isinstance(case, dict)]
             return {case["name"]: case for case in cases if "name" in case and "predicted_us" in case}
     return {}
 
 
 def table(record, predicted):
     about, seconds = record["about"], record["seconds"] or {}
-    lines = [f"# {record['gpu']}", "", f"{about['commit']}, built for {', '.join(about['archs']) or 'the emulator'} by {about['compiler']}; "
-             f"{seconds.get('used', 0)} of {seconds.get('limit', 0)} s", ""]
+    built = f"{about['commit']}, built for {', '.join(about['archs']) or 'the emulator'} by {about['compiler']}"
+    lines = [f"# {record['gpu']}", "", f"{built}; {seconds.get('used', 0)} of {seconds.get('limit', 0)} s", ""]
     if record.get("nvidia_smi"):
         lines += [", ".join(f"{key} {value}" for key, value in record["nvidia_smi"].items()), ""]
     lines += phases(record["phases"])
@@ -35,18 +35,19 @@ def table(record, predicted):
 def phases(found):
     lines = ["| phase | | s | |", "|---|---|---|---|"]
     for name, phase in found.items():
-        counts = [f"{step['name']} {step['passed']} passed, {step['failed']} failed" for step in phase.get("steps", []) if "passed" in step]
-        ended = [f"{step['name']} {step['state']}: {step['status']}" for step in phase.get("steps", []) if step["state"] != "ok"]
-        notes = [f"{step['name']}: {step['note']}" for step in phase.get("steps", []) if "note" in step]
+        steps = phase.get("steps", [])
+        ended = [f"{step['name']} {step['state']}: {step['status']}" for step in steps if step["state"] != "ok"]
+        counts = [f"{step['name']} {step['passed']} passed, {step['failed']} failed" for step in steps if "passed" in step]
+        notes = [f"{step['name']}: {step['note']}" for step in steps if "note" in step]
         rest = "; ".join([*ended, *counts, *notes, *([phase["note"]] if phase.get("note") else [])])
         lines.append(f"| {name} | {phase['state']} | {phase['seconds']} | {rest} |")
     return lines
 
 
 def rates(rows):
-    """Cycles an instruction and warp, for a chain of them and for many chains, by warps; then the rest."""
+    """Cycles per instruction and warp, for a chain of them and for many chains, by warps; then the rest."""
     counts = sorted({row["warps"] for row in rows if "warps" in row})
-    lines = ["", "Cycles an instruction and warp, of dependent ones and of independent ones, by warps of one multiprocessor", "",
+    lines = ["", "Cycles per instruction and warp, of dependent ones and of independent ones, by warps of one multiprocessor", "",
              "| | " + " | ".join(f"{n}" for n in counts) + " | " + " | ".join(f"{n}, independent" for n in counts) + " |",
              "|---" * (2 * len(counts) + 1) + "|"]
     cells = {}
@@ -64,7 +65,8 @@ def rates(rows):
 
 
 def bench(record, predicted):
-    lines = ["", "| case | µs | p10..p90 | predicted | measured / predicted | in graph | GB/s | TFLOP/s | of |", "|---" * 9 + "|"]
+    lines = ["", "| case | µs | p10..p90 | predicted | measured / predicted | in graph | GB/s | TFLOP/s | of |",
+             "|---" * 9 + "|"]
     for row in record["rows"]:
         us, graph, case = row["us"], row["graph_us"], predicted.get(row["name"])
         of = ", ".join(f"**{limit['ratio']['median']:.2f}** of {limit['name']} {limit['value']['median']:.0f} {limit['unit']}"

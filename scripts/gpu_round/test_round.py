@@ -156,7 +156,7 @@ class Rounds(unittest.TestCase):
 
 
 class Parts(unittest.TestCase):
-    def test_a_prediction_stands_beside_its_case(self):
+    def test_a_prediction_stands_next_to_its_case(self):
         with tempfile.TemporaryDirectory() as folder:
             cases = {"cases": [{"name": "decode", "predicted_us": 8.0, "share": 0.9}, {"name": "unsaid"}]}
             Path(folder, "h200.json").write_text(json.dumps(cases))

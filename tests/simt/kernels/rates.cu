@@ -13,7 +13,7 @@ struct Params {
     uint64_t turns;
 };
 
-// Instructions of one turn: the loop's own are few beside them.
+// Instructions per turn: the loop's own are few compared with them.
 constexpr int STEPS = 64;
 // Independent ones in a row.
 constexpr int MANY = 8;
@@ -165,8 +165,8 @@ ARCH_FN void barriers(const Params& p) {
     result(p, given(p));
 }
 
-// N copies of 16 bytes a thread, and until they have been issued, or (WAITED) have landed. `in` has
-// 512 bytes for each of a warp's copies.
+// N copies of 16 bytes per thread: cycles until they have been issued, or (WAITED) have landed.
+// `in` has 512 bytes for each of a warp's copies.
 template <int N, bool WAITED>
 ARCH_FN void copies(const Params& p) {
     ARCH_DYN_SMEM(smem);
@@ -193,8 +193,8 @@ ARCH_FN void copies(const Params& p) {
     result(p, all);
 }
 
-// The same of the copy engine, whom one thread asks: a box of 64 x 64 numbers of 16 bits, or as
-// many bytes in a row.
+// The same by the copy engine, which one thread asks for it: a box of 64 x 64 numbers of 16 bits,
+// or as many bytes in a row.
 struct BulkParams {
     tensor_map_t map;
     Params p;

@@ -1,6 +1,6 @@
 //! What instructions, copies, memory and launches take on a GPU: `INFLIGHT_TEST_DRIVER=real` and
 //! `INFLIGHT_ARCH_IMAGE`, what nvcc made of `kernels/rates.cu`. `INFLIGHT_RATES_RECORD` names a file
-//! to write to, a line of JSON a figure. Under the emulator the same runs once, small: there it is
+//! to write to, a line of JSON per figure. Under the emulator the same runs once, small: there it is
 //! looked at whether kernels compute what they are to compute, and nothing is said of time.
 
 mod common;
@@ -29,7 +29,7 @@ struct BulkParams {
     params: Params,
 }
 
-/// Instructions of a turn.
+/// Instructions per turn.
 const STEPS: u64 = 64;
 /// Bytes that the copy engine moves at once.
 const BOX: usize = 8192;
@@ -89,7 +89,7 @@ fn cycles(clocks: &[u64], warps: usize) -> u64 {
     clocks.chunks(2 * warps).map(block).max().unwrap()
 }
 
-/// Cycles an instruction and warp of a kernel, the least of some tries; and what its threads gave.
+/// Cycles per instruction and warp of a kernel, the least of some tries; and what its threads gave.
 struct Timed {
     cycles: f64,
     out: Vec<u32>,
@@ -101,7 +101,7 @@ struct Probe<'a> {
     blocks: u32,
     smem: u32,
     turns: u64,
-    /// Instructions of a warp and turn.
+    /// Instructions per warp and turn.
     steps: u64,
 }
 
@@ -157,7 +157,7 @@ fn expected(name: &str, given: &[u32], lane: usize, steps: u64) -> Option<u32> {
 
 #[test]
 fn instructions() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let capability = capability();
     let turns = sized(&gpu, 128, 1);
     let warps: &[u32] = sized(&gpu, &[1, 2, 4, 8, 16], &[1, 2]);
@@ -248,7 +248,7 @@ fn clock(gpu: &Gpu) {
 /// Copies by threads and by the copy engine: until they are issued, and until they have landed.
 #[test]
 fn copies() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let turns = sized(&gpu, 64, 2);
     let all = multiprocessors(&gpu);
     let warps: &[u32] = sized(&gpu, &[1, 4, 8, 16], &[1, 2]);
@@ -381,7 +381,7 @@ fn write(to: u64, words: &[u64]) {
 /// Latencies of the L2 cache and of what is behind it; how fast all of it is read.
 #[test]
 fn memory() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let l2 = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) as usize;
     let (small, large) = sized(&gpu, (2 << 20, (8 * l2).max(256 << 20)), (8 << 10, 16 << 10));
     for (name, bytes, stride) in [("latency of L2", small, 128), ("latency of memory", large, 512)]
@@ -438,7 +438,7 @@ fn memory() {
 /// What a launch takes that does nothing: in a row, as a dependent, in a graph; and its call.
 #[test]
 fn launches() {
-    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
     let n = sized(&gpu, 500, 4);
     let params = Params { input: 0, out: 0, clocks: 0, turns: 0 };
     let stream = common::stream();

@@ -2,6 +2,8 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of the driver in a row")]
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod record;
+
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,0 +1,56 @@
+"""Of what is looked for in the loops of rates.cu."""
+
+import unittest
+
+from gpu_round.sass import functions, loop, verdict
+
+HEAD = ".text.{name}:\n        /*0000*/                   CS2R R2, SR_CLOCKLO ;\n.L_x_1:\n"
+TAIL = """        /*0510*/              @!P0 BRA `(.L_x_1) ;
+        /*0520*/                   CS2R R6, SR_CLOCKLO ;
+        /*0530*/                   EXIT ;
+"""
+
+
+def listing(name, body):
+    lines = [f"        /*{16 * n:04x}*/                   {opcode} R6, R5, R6 ;\n" for n, opcode in enumerate(body)]
+    return HEAD.format(name=name) + "".join(lines) + TAIL
+
+
+class Loops(unittest.TestCase):
+    def fault(self, name, body):
+        return verdict(name, functions(listing(name, body))[name])[0]
+
+    def test_a_loop_of_what_is_claimed_is_right(self):
+        self.assertIsNone(self.fault("rates_shfl_1", ["SHFL.BFLY"] * 64 + ["VIADD", "ISETP.GE"]))
+
+    def test_one_that_the_compiler_has_left_out_is_found(self):
+        self.assertIn("other instructions", self.fault("rates_shfl_1", ["SHFL.BFLY"] * 63))
+        self.assertIn("other instructions", self.fault("rates_shfl_1", []))
+
+    def test_other_work_is_found(self):
+        self.assertIn("more than", self.fault("rates_f2fp_bf16_1", ["F2FP.BF16.F32.PACK_AB", "PRMT"] * 64))
+
+    def test_padding_is_for_products_alone(self):
+        self.assertIsNone(self.fault("rates_hmma_f16_1", ["HMMA.16816.F32", "NOP"] * 64))
+        self.assertIsNotNone(self.fault("rates_ffma_1", ["FFMA", "NOP"] * 64))
+
+    def test_the_clock_is_around_the_loop(self):
+        code = functions(listing("rates_ffma_1", ["FFMA"] * 64).replace("CS2R R6", "S2R R6"))["rates_ffma_1"]
+        self.assertIn("clock", verdict("rates_ffma_1", code)[0])
+        self.assertIsNotNone(self.fault("rates_ffma_1", ["FFMA"] * 64 + ["CS2R"]))
+
+    def test_copies_read_it_in_every_turn(self):
+        turn = ["CS2R", "LDGSTS.E.BYPASS.LTC128B.128", "CS2R"]
+        self.assertIsNone(self.fault("rates_ldgsts_1", turn * 4))
+        self.assertIsNotNone(self.fault("rates_ldgsts_1", turn * 3 + turn[:2]))
+
+    def test_the_longest_loop_with_the_instruction_is_taken(self):
+        text = listing("rates_ffma_1", ["FFMA"] * 64).replace("EXIT ;", "EXIT ;\n.L_x_2:\n" + "".join(
+            f"        /*{n:04x}*/                   NOP ;\n" for n in range(90)) + "        /*0a00*/  BRA `(.L_x_2) ;")
+        inside, before, after = loop(functions(text)["rates_ffma_1"], "FFMA")
+        self.assertEqual((len(inside), before), (65, ["CS2R"]))
+        self.assertEqual(after[:2], ["CS2R", "EXIT"])
+
+
+if __name__ == "__main__":
+    unittest.main()
