@@ -77,6 +77,14 @@ class Rounds(unittest.TestCase):
         self.assertEqual(self.phases(), {"probe": "ok", "device": "failed", "writes": "ok"})
         self.assertIn("2 passed, 1 failed", (self.out / "table.md").read_text())
 
+    def test_one_of_the_rates_takes_no_other_with_it(self):
+        self.program("rates", 'case "$*" in *instructions*) exit 101;; esac\n' + RATES)
+        status, text = self.round("rates")
+        self.assertEqual(status, 1, text)
+        steps = json.loads((self.out / "round.json").read_text())["phases"]["rates"]["steps"]
+        self.assertEqual([step["name"] for step in steps if step["state"] != "ok"], ["rates-instructions"])
+        self.assertIn("| f2fp | 4.50 |", (self.out / "table.md").read_text())
+
     def test_no_gpu_is_a_failure(self):
         self.program("cuda_writes", "echo 'skipped: no CUDA driver'\n" + PASSES)
         status, _ = self.round("writes")
