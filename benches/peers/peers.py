@@ -16,6 +16,7 @@ import ctypes
 import inspect
 import json
 import math
+import os
 import random
 import struct
 import sys
@@ -398,8 +399,10 @@ def main():
 
 def write(path, record, notes):
     record["notes"] = list(notes)
-    with open(path, "w") as file:
+    # The old file or the new one, never a part of it.
+    with open(f"{path}.new", "w") as file:
         json.dump(record, file, indent=1)
+    os.replace(f"{path}.new", path)
 
 
 if __name__ == "__main__":
