@@ -12,7 +12,9 @@ TAIL = """        /*0510*/              @!P0 BRA `(.L_x_1) ;
 
 
 def listing(name, body):
-    lines = [f"        /*{16 * n:04x}*/                   {opcode} R6, R5, R6 ;\n" for n, opcode in enumerate(body)]
+    operands = {"CS2R": "R8, SR_CLOCKLO"}
+    lines = [f"        /*{16 * n:04x}*/                   {opcode} {operands.get(opcode, 'R6, R5, R6')} ;\n"
+             for n, opcode in enumerate(body)]
     return HEAD.format(name=name) + "".join(lines) + TAIL
 
 
@@ -35,21 +37,27 @@ class Loops(unittest.TestCase):
         self.assertIsNotNone(self.fault("rates_ffma_1", ["FFMA", "NOP"] * 64))
 
     def test_the_clock_is_around_the_loop(self):
-        code = functions(listing("rates_ffma_1", ["FFMA"] * 64).replace("CS2R R6", "S2R R6"))["rates_ffma_1"]
+        code = functions(listing("rates_ffma_1", ["FFMA"] * 64).replace("CS2R R6, SR_CLOCKLO", "S2R R6, SR_TID.X"))["rates_ffma_1"]
         self.assertIn("clock", verdict("rates_ffma_1", code)[0])
         self.assertIsNotNone(self.fault("rates_ffma_1", ["FFMA"] * 64 + ["CS2R"]))
+
+    def test_a_zero_is_no_reading_of_the_clock(self):
+        zero = listing("rates_ffma_1", ["FFMA"] * 64).replace("R2, SR_CLOCKLO", "R2, SRZ")
+        self.assertIn("clock", verdict("rates_ffma_1", functions(zero)["rates_ffma_1"])[0])
 
     def test_copies_read_it_in_every_turn(self):
         turn = ["CS2R", "LDGSTS.E.BYPASS.LTC128B.128", "CS2R"]
         self.assertIsNone(self.fault("rates_ldgsts_1", turn * 4))
         self.assertIsNotNone(self.fault("rates_ldgsts_1", turn * 3 + turn[:2]))
+        # As many, and nothing between them.
+        self.assertIsNotNone(self.fault("rates_ldgsts_1", [turn[1], turn[0], turn[2]] * 4))
 
     def test_the_longest_loop_with_the_instruction_is_taken(self):
         text = listing("rates_ffma_1", ["FFMA"] * 64).replace("EXIT ;", "EXIT ;\n.L_x_2:\n" + "".join(
             f"        /*{n:04x}*/                   NOP ;\n" for n in range(90)) + "        /*0a00*/  BRA `(.L_x_2) ;")
         inside, before, after = loop(functions(text)["rates_ffma_1"], "FFMA")
-        self.assertEqual((len(inside), before), (65, ["CS2R"]))
-        self.assertEqual(after[:2], ["CS2R", "EXIT"])
+        self.assertEqual((len(inside), before), (65, ["CLOCK"]))
+        self.assertEqual(after[:2], ["CLOCK", "EXIT"])
 
 
 if __name__ == "__main__":
