@@ -296,3 +296,19 @@ fn a_wrong_word_is_found() {
     std::fs::remove_dir_all(&folder).unwrap();
     println!("{found} wrong words found");
 }
+
+/// What is recorded as infinite is not near to a number, as a part of it would be.
+#[test]
+fn an_infinity_that_is_lost_is_found() {
+    let Some(gpu) = gpu(Mode::Checking) else { return };
+    let input = edges::triples(1);
+    let out = run(&gpu, "arch_edges", 64, &input, 12 * 64);
+    let recorded = Entry { kernel: "arch_edges".into(), threads: 64, input, out };
+    for slot in 0..3 {
+        let is_infinite = |word: &usize| f32::from_bits(recorded.out[*word]).is_infinite();
+        let word = (64 * slot..64 * (slot + 1)).find(is_infinite).expect("one of the edges");
+        let mut got = recorded.out.clone();
+        got[word] = 2.0_f32.to_bits();
+        assert_eq!(record::differences(&recorded, &got).len(), 1, "slot {slot}");
+    }
+}
