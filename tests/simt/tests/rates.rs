@@ -3,6 +3,8 @@
 //! to write to, a line of JSON per figure. Under the emulator the same runs once, small: there it is
 //! looked at whether kernels compute what they are to compute, and nothing is said of time.
 
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of the driver in a row")]
+
 mod common;
 
 use std::cell::Cell;
@@ -437,7 +439,7 @@ fn memory() {
     let halves = |word: &u64| [*word as u32, (*word >> 32) as u32];
     let copies = (bytes / size_of_val(&words[..])) as u32;
     let once = all(&mut words.iter().flat_map(halves));
-    let want = if copies % 2 == 0 { 0 } else { once };
+    let want = if copies.is_multiple_of(2) { 0 } else { once };
     let got = all(&mut download::<u32>(out, blocks as usize * 256).into_iter());
     assert_eq!(got, want, "all of it was read");
     figure("reading of memory", bytes as f64 / seconds.max(1e-9) / 1e9, "GB/s");
