@@ -1,1 +1,0 @@
-"""A timing model of GPU kernels from their SASS: predictions, not measurements."""
