@@ -14,7 +14,9 @@ class Chip:
         self.entries = numbers
         self.sources = sources
         self.title = numbers["title"]
+        # What a GPU runs of the default build: code for sm_80 or sm_90, or what its driver makes of PTX.
         self.code = numbers["code"]
+        self.ptx = numbers.get("ptx", self.code)
 
     def __getattr__(self, key: str):
         entries = self.__dict__.get("entries", {})

@@ -56,7 +56,7 @@ LIKE = {"heads": (32, 8), "dim": 128, "block_size": 16, "kv": "bf16", "causal": 
 PREFILL = {**LIKE, "heads": (64, 8)}
 PATTERNS = ("constant", "uniform", "longtail", "bimodal", "skew")
 SPECS = ("q512s2k_31q1s1k", "2q2k_32q1s1k", "q1k_63q1s2k", "q257_7q1s1057_3q4s2051_2q129s4093", "64q4s4k", "8q256s4k")
-KV_NAMES = {"bf16": "bf16", "fp8": "fp8e4m3"}
+KV_NAMES = {"bf16": "bf16", "fp8": "fp8-e4m3"}
 
 
 def shape(kind: str, what: str, rows, like: dict) -> Shape:
