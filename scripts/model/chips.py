@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+# Of other numbers less is faster.
+MORE_IS_FASTER = {"ghz", "dram_share", "l2_bytes_a_clock", "queue"}
 DATA = Path(__file__).with_name("chips.json")
 
 
@@ -35,6 +37,19 @@ class Chip:
         for key, value in changed.items():
             entries[key] = [value, *entries[key][1:]]
         return Chip(self.name, entries, self.sources)
+
+    @property
+    def key(self) -> tuple:
+        """Equal of chips that are equal."""
+        return self.name, tuple(sorted((k, v[0]) for k, v in self.entries.items() if isinstance(v, list)))
+
+    def extreme(self, kind: bool) -> "Chip":
+        """With every uncertain number at the end that makes kernels faster, or slower."""
+        changed = {}
+        for key, entry in self.entries.items():
+            if isinstance(entry, list) and len(entry) == 4:
+                changed[key] = entry[3] if kind == (key in MORE_IS_FASTER) else entry[2]
+        return self.with_(**changed)
 
     @property
     def hertz(self) -> float:

@@ -10,13 +10,13 @@ from . import occupancy, toolkit
 from .chips import Chip
 from .flow import Flow
 from .sass import Function, Instruction
-from .timing import Memory, Played, ops_of, play
+from .timing import Played, ops_of, play
 
 CSRC = toolkit.ROOT / "csrc"
 PATHS = Path(__file__).with_name("paths.txt")
 # Two blocks that share a multiprocessor begin a turn so far apart, in turns: what comes out is the mean.
 STARTS = (0.15, 0.4, 0.65, 0.9)
-TURNS = 12
+TURNS = 10
 
 CLASSES = {
     "products": {"HMMA", "IMMA", "QMMA", "HGMMA", "QGMMA"},
@@ -239,8 +239,3 @@ def figures(name: str, chip: Chip, policy: str = "fair", starts=STARTS, turns: i
 
     f.start, f.turn, f.end, f.merge_row = once(k.start()), once(k.turn()), once(k.end()), once(k.merge_row())
     return f
-
-
-def with_memory(f: Figures, blocks: int, memory: Memory, turns: int = 24) -> float:
-    """Cycles of a step where copies come from memory."""
-    return play(ops_of(f.loop, f.chip), f.chip, blocks, turns, memory, f.warps, STARTS[:2]).cycles

@@ -1,11 +1,10 @@
 """A launch's time: shares on multiprocessors, bandwidth, starts, ends and merges."""
 
 from dataclasses import dataclass, field
-from functools import cache
 
-from . import plan, shapes
+from . import occupancy, plan, shapes
 from .chips import Chip
-from .kernels import Figures, Names, figures, limit
+from .kernels import Figures, Names, figures, kernel, shared_bytes
 from .timing import Memory, ops_of, play
 
 DECODE_ROWS, PREFILL_ROWS = 16, 128
@@ -21,10 +20,13 @@ class Predicted:
     parts: dict[str, float] = field(default_factory=dict)  # microseconds, of what it is made of
 
 
-@cache
-def known(name: str, chip_name: str, changes: tuple) -> Figures:
-    from .chips import load
-    return figures(name, load()[chip_name].with_(**dict(changes)))
+def known(name: str, chip: Chip, policy: str = "fair", kept={}) -> Figures:
+    key = name, chip.key, policy
+    if key not in kept:
+        # Extremes are for a range: less exact will do.
+        less = {} if policy == "fair" else {"starts": (0.3, 0.7), "turns": 7}
+        kept[key] = figures(name, chip, policy, **less)
+    return kept[key]
 
 
 def rescales(tiles: int, rows: int) -> float:
@@ -86,26 +88,29 @@ def memory_of(chip: Chip, names: Names, shape: shapes.Shape) -> tuple[Memory, st
     return Memory(chip.l2_latency, chip.l2_bytes_a_clock), "l2"
 
 
-def step_cycles(f: Figures, source: str, b: int, cache_of={}) -> float:
-    """Cycles of a step with b blocks a multiprocessor and memory behind them. From DRAM a tile of prefill is
-    read by several blocks at once, so it comes from L2 but for the first."""
-    key = (f.names.name, f.chip.name, tuple(sorted((k, str(v)) for k, v in f.chip.entries.items())), source, b)
-    if key not in cache_of:
-        chip = f.chip
-        if source == "dram" and f.names.family == "decode":
-            memory = Memory(chip.dram_latency, chip.dram_share * chip.dram_bytes_a_clock)
-        else:
-            memory = Memory(chip.l2_latency, chip.l2_bytes_a_clock)
-        played = play(ops_of(f.loop, chip), chip, b, 16, memory, f.warps, (0.3, 0.7))
-        cache_of[key] = played.cycles
-    return cache_of[key]
+def step_cycles(f: Figures, source: str, b: int, policy: str, kept={}) -> float:
+    """Cycles of a step with b blocks a multiprocessor and memory behind them. A tile of prefill is read by
+    several blocks at about the same time, so it comes from L2 but for the first."""
+    chip = f.chip
+    if source == "dram" and f.names.family == "decode":
+        memory = Memory(chip.dram_latency, chip.dram_share * chip.dram_bytes_a_clock)
+    else:
+        memory = Memory(chip.l2_latency, chip.l2_bytes_a_clock)
+    computed, copied = f.cycles[b], b * f.step_bytes / memory.bytes_a_clock
+    if not 0.75 < copied / computed < 1.33:
+        return max(computed, copied)
+    # Each hides some of the other, but not all: so many turns until copies asked for at first count no more.
+    key = f.names.name, chip.key, source, b, policy
+    if key not in kept:
+        kept[key] = play(ops_of(f.loop, chip), chip, b, 32, memory, f.warps, (0.5,), policy).cycles
+    return max(kept[key], computed, copied)
 
 
-def time_of_side(s: Side, shape: shapes.Shape, blocks_a_sm: int, first: int = 0) -> tuple[float, dict]:
+def time_of_side(s: Side, shape: shapes.Shape, blocks_a_sm: int, policy: str) -> tuple[float, dict]:
     """Cycles until the last share is done, and what of it is not steps."""
     f, chip = s.f, s.f.chip
     _, source = memory_of(chip, f.names, shape)
-    per_step = {b: step_cycles(f, source, b) for b in range(1, blocks_a_sm + 1)}
+    per_step = {b: step_cycles(f, source, b, policy) for b in range(1, blocks_a_sm + 1)}
     # Of every share: steps, and cycles that are its own whatever runs beside it.
     work = []
     for parts in s.plan.shares:
@@ -158,17 +163,16 @@ def fluid(work: list[tuple[float, float]], per_step: dict[int, float]) -> float:
     return now
 
 
-def predict(shape: shapes.Shape, chip: Chip, changes: tuple = ()) -> Predicted:
+def predict(shape: shapes.Shape, chip: Chip, policy: str = "fair") -> Predicted:
     """One launch by itself, or in a graph's row of launches: `launch_us` is between one's end and the next's
     first instruction."""
-    chip = chip.with_(**dict(changes))
     few = DECODE_ROWS // shape.group
     families = []
     if any(q <= few for q, _ in shape.rows):
         families.append("decode")
     if any(q > few for q, _ in shape.rows):
         families.append("prefill")
-    all_f = {family: known(kernel_name(shape, family), chip.name, changes) for family in families}
+    all_f = {family: known(kernel_name(shape, family), chip, policy) for family in families}
     for family, f in all_f.items():
         if f.blocks == 0:
             raise ValueError(f"{f.names.name} does not fit a multiprocessor of {chip.name}")
@@ -179,7 +183,7 @@ def predict(shape: shapes.Shape, chip: Chip, changes: tuple = ()) -> Predicted:
     for family, f in all_f.items():
         blocks = mixed[family] if mixed else f.blocks * chip.sms
         a_sm = max(1, round(blocks / chip.sms)) if mixed else f.blocks
-        cycles, made = time_of_side(side(shape, family, chip, f, blocks), shape, min(a_sm, f.blocks))
+        cycles, made = time_of_side(side(shape, family, chip, f, blocks), shape, min(a_sm, f.blocks), policy)
         times.append(cycles)
         pieces[family] = cycles / chip.hertz * 1e6
         pieces |= {f"{family} {k}": v / chip.hertz * 1e6 for k, v in made.items()}
@@ -206,14 +210,20 @@ def bound_of(all_f: dict[str, Figures], shape: shapes.Shape, us: float, read: fl
     return f"{pipe} {share:.0%}" if share > 0.75 else f"latency ({pipe} {share:.0%})"
 
 
+def fits(name: str, chip: Chip) -> int:
+    """Blocks of a kernel on a multiprocessor."""
+    k = kernel(name, chip.code, chip.ptx)
+    return occupancy.blocks(chip, k.function.threads or 128, k.function.registers, shared_bytes(k.names))
+
+
 def divide(shape: shapes.Shape, chip: Chip, all_f: dict[str, Figures]) -> dict[str, int] | None:
     """As src/kernels/cuda/mixed.rs: blocks of each kind in one launch, or None for two launches."""
     dim, cache = all_f["decode"].names.dim, all_f["decode"].names.cache
     if dim > 128:
         return None
-    f = known(f"mixed_bf16_{cache}_d{dim}", chip.name, ())
-    shares = f.blocks * chip.sms
-    if f.blocks < 2:
+    f = fits(f"mixed_bf16_{cache}_d{dim}", chip)
+    shares = f * chip.sms
+    if f < 2:
         return None
     costs = {}
     for family in all_f:

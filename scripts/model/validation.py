@@ -1,0 +1,131 @@
+"""Kernels of others beside what is published of them: none of these numbers went into chips.json.
+
+A peer is a folder of cubins that nvcc 13.0 made of the peer's own sources, NAME.ARCH.cubin, with one kernel each:
+
+    flash-attention: fa2.80.cubin, fa2.90.cubin            forward, hdim 128, bf16, causal, even, no dropout
+                     fa2full.80.cubin, fa2full.90.cubin    the same without the mask
+    flashinfer:      ...
+
+Nothing of theirs is here, nor how it is built: see docs/notes/kernel-model.md.
+"""
+
+import heapq
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import occupancy, sass, toolkit
+from .chips import Chip
+from .flow import Flow
+from .timing import Memory, ops_of, play
+
+STARTS = (0.15, 0.4, 0.65, 0.9)
+# TFLOP/s by queries and keys of a row, 16k tokens in all, 2,048 numbers of all heads.
+# H100: bars of flash-attention's assets/flash3_fp16_fwd.png. A100: its README and paper (2307.08691), whose figure
+# has about these; only the largest are printed in text.
+PUBLISHED = {
+    ("h100", True): {512: 191, 1024: 260, 2048: 298, 4096: 319, 8192: 333, 16384: 335},
+    ("h100", False): {512: 309, 1024: 350, 2048: 362, 4096: 368, 8192: 370, 16384: 370},
+    ("a100-80g", True): {16384: 200},
+    ("a100-80g", False): {16384: 225},
+}
+# What a launch of it is: rows of a block, keys of a step, bytes of shared memory.
+FA2_ROWS, FA2_KEYS, FA2_SHARED = 128, 64, 65536
+
+
+@dataclass
+class Loops:
+    """Ways of a kernel with one loop for hidden keys and one for others."""
+
+    plain: list
+    masked: list
+    start: list
+    end: list
+
+
+def ways_of(function: sass.Function) -> Loops:
+    flow = Flow(function)
+    heads = flow.main_loops()
+    if not heads:
+        raise ValueError(f"{function.name} has no loop with products")
+    # Of equal work the longer one masks.
+    best = flow.count(flow.loops[heads[0]], ("HMMA",))
+    equal = [h for h in heads if flow.count(flow.loops[h], ("HMMA",)) == best]
+    plain, masked = equal[0], equal[-1]
+    first = flow.walk(0, lambda _, to: to in equal, work=())
+    exits = {to for b in flow.loops[plain] for to in flow.blocks[b].successors if to not in flow.loops[plain]}
+    ends = [way for to in exits if (way := flow.walk(to, lambda _, to: to is None, work=("STG", "STS", "SHFL")))]
+    return Loops(flow.trace(flow.loop_way(plain)), flow.trace(flow.loop_way(masked)),
+                 flow.trace(first or []), flow.trace(max(ends, key=len)) if ends else [])
+
+
+def grid_time(lengths: list[float], slots: int) -> float:
+    """When blocks that are dealt in order to so many places are done."""
+    free = [0.0] * slots
+    heapq.heapify(free)
+    for length in lengths:
+        heapq.heappush(free, heapq.heappop(free) + length)
+    return max(free)
+
+
+def fa2(function: sass.Function, chip: Chip, causal: bool, lengths, policy: str = "fair") -> dict[int, float]:
+    """TFLOP/s by length."""
+    loops = ways_of(function)
+    threads = function.threads or 128
+    fit = occupancy.blocks(chip, threads, function.registers, FA2_SHARED)
+    memory = Memory(chip.l2_latency, chip.l2_bytes_a_clock)
+
+    def steady(trace):
+        return play(ops_of(trace, chip), chip, fit, 12, memory, threads // 32, STARTS, policy).cycles
+
+    def once(trace):
+        ops = ops_of(trace, chip, chip.l2_latency, is_loop=False)
+        return play(ops, chip, 1, 1, None, threads // 32).total if ops else 0.0
+
+    plain, masked, start, end = steady(loops.plain), steady(loops.masked), once(loops.start), once(loops.end)
+    start += chip.dram_latency  # the first queries and keys
+    made = {}
+    for length in lengths:
+        heads, batch = 16, 16384 // length
+        tiles = length // FA2_ROWS
+        each = []
+        for tile in range(tiles):
+            keys = (tile + 1) * FA2_ROWS if causal else length
+            steps = keys // FA2_KEYS
+            hidden = FA2_ROWS // FA2_KEYS if causal else 1
+            each.append(start + end + hidden * max(plain, masked) + max(0, steps - hidden) * plain)
+        cycles = grid_time(each * (heads * batch), fit * chip.sms)
+        operations = 4.0 * length * length * 128 * heads * batch / (2 if causal else 1)
+        made[length] = operations / (cycles / chip.hertz + chip.launch_us * 1e-6) / 1e12
+    return made
+
+
+def run(peers: dict[str, Path], all_chips: dict[str, Chip]) -> int:
+    rows = []
+    for name, folder in peers.items():
+        if name == "flash-attention":
+            rows += flash_attention(folder, all_chips)
+        else:
+            raise ValueError(f"{name} is no peer that is known: flash-attention is")
+    print(f"{'kernel':22} {'gpu':9} {'case':14} {'published':>9} {'predicted':>9}  {'error':>6}  by policy and clock")
+    for row in rows:
+        print(row)
+    return 0
+
+
+def flash_attention(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
+    rows = []
+    for (gpu, causal), published in PUBLISHED.items():
+        chip = all_chips[gpu]
+        path = folder / f"fa2{'' if causal else 'full'}.{chip.code}.cubin"
+        if not path.exists():
+            rows.append(f"skipped: {path.name} is not there")
+            continue
+        function, = sass.read(path, toolkit.nvdisasm()).values()
+        predicted = fa2(function, chip, causal, published)
+        low = fa2(function, chip.with_(ghz=chip.range("ghz")[0]), causal, published, "greedy")
+        high = fa2(function, chip.with_(ghz=chip.range("ghz")[2]), causal, published, "first")
+        for length, figure in published.items():
+            got = predicted[length]
+            rows.append(f"FlashAttention-2 d128   {gpu:9} {length:6} {'causal' if causal else 'full':7} {figure:9} {got:9.0f}  "
+                        f"{got / figure - 1:+6.1%}  {low[length]:.0f} to {high[length]:.0f}")
+    return rows
