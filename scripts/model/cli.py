@@ -17,6 +17,8 @@ def main(about: str, arguments: list[str]) -> int:
         if name in ("table", "predict", "record"):
             made.add_argument("--gpu", action="append", choices=sorted(all_chips), default=None)
             made.add_argument("--only", default="")
+        if name in ("table", "predict"):
+            made.add_argument("--coverage", type=Path)
         return made
 
     command("table")
@@ -27,6 +29,8 @@ def main(about: str, arguments: list[str]) -> int:
     command("validate").add_argument("peers", nargs="*", metavar="PEER=FOLDER")
     options = parser.parse_args(arguments)
     try:
+        if getattr(options, "coverage", None):
+            kernels.counted(options.coverage)
         return {"table": table, "predict": predict, "record": make_record, "check": check, "sources": sources,
                 "validate": validate}[options.command](options, all_chips)
     except ValueError as error:

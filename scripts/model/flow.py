@@ -159,9 +159,10 @@ class Flow:
         size = {h: sum(len(self.code(b)) for b in self.loops[h]) for h in inner}
         return sorted(inner, key=lambda h: (-having[h], size[h]))
 
-    def walk(self, start: int, ends, within=None, asked=(), shunned=(), work=WORK):
+    def walk(self, start: int, ends, within=None, asked=(), shunned=(), work=WORK, usual=(), rare=()):
         """The blocks of the way from `start` to an edge that `ends(from, to)` says is the last (`to` is None at
-        an EXIT), or None if there is none. `asked` and `shunned` are (file, line) of the source."""
+        an EXIT), or None if there is none. `asked` and `shunned` are (file, line) of the source, `usual` and
+        `rare` blocks of which counts say that they are run, or not."""
         asked, shunned = set(asked), set(shunned)
         value: dict[int, float] = {}
 
@@ -177,7 +178,7 @@ class Flow:
                         points += 1e6
                     if shunned and shunned & set(x.lines):
                         points -= 1e6
-                value[block] = points
+                value[block] = points + 1e6 * (block in usual) - 1e6 * (block in rare)
             return value[block]
 
         order = {block: n for n, block in enumerate(self.reachable)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from . import occupancy, toolkit
+from . import coverage, occupancy, toolkit
 from .chips import Chip
 from .flow import Flow
 from .sass import Function, Instruction
@@ -58,6 +58,13 @@ def rules() -> dict[tuple[str, str, str], list[tuple[str, int]]]:
             raise ValueError(f"{PATHS.name}:{number}: `{text}` is in no line of {file}")
         found.setdefault((family, way, kind), []).extend(lines)
     return found
+
+
+def counted(folder: Path | None = None, kept={}) -> dict:
+    """The executor's counts, once they were given."""
+    if folder:
+        kept.update(coverage.read(folder))
+    return kept
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ class Kernel:
         self.names = names
         self.function = function
         self.flow = Flow(function)
+        self.name_in_ptx = function.name
         heads = self.flow.main_loops()
         if not heads:
             raise ValueError(f"{function.name} has no loop with products")
@@ -156,6 +164,10 @@ class Kernel:
         return {"asked": get("ask"), "shunned": get("shun")}
 
     def loop(self, *ways: str) -> list[Instruction]:
+        if not ways and self.name_in_ptx in counted():
+            blocks = coverage.of_blocks(self.flow, counted()[self.name_in_ptx])
+            usual, rare = coverage.decisions(self.flow, self.head, blocks)
+            return self.flow.trace(self.flow.loop_way(self.head, usual=usual, rare=rare))
         return self.flow.trace(self.flow.loop_way(self.head, **self.rule("loop", *ways)))
 
     def start(self) -> list[Instruction]:

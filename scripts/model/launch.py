@@ -20,12 +20,11 @@ class Predicted:
     parts: dict[str, float] = field(default_factory=dict)  # microseconds, of what it is made of
 
 
-def known(name: str, chip: Chip, policy: str = "fair", kept={}) -> Figures:
-    key = name, chip.key, policy
+def known(name: str, chip: Chip, policy: str, less: bool, kept={}) -> Figures:
+    """`less` exactly: for the ends of a range."""
+    key = name, chip.key, policy, less
     if key not in kept:
-        # Extremes are for a range: less exact will do.
-        less = {} if policy == "fair" else {"starts": (0.3, 0.7), "turns": 7}
-        kept[key] = figures(name, chip, policy, **less)
+        kept[key] = figures(name, chip, policy, **({"starts": (0.3, 0.7), "turns": 7} if less else {}))
     return kept[key]
 
 
@@ -163,7 +162,7 @@ def fluid(work: list[tuple[float, float]], per_step: dict[int, float]) -> float:
     return now
 
 
-def predict(shape: shapes.Shape, chip: Chip, policy: str = "fair") -> Predicted:
+def predict(shape: shapes.Shape, chip: Chip, policy: str = "fair", less: bool = False) -> Predicted:
     """One launch by itself, or in a graph's row of launches: `launch_us` is between one's end and the next's
     first instruction."""
     few = DECODE_ROWS // shape.group
@@ -172,7 +171,7 @@ def predict(shape: shapes.Shape, chip: Chip, policy: str = "fair") -> Predicted:
         families.append("decode")
     if any(q > few for q, _ in shape.rows):
         families.append("prefill")
-    all_f = {family: known(kernel_name(shape, family), chip, policy) for family in families}
+    all_f = {family: known(kernel_name(shape, family), chip, policy, less) for family in families}
     for family, f in all_f.items():
         if f.blocks == 0:
             raise ValueError(f"{f.names.name} does not fit a multiprocessor of {chip.name}")

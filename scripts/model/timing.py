@@ -23,9 +23,8 @@ SCALAR_LOADS = {"S2R": "s2r_latency", "S2UR": "s2r_latency", "LDC": "ldc_latency
                 "I2FP": "convert_latency", "F2F": "convert_latency", "FLO": "convert_latency", "BREV": "convert_latency",
                 "F2IP": "convert_latency", "UFLO": "convert_latency", "MOVM": "shfl_latency"}
 SCHEDULERS = 4
-# "fair": whoever has waited longest. "greedy": the same warp again (Huerta et al. found that, then the
-# youngest, on an RTX A6000). "first": always the first block's warp, the kindest to two blocks that alternate.
-POLICIES = ("fair", "greedy", "first")
+# "fair": whoever has waited longest. "greedy": the same warp again, as Huerta et al. (2025) found it.
+POLICIES = ("fair", "greedy")
 
 
 @dataclass
@@ -87,7 +86,7 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
     if base in ALU:
         return on("alu", chip.alu)
     if base == "SHFL":
-        return on("mio", 2 * chip.shuffle_wavefronts, chip.shfl_latency)
+        return on("mio", chip.shuffle_wavefronts, chip.shfl_latency)
     if base in ("LDSM", "STSM"):
         return on("mio", int(x.opcode[-1] if x.opcode[-1] in "124" else 1), chip.ldsm_latency)
     if base in ("LDS", "STS"):
@@ -137,7 +136,7 @@ class Memory:
 
 
 class Warp:
-    __slots__ = ("at", "turn", "ready", "boards", "groups", "open", "gmma", "gmma_open", "turns", "block", "issued")
+    __slots__ = ("at", "turn", "ready", "boards", "groups", "open", "gmma", "gmma_open", "ended", "block", "issued")
 
     def __init__(self, start: float, block: int):
         self.at = self.turn = 0
@@ -147,7 +146,7 @@ class Warp:
         self.open = 0.0
         self.gmma: list[float] = []
         self.gmma_open = 0.0
-        self.turns: list[float] = []
+        self.ended = 0.0
         self.block = block
         self.issued = -1.0
 
@@ -226,10 +225,16 @@ class Player:
             self.block_size[b] = len(block)
             for w, ops in enumerate(block):
                 x = Warp(apart * b, b)
-                everyone.append(x)
+                everyone.append((x, ops))
                 self.warps[w % SCHEDULERS].append((x, ops))
                 running += 1
-        issued = 0
+        issued, end_of_first = 0, None
+        needed = sum(len(ops) for _, ops in everyone) * turns
+        marks: list[tuple[float, float]] = []  # time, and turns that all warps had done by then
+
+        def mark(t: float) -> None:
+            marks.append((t, sum(x.turn + x.at / len(ops) for x, ops in everyone)))
+
         candidates = [self.soonest(s) for s in range(SCHEDULERS)]
         while running:
             s = min(range(SCHEDULERS), key=lambda i: candidates[i][0])
@@ -237,15 +242,20 @@ class Player:
             if x is None:
                 raise ValueError("every warp waits at a barrier")
             issued += 1
+            if issued == needed // 4:
+                mark(t)
             touched = self.issue(s, t, x, ops[x.at])
             x.at += 1
             if x.at == len(ops):
                 x.at = 0
                 x.turn += 1
-                x.turns.append(t)
+                x.ended = t
                 if x.turn == turns:
                     running -= 1
                     x.ready = float("inf")
+                    if end_of_first is None:
+                        end_of_first = t
+                        mark(t)
             wait = ops[x.at].wait
             if wait:
                 for board in range(6):
@@ -255,12 +265,16 @@ class Player:
                 candidates = [self.soonest(i) for i in range(SCHEDULERS)]
             else:
                 candidates[s] = self.soonest(s)
-        total = max(x.turns[-1] for x in everyone)
-        warm = turns // 4
-        settled = [(x.turns[-1] - x.turns[warm]) / (turns - 1 - warm) for x in everyone if turns > warm + 1]
+        total = max(x.ended for x, _ in everyone)
+        mark(total)
+        # While all of them run; where one of them starved the others, all of the time.
+        (t0, done0), (t1, done1) = marks[0], marks[1] if len(marks) > 2 else marks[-1]
+        if done1 < 0.7 * turns * len(everyone):
+            (t0, done0), (t1, done1) = (0.0, 0.0), marks[-1]
+        cycles = (t1 - t0) / (done1 - done0) * len(everyone) if turns > 1 else total
         busy = {pipe: n / total / (1 if pipe == "mio" else SCHEDULERS) for pipe, n in self.busy.items()}
         busy["issue"] = issued / total / SCHEDULERS
-        return Played(sum(settled) / len(settled) if settled else total, total, busy)
+        return Played(cycles, total, busy)
 
     def issue(self, s: int, t: float, x: Warp, op: Op) -> bool:
         """Whether other schedulers are concerned."""

@@ -4,7 +4,7 @@ A peer is a folder of cubins that nvcc 13.0 made of the peer's own sources, NAME
 
     flash-attention: fa2.80.cubin, fa2.90.cubin            forward, hdim 128, bf16, causal, even, no dropout
                      fa2full.80.cubin, fa2full.90.cubin    the same without the mask
-    flashinfer:      ...
+    flashinfer: fi_dec4.80.cubin, fi_dec4.90.cubin, fi_dec8.100.cubin    decode on CUDA cores, bf16, d 128, groups of 4, 8
 
 Nothing of theirs is here, nor how it is built: see docs/notes/kernel-model.md.
 """
@@ -99,19 +99,6 @@ def fa2(function: sass.Function, chip: Chip, causal: bool, lengths, policy: str 
     return made
 
 
-def run(peers: dict[str, Path], all_chips: dict[str, Chip]) -> int:
-    rows = []
-    for name, folder in peers.items():
-        if name == "flash-attention":
-            rows += flash_attention(folder, all_chips)
-        else:
-            raise ValueError(f"{name} is no peer that is known: flash-attention is")
-    print(f"{'kernel':22} {'gpu':9} {'case':14} {'published':>9} {'predicted':>9}  {'error':>6}  by policy and clock")
-    for row in rows:
-        print(row)
-    return 0
-
-
 def flash_attention(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
     rows = []
     for (gpu, causal), published in PUBLISHED.items():
@@ -123,9 +110,90 @@ def flash_attention(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
         function, = sass.read(path, toolkit.nvdisasm()).values()
         predicted = fa2(function, chip, causal, published)
         low = fa2(function, chip.with_(ghz=chip.range("ghz")[0]), causal, published, "greedy")
-        high = fa2(function, chip.with_(ghz=chip.range("ghz")[2]), causal, published, "first")
+        high = fa2(function, chip.with_(ghz=chip.range("ghz")[2]), causal, published)
         for length, figure in published.items():
             got = predicted[length]
             rows.append(f"FlashAttention-2 d128   {gpu:9} {length:6} {'causal' if causal else 'full':7} {figure:9} {got:9.0f}  "
                         f"{got / figure - 1:+6.1%}  {low[length]:.0f} to {high[length]:.0f}")
     return rows
+
+
+# ---- FlashInfer's decode on CUDA cores: bf16, d 128, pages of 16, two stages, 8 keys a step
+
+# Share of the peak that its paper (2501.01005) gives for batches of 16 with a mean of 1,024 keys, constant and
+# skewed lengths, on A100 40 GB and H100; GB/s of one call that its benchmarks list for a B200.
+FI_GROUP4 = {"a100-80g": (0.70, 0.83), "h100": (0.70, 0.83)}
+FI_GROUP8 = {"b200": 660.0}
+FI_SHARED, FI_STEP_KEYS, FI_LEAST_CHUNK = 9 * 1024, 8, 128
+FI_WORK = ("LDGSTS", "MUFU", "FFMA")
+A100_40G_GBS = 1555
+
+
+def fi_decode(function: sass.Function, chip: Chip, batch: int, keys: int, heads: int, policy: str = "fair") -> float:
+    """Microseconds of the kernel and of the one that merges, with its own search for chunks."""
+    flow = Flow(function)
+    head = flow.main_loops(("LDGSTS",))[0]
+    loop = flow.trace(flow.loop_way(head, work=FI_WORK))
+    steps_a_turn = sum(x.base == "LDGSTS" for x in loop) // 2
+    threads = function.threads or 128
+    fit = occupancy.blocks(chip, threads, function.registers, FI_SHARED)
+    chunk = FI_LEAST_CHUNK
+    while batch * -(-keys // chunk) * heads > fit * chip.sms:
+        chunk += 16
+    blocks = batch * -(-keys // chunk) * heads
+    beside = max(1, min(fit, -(-blocks // chip.sms)))
+    ops = ops_of(loop, chip)
+    turn = play(ops, chip, beside, 10, None, threads // 32, STARTS[:2], policy).cycles
+    start = flow.walk(0, lambda _, to: to == head, work=("LDGSTS",))
+    exits = {to for b in flow.loops[head] for to in flow.blocks[b].successors if to not in flow.loops[head]}
+    ends = [way for to in exits if (way := flow.walk(to, lambda _, to: to is None, work=("STG", "STS", "SHFL")))]
+
+    def once(way):
+        return play(ops_of(flow.trace(way), chip, chip.l2_latency, is_loop=False), chip, 1, 1, None, threads // 32).total
+
+    fixed = once(start) + chip.dram_latency + (once(max(ends, key=len)) if ends else 0.0)
+    steps = -(-min(chunk, keys) // FI_STEP_KEYS)
+    waves = -(-blocks // (fit * chip.sms))
+    computed = waves * (fixed + steps / steps_a_turn * turn)
+    read = batch * keys * heads * 128 * 4 / (chip.dram_share * chip.dram_bytes_a_clock * chip.sms)
+    cycles = max(computed, read + fixed)
+    return cycles / chip.hertz * 1e6 + chip.launch_us + (chip.launch_us if chunk < keys else 0.0)
+
+
+def flashinfer(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
+    rows = []
+    cases = [(4, gpu, 16, 1024, least, most) for gpu, (least, most) in FI_GROUP4.items()]
+    cases += [(8, gpu, 16, 501, gbs, gbs) for gpu, gbs in FI_GROUP8.items()]
+    for group, gpu, batch, keys, least, most in cases:
+        chip = all_chips[gpu]
+        path = folder / f"fi_dec{group}.{chip.code}.cubin"
+        if not path.exists():
+            rows.append(f"skipped: {path.name} is not there")
+            continue
+        function, = sass.read(path, toolkit.nvdisasm()).values()
+        if gpu == "a100-80g":
+            chip = chip.with_(dram_gbs=A100_40G_GBS)
+        heads = 8
+        moved = batch * keys * heads * 128 * 4
+        got = moved / fi_decode(function, chip, batch, keys, heads) * 1e-3
+        low = moved / fi_decode(function, chip.extreme(False), batch, keys, heads, "greedy") * 1e-3
+        high = moved / fi_decode(function, chip.extreme(True), batch, keys, heads) * 1e-3
+        if least <= 1:
+            least, most = least * chip.dram_gbs, most * chip.dram_gbs
+        near = min(max(got, least), most)
+        published = f"{least:.0f}" if least == most else f"{least:.0f}-{most:.0f}"
+        rows.append(f"FlashInfer decode g{group}   {gpu:9} b{batch} kv{keys} GB/s {published:>10} {got:9.0f}  {got / near - 1:+6.1%}  {low:.0f} to {high:.0f}")
+    return rows
+
+
+PEERS = {"flash-attention": flash_attention, "flashinfer": flashinfer}
+
+
+def run(peers: dict[str, Path], all_chips: dict[str, Chip]) -> int:
+    print(f"{'kernel':22} {'gpu':9} {'case':14} {'published':>9} {'predicted':>9}  {'error':>6}  range")
+    for name, folder in peers.items():
+        if name not in PEERS:
+            raise ValueError(f"{name} is no peer that is known: {', '.join(PEERS)} are")
+        for row in PEERS[name](folder, all_chips):
+            print(row)
+    return 0
