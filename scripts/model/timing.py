@@ -107,7 +107,9 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
             op.kind, op.amount = "wait_copies", int(found[1], 16)
         return op
     if base == "BAR":
-        op.kind = "arrive" if ".ARV" in x.opcode else "bar"
+        # Of some threads only: warp groups hand the turn to each other, each waiting at a barrier of its own.
+        some = "," in x.operands
+        op.kind = "arrive" if ".ARV" in x.opcode else "take_turn" if some else "bar"
         return on("", 0.0, chip.bar)
     if base in SCALAR_LOADS:
         return on("", 0.0, getattr(chip, SCALAR_LOADS[base]))
@@ -136,9 +138,10 @@ class Memory:
 
 
 class Warp:
-    __slots__ = ("at", "turn", "ready", "boards", "groups", "open", "gmma", "gmma_open", "ended", "block", "issued")
+    __slots__ = ("at", "turn", "ready", "boards", "groups", "open", "gmma", "gmma_open", "ended", "block", "issued", "group")
 
-    def __init__(self, start: float, block: int):
+    def __init__(self, start: float, block: int, group: int = 0):
+        self.group = group  # of warps
         self.at = self.turn = 0
         self.ready = start
         self.boards = [0.0] * 6
@@ -194,6 +197,9 @@ class Player:
         self.shared_free = 0.0
         self.busy: dict[str, float] = {}
         self.arrived: dict[int, list[Warp]] = {}
+        # Turns of warp groups, by block and group: warps that gave it, warps that wait for it.
+        self.given: dict[tuple[int, int], int] = {}
+        self.taking: dict[tuple[int, int], list[Warp]] = {}
         self.block_size: dict[int, int] = {}
 
     def soonest(self, s: int) -> tuple[float, Warp | None, list[Op] | None]:
@@ -204,7 +210,8 @@ class Player:
         for x, ops in self.warps[s]:
             at = x.ready
             pipe = ops[x.at].pipe
-            if pipe:
+            # Products of warp groups queue at the tensor cores.
+            if pipe and pipe != "gmma":
                 is_free = self.queue[s][0] if pipe == "mio" else free.get(pipe, 0.0)
                 if pipe == "mufu":
                     is_free -= 8.0
@@ -224,7 +231,7 @@ class Player:
         for b, block in enumerate(blocks):
             self.block_size[b] = len(block)
             for w, ops in enumerate(block):
-                x = Warp(apart * b, b)
+                x = Warp(apart * b, b, w // 4)
                 everyone.append((x, ops))
                 self.warps[w % SCHEDULERS].append((x, ops))
                 running += 1
@@ -332,6 +339,8 @@ class Player:
         elif kind == "gmma_wait":
             if len(x.gmma) > op.amount:
                 x.ready = max(x.ready, x.gmma[-1 - op.amount] + 16)
+        elif kind in ("arrive", "take_turn"):
+            return self.turn(t, x, op, kind == "take_turn")
         elif kind == "bar" and self.block_size[x.block] > 1:
             others = self.arrived.setdefault(x.block, [])
             others.append(x)
@@ -342,3 +351,22 @@ class Player:
                 others.clear()
                 return True
         return False
+
+    def turn(self, t: float, x: Warp, op: Op, takes: bool) -> bool:
+        """The four warps of a group wait until four of another have given them the turn. The first group has it."""
+        groups = max(1, self.block_size[x.block] // 4)
+        key = x.block, x.group if takes else (x.group + 1) % groups
+        self.given.setdefault(key, 4 if key[1] == 0 else 0)
+        waiting = self.taking.setdefault(key, [])
+        if takes:
+            waiting.append(x)
+            x.ready = float("inf")
+        else:
+            self.given[key] += 1
+        if self.given[key] < 4 or len(waiting) < 4:
+            return False
+        self.given[key] -= 4
+        for other in waiting:
+            other.ready = t + op.latency
+        waiting.clear()
+        return True

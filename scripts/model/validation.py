@@ -5,6 +5,7 @@ A peer is a folder of cubins that nvcc 13.0 made of the peer's own sources, NAME
     flash-attention: fa2.80.cubin, fa2.90.cubin            forward, hdim 128, bf16, causal, even, no dropout
                      fa2full.80.cubin, fa2full.90.cubin    the same without the mask
     flashinfer: fi_dec4.80.cubin, fi_dec4.90.cubin, fi_dec8.100.cubin    decode on CUDA cores, bf16, d 128, groups of 4, 8
+    flash-attention-3: fa3.90.cubin    forward, hdim 128, bf16, causal, of one kernel without clusters, paging, splits
 
 Nothing of theirs is here, nor how it is built: see docs/notes/kernel-model.md.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from . import occupancy, sass, toolkit
 from .chips import Chip
 from .flow import Flow
-from .timing import Memory, ops_of, play
+from .timing import Memory, Player, ops_of, play
 
 STARTS = (0.15, 0.4, 0.65, 0.9)
 # TFLOP/s by queries and keys of a row, 16k tokens in all, 2,048 numbers of all heads.
@@ -186,7 +187,73 @@ def flashinfer(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
     return rows
 
 
-PEERS = {"flash-attention": flash_attention, "flashinfer": flashinfer}
+# ---- FlashAttention-3 forward, hdim 128, bf16, causal: two warp groups that take turns at the tensor cores
+
+# TFLOP/s by length, as for FlashAttention-2.
+FA3 = {512: 292, 1024: 423, 2048: 521, 4096: 579, 8192: 602, 16384: 616}
+FA3_ROWS, FA3_KEYS, FA3_WARPS = 128, 128, 8
+FA3_WORK = ("HGMMA", "MUFU", "BAR", "F2FP")
+# Beyond this error predictions of kernels with wgmma are not to be relied on.
+RELIABLE = 0.07
+
+
+def fa3(function: sass.Function, chip: Chip, lengths) -> dict[int, float]:
+    """TFLOP/s by length. Keys are there when they are waited for: the producer's two stages hide it."""
+    flow = Flow(function)
+    main, masked = flow.main_loops(("HGMMA",))
+    outer = min((h for h, body in flow.loops.items() if main in body and masked in body), key=lambda h: len(flow.loops[h]))
+
+    def leave(head, end):
+        inside = flow.loops[head]
+        exits = {to for b in inside for to in flow.blocks[b].successors if to not in inside}
+        ways = [way for to in exits if (way := flow.walk(to, end, work=FA3_WORK))]
+        return max(ways, key=lambda way: flow.count(way, FA3_WORK), default=[])
+
+    before = flow.walk(outer, lambda _, to: to == masked, work=FA3_WORK)
+    between = leave(masked, lambda _, to: to == main)
+    after = leave(main, lambda _, to: to == outer)
+
+    def tile(steps: int) -> float:
+        """Of so many turns of the loop without masks; one with masks and the first product are before it."""
+        way = before + flow.loop_way(masked) + between + flow.loop_way(main) * steps + after
+        ops = ops_of(flow.trace(way), chip, chip.l2_latency)
+        return Player(chip, None).play([[ops] * FA3_WARPS], 3).cycles
+
+    few, many = tile(4), tile(12)
+    a_step = (many - few) / 8
+    fixed = few - 4 * a_step
+    made = {}
+    for length in lengths:
+        heads, batch, tiles = 16, 16384 // length, length // FA3_ROWS
+        # Longest first, as its scheduler deals them; two steps of a tile are in `fixed`.
+        each = [fixed + max(0, n + 1 - 2) * a_step for n in reversed(range(tiles)) for _ in range(heads * batch)]
+        cycles = grid_time(each, chip.sms)
+        operations = 4.0 * length * length * 128 * heads * batch / 2
+        made[length] = operations / (cycles / chip.hertz + chip.launch_us * 1e-6) / 1e12
+    return made
+
+
+def flash_attention_3(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
+    path = folder / "fa3.90.cubin"
+    if not path.exists():
+        return [f"skipped: {path.name} is not there"]
+    chip = all_chips["h100"]
+    function, = sass.read(path, toolkit.nvdisasm()).values()
+    predicted, low = fa3(function, chip, FA3), fa3(function, chip.with_(ghz=chip.range("ghz")[0]), FA3)
+    rows, worst = [], 0.0
+    for length, figure in FA3.items():
+        error = predicted[length] / figure - 1
+        rows.append(f"FlashAttention-3 d128   h100      {length:6} causal  {figure:9} {predicted[length]:9.0f}  {error:+6.1%}  "
+                    f"{low[length]:.0f} at {chip.range('ghz')[0]} GHz; to 16k {predicted[length] / predicted[16384]:.2f}, published {figure / FA3[16384]:.2f}")
+        if length >= 2048:
+            worst = max(worst, abs(error))
+    if worst > RELIABLE:
+        rows.append(f"FlashAttention-3 is off by up to {worst:.0%}, more than {RELIABLE:.0%}: of kernels with wgmma the model compares "
+                    "streams of instructions, and says no time that could be relied on")
+    return rows
+
+
+PEERS = {"flash-attention": flash_attention, "flashinfer": flashinfer, "flash-attention-3": flash_attention_3}
 
 
 def run(peers: dict[str, Path], all_chips: dict[str, Chip]) -> int:
