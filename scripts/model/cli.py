@@ -8,7 +8,8 @@ from . import chips, kernels, record, report, shapes, launch, toolkit
 
 
 def main(about: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="kernel-model", description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="kernel-model", description=about,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     all_chips = chips.load()
 

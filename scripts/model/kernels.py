@@ -14,9 +14,10 @@ from .timing import Played, ops_of, play
 
 CSRC = toolkit.ROOT / "csrc"
 PATHS = Path(__file__).with_name("paths.txt")
-# Two blocks that share a multiprocessor begin a turn so far apart, in turns: what comes out is the mean.
-STARTS = (0.15, 0.4, 0.65, 0.9)
-TURNS = 10
+# Two blocks that share a multiprocessor begin a turn so far apart, in turns, and fall into step in one of several
+# ways, which differ by a tenth. Nobody knows how far apart they begin: what counts is the mean.
+STARTS = tuple((n + 0.5) / 8 for n in range(8))
+TURNS = 8
 
 CLASSES = {
     "products": {"HMMA", "IMMA", "QMMA", "HGMMA", "QGMMA"},
@@ -29,7 +30,8 @@ CLASSES = {
     "special": {"MUFU"},
     "converts": {"F2FP", "F2F", "I2F", "F2I", "I2FP"},
     "floats": {"FADD", "FMUL", "FFMA", "FMNMX", "FMNMX3", "FSEL", "FSETP", "HADD2", "HMUL2", "HFMA2"},
-    "control": {"BRA", "BSSY", "BSYNC", "WARPSYNC", "DEPBAR", "VOTE", "VOTEU", "NOP", "BAR", "CALL", "RET", "EXIT", "WARPGROUP"},
+    "control": {"BRA", "BSSY", "BSYNC", "WARPSYNC", "DEPBAR", "VOTE", "VOTEU", "NOP", "BAR", "CALL", "RET", "EXIT",
+                "WARPGROUP"},
 }
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from . import occupancy, plan, shapes
 from .chips import Chip
-from .kernels import Figures, Names, figures, kernel, shared_bytes
+from .kernels import Figures, figures, kernel, shared_bytes
 from .timing import Memory, ops_of, play
 
 DECODE_ROWS, PREFILL_ROWS = 16, 128
@@ -24,7 +24,7 @@ def known(name: str, chip: Chip, policy: str, less: bool, kept={}) -> Figures:
     """`less` exactly: for the ends of a range."""
     key = name, chip.key, policy, less
     if key not in kept:
-        kept[key] = figures(name, chip, policy, **({"starts": (0.3, 0.7), "turns": 7} if less else {}))
+        kept[key] = figures(name, chip, policy, **({"starts": (0.1, 0.5, 0.7), "turns": 7} if less else {}))
     return kept[key]
 
 
@@ -40,7 +40,6 @@ class Side:
     f: Figures
     plan: plan.Plan
     group: int
-    granule: int
 
     def share_steps(self, parts: list[plan.Part]) -> float:
         return sum(self.steps(p) for p in parts)
@@ -55,7 +54,7 @@ class Side:
         """Cycles of masked and rescaling steps beyond plain ones."""
         f, steps = self.f, self.steps(part)
         rows = min(16, part.q_len * self.group)
-        more = f.rescale * rescales(steps, rows) * (2 if f.names.family == "prefill" and f.names.dim <= 128 else 1)
+        more = f.rescale * rescales(steps, rows)
         masked = 1.0
         if f.names.family == "prefill":
             masked = min(steps, -(-part.q_len // f.keys) + 1) if causal else 0.0
@@ -72,7 +71,7 @@ def side(shape: shapes.Shape, family: str, chip: Chip, f: Figures, blocks: int) 
         tile, costs = max(PREFILL_ROWS // shape.group, 1), (64 << 10, shape.dim * size + shape.dim * PREFILL_ROWS // 32)
     config = plan.PlanConfig(blocks, shape.heads[1], tile, f.keys, shape.causal, *costs)
     rows = [(q, kv) if (q <= few) == (family == "decode") else (0, kv) for q, kv in shape.rows]
-    return Side(f, plan.make(config, rows), shape.group, f.keys)
+    return Side(f, plan.make(config, rows), shape.group)
 
 
 def kernel_name(shape: shapes.Shape, family: str) -> str:
@@ -80,18 +79,11 @@ def kernel_name(shape: shapes.Shape, family: str) -> str:
     return f"{family}_bf16_{'same' if shape.kv == 'bf16' else 'e4m3'}_d{dim}"
 
 
-def memory_of(chip: Chip, names: Names, shape: shapes.Shape) -> tuple[Memory, str]:
-    """Decode reads every key once, of DRAM where the benches are cold; prefill again and again, of L2."""
-    if names.family == "decode" or shape.kv_bytes > 0.8e6 * chip.l2_mb:
-        return Memory(chip.dram_latency, chip.dram_share * chip.dram_bytes_a_clock), "dram"
-    return Memory(chip.l2_latency, chip.l2_bytes_a_clock), "l2"
-
-
-def step_cycles(f: Figures, source: str, b: int, policy: str, kept={}) -> float:
-    """Cycles of a step with b blocks a multiprocessor and memory behind them. A tile of prefill is read by
-    several blocks at about the same time, so it comes from L2 but for the first."""
+def step_cycles(f: Figures, b: int, policy: str, kept={}) -> float:
+    """Cycles of a step with b blocks a multiprocessor and memory behind them. Decode reads every key once, of DRAM
+    as the benches are cold; a tile of prefill is read by many blocks, so it comes from L2 but for the first."""
     chip = f.chip
-    if source == "dram" and f.names.family == "decode":
+    if f.names.family == "decode":
         memory = Memory(chip.dram_latency, chip.dram_share * chip.dram_bytes_a_clock)
     else:
         memory = Memory(chip.l2_latency, chip.l2_bytes_a_clock)
@@ -99,17 +91,16 @@ def step_cycles(f: Figures, source: str, b: int, policy: str, kept={}) -> float:
     if not 0.75 < copied / computed < 1.33:
         return max(computed, copied)
     # Each hides some of the other, but not all: so many turns until copies asked for at first count no more.
-    key = f.names.name, chip.key, source, b, policy
+    key = f.names.name, chip.key, b, policy
     if key not in kept:
-        kept[key] = play(ops_of(f.loop, chip), chip, b, 32, memory, f.warps, (0.5,), policy).cycles
+        kept[key] = play(ops_of(f.loop, chip), chip, b, 32, memory, f.warps, (0.1, 0.6), policy).cycles
     return max(kept[key], computed, copied)
 
 
 def time_of_side(s: Side, shape: shapes.Shape, blocks_a_sm: int, policy: str) -> tuple[float, dict]:
     """Cycles until the last share is done, and what of it is not steps."""
     f, chip = s.f, s.f.chip
-    _, source = memory_of(chip, f.names, shape)
-    per_step = {b: step_cycles(f, source, b, policy) for b in range(1, blocks_a_sm + 1)}
+    per_step = {b: step_cycles(f, b, policy) for b in range(1, blocks_a_sm + 1)}
     # Of every share: steps, and cycles that are its own whatever runs beside it.
     work = []
     for parts in s.plan.shares:
@@ -147,19 +138,16 @@ def members_of(p: plan.Plan) -> list[list[int]]:
 
 
 def fluid(work: list[tuple[float, float]], per_step: dict[int, float]) -> float:
-    """When blocks that share a multiprocessor are done: a step is shorter once fewer are left."""
-    left = sorted(work, key=lambda w: w[0] * per_step[len(work)] + w[1])
-    now, done = 0.0, 0.0
+    """When blocks that share a multiprocessor are done: a step is shorter once fewer are left. `work` is steps, and
+    cycles of a block that are its own whatever runs beside it."""
+    left = sorted(work)
+    now, done, end = 0.0, 0.0, 0.0
     for n, (steps, own) in enumerate(left):
-        beside = len(left) - n
         length = max(0.0, steps - done)
-        now += length * per_step[beside]
+        now += length * per_step[len(left) - n]
         done += length
-        left_own = own
-        now_end = now + left_own
-        if n == len(left) - 1:
-            return max(now_end, now)
-    return now
+        end = max(end, now + own)
+    return end
 
 
 def predict(shape: shapes.Shape, chip: Chip, policy: str = "fair", less: bool = False) -> Predicted:

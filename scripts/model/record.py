@@ -22,8 +22,7 @@ ABOUT = ("Predictions, not measurements: scripts/kernel-model record. least_us a
 
 def watched_figures(name: str, chip: Chip) -> dict:
     """What `check` compares: instructions of a step, and cycles of it with one block and with all that fit."""
-    # Two blocks on a scheduler fall into one of several steps: many starts make a mean that small changes leave alone.
-    f = kernels.figures(name, chip, starts=[n / 8 + 0.05 for n in range(8)], turns=8, whole=False)
+    f = kernels.figures(name, chip, whole=False)
     k = kernels.kernel(name, chip.code, chip.ptx)
     made = {"instructions": len(f.loop), "cycles_alone": round(f.cycles[1]), "cycles": round(f.cycles[f.blocks]),
             "blocks": f.blocks, "registers": f.registers}
@@ -58,9 +57,12 @@ def write(name: str, made: dict) -> Path:
     text = json.dumps(head, indent=1)[:-2]
     for key in ("kernels", "cases"):
         rows = made[key]
-        lines = [json.dumps(x) for x in rows] if isinstance(rows, list) else [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items()]
-        opening, closing = "[]" if isinstance(rows, list) else "{}"
-        text += f',\n "{key}": {opening}\n  ' + ",\n  ".join(lines) + f"\n {closing}" if lines else f',\n "{key}": {opening}{closing}'
+        if isinstance(rows, list):
+            lines, (opening, closing) = [json.dumps(x) for x in rows], "[]"
+        else:
+            lines, (opening, closing) = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items()], "{}"
+        inside = "\n  " + ",\n  ".join(lines) + "\n " if lines else ""
+        text += f',\n "{key}": {opening}{inside}{closing}'
     path.write_text(text + "\n}\n", encoding="utf-8")
     return path
 

@@ -10,17 +10,17 @@ DOCS = toolkit.ROOT / "docs/kernels.md"
 BEGIN, END = "<!-- kernel-model -->", "<!-- end of kernel-model -->"
 
 
-def ceiling(name: str, chip: Chip, blocks: int | None = None, starts=(0.3, 0.7)) -> tuple[float, kernels.Figures]:
+def ceiling(name: str, chip: Chip, blocks: int | None = None) -> tuple[float, kernels.Figures]:
     """Bytes a cycle and multiprocessor of decode, TFLOP/s of prefill, with memory that is never waited for."""
-    f = kernels.figures(name, chip, starts=starts, turns=8, whole=False)
+    f = kernels.figures(name, chip, whole=False)
     return (f.bytes_a_clock(blocks) if f.names.family == "decode" else f.tflops(blocks)), f
 
 
 def kernel_table(chip: Chip, only: str = "") -> str:
     """Cycles of a step with 1 to as many blocks as fit: warps of each scheduler, where a block has four."""
-    lines = [f"{chip.title}: {chip.dram_bytes_a_clock:.1f} B a cycle and SM from memory, {chip.peak_tflops:.0f} TFLOP/s", ""]
-    head = f"{'kernel':24} {'instr.':>6} {'regs':>4} {'blocks':>6}  {'cycles a step':24} {'ceiling at F2FP 2 / 4 / 8':28} bound"
-    lines.append(head)
+    lines = [f"{chip.title}: {chip.dram_bytes_a_clock:.1f} B a cycle and SM from memory, {chip.peak_tflops:.0f} TFLOP/s", "",
+             f"{'kernel':24} {'instr.':>6} {'regs':>4} {'blocks':>6}  {'cycles a step':24} "
+             f"{'ceiling at F2FP 2 / 4 / 8':28} bound"]
     for name in SHOWN:
         if only not in name:
             continue
@@ -35,8 +35,9 @@ def kernel_table(chip: Chip, only: str = "") -> str:
         each = " / ".join(f"{round(c)}" for c in f.cycles.values())
         pipe, share = max(f.busy.items(), key=lambda item: item[1])
         way = f"{under_way(f)} KB under way"
-        lines.append(f"{name:24} {len(f.loop):6} {f.registers:4} {f.blocks:6}  {each:24} "
-                     f"{' / '.join(f'{v:.1f}' if v < 100 else f'{v:.0f}' for v in values) + ' ' + unit:28} {pipe} {share:.0%}, {way}")
+        ceilings = " / ".join(f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values)
+        lines.append(f"{name:24} {len(f.loop):6} {f.registers:4} {f.blocks:6}  {each:24} {ceilings + ' ' + unit:28} "
+                     f"{pipe} {share:.0%}, {way}")
         lines.append(f"{'':24} {', '.join(f'{n} {what}' for what, n in f.classes.items())}")
     return "\n".join(lines) + "\n"
 

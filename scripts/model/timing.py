@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from .chips import Chip
 from .sass import NO_SCOREBOARD, Instruction
 
-ALU = {"LOP3", "ISETP", "FMNMX", "FMNMX3", "FSEL", "SEL", "SHF", "PRMT", "IADD3", "VIADD", "VIADDMNMX", "FSETP", "IMNMX",
-       "VIMNMX", "VIMNMX3", "LEA", "MOV", "PLOP3", "P2R", "R2P", "IABS", "CS2R", "LOP", "FCHK", "IADD", "VABSDIFF", "SGXT", "BMSK"}
+ALU = {"LOP3", "ISETP", "FMNMX", "FMNMX3", "FSEL", "SEL", "SHF", "PRMT", "IADD3", "VIADD", "VIADDMNMX", "FSETP",
+       "IMNMX", "VIMNMX", "VIMNMX3", "LEA", "MOV", "PLOP3", "P2R", "R2P", "IABS", "CS2R", "LOP", "FCHK", "IADD",
+       "VABSDIFF", "SGXT", "BMSK"}
 FMA = {"FADD", "FMUL", "FFMA", "FFMA2", "FADD2", "FMUL2"}
 HALF = {"HADD2", "HMUL2", "HFMA2", "HMNMX2", "HSETP2"}
-SCALAR_LOADS = {"S2R": "s2r_latency", "S2UR": "s2r_latency", "LDC": "ldc_latency", "LDCU": "ldc_latency", "ULDC": "uniform_latency",
-                "R2UR": "uniform_latency", "VOTE": "uniform_latency", "VOTEU": "uniform_latency", "REDUX": "shfl_latency",
-                "CREDUX": "shfl_latency", "POPC": "convert_latency", "I2F": "convert_latency", "F2I": "convert_latency",
-                "I2FP": "convert_latency", "F2F": "convert_latency", "FLO": "convert_latency", "BREV": "convert_latency",
-                "F2IP": "convert_latency", "UFLO": "convert_latency", "MOVM": "shfl_latency"}
+# Of variable latency, by the number of chips.json.
+SLOW = {base: latency for latency, bases in {
+    "s2r_latency": ("S2R", "S2UR"),
+    "ldc_latency": ("LDC", "LDCU"),
+    "uniform_latency": ("ULDC", "R2UR", "VOTE", "VOTEU"),
+    "shfl_latency": ("REDUX", "CREDUX", "MOVM"),
+    "convert_latency": ("POPC", "I2F", "F2I", "I2FP", "F2F", "FLO", "BREV", "F2IP", "UFLO"),
+}.items() for base in bases}
 SCHEDULERS = 4
 # "fair": whoever has waited longest. "greedy": the same warp again, as Huerta et al. (2025) found it.
 POLICIES = ("fair", "greedy")
@@ -96,8 +100,11 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
         # It passes the tags and is written to shared memory when it comes.
         return on("mio", width(x) / 4 * 2, chip.lds_latency)
     if base in ("LDG", "LD", "LDL", "STG", "STL", "ST", "ATOMG", "RED", "ATOMS", "ATOM"):
-        far = base in ("ATOMG", "ATOM", "RED")
-        return on("mio", width(x) / 4, chip.l2_latency if far else chip.l1_latency if base in ("LDL", "STL") else load_latency)
+        if base in ("ATOMG", "ATOM", "RED"):
+            load_latency = chip.l2_latency
+        elif base in ("LDL", "STL"):
+            load_latency = chip.l1_latency
+        return on("mio", width(x) / 4, load_latency)
     if base == "LDGDEPBAR":
         op.kind = "commit"
         return op
@@ -111,8 +118,8 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
         some = "," in x.operands
         op.kind = "arrive" if ".ARV" in x.opcode else "take_turn" if some else "bar"
         return on("", 0.0, chip.bar)
-    if base in SCALAR_LOADS:
-        return on("", 0.0, getattr(chip, SCALAR_LOADS[base]))
+    if base in SLOW:
+        return on("", 0.0, getattr(chip, SLOW[base]))
     if base == "SYNCS":
         return on("", 0.0, chip.lds_latency)
     op.latency = 20.0

@@ -49,15 +49,16 @@ def sources_hash(folder: Path) -> str:
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in names)).hexdigest()
 
 
-def functions(source: Path, code: str, ptx: str, include: Path, flags=(), nvcc_path: Path | None = None) -> dict[str, sass.Function]:
+def functions(source: Path, code: str, ptx: str, include: Path) -> dict[str, sass.Function]:
     """The kernels of one source, compiled for sm_`code` by way of PTX of `ptx`."""
-    compiler = nvcc_path or nvcc()
-    key = "\n".join([sources_hash(include), str(source.name), code, ptx, version(compiler), *flags, *FLAGS])
+    compiler = nvcc()
+    key = "\n".join([sources_hash(include), str(source.name), code, ptx, version(compiler), NVDISASM, *FLAGS])
     kept = KEPT / f"{source.stem}.{code}.{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not kept.with_suffix(kept.suffix + ".pickle").exists():
         KEPT.mkdir(parents=True, exist_ok=True)
         cubin = kept.with_suffix(kept.suffix + ".cubin")
-        command = [compiler, "-cubin", *FLAGS, *flags, "-I", include, f"-gencode=arch=compute_{ptx},code=sm_{code}", source, "-o", cubin]
+        command = [compiler, "-cubin", *FLAGS, "-I", include, f"-gencode=arch=compute_{ptx},code=sm_{code}", source,
+                   "-o", cubin]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             raise ValueError(f"{source}: nvcc says {ran.stderr.strip()}")

@@ -17,9 +17,9 @@ from pathlib import Path
 from . import occupancy, sass, toolkit
 from .chips import Chip
 from .flow import Flow
+from .kernels import STARTS
 from .timing import Memory, Player, ops_of, play
 
-STARTS = (0.15, 0.4, 0.65, 0.9)
 # TFLOP/s by queries and keys of a row, 16k tokens in all, 2,048 numbers of all heads.
 # H100: bars of flash-attention's assets/flash3_fp16_fwd.png. A100: its README and paper (2307.08691), whose figure
 # has about these; only the largest are printed in text.
@@ -76,7 +76,7 @@ def fa2(function: sass.Function, chip: Chip, causal: bool, lengths, policy: str 
     memory = Memory(chip.l2_latency, chip.l2_bytes_a_clock)
 
     def steady(trace):
-        return play(ops_of(trace, chip), chip, fit, 12, memory, threads // 32, STARTS, policy).cycles
+        return play(ops_of(trace, chip), chip, fit, 10, memory, threads // 32, STARTS, policy).cycles
 
     def once(trace):
         ops = ops_of(trace, chip, chip.l2_latency, is_loop=False)
@@ -114,9 +114,14 @@ def flash_attention(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
         high = fa2(function, chip.with_(ghz=chip.range("ghz")[2]), causal, published)
         for length, figure in published.items():
             got = predicted[length]
-            rows.append(f"FlashAttention-2 d128   {gpu:9} {length:6} {'causal' if causal else 'full':7} {figure:9} {got:9.0f}  "
-                        f"{got / figure - 1:+6.1%}  {low[length]:.0f} to {high[length]:.0f}")
+            case = f"{length} {'causal' if causal else 'full'}"
+            rows.append(row("FlashAttention-2", gpu, case, figure, got, got / figure - 1,
+                            f"{low[length]:.0f} to {high[length]:.0f}"))
     return rows
+
+
+def row(kernel: str, gpu: str, case: str, published, predicted: float, error: float, note: str) -> str:
+    return f"{kernel:20} {gpu:9} {case:18} {published:>10} {predicted:9.0f} {error:+7.1%}  {note}"
 
 
 # ---- FlashInfer's decode on CUDA cores: bf16, d 128, pages of 16, two stages, 8 keys a step
@@ -150,7 +155,8 @@ def fi_decode(function: sass.Function, chip: Chip, batch: int, keys: int, heads:
     ends = [way for to in exits if (way := flow.walk(to, lambda _, to: to is None, work=("STG", "STS", "SHFL")))]
 
     def once(way):
-        return play(ops_of(flow.trace(way), chip, chip.l2_latency, is_loop=False), chip, 1, 1, None, threads // 32).total
+        ops = ops_of(flow.trace(way), chip, chip.l2_latency, is_loop=False)
+        return play(ops, chip, 1, 1, None, threads // 32).total
 
     fixed = once(start) + chip.dram_latency + (once(max(ends, key=len)) if ends else 0.0)
     steps = -(-min(chunk, keys) // FI_STEP_KEYS)
@@ -183,7 +189,8 @@ def flashinfer(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
             least, most = least * chip.dram_gbs, most * chip.dram_gbs
         near = min(max(got, least), most)
         published = f"{least:.0f}" if least == most else f"{least:.0f}-{most:.0f}"
-        rows.append(f"FlashInfer decode g{group}   {gpu:9} b{batch} kv{keys} GB/s {published:>10} {got:9.0f}  {got / near - 1:+6.1%}  {low:.0f} to {high:.0f}")
+        rows.append(row(f"FlashInfer, group {group}", gpu, f"b{batch} kv{keys}, GB/s", published, got, got / near - 1,
+                        f"{low:.0f} to {high:.0f}"))
     return rows
 
 
@@ -201,7 +208,8 @@ def fa3(function: sass.Function, chip: Chip, lengths) -> dict[int, float]:
     """TFLOP/s by length. Keys are there when they are waited for: the producer's two stages hide it."""
     flow = Flow(function)
     main, masked = flow.main_loops(("HGMMA",))
-    outer = min((h for h, body in flow.loops.items() if main in body and masked in body), key=lambda h: len(flow.loops[h]))
+    around = [h for h, body in flow.loops.items() if main in body and masked in body]
+    outer = min(around, key=lambda h: len(flow.loops[h]))
 
     def leave(head, end):
         inside = flow.loops[head]
@@ -243,13 +251,14 @@ def flash_attention_3(folder: Path, all_chips: dict[str, Chip]) -> list[str]:
     rows, worst = [], 0.0
     for length, figure in FA3.items():
         error = predicted[length] / figure - 1
-        rows.append(f"FlashAttention-3 d128   h100      {length:6} causal  {figure:9} {predicted[length]:9.0f}  {error:+6.1%}  "
-                    f"{low[length]:.0f} at {chip.range('ghz')[0]} GHz; to 16k {predicted[length] / predicted[16384]:.2f}, published {figure / FA3[16384]:.2f}")
+        note = (f"{low[length]:.0f} at {chip.range('ghz')[0]} GHz; of 16k {predicted[length] / predicted[16384]:.2f}, "
+                f"published {figure / FA3[16384]:.2f}")
+        rows.append(row("FlashAttention-3", "h100", f"{length} causal", figure, predicted[length], error, note))
         if length >= 2048:
             worst = max(worst, abs(error))
     if worst > RELIABLE:
-        rows.append(f"FlashAttention-3 is off by up to {worst:.0%}, more than {RELIABLE:.0%}: of kernels with wgmma the model compares "
-                    "streams of instructions, and says no time that could be relied on")
+        rows.append(f"FlashAttention-3 is off by up to {worst:.0%}, more than {RELIABLE:.0%}: of kernels with wgmma the "
+                    "model compares streams of instructions, and says no time that could be relied on")
     return rows
 
 
@@ -257,10 +266,10 @@ PEERS = {"flash-attention": flash_attention, "flashinfer": flashinfer, "flash-at
 
 
 def run(peers: dict[str, Path], all_chips: dict[str, Chip]) -> int:
-    print(f"{'kernel':22} {'gpu':9} {'case':14} {'published':>9} {'predicted':>9}  {'error':>6}  range")
+    print(f"{'kernel':20} {'gpu':9} {'case':18} {'published':>10} {'predicted':>9} {'error':>7}  range")
     for name, folder in peers.items():
         if name not in PEERS:
             raise ValueError(f"{name} is no peer that is known: {', '.join(PEERS)} are")
-        for row in PEERS[name](folder, all_chips):
-            print(row)
+        for line in PEERS[name](folder, all_chips):
+            print(line)
     return 0
