@@ -60,7 +60,7 @@ fn copies_and_barriers() {
     let got = outputs(&gpu, "arch_groups", 32, &input, 128);
     for t in 0..32 {
         let copied = |group: usize, t: usize, i: usize| {
-            if (group + t) % 3 == 0 { 0 } else { input[4 * (32 * group + t) + i] }
+            if (group + t).is_multiple_of(3) { 0 } else { input[4 * (32 * group + t) + i] }
         };
         let want = [copied(0, t, 0), copied(1, t, 1), copied(2, t, 3), copied(0, t ^ 1, 2)];
         assert_eq!([got[t], got[32 + t], got[64 + t], got[96 + t]], want, "thread {t}");
