@@ -54,7 +54,10 @@ def cargo(root, *args):
             files = [message["executable"]] if message.get("executable") else message["filenames"]
             # A library is made as several kinds of file.
             files = [file for file in files if file.endswith(".so")] or files
-            made[message["target"]["name"], message["target"]["kind"][0]] = files[0]
+            name, kind = message["target"]["name"], message["target"]["kind"][0]
+            # A program's own unit tests have its name.
+            if kind != "bin" or not message["profile"]["test"]:
+                made[name, kind] = files[0]
         if message.get("reason") == "build-script-executed" and "simt" in message["package_id"]:
             env = dict(message["env"])
             made["emulators"] = {mode: env.get(f"SIMT_{mode.upper()}") for mode in ("fast", "checking", "ptx")}

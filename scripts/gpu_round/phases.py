@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from . import arch, program, tables
-from .schedule import NAMES, PHASES, Schedule, exit_status, state_of
+from .schedule import NAMES, PHASES, Schedule, exit_status, rehearsed, state_of
 
 # Cases of the random sweep; the least that have everything in them, where each takes long.
 CASES = "300"
@@ -18,8 +18,6 @@ FEW_CASES = "28"
 # What a phase's programs write themselves, case by case.
 FILES = {"rates": "rates.jsonl", "arch": "arch.txt", "bench": "bench.json", "benches": "benches.json",
          "peers": "peers.json"}
-# Seconds that any phase needs in a rehearsal.
-DRY_LEAST = 1.0
 
 
 def say(text):
@@ -83,10 +81,7 @@ class Round:
             if key in (earlier or {}):
                 self.record[key] = earlier[key]
         wanted = [phase for phase in PHASES if phase.name in names and phase.name not in self.record["phases"]]
-        if self.emulator:
-            wanted = [phase for phase in wanted if phase.emulated]
-        least = (lambda phase: DRY_LEAST) if self.emulator else (lambda phase: phase.least)
-        schedule = Schedule(wanted, seconds, least)
+        schedule = Schedule(rehearsed(wanted) if self.emulator else wanted, seconds)
         self.record["seconds"] = {"limit": seconds}
         ended = None
         while ended is None and (following := schedule.next()):
@@ -96,7 +91,7 @@ class Round:
                 break
             phase, budget = following
             if budget is None:
-                note = f"{schedule.left():.0f} s were left, it takes {least(phase):.0f}"
+                note = f"{schedule.left():.0f} s were left, it takes {phase.least:.0f}"
                 self.record["phases"][phase.name] = {"state": "skipped", "seconds": 0, "steps": [], "note": note}
                 say(f"{phase.name:<12} skipped: {note}")
             else:
@@ -237,7 +232,7 @@ class Round:
         self.step("cuda_attention", [self.kit / "cuda_attention", "--nocapture", *filters], INFLIGHT_CASES=FEW_CASES)
 
     def sweep(self):
-        cases = "4" if self.emulator else CASES
+        cases = FEW_CASES if self.emulator else CASES
         self.step("sweep", [self.kit / "cuda_attention", "--nocapture", "sweep::"], INFLIGHT_CASES=cases)
 
     def selftest(self):

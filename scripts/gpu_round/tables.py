@@ -5,14 +5,20 @@ import json
 
 def predictions(folder, slug):
     """What the model says of a GPU's bench cases, by their names; nothing where there is no such file."""
-    words = slug.split("-")
     for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        if file.stem == slug or file.stem in words:
+        if is_of(file.stem, slug):
             data = json.loads(file.read_text())
             lists = [data] if isinstance(data, list) else [part for part in data.values() if isinstance(part, list)]
             cases = [case for part in lists for case in part if isinstance(case, dict)]
             return {case["name"]: case for case in cases if "name" in case and "predicted_us" in case}
     return {}
+
+
+def is_of(name, slug):
+    """Whether a model's name, as `a100-80g`, is of the GPU `nvidia-a100-sxm4-80gb`."""
+    words = slug.split("-")
+    first, *others = name.split("-")
+    return first in words and all(any(word.startswith(other) for word in words) for other in others)
 
 
 def table(record, predicted):
@@ -71,10 +77,18 @@ def bench(record, predicted):
         us, graph, case = row["us"], row["graph_us"], predicted.get(row["name"])
         of = ", ".join(f"**{limit['ratio']['median']:.2f}** of {limit['name']} {limit['value']['median']:.0f} {limit['unit']}"
                        for limit in row["limits"])
-        said = (f"{case['predicted_us']:.1f}", f"{us['median'] / case['predicted_us']:.2f}") if case else ("", "")
+        said = predicted_of(case, us["median"]) if case else ("", "")
         lines.append(f"| {row['name']} | {us['median']:.1f} | {us['p10']:.1f}..{us['p90']:.1f} | {said[0]} | {said[1]} "
                      f"| {'%.1f' % graph['median'] if graph else ''} | {row['gb_per_s']:.0f} | {row['tflop_per_s']:.1f} | {of} |")
     return lines
+
+
+def predicted_of(case, measured):
+    """Microseconds, with those of the kindest and the worst rates where the model has them, and the ratio."""
+    text = f"{case['predicted_us']:.1f}"
+    if "least_us" in case and "most_us" in case:
+        text += f" ({case['least_us']:.1f}..{case['most_us']:.1f})"
+    return text, f"{measured / case['predicted_us']:.2f}"
 
 
 def peers(record):

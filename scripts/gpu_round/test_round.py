@@ -171,12 +171,17 @@ class Parts(unittest.TestCase):
             found = tables.predictions(Path(folder), "nvidia-h200")
             self.assertEqual(list(found), ["decode"])
             self.assertEqual(tables.predictions(Path(folder), "nvidia-h20"), {})
+        self.assertTrue(tables.is_of("a100-80g", "nvidia-a100-sxm4-80gb"))
+        self.assertFalse(tables.is_of("a100-80g", "nvidia-a100-sxm4-40gb"))
+        self.assertFalse(tables.is_of("h20", "nvidia-h200"))
         self.assertEqual(tables.predictions(Path(folder, "gone"), "nvidia-h200"), {})
         us = {"median": 10.0, "p10": 9.0, "p90": 11.0}
         row = {"us": us, "graph_us": None, "limits": [], "gb_per_s": 1, "tflop_per_s": 1}
         lines = tables.bench({"rows": [row | {"name": "decode"}, row | {"name": "other"}]}, found)
         self.assertIn("| 8.0 | 1.25 |", lines[-2])
         self.assertIn("|  |  |", lines[-1])
+        case = {"predicted_us": 8.0, "least_us": 7.04, "most_us": 9.0}
+        self.assertEqual(tables.predicted_of(case, 10.0), ("8.0 (7.0..9.0)", "1.25"))
 
     def test_only_what_both_have_been_given_is_compared(self):
         found = {"k 32 in 1": ["1", "2"], "k 32 in 2": ["5"], "l 32 in 1": ["3"]}

@@ -2,7 +2,7 @@
 
 import unittest
 
-from gpu_round.schedule import NAMES, PHASES, WHOLE, Phase, Schedule, exit_status, state_of
+from gpu_round.schedule import NAMES, PHASES, WHOLE, Phase, Schedule, exit_status, rehearsed, state_of
 
 
 class Clock:
@@ -82,6 +82,11 @@ class Order(unittest.TestCase):
         for phase in PHASES:
             self.assertLessEqual(phase.least, phase.share, phase.name)
             self.assertLessEqual(phase.share, phase.most, phase.name)
+
+    def test_a_rehearsal_leaves_out_what_needs_a_gpu_and_takes_a_minute(self):
+        phases = rehearsed(PHASES)
+        self.assertEqual(set(NAMES) - {phase.name for phase in phases}, {"sanitizer", "jit"})
+        self.assertLessEqual(sum(phase.share for phase in phases), 61)
 
 
 class States(unittest.TestCase):

@@ -6,6 +6,8 @@
 #![allow(clippy::multiple_unsafe_ops_per_block, reason = "calls of the driver in a row")]
 
 mod common;
+#[path = "rates/queues.rs"]
+mod queues;
 
 use std::cell::Cell;
 use std::io::Write;
@@ -16,6 +18,7 @@ use common::{
 };
 use cudarc::driver::sys;
 use half::f16;
+use queues::{Events, graph};
 use simt::Mode;
 
 #[repr(C)]
@@ -309,50 +312,6 @@ fn copies() {
     free(input);
 }
 
-/// Two events of the default stream.
-struct Events(sys::CUevent, sys::CUevent);
-
-impl Events {
-    fn new() -> Self {
-        let event = || {
-            let mut event = std::ptr::null_mut();
-            // SAFETY: the pointer is to a local.
-            ok(unsafe { sys::cuEventCreate(&raw mut event, 0) });
-            event
-        };
-        Self(event(), event())
-    }
-
-    /// Seconds of what is queued, the least of some tries.
-    fn time(&self, tries: usize, stream: sys::CUstream, mut work: impl FnMut()) -> f64 {
-        let mut best = f64::INFINITY;
-        for _ in 0..tries {
-            // SAFETY: the events are this struct's, the stream is the caller's.
-            ok(unsafe { sys::cuEventRecord(self.0, stream) });
-            work();
-            let mut ms = 0.0;
-            // SAFETY: as above; the pointer is to a local.
-            unsafe {
-                ok(sys::cuEventRecord(self.1, stream));
-                ok(sys::cuEventSynchronize(self.1));
-                ok(sys::cuEventElapsedTime(&raw mut ms, self.0, self.1));
-            }
-            best = best.min(f64::from(ms) / 1e3);
-        }
-        best
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, and waited for.
-        unsafe {
-            ok(sys::cuEventDestroy_v2(self.0));
-            ok(sys::cuEventDestroy_v2(self.1));
-        }
-    }
-}
-
 /// A ring through all of `bytes` in random order, a pointer in each `stride`.
 fn ring(bytes: usize, stride: usize) -> (u64, Vec<u64>) {
     let base = alloc(bytes);
@@ -496,20 +455,4 @@ fn launches() {
     }
     // SAFETY: all work in it is done.
     ok(unsafe { sys::cuStreamDestroy_v2(stream) });
-}
-
-/// What is queued to a stream, as a graph to be launched.
-fn graph(stream: sys::CUstream, queue: impl Fn()) -> sys::CUgraphExec {
-    let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    // SAFETY: the stream is the caller's.
-    ok(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) });
-    queue();
-    // SAFETY: the pointers are to locals; the graph is not used after the executable was made.
-    unsafe {
-        ok(sys::cuStreamEndCapture(stream, &raw mut graph));
-        ok(sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
-        ok(sys::cuGraphDestroy(graph));
-    }
-    executable
 }
