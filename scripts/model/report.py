@@ -92,7 +92,7 @@ def docs_table() -> str:
         cells = [f"{rows[gpu][name]['predicted_us']:,.0f} ({rows[gpu][name]['share']:.0%})" for gpu in record.GPUS]
         said = "; ".join(f"{gpu.upper()}: {text}" for gpu, text in PUBLISHED.get(name, {}).items())
         lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
-    lines += ["", "Of these loops a step, with memory that is never waited for:", "",
+    lines += ["", "Loops with memory that is never waited for, where there are three figures with F2FP at 2, 4 and 8 cycles:", "",
               f"| kernel | instructions, of keys a warp | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
     for name in SHOWN:
         loops = {gpu: made["loops"][name] for gpu, made in records.items()}
