@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from statistics import median_high as median
 
 from . import kernels, launch, shapes, toolkit
 from .chips import Chip
+from .timing import ops_of, play
 
 FOLDER = toolkit.ROOT / "benches/record/model"
 GPUS = ("a100-80g", "h100", "h200", "l40s", "b200")
@@ -21,19 +23,31 @@ ABOUT = ("Predictions, not measurements: scripts/kernel-model record. least_us a
 
 
 def watched_figures(name: str, chip: Chip) -> dict:
-    """What `check` compares: instructions of a step, and cycles of it with one block and with all that fit."""
-    f = kernels.figures(name, chip, whole=False)
+    """What `check` compares: instructions of the ways, and cycles of a step with one block and with all that fit.
+    Of these the median over all starts: the mean moves with how many starts fall into which step."""
     k = kernels.kernel(name, chip.code, chip.ptx)
-    made = {"instructions": len(f.loop), "cycles_alone": round(f.cycles[1]), "cycles": round(f.cycles[f.blocks]),
-            "blocks": f.blocks, "registers": f.registers}
+    threads = k.function.threads or 128
+    blocks = launch.fits(name, chip)
+    loop = k.loop()
+    ops = ops_of(loop, chip)
+
+    def cycles(blocks: int, start: float) -> float:
+        return play(ops, chip, blocks, kernels.TURNS, None, threads // 32, (start,)).cycles
+
+    alone = cycles(1, 0.0)
+    together = median(cycles(blocks, start) for start in kernels.STARTS) if blocks > 1 else alone
+    made = {"instructions": len(loop), "cycles_alone": round(alone), "cycles": round(together), "blocks": blocks,
+            "registers": k.function.registers}
     for way in ("masked", "rescale"):
         made[f"instructions_{way}"] = len(k.loop(way))
     made["instructions_start"], made["instructions_turn"] = len(k.start()), len(k.turn())
-    made["classes"] = f.classes
+    made["classes"] = kernels.by_class(loop)
     return made
 
 
 def record(chip: Chip, only: str = "", say=print) -> dict:
+    from . import report  # which reads records
+
     cases = []
     kind, worse = chip.extreme(True), chip.extreme(False)
     for shape in shapes.every():
@@ -46,16 +60,18 @@ def record(chip: Chip, only: str = "", say=print) -> dict:
                       "tflops": round(p.tflops), "bound": p.bound})
         say(f"{chip.name:9} {shape.name:66} {p.us:10.1f} us ({least:.1f} to {most:.1f}) {p.share:5.0%} {p.bound}")
     watched = {name: watched_figures(name, chip) for name in WATCHED.get(chip.name, ())}
-    return {"about": ABOUT, "gpu": chip.title, "nvcc": toolkit.version(toolkit.nvcc()), "kernels": watched, "cases": cases}
+    return {"about": ABOUT, "gpu": chip.title, "nvcc": toolkit.version(toolkit.nvcc()), "kernels": watched,
+            "loops": {name: report.loop_figures(name, chip) for name in report.SHOWN}, "cases": cases}
 
 
 def write(name: str, made: dict) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.json"
-    head = {key: value for key, value in made.items() if key not in ("kernels", "cases")}
+    rows_of = [key for key in ("kernels", "loops", "cases") if key in made]
+    head = {key: value for key, value in made.items() if key not in rows_of}
     # One case a line: so a change shows what it changes.
     text = json.dumps(head, indent=1)[:-2]
-    for key in ("kernels", "cases"):
+    for key in rows_of:
         rows = made[key]
         if isinstance(rows, list):
             lines, (opening, closing) = [json.dumps(x) for x in rows], "[]"

@@ -2,6 +2,7 @@
 
 from . import kernels, record, toolkit
 from .chips import Chip, load
+from .timing import ops_of, play
 
 SHOWN = ("decode_bf16_same_d64", "decode_bf16_same_d128", "decode_bf16_same_d256", "decode_bf16_e4m3_d128",
          "decode_f16_e4m3_d128", "prefill_bf16_same_d64", "prefill_bf16_same_d128", "prefill_bf16_same_d256",
@@ -10,42 +11,52 @@ DOCS = toolkit.ROOT / "docs/kernels.md"
 BEGIN, END = "<!-- kernel-model -->", "<!-- end of kernel-model -->"
 
 
-def ceiling(name: str, chip: Chip, blocks: int | None = None) -> tuple[float, kernels.Figures]:
-    """Bytes a cycle and multiprocessor of decode, TFLOP/s of prefill, with memory that is never waited for."""
+def loop_figures(name: str, chip: Chip) -> dict:
+    """A loop over keys with memory that is never waited for: decode by bytes a cycle and multiprocessor, prefill by
+    TFLOP/s, with F2FP at 2, 4 and 8 cycles; cycles of a step with 1 to 4 warps a scheduler, those too that do not
+    fit."""
     f = kernels.figures(name, chip, whole=False)
-    return (f.bytes_a_clock(blocks) if f.names.family == "decode" else f.tflops(blocks)), f
+    decode = f.names.family == "decode"
+
+    def ceiling(cycles: float) -> float:
+        g = kernels.figures(name, chip.with_(f2fp=cycles), whole=False)
+        return g.bytes_a_clock() if decode else g.tflops()
+
+    # Few conversions: their rate is of no account.
+    rates = (2, 4, 8) if f.classes.get("converts", 0) > 100 else (2,)
+    cycles = [round(f.cycles[b]) if b in f.cycles else round(more_blocks(f, b)) for b in range(1, 16 // f.warps + 1)]
+    pipe, share = max(f.busy.items(), key=lambda item: item[1])
+    keys = f.keys // f.warps if decode else f.keys
+    return {"instructions": len(f.loop), "keys": keys, "classes": f.classes, "registers": f.registers, "blocks": f.blocks,
+            "cycles": cycles, "ceiling": [round(ceiling(rate), 1) for rate in rates],
+            "unit": "B/clk/SM" if decode else "TFLOP/s", "busy": {k: round(v, 2) for k, v in f.busy.items()},
+            "bound": f"{pipe} {share:.0%}" if share > 0.75 else f"latency ({pipe} {share:.0%})", "kb_under_way": under_way(f)}
 
 
-def kernel_table(chip: Chip, only: str = "") -> str:
-    """Cycles of a step with 1 to as many blocks as fit: warps of each scheduler, where a block has four."""
-    lines = [f"{chip.title}: {chip.dram_bytes_a_clock:.1f} B a cycle and SM from memory, {chip.peak_tflops:.0f} TFLOP/s", "",
-             f"{'kernel':24} {'instr.':>6} {'regs':>4} {'blocks':>6}  {'cycles a step':24} "
-             f"{'ceiling at F2FP 2 / 4 / 8':28} bound"]
-    for name in SHOWN:
-        if only not in name:
-            continue
-        values = []
-        for cycles in (2, 4, 8):
-            value, f = ceiling(name, chip.with_(f2fp=cycles))
-            values.append(value)
-            if cycles == 2:
-                first = f
-        f = first
-        unit = "B/clk" if f.names.family == "decode" else "TFLOP/s"
-        each = " / ".join(f"{round(c)}" for c in f.cycles.values())
-        pipe, share = max(f.busy.items(), key=lambda item: item[1])
-        way = f"{under_way(f)} KB under way"
-        ceilings = " / ".join(f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values)
-        lines.append(f"{name:24} {len(f.loop):6} {f.registers:4} {f.blocks:6}  {each:24} {ceilings + ' ' + unit:28} "
-                     f"{pipe} {share:.0%}, {way}")
-        lines.append(f"{'':24} {', '.join(f'{n} {what}' for what, n in f.classes.items())}")
-    return "\n".join(lines) + "\n"
+def more_blocks(f: kernels.Figures, blocks: int) -> float:
+    return play(ops_of(f.loop, f.chip), f.chip, blocks, kernels.TURNS, None, f.warps, (0.3,)).cycles
 
 
 def under_way(f: kernels.Figures) -> int:
-    """KB that a multiprocessor's copies have under way at most."""
-    stages = max(1, f.shared // max(1, f.step_bytes)) if f.names.family == "decode" else 1
+    """KB that a multiprocessor's copies have under way at most: as many steps as stages of shared memory hold, of
+    prefill K of the next tile and V of this one."""
+    stages = max(1, f.shared // f.step_bytes) if f.names.family == "decode" else 1
     return f.blocks * stages * f.step_bytes >> 10
+
+
+def kernel_table(chip: Chip, only: str = "") -> str:
+    lines = [f"{chip.title}: {chip.dram_bytes_a_clock:.1f} B a cycle and SM from memory, {chip.peak_tflops:.0f} TFLOP/s", "",
+             f"{'kernel':24} {'instr.':>6} {'keys':>4} {'regs':>4} {'fit':>3}  {'cycles, 1 to 4 warps a scheduler':36} "
+             f"{'ceiling at F2FP 2 / 4 / 8':28} bound"]
+    for name in SHOWN:
+        if only in name:
+            x = loop_figures(name, chip)
+            cycles = " / ".join(str(n) if b < x["blocks"] else f"({n})" for b, n in enumerate(x["cycles"]))
+            ceilings = " / ".join(f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in x["ceiling"])
+            lines.append(f"{name:24} {x['instructions']:6} {x['keys']:4} {x['registers']:4} {x['blocks']:3}  {cycles:36} "
+                         f"{ceilings + ' ' + x['unit']:28} {x['bound']}, {x['kb_under_way']} KB under way")
+            lines.append(f"{'':24} {', '.join(f'{n} {what}' for what, n in x['classes'].items())}")
+    return "\n".join(lines) + "\n"
 
 
 # What others publish for the same work; docs of the bench cases say where.
@@ -78,11 +89,18 @@ def docs_table() -> str:
     titles = [load()[gpu].title.split()[0] for gpu in record.GPUS]
     lines = [f"| predicted, us | {' | '.join(titles)} | published |", "|---" * (len(titles) + 2) + "|"]
     for name in dict.fromkeys(CASES):
-        if name not in rows["h100"]:
-            continue
         cells = [f"{rows[gpu][name]['predicted_us']:,.0f} ({rows[gpu][name]['share']:.0%})" for gpu in record.GPUS]
         said = "; ".join(f"{gpu.upper()}: {text}" for gpu, text in PUBLISHED.get(name, {}).items())
         lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
+    lines += ["", "Loops with memory that is never waited for, where there are three figures with F2FP at 2, 4 and 8 cycles:", "",
+              f"| kernel | instructions, of keys a warp | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
+    for name in SHOWN:
+        loops = {gpu: made["loops"][name] for gpu, made in records.items()}
+        cells = [f"{' / '.join(f'{v:,.0f}' if v >= 100 else f'{v:.1f}' for v in x['ceiling'])}" for x in loops.values()]
+        x = loops["h100"]
+        lines.append(f"| {name}, {x['unit']} | {x['instructions']}, {x['keys']} | {' | '.join(cells)} |")
+    memory = [f"{load()[gpu].dram_bytes_a_clock:.1f}" for gpu in record.GPUS]
+    lines.append(f"| memory has, B/clk/SM | | {' | '.join(memory)} |")
     return "\n".join(lines)
 
 
