@@ -29,7 +29,9 @@ fn lint(folder: &Path) -> Result<bool, String> {
 }
 
 fn opcodes(folder: &Path, coverage: &Path) -> Result<bool, String> {
-    let opcodes = ptx::opcodes(folder, coverage)?;
+    let mut opcodes = ptx::opcodes(folder, coverage)?;
+    // What stops a kernel that runs on the wrong device is not to be met.
+    opcodes.remove("trap");
     let executed = opcodes.values().filter(|[_, times]| *times > 0).count();
     for (opcode, [places, times]) in &opcodes {
         println!(

@@ -232,6 +232,10 @@ fn again(gpu: &Gpu, entry: &Entry) -> Option<Vec<u32>> {
 #[test]
 fn a_wrong_word_is_found() {
     let Some(gpu) = gpu(Mode::asked(Mode::Checking)) else { return };
+    // PTX for 8.0 has no conversions of bytes, and says so in a word: then nothing is compared.
+    if let Some(emulator) = gpu.emulator.filter(|emulator| emulator.is_ptx()) {
+        emulator.set_device(90, 0);
+    }
     let (edge, pair, byte) = (edges::triples(1), edges::pairs(1), edges::bytes());
     let encode = |x: f32| f16::from_f32(x).to_bits();
     let launches = [
@@ -283,7 +287,8 @@ fn a_wrong_word_is_found() {
                 }
                 _ => {}
             }
-            let unlike = compare(&wrong, "").unwrap_err();
+            let unlike = compare(&wrong, "")
+                .expect_err(&format!("{kernel}, word {word}: {:#x}", right.out[word]));
             let [what] = &unlike[..] else { panic!("{kernel}, word {word}: {unlike:?}") };
             assert!(what.contains(&format!("{kernel}, word {word}: ")), "{what}");
             found += 1;
