@@ -1,6 +1,6 @@
 """The path through a kernel's code: blocks, loops, and the way that is usually taken.
 
-Nobody tells which way branches go, so the way is looked for: of all ways through a loop the one with most work
+No count tells which way branches go, so the way is looked for: of all ways through a loop the one with most work
 (products, copies), and of these the shortest. So masks, rescaling, slow ways of divergent warps, and the ends
 of parts are left out, since they add instructions and no work. Other ways are asked for by lines of the source
 that they run through. Counts of the executor of PTX, where there are any, take the place of that rule.

@@ -15,7 +15,7 @@ from .timing import Played, ops_of, play
 CSRC = toolkit.ROOT / "csrc"
 PATHS = Path(__file__).with_name("paths.txt")
 # Two blocks that share a multiprocessor begin a turn so far apart, in turns, and fall into step in one of several
-# ways, which differ by a tenth. Nobody knows how far apart they begin: what counts is the mean.
+# ways, which differ by a tenth. How far apart they begin is not known: what counts is the mean.
 STARTS = tuple((n + 0.5) / 8 for n in range(8))
 TURNS = 8
 
@@ -107,7 +107,7 @@ def limit(names: Names, what: str) -> int:
 
 @dataclass
 class Figures:
-    """Of a kernel on a GPU. Cycles are a block's, with as many blocks beside it as the index says."""
+    """Of a kernel on a GPU. Cycles are a block's, with as many blocks next to it as the index says."""
 
     names: Names
     chip: Chip

@@ -101,7 +101,7 @@ def time_of_side(s: Side, shape: shapes.Shape, blocks_a_sm: int, policy: str) ->
     """Cycles until the last share is done, and what of it is not steps."""
     f, chip = s.f, s.f.chip
     per_step = {b: step_cycles(f, b, policy) for b in range(1, blocks_a_sm + 1)}
-    # Of every share: steps, and cycles that are its own whatever runs beside it.
+    # Of every share: steps, and cycles that are its own whatever runs next to it.
     work = []
     for parts in s.plan.shares:
         if parts:
@@ -139,7 +139,7 @@ def members_of(p: plan.Plan) -> list[list[int]]:
 
 def fluid(work: list[tuple[float, float]], per_step: dict[int, float]) -> float:
     """When blocks that share a multiprocessor are done: a step is shorter once fewer are left. `work` is steps, and
-    cycles of a block that are its own whatever runs beside it."""
+    cycles of a block that are its own whatever runs next to it."""
     left = sorted(work)
     now, done, end = 0.0, 0.0, 0.0
     for n, (steps, own) in enumerate(left):

@@ -2,7 +2,7 @@
 
 from .chips import Chip
 
-RESERVED = 1024  # bytes of shared memory that each block takes beside its own
+RESERVED = 1024  # bytes of shared memory that each block takes on top of its own
 
 
 def blocks(chip: Chip, threads: int, registers: int, shared: int) -> int:

@@ -27,7 +27,7 @@ SLOW = {base: latency for latency, bases in {
     "convert_latency": ("POPC", "I2F", "F2I", "I2FP", "F2F", "FLO", "BREV", "F2IP", "UFLO"),
 }.items() for base in bases}
 SCHEDULERS = 4
-# "fair": whoever has waited longest. "greedy": the same warp again, as Huerta et al. (2025) found it.
+# "fair": the warp that has waited longest. "greedy": the same warp again, as Huerta et al. (2025) found it.
 POLICIES = ("fair", "greedy")
 
 
@@ -194,7 +194,7 @@ class Player:
         self.chip = chip
         self.memory = memory
         self.memory_free = 0.0
-        # Warps by scheduler; when each pipe of a scheduler is free, when it itself is, whom it took last.
+        # Warps by scheduler; when each pipe of a scheduler is free, when it itself is, which warp it took last.
         self.warps: list[list[tuple[Warp, list[Op]]]] = [[] for _ in range(SCHEDULERS)]
         self.free: list[dict[str, float]] = [{} for _ in range(SCHEDULERS)]
         self.next = [0.0] * SCHEDULERS

@@ -1,4 +1,4 @@
-"""Kernels of others beside what is published of them: none of these numbers went into chips.json.
+"""Kernels of others next to what is published of them: none of these numbers went into chips.json.
 
 A peer is a folder of cubins that nvcc 13.0 made of the peer's own sources, NAME.ARCH.cubin, with one kernel each:
 

@@ -195,7 +195,7 @@ impl Sources {
             return Err(String::from_utf8_lossy(&ran.stderr).into_owned());
         }
         objects.push(executor);
-        // What the executor calls, and Rust's own names, are nobody's but the library's.
+        // What the executor calls, and Rust's own names, stay within the library.
         let mut flags = SHARED.to_vec();
         flags.extend(["-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-Wl,--strip-debug"]);
         link(compiler, &objects, &library, &flags)?;

@@ -176,7 +176,7 @@ impl Host for Emulator {
 static INSTRUCTIONS: AtomicU64 = AtomicU64::new(0);
 
 struct Shared(Library);
-// SAFETY: the emulator's lock is held by whoever calls one of the functions below, so that one thread at
+// SAFETY: the emulator's lock is held by the thread that calls one of the functions below, so that one thread at
 // a time touches what is in it, and the lock orders them.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::graph::Graph;
 use crate::parse::{Entry, Operand, Statement};
 
-/// What a kernel is held to beside the rules that hold for all.
+/// What a kernel is held to besides the rules that hold for all.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Contract<'a> {
     /// It may be launched as a dependent.

@@ -243,7 +243,7 @@ impl Rounder {
     }
 }
 
-/// Operands whose sum lies just beside the middle of two values: c and half of its last digit make
+/// Operands whose sum lies next to the middle of two values: c and half of its last digit make
 /// a tie, and a product far below decides it. And operands of any kind.
 fn operands(random: &mut Random, kind: Half, near: bool) -> [u16; 3] {
     let mantissa = if kind == Half::F16 { 10 } else { 7 };
@@ -287,7 +287,7 @@ fn fused_halves_are_rounded_once() {
 
 #[test]
 fn double_rounding_does_not_happen() {
-    // bf16: beside 2^100 the values are 2^93 apart, so that a product of 2^92 makes a tie.
+    // bf16: next to 2^100 the values are 2^93 apart, so that a product of 2^92 makes a tie.
     let fma = |a, b, c| pair(PairOp::Fma, Half::Bf16, a, b, c);
     let code = |exponent: i32| ((127 + exponent) as u32) << 7;
     let tie = code(100) | 0x01; // odd: the tie above it goes up
@@ -318,7 +318,7 @@ fn double_rounding_does_not_happen() {
     for (c, want) in [(0x8001, 2048.0), (0, 2048.0), (1, 2050.0)] {
         assert_eq!(fma(of(3.0), of(683.0), c), of(want));
     }
-    // Products of 1 and a little beside it, where the values are 2 apart.
+    // Products of 1 and numbers next to it, where the values are 2 apart.
     let rounder = Rounder::new(Half::F16);
     for c in 0x6800..0x6880_u16 {
         for (a, b) in [(0x3bff, 0x3c01), (0x3c01, 0x3bff), (0x3c00, 0x3c00), (0x3bff, 0x3c00)] {

@@ -53,7 +53,7 @@ fn mbarriers_count_arrivals_and_have_phases() {
     for seed in 0..20 {
         let ran = run(&body, &[], &Setup { threads: 96, seed, ..Setup::default() });
         assert_eq!((ran.outcome, &ran.reports[..]), (Outcome::Ended, &[][..]));
-        // Of the second phase nobody has arrived: parity 1 is still the phase before the first.
+        // In the second phase no thread has arrived: parity 1 is still the phase before the first.
         assert!(ran.out[64..96].iter().all(|x| *x == 2), "{:?}", &ran.out[64..96]);
     }
 }

@@ -251,3 +251,21 @@ impl Product {
         2.0 * 17.0 * 2.0 * ULP * self.largest + f64::from(f32::MIN_POSITIVE)
     }
 }
+
+/// What GPUs gave is what comes out here: every committed record, launch by launch, of those that `again`
+/// runs.
+///
+/// # Panics
+/// Where words differ.
+pub(crate) fn check_committed(again: impl Fn(&Entry) -> Option<Vec<u32>>) {
+    let files = committed();
+    if files.is_empty() {
+        println!("skipped: no record of a GPU yet");
+    }
+    for file in files {
+        match compare(&file, &again) {
+            Ok(words) => println!("{}: {words} words", file.display()),
+            Err(unlike) => panic!("{} words differ: {unlike:#?}", unlike.len()),
+        }
+    }
+}
