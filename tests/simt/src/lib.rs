@@ -178,7 +178,7 @@ static OPENED: OnceLock<Result<Emulator, String>> = OnceLock::new();
 /// `INFLIGHT_SIMT_LIBRARY` names a library to open in the place of the one that was built.
 ///
 /// # Errors
-/// Where it was not built, where another mode was opened before, and where
+/// Where it was not built, where another mode was opened before ([`opened`] tells which), and where
 /// `INFLIGHT_TEST_DRIVER=real` asks for the real driver.
 ///
 /// # Panics
@@ -205,6 +205,12 @@ pub fn device_of(mode: Mode, driver: Driver) -> Result<&'static Emulator, String
         return Err(format!("this process has opened the emulator as {mode:?}, {driver:?}"));
     }
     Ok(emulator)
+}
+
+/// The emulator that this process has opened.
+#[must_use]
+pub fn opened() -> Option<&'static Emulator> {
+    OPENED.get().and_then(|opened| opened.as_ref().ok())
 }
 
 /// Whether `INFLIGHT_TEST_DRIVER=real` asks for the real driver instead of the emulator.

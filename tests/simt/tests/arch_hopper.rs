@@ -21,6 +21,10 @@ const BOX: usize = 4096;
 /// The emulator, or a GPU of 9.0.
 fn hopper() -> Option<Gpu> {
     let gpu = gpu(Mode::asked(Mode::Checking))?;
+    if let Some(emulator) = gpu.emulator {
+        // PTX for 8.0 has none of them.
+        emulator.set_device(90, 0);
+    }
     let mut major = 0;
     let which = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
     // SAFETY: the pointer is to a local; device 0 is what `gpu` has made current.

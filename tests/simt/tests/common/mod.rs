@@ -21,12 +21,17 @@ pub(crate) struct Gpu {
 static LOCK: Mutex<()> = Mutex::new(());
 
 /// A context made current; none where the emulator was not built (said on stderr).
+///
+/// # Panics
+/// Where the process has opened the emulator in another mode: then some of its tests would run or not
+/// by which is first.
 pub(crate) fn gpu(mode: Mode) -> Option<Gpu> {
     let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let emulator = match simt::device(mode) {
         Ok(emulator) => Some(emulator),
         Err(_) if simt::wants_real_driver() => None,
         Err(why) => {
+            assert!(simt::opened().is_none(), "{why}");
             eprintln!("skipped: {why}");
             return None;
         }
