@@ -231,7 +231,8 @@ class Round:
             entry = {"name": name, "state": "cut", "status": "no time was left", "seconds": 0}
             self.steps.append(entry)
             return entry, ""
-        entry, text = program.run(name, command, self.out / "log.txt", left, self.root, self.env | env, self.is_share)
+        entry, text = program.run(name, command, self.out / "log.txt", left, self.root, self.env | env,
+                                  self.is_share or steps > 1)
         self.steps.append(entry)
         if entry["state"] == "failed":
             say("    " + "\n    ".join(text.splitlines()[-15:]))
