@@ -51,17 +51,18 @@ def phases(found):
 
 
 def rates(rows):
-    """Cycles per instruction and warp, for a chain of them and for many chains, by warps; then the rest."""
+    """Cycles per instruction and warp, by warps; then the rest."""
     counts = sorted({row["warps"] for row in rows if "warps" in row})
-    lines = ["", "Cycles per instruction and warp, of dependent ones and of independent ones, by warps of one multiprocessor", "",
-             "| | " + " | ".join(f"{n}" for n in counts) + " | " + " | ".join(f"{n}, independent" for n in counts) + " |",
-             "|---" * (2 * len(counts) + 1) + "|"]
+    lines = ["", "Cycles per instruction and warp, by warps of a block: of dependent ones, and of so many at once", "",
+             "| | " + " | ".join(f"{n}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
     cells = {}
     for row in rows:
         if "warps" in row:
-            cells.setdefault(row["name"], {})[row["chains"] == 1, row["warps"]] = row["cycles"]
+            at_once = "" if row["chains"] == 1 else f", {row['chains']} at once"
+            blocks = f", {row['blocks']} blocks" if row.get("blocks", 1) > 1 else ""
+            cells.setdefault(f"{row['name']}{at_once}{blocks}", {})[row["warps"]] = row["cycles"]
     for name, found in cells.items():
-        values = [found.get((dependent, n)) for dependent in (True, False) for n in counts]
+        values = [found.get(n) for n in counts]
         lines.append(f"| {name} | " + " | ".join("" if value is None else f"{value:.2f}" for value in values) + " |")
     others = [row for row in rows if "value" in row]
     if others:

@@ -110,6 +110,13 @@ ARCH_FN void wgmma_ss_n64(float (&d)[32], uint64_t a, uint64_t b, int scale_d) {
         : D32(0)
         : "l"(a), "l"(b), "r"(scale_d));
 }
+ARCH_FN void wgmma_ss_n128(float (&d)[64], uint64_t a, uint64_t b, int scale_d) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " R64 ", %64, %65, p, 1, 1, 0, 0;\n}"
+        : D32(0), D32(32)
+        : "l"(a), "l"(b), "r"(scale_d));
+}
 ARCH_FN void wgmma_rs_n128_tb(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int scale_d) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -160,6 +167,9 @@ ARCH_FN void setmaxnreg_dec(ARCH_AT) {
 }
 ARCH_FN void wgmma_ss_n64(float (&d)[32], uint64_t a, uint64_t b, int scale_d, ARCH_AT) {
     simt::wgmma(d, 64, nullptr, a, b, false, scale_d, file, line);
+}
+ARCH_FN void wgmma_ss_n128(float (&d)[64], uint64_t a, uint64_t b, int scale_d, ARCH_AT) {
+    simt::wgmma(d, 128, nullptr, a, b, false, scale_d, file, line);
 }
 ARCH_FN void wgmma_rs_n128_tb(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int scale_d,
                               ARCH_AT) {
