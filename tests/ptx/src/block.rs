@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use crate::bulk::Job;
 use crate::host::{Ended, Going, Host, Kind};
+use crate::operations::Op;
 use crate::program::{Program, Special};
 use crate::warp::{Group, Registers, Wait, Warp};
 
@@ -72,7 +73,7 @@ pub(crate) const BARRIERS: u32 = 16;
 pub(crate) const SCRATCH_CLOCK: u32 = BARRIERS;
 const QUANTUM: u32 = 2000;
 /// As many as no block of the tests needs by far: what executes more waits for what never comes.
-const MOST_INSTRUCTIONS: u64 = if cfg!(test) { 1_000_000 } else { 200_000_000 };
+const MOST_INSTRUCTIONS: u64 = if cfg!(test) { 100_000 } else { 20_000_000 };
 
 pub(crate) struct Block<H> {
     pub(crate) program: Rc<Program>,
@@ -284,11 +285,14 @@ impl<H: Host> Block<H> {
                     let holds = warp.predicate(guard.predicate);
                     warp.active &= if guard.is_negated { !holds } else { holds };
                 }
+                // What no lane executes does not count, but for a branch: that it was not taken tells.
+                if warp.active != 0 || matches!(instruction.op, Op::Branch(_)) {
+                    program.executed[pc].set(program.executed[pc].get() + 1);
+                    self.instructions += 1;
+                }
                 let flow = if warp.active == 0 {
                     Flow::Next
                 } else {
-                    program.executed[pc].set(program.executed[pc].get() + 1);
-                    self.instructions += 1;
                     self.execute(warp, &group, &instruction.op)?
                 };
                 if warp.missing != 0 || warp.touched {

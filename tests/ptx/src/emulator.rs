@@ -204,7 +204,8 @@ fn library() -> &'static Library {
 #[unsafe(no_mangle)]
 pub extern "C" fn ptx_at_exit() {
     let write = |variable: &str, ending: &str, text: &dyn Fn() -> String| {
-        let Some(folder) = std::env::var_os(variable) else { return };
+        let folder = std::env::var_os(variable).filter(|folder| !folder.is_empty());
+        let Some(folder) = folder else { return };
         let file = PathBuf::from(folder).join(format!("{}.{ending}", std::process::id()));
         if let Err(why) = std::fs::write(&file, text()) {
             eprintln!("ptx: {}: {why}", file.display());

@@ -183,4 +183,30 @@ fn misaligned_and_outside_accesses_end_the_block() {
         fault("ld.param.u64 %rd3, [k_param_0+16];", &Setup::default())
             .contains("parameter 16 of 16 bytes")
     );
+    for (load, what) in [
+        ("ld.param.v2.u32 {%r2,%r3}, [k_param_0+12];", "8 bytes is misaligned"),
+        ("ld.param.v4.u32 {%r2,%r3,%r4,%r5}, [k_param_0+8];", "16 bytes is misaligned"),
+        ("ld.param.v4.u32 {%r2,%r3,%r4,%r5}, [k_param_0+16];", "parameter 16 of 16 bytes"),
+    ] {
+        let said = fault(load, &Setup::default());
+        assert!(said.contains(what), "{said}");
+    }
+}
+
+#[test]
+fn signs_are_continued_as_far_as_the_register_goes() {
+    let input = [0xffff_8081];
+    for (load, expected) in [
+        ("ld.global.s8 %rs1, [%rd1];\nmov.b32 %r3, {%rs1, %rs1};\n", 0xff81_ff81),
+        ("ld.global.s8 %rs1, [%rd1];\ncvt.u32.u16 %r3, %rs1;\n", 0xff81),
+        ("ld.global.s16 %rs1, [%rd1];\ncvt.u32.u16 %r3, %rs1;\n", 0x8081),
+        ("ld.global.s8 %r3, [%rd1];\n", 0xffff_ff81),
+        ("ld.global.u8 %r3, [%rd1];\n", 0x81),
+        (
+            "ld.global.s16 %rd3, [%rd1];\nshr.u64 %rd3, %rd3, 8;\ncvt.u32.u64 %r3, %rd3;\n",
+            0xffff_ff80,
+        ),
+    ] {
+        assert_eq!(result(&format!("{load}{}", out("%r3")), &input)[0], expected, "{load}");
+    }
 }
