@@ -101,6 +101,7 @@ ARCH_FN void products(const Params& p) {
     float d[32], e[64];
     for (int i = 0; i < 32; i++) d[i] = 0;
     for (int i = 0; i < 64; i++) e[i] = 0;
+    hopper::settle(d);
     hopper::wgmma_fence();
     hopper::wgmma_ss_n64(d, hopper::descriptor(base, 16, 1024),
                          hopper::descriptor(base + BOX, 16, 1024), 0);
@@ -110,6 +111,8 @@ ARCH_FN void products(const Params& p) {
     hopper::wgmma_wait<0>();
     uint32_t a[4];
     for (uint32_t i = 0; i < 4; i++) a[i] = in(p)[4 * t + i];
+    hopper::settle(a);
+    hopper::settle(e);
     hopper::wgmma_fence();
     hopper::wgmma_rs_n128_tb(e, a, hopper::descriptor(base + 2 * BOX, BOX, 1024), 0);
     hopper::wgmma_ss_n128(e, hopper::descriptor(base, 16, 1024),

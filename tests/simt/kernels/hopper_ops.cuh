@@ -78,6 +78,18 @@ ARCH_FN void stmatrix_x4(const uint32_t (&r)[4], uint32_t at) {
                  "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
 }
+// Before the fence, of the accumulators and A of what follows: else nvcc may move what it writes to
+// them behind it.
+template <int N>
+ARCH_FN void settle(float (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
+}
+template <int N>
+ARCH_FN void settle(uint32_t (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
+}
 ARCH_FN void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ARCH_FN void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
@@ -151,6 +163,8 @@ ARCH_FN void cp_async_mbar_arrive_noinc(uint32_t a, ARCH_AT) {
 ARCH_FN void stmatrix_x4(const uint32_t (&r)[4], uint32_t at, ARCH_AT) {
     simt::stmatrix(r, 4, false, at, file, line);
 }
+template <class T, int N>
+ARCH_FN void settle(T (&)[N]) {}
 ARCH_FN void wgmma_fence() {}
 ARCH_FN void wgmma_commit() { simt::wgmma_commit(); }
 template <int N>
