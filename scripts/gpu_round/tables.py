@@ -78,6 +78,11 @@ def assumed(gpu):
     return {name: ", ".join(says(key, *entries[key]) for key in keys) for name, keys in NUMBERS.items()}
 
 
+def of_model(model, name):
+    """What the model takes for a rate: of `empty launch, 132 blocks` what is before the comma."""
+    return model.get("clock" if name.startswith("clock under ") else name.partition(",")[0], "")
+
+
 def rates(rows, model):
     """Cycles per instruction and warp, by warps, beside what the model takes for it; then the rest."""
     counts = sorted({row["warps"] for row in rows if "warps" in row})
@@ -92,12 +97,11 @@ def rates(rows, model):
     for name, found in cells.items():
         values = [found.get(n) for n in counts]
         text = " | ".join("" if value is None else f"{value:.2f}" for value in values)
-        lines.append(f"| {name} | {text} | {model.get(name.partition(',')[0], '')} |")
+        lines.append(f"| {name} | {text} | {of_model(model, name)} |")
     others = [row for row in rows if "value" in row]
     if others:
         lines += ["", "| | | | model |", "|---|---|---|---|"]
-        # Of `empty launch, 132 blocks` what is before the comma.
-        lines += [f"| {row['name']} | {row['value']:.2f} | {row['unit']} | {model.get(row['name'].partition(',')[0], '')} |"
+        lines += [f"| {row['name']} | {row['value']:.2f} | {row['unit']} | {of_model(model, row['name'])} |"
                   for row in others]
     return lines
 

@@ -172,7 +172,7 @@ class Rates(unittest.TestCase):
         rows = [{"name": "f2fp_bf16", "chains": 8, "warps": 16, "cycles": 32.0},
                 {"name": "empty launch, 132 blocks", "value": 2.0, "unit": "us"}, {"name": "other", "value": 1.0, "unit": "us"}]
         text = "\n".join(tables.rates(rows, tables.assumed("NVIDIA H200")))
-        self.assertIn("| f2fp_bf16 |  | 32.00 | f2fp_pack 8 (2..8) |", text)
+        self.assertIn("| f2fp_bf16, 8 at once | 32.00 | f2fp_pack 8 (2..8) |", text)
         self.assertIn("| empty launch, 132 blocks | 2.00 | us | launch_us 2.2 (1.5..3.0) |", text)
         self.assertIn("| other | 1.00 | us |  |", text)
         self.assertEqual(tables.assumed("inflight SIMT emulator"), {})
