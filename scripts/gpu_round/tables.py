@@ -61,7 +61,7 @@ NUMBERS = {
     "hmma_f16": ["hmma"], "ldsm": ["ldsm_latency"], "ldsm_trans": ["ldsm_latency"], "movm": ["shfl_latency"],
     "shfl": ["shuffle_wavefronts", "shfl_latency"], "ex2": ["mufu", "mufu_latency"], "ffma": ["fma"], "hfma2_bf16": ["half"],
     "bar": ["bar"], "ldgsts": ["copy_passes"], "clock": ["ghz"], "latency of L2": ["l2_latency"],
-    "latency of memory": ["dram_latency"], "reading of memory": ["dram_gbs", "dram_share"], "empty launch": ["launch_us"],
+    "latency of memory": ["dram_latency"], "reading of L2": ["l2_bytes_a_clock"], "reading of memory": ["dram_gbs", "dram_share"], "empty launch": ["launch_us"],
 }
 
 
