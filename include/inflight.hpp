@@ -93,6 +93,7 @@ enum class status : std::int32_t {
     unknown_step = INFLIGHT_STATUS_UNKNOWN_STEP,
     step_out_of_order = INFLIGHT_STATUS_STEP_OUT_OF_ORDER,
     output_mismatch = INFLIGHT_STATUS_OUTPUT_MISMATCH,
+    struct_size = INFLIGHT_STATUS_STRUCT_SIZE,
     in_use = INFLIGHT_STATUS_IN_USE,
     closed = INFLIGHT_STATUS_CLOSED,
     forked = INFLIGHT_STATUS_FORKED,

@@ -35,6 +35,10 @@ const (
 	StatusStepOutOfOrder Status = C.INFLIGHT_STATUS_STEP_OUT_OF_ORDER
 	// StatusOutputMismatch: The outputs do not match the rows of the step.
 	StatusOutputMismatch Status = C.INFLIGHT_STATUS_OUTPUT_MISMATCH
+	// StatusStructSize: The first field of a struct is not its size, or the size of one that this
+	// library does not know: older than the first version, or newer with fields set that are
+	// unknown here.
+	StatusStructSize Status = C.INFLIGHT_STATUS_STRUCT_SIZE
 	// StatusInUse: Another thread is inside a call with the same handle, which is for one at a
 	// time.
 	StatusInUse Status = C.INFLIGHT_STATUS_IN_USE

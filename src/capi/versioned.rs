@@ -150,13 +150,14 @@ pub(super) unsafe fn write<T: Versioned>(field: &'static str, to: *mut T, value:
 mod tests {
     use super::*;
 
-    /// A struct that has grown by a field, whose default is not 0.
+    /// A struct that has grown by fields, of which one has a default that is not 0.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Grown {
         struct_size: usize,
         old: u64,
         new: u64,
+        newer: u64,
     }
 
     const BEFORE: usize = 16;
@@ -170,18 +171,24 @@ mod tests {
 
     #[test]
     fn a_program_that_knows_fewer_fields_is_served() {
-        let mut given = Grown { struct_size: 0, old: 0, new: 99 };
+        let mut given = Grown { struct_size: 0, old: 0, new: 99, newer: 99 };
         // SAFETY: it has more bytes than that.
         unsafe { grown_init(&raw mut given, BEFORE) };
-        assert_eq!(given, Grown { struct_size: BEFORE, old: 1, new: 99 });
+        assert_eq!(given, Grown { struct_size: BEFORE, old: 1, new: 99, newer: 99 });
         given.old = 5;
         // SAFETY: as above.
         let read = unsafe { read("given", &raw const given) }.expect("it is of the first version");
-        assert_eq!((read.old, read.new), (5, 7), "the default behind its end");
+        assert_eq!((read.old, read.new, read.newer), (5, 7, 0), "the defaults behind its end");
         // SAFETY: as above.
-        unsafe { write("given", &raw mut given, Grown { struct_size: 0, old: 6, new: 8 }) }
-            .expect("it is of the first version");
-        assert_eq!(given, Grown { struct_size: BEFORE, old: 6, new: 99 }, "nothing past its end");
+        unsafe {
+            write("given", &raw mut given, Grown { struct_size: 0, old: 6, new: 8, newer: 8 })
+        }
+        .expect("it is of the first version");
+        assert_eq!(
+            given,
+            Grown { struct_size: BEFORE, old: 6, new: 99, newer: 99 },
+            "nothing past its end"
+        );
         given.struct_size = BEFORE - 1;
         // SAFETY: as above.
         assert!(unsafe { check("given", &raw const given) }.is_err());

@@ -208,7 +208,9 @@ impl Abi {
     pub(crate) fn members(&self, of: &Enumeration) -> Vec<(&str, &Constant)> {
         let named = self.constants.iter().filter_map(|constant| {
             let name = constant.name.strip_prefix(of.prefix)?.strip_prefix('_')?;
-            (!name.ends_with("_SIZE")).then_some((name, constant))
+            // Lengths of arrays that happen to begin alike.
+            let is_member = of.prefix == "STATUS" || !name.ends_with("_SIZE");
+            is_member.then_some((name, constant))
         });
         let members: Vec<_> = named.collect();
         assert!(!members.is_empty(), "no number begins INFLIGHT_{}", of.prefix);

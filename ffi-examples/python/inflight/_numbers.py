@@ -23,6 +23,7 @@ class Status(IntEnum):
     UNKNOWN_STEP = 105
     STEP_OUT_OF_ORDER = 106
     OUTPUT_MISMATCH = 107
+    STRUCT_SIZE = 108
     IN_USE = 109
     CLOSED = 110
     FORKED = 111
