@@ -107,10 +107,8 @@ impl<H: Host> Block<H> {
             _ => unreachable!("it was asked for by a wgmma"),
         };
         let newest = warp.product_group;
-        let is_due = |product: &mut Product| product.group + left < newest;
-        let mut is_done = false;
-        while let Some(product) = warp.products.pop_front_if(is_due) {
-            is_done = true;
+        let due = warp.products.iter().take_while(|product| product.group + left < newest).count();
+        for product in warp.products.drain(..due).collect::<Vec<_>>() {
             let wgmma = of(&product);
             let op = self.operation(wgmma, &product);
             // What is there by now: it was not to be written since.
@@ -145,7 +143,7 @@ impl<H: Host> Block<H> {
             self.host.clear_clock(SCRATCH_CLOCK);
         }
         // What others that are under way hold too.
-        let left = if is_done { warp.products.len() } else { 0 };
+        let left = if due > 0 { warp.products.len() } else { 0 };
         for i in 0..left {
             for (registers, busy) in held(of(&warp.products[i])) {
                 warp.set_busy(registers, busy);

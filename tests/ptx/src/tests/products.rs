@@ -96,3 +96,16 @@ fn what_is_added_to_was_written() {
     let product = product.replace("%p1", "%p2");
     assert_eq!(said(&format!("{FENCE}{product}{WAIT}")), Vec::<String>::new());
 }
+
+#[test]
+fn the_first_product_has_a_fence_before_it_whatever_it_uses() {
+    let product = product(8, false, false);
+    let body = |fence: &str| {
+        format!(
+            "setp.ne.u32 %p2, 0, 0;\nmov.u64 %rd10, 4611686293305360448;\n{fence}{product}{WAIT}"
+        )
+    };
+    let setup = Setup { threads: 128, ..Setup::default() };
+    assert!(run(&body(""), &[], &setup).reports[0].contains(UNFENCED));
+    assert_eq!(run(&body(FENCE), &[], &setup).reports, Vec::<String>::new());
+}
