@@ -4,9 +4,10 @@
 // Order comes from barriers, mbarriers, syncwarp and atomics, and never from shuffles.
 #include "shadow.h"
 
-#include <cstdlib>
 #include <dlfcn.h>
 #include <sys/mman.h>
+
+#include <cstdlib>
 
 namespace simt {
 
