@@ -3,14 +3,12 @@
 use std::ffi::c_void;
 
 use super::device::Backend;
-use super::guard::{
-    Result, Versioned, array, at_most, at_most_max, call, plain, read, shared, versioned,
-};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::{CpuStep, Kind, inflight_step_buffer};
-use super::tensor::inflight_tensor;
+use super::tensor::{inflight_tensor, tensor_of};
 use crate::device::cpu::Cpu;
 use crate::error::Error;
 use crate::kernels::cpu;
@@ -23,9 +21,9 @@ pub struct inflight_append_args {
     pub struct_size: usize,
     /// New keys, `[tokens, num_kv_heads, head_dim]`: of the cache's type, or for an fp8 cache F32 (on
     /// a processor only), F16 or BF16. Tokens beyond the step's are not looked at.
-    pub k: inflight_tensor,
+    pub k: *const inflight_tensor,
     /// New values, alike.
-    pub v: inflight_tensor,
+    pub v: *const inflight_tensor,
     /// Where they go, to the slots of the step. Numbers of an fp8 cache are divided by the scales and
     /// rounded to nearest even; what is beyond 448 becomes 448, NaN stays NaN.
     pub cache: *const inflight_kv_cache,
@@ -92,7 +90,7 @@ pub unsafe extern "C" fn inflight_append(
 
 /// The failure of an append, its field as C spells it.
 fn failure(error: Error) -> Failure {
-    let names = [("scales.k", "cache.k_scales"), ("scales.v", "cache.v_scales")];
+    let names = [("scales.k", "cache.k.scales"), ("scales.v", "cache.v.scales")];
     Failure::from(error).renamed(&names)
 }
 
@@ -135,7 +133,7 @@ unsafe fn append(
                     true => None,
                     false => {
                         // SAFETY: as the caller promises.
-                        let q = unsafe { plain("q", rope.q) }?;
+                        let q = unsafe { tensor_of("q", rope.q) }?;
                         // SAFETY: as the caller promises.
                         Some(unsafe { q.host_mut("q") }?)
                     }
@@ -145,9 +143,9 @@ unsafe fn append(
     };
     let new = cpu::Append {
         // SAFETY: as the caller promises.
-        k: unsafe { args.k.host("k") }?,
+        k: unsafe { tensor_of("k", args.k)?.host("k") }?,
         // SAFETY: as the caller promises.
-        v: unsafe { args.v.host("v") }?,
+        v: unsafe { tensor_of("v", args.v)?.host("v") }?,
         slot_mapping: &step.slot_mapping,
         // SAFETY: as the caller promises.
         scales: unsafe { given.host_scales() }?,
@@ -174,7 +172,7 @@ unsafe fn device_args(
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { plain("q", rope.q) }?;
+                    let q = unsafe { tensor_of("q", rope.q) }?;
                     // SAFETY: as the caller promises.
                     Some(unsafe { q.device("q") }?)
                 }
@@ -185,9 +183,9 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(crate::kernels::cuda::AppendArgs {
         // SAFETY: as the caller promises.
-        k: unsafe { args.k.device("k") }?,
+        k: unsafe { tensor_of("k", args.k)?.device("k") }?,
         // SAFETY: as the caller promises.
-        v: unsafe { args.v.device("v") }?,
+        v: unsafe { tensor_of("v", args.v)?.device("v") }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         rope,

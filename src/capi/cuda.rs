@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attention::Limits;
 use super::guard::Result;
-use super::kv::{failure, inflight_kv_cache};
+use super::kv::{Layer, Scales, failure, inflight_kv_cache};
 use super::status::Failure;
 use super::tensor::inflight_tensor;
 use crate::device::cuda::{Cuda, CudaStream};
@@ -108,15 +108,13 @@ impl inflight_kv_cache {
     /// # Safety
     /// As [`DeviceCache::new`].
     pub(super) unsafe fn device(&self) -> Result<DeviceCache> {
-        let layout = self.layout()?;
-        let scales = |per_head| DeviceScales {
-            k: self.k_scales.addr() as u64,
-            v: self.v_scales.addr() as u64,
+        let Layer { layout, k, v, scales } = self.try_into()?;
+        let scales = scales.map(|Scales { k, v, per_head }| DeviceScales {
+            k: k.addr() as u64,
+            v: v.addr() as u64,
             per_head,
-        };
-        self.check_num_scales()?;
-        let scales = (self.num_scales > 0).then(|| scales(self.num_scales > 1));
-        let (k, v) = (self.k.addr() as u64, self.v.addr() as u64);
+        });
+        let (k, v) = (k.addr() as u64, v.addr() as u64);
         // SAFETY: as the caller promises.
         unsafe { DeviceCache::new(k, v, layout, scales) }.map_err(failure)
     }

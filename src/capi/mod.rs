@@ -22,6 +22,7 @@ mod cache;
 mod cuda;
 mod device;
 mod dlpack;
+mod elements;
 mod event;
 mod guard;
 mod handle;

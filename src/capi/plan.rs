@@ -13,7 +13,7 @@ use super::guard::{
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::{Kind, inflight_step_buffer};
-use super::tensor::inflight_tensor;
+use super::tensor::{inflight_tensor, tensor_of};
 use crate::device::cpu::Cpu;
 use crate::kernels::{AttentionArgs, AttentionConfig, BatchView, Mask, cpu};
 use crate::types::BlockId;
@@ -182,12 +182,12 @@ impl CpuAttention {
         let sinks = unsafe { array("sinks", args.sinks, of(args.sinks)) }?;
         let args = AttentionArgs {
             // SAFETY: as the caller promises.
-            q: unsafe { args.q.host("q") }?,
+            q: unsafe { tensor_of("q", args.q)?.host("q") }?,
             cache: &cache,
             // SAFETY: as the caller promises.
             scales: unsafe { given.host_scales() }?,
             // SAFETY: as the caller promises.
-            o: unsafe { args.o.host_mut("o") }?,
+            o: unsafe { tensor_of("o", args.o)?.host_mut("o") }?,
             lse: (!args.lse.is_null()).then_some(lse),
             alibi_slopes: (!args.alibi_slopes.is_null()).then_some(slopes),
             sinks: (!args.sinks.is_null()).then_some(sinks),
@@ -254,10 +254,10 @@ pub struct inflight_attention_args {
     /// `sizeof(inflight_attention_args)`.
     pub struct_size: usize,
     /// Queries, `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
-    pub q: inflight_tensor,
+    pub q: *const inflight_tensor,
     /// Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
     /// `q` in its place is refused, other overlaps are not seen.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// The layer's K and V, this step's already appended.
     pub cache: *const inflight_kv_cache,
     /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
@@ -343,11 +343,11 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(crate::kernels::cuda::AttentionArgs {
         // SAFETY: as the caller promises.
-        q: unsafe { args.q.device("q") }?,
+        q: unsafe { tensor_of("q", args.q)?.device("q") }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         // SAFETY: as the caller promises.
-        o: unsafe { args.o.device("o") }?,
+        o: unsafe { tensor_of("o", args.o)?.device("o") }?,
         lse: args.lse.addr() as u64,
         alibi_slopes: args.alibi_slopes.addr() as u64,
         sinks: args.sinks.addr() as u64,

@@ -13,25 +13,30 @@ static void is_packed(const inflight_step_view* step, const void* array, size_t 
 }
 
 static void is_step(const inflight_step_view* step) {
+    CHECK(step->num_groups == 1 && step->groups->struct_size == sizeof(inflight_group));
+    const inflight_group* group = step->groups;
+    CHECK(step->row_size == sizeof(inflight_row));
+    CHECK(step->pending_size == sizeof(inflight_pending_token));
+    CHECK(step->block_op_size == sizeof(inflight_block_op));
     CHECK((uintptr_t)step->packed % 16 == 0);
     is_packed(step, step->tokens, 4 * (size_t)step->num_tokens);
     is_packed(step, step->positions, 4 * (size_t)step->num_tokens);
-    is_packed(step, step->slot_mapping, 8 * (size_t)step->num_tokens);
+    is_packed(step, group->slot_mapping, 8 * (size_t)step->num_tokens);
     is_packed(step, step->qo_indptr, 4 * ((size_t)step->num_padded_rows + 1));
-    is_packed(step, step->kv_indptr, 4 * ((size_t)step->num_padded_rows + 1));
-    is_packed(step, step->kv_indices, 4 * (size_t)step->num_kv_blocks);
-    is_packed(step, step->kv_last_page_len, 4 * (size_t)step->num_padded_rows);
+    is_packed(step, group->kv_indptr, 4 * ((size_t)step->num_padded_rows + 1));
+    is_packed(step, group->kv_indices, 4 * (size_t)group->num_kv_blocks);
+    is_packed(step, group->kv_last_page_len, 4 * (size_t)step->num_padded_rows);
     is_packed(step, step->logits_indices, 4 * (size_t)step->num_logits);
     is_packed(step, step->pending, 12 * (size_t)step->num_pending);
     is_packed(step, step->block_ops, 12 * (size_t)step->num_block_ops);
     is_array(step->rows, step->num_rows);
     is_array(step->tokens, step->num_tokens);
     is_array(step->positions, step->num_tokens);
-    is_array(step->slot_mapping, step->num_tokens);
+    is_array(group->slot_mapping, step->num_tokens);
     is_array(step->qo_indptr, step->num_padded_rows + 1);
-    is_array(step->kv_indptr, step->num_padded_rows + 1);
-    is_array(step->kv_indices, step->num_kv_blocks);
-    is_array(step->kv_last_page_len, step->num_padded_rows);
+    is_array(group->kv_indptr, step->num_padded_rows + 1);
+    is_array(group->kv_indices, group->num_kv_blocks);
+    is_array(group->kv_last_page_len, step->num_padded_rows);
     is_array(step->logits_indices, step->num_logits);
     is_array(step->pending, step->num_pending);
     is_array(step->block_ops, step->num_block_ops);
@@ -54,6 +59,8 @@ static void empty_arrays_are_null(void) {
         num_empty += step.num_rows == 0;
         inflight_samples samples = new_samples(PROMPT, step.num_sampling);
         CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL) == 0);
+        CHECK(outputs.output_size == sizeof(inflight_output));
+        CHECK(outputs.result_size == sizeof(inflight_request_result));
         is_array(outputs.outputs, outputs.num_outputs);
         is_array(outputs.tokens, outputs.num_tokens);
         is_array(outputs.released, outputs.num_released);

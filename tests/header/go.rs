@@ -93,6 +93,7 @@ fn over(of: &Struct, go: &str, hidden: &[&str], text: &mut String) {
             (Kind::Enum(of), _) => of.go.0,
             (Kind::Time, _) => "time.Duration",
             (_, "struct inflight_request_result") => "RequestResult",
+            (_, "uint64_t [2]") => "[2]uint64",
             _ => number(field),
         };
         let mut name = name(&field.name);
@@ -129,7 +130,7 @@ fn given(of: &Struct, go: &str, text: &mut String) {
         let (c, name) = (&field.name, name(&field.name));
         let number = number(field);
         let (kind, set) = match &field.kind {
-            Kind::Array { element, length } => {
+            Kind::Array { element, length, size } => {
                 let (kind, pinned) = match &**element {
                     "uint32_t" => ("Token", format!("r.{name}")),
                     "uint8_t" => ("byte", format!("r.{name}")),
@@ -145,9 +146,11 @@ fn given(of: &Struct, go: &str, text: &mut String) {
                         (*inner, format!("p.{c}"))
                     }
                 };
+                let size = size.as_ref().map(|size| format!("\tc.{size} = C.sizeof_{element}\n"));
                 let set = format!(
                     "\tc.{c} = (*C.{element})(pin(p, {pinned}))\n\tc.{length} = \
-                     C.size_t(len(r.{name}))\n"
+                     C.size_t(len(r.{name}))\n{}",
+                    size.unwrap_or_default()
                 );
                 (format!("[]{kind}"), set)
             }

@@ -11,6 +11,7 @@ const MIRRORS: &[Mirror] = &[
     of("build_info", INFLIGHT, "func Build(", &["info.{}"], &[]),
     of("error", STATUS, "func failure(", &["detail.{}"], &[("code", "the call has returned it")]),
     of("step_view", STEP, "", &["s.view.{}"], &[]),
+    of("group", STEP, "", &["group.{}", "s.group().{}", "groups.{}"], &[]),
     of("samples", BORDER, "static inline inflight_status border_commit(", &["samples.{}"], &[]),
     of("outputs_view", STEP, "", &["o.view.{}"], &[]),
 ];
@@ -37,6 +38,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("cpu_config", KERNELS),
     ("device_info", KERNELS),
     ("tensor", KERNELS),
+    ("kv_array", KERNELS),
     ("kv_cache", KERNELS),
     ("batch", KERNELS),
     ("mask", KERNELS),
