@@ -8,13 +8,13 @@
 //!
 //! ```
 //! use inflight::cache::CacheConfig;
-//! use inflight::device::{Device, Job, Samples};
+//! use inflight::executor::{Executor, Job, Samples};
 //! use inflight::{Config, Engine, Policy, Request, RequestId, Time};
 //!
 //! /// "Computes" the sum of a row's input tokens.
 //! struct Sum;
 //!
-//! impl Device for Sum {
+//! impl Executor for Sum {
 //!     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> inflight::Result<f64> {
 //!         let batch = job.batch.expect("it is built unless `wants_batch` says no");
 //!         for (row, bounds) in job.step.rows().iter().zip(batch.qo_indptr().windows(2)) {
@@ -52,6 +52,7 @@ mod capi;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod executor;
 pub mod kernels;
 pub mod plan;
 pub mod request;

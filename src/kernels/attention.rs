@@ -125,7 +125,7 @@ impl AttentionConfig {
 /// The rows of a step: how many queries each has, and where its keys are.
 ///
 /// `BatchView::from(&batch)` views the [`RaggedBatch`] that an engine hands to its
-/// [`Device`](crate::device::Device), whose `slot_mapping` and `positions` are what
+/// [`Executor`](crate::executor::Executor), whose `slot_mapping` and `positions` are what
 /// [`append`](super::cpu::append) wants. A row's keys are those in its blocks: the full ones, and
 /// `kv_last_page_len` in the last. They include its own new tokens; where there are fewer keys than
 /// queries the first queries lie before the sequence and see nothing.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use inflight::batch::RaggedBatch;
 use inflight::device::cpu::Cpu;
 use inflight::device::memory::Buffer;
-use inflight::device::{Device, Job, Sampler, Samples, work};
+use inflight::executor::{Executor, Job, Sampler, Samples};
 use inflight::kernels::cpu::{Append, Attention, Rope, append, move_blocks};
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
@@ -23,6 +23,7 @@ use inflight::scheduler::Step;
 use inflight::{Error, Result};
 
 use crate::metrics::Measured;
+use crate::simulator::work;
 use crate::tensor::{Tensor, available_bytes};
 use crate::trace::SplitMix64;
 use rectangle::Rectangle;
@@ -186,7 +187,7 @@ impl<'a> CpuDevice<'a> {
     }
 }
 
-impl Device for CpuDevice<'_> {
+impl Executor for CpuDevice<'_> {
     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64> {
         let no_batch = || Error::Device("the step came without its batch".to_owned());
         let batch = job.batch.ok_or_else(no_batch)?;
