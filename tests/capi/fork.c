@@ -114,8 +114,7 @@ static void refuses_schedulers(inflight_scheduler* scheduler, inflight_submitter
     inflight_submitter* none = submitter;
     FORKED(inflight_scheduler_submit(scheduler, &request, &error));
     FORKED(inflight_scheduler_cancel(scheduler, 1, &error));
-    FORKED(
-        inflight_scheduler_finish(scheduler, 1, 1, NULL, sizeof(inflight_request_result), &error));
+    FORKED(inflight_scheduler_finish(scheduler, 1, 1, NULL, 0, &error));
     FORKED(inflight_scheduler_set_wake(scheduler, NULL, NULL, &error));
     FORKED(inflight_scheduler_set_draft(scheduler, 1, tokens, 2, &error));
     FORKED(inflight_scheduler_schedule(scheduler, 0, &view, &error));
