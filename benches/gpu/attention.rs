@@ -4,13 +4,11 @@ use half::bf16;
 use inflight::device::cpu::Cpu;
 use inflight::device::cuda::CudaBuffer;
 use inflight::device::memory::Buffer;
-use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepBuffer,
-    StepLimits,
-};
+use inflight::kernels::cuda::{Attention, StepBuffer};
 use inflight::kernels::tensor::Shape as Extent;
 use inflight::kernels::{
-    self, AttentionConfig, BatchView, DType, Fp8E4m3, KvCache, KvLayout, KvScales, TensorMut,
+    self, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, Fp8E4m3, KvCache, KvLayout, KvScales, StepArrays, StepLimits, TensorMut,
     TensorRef,
 };
 use inflight::{BlockId, Result};

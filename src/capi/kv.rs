@@ -2,12 +2,12 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, array, call, count, output, plain};
+use super::guard::{Result, call, count, output, plain};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;
 use crate::kernels::kv::KV_ALIGN;
-use crate::kernels::{KvCache, KvLayout, KvScales, KvStrides};
+use crate::kernels::{DeviceCache, DeviceScales, KvLayout, KvStrides};
 
 /// `[num_blocks, block_size, num_heads, head_dim]`: a token's heads are together.
 pub const INFLIGHT_LAYOUT_NHD: u32 = 1;
@@ -164,7 +164,7 @@ impl inflight_kv_cache {
     }
 
     /// Checks how many scales there are, where there are any.
-    pub(super) fn check_num_scales(&self) -> Result<()> {
+    fn check_num_scales(&self) -> Result<()> {
         let (has, heads) = (self.num_scales, self.num_heads);
         let reason = if has > 0 && self.dtype != INFLIGHT_DTYPE_FP8_E4M3 {
             format!("is {has}, and scales are for fp8 caches only")
@@ -176,29 +176,21 @@ impl inflight_kv_cache {
         Err(Failure::argument("cache.num_scales", reason))
     }
 
-    /// The cache in this process's memory.
+    /// The cache in the device's memory.
     ///
     /// # Safety
-    /// All that the layout spans is memory, used as the borrow says during 'a.
-    pub(super) unsafe fn host<'a>(&self) -> Result<KvCache<'a>> {
+    /// As [`DeviceCache::new`].
+    pub(super) unsafe fn device(&self) -> Result<DeviceCache> {
         let layout = self.layout()?;
-        // SAFETY: as the caller promises.
-        let cache = unsafe { KvCache::from_raw(self.k.cast(), self.v.cast(), layout) };
-        cache.map_err(failure)
-    }
-
-    /// The scales in this process's memory.
-    ///
-    /// # Safety
-    /// They are NULL, or as many as the struct says.
-    pub(super) unsafe fn host_scales<'a>(&self) -> Result<KvScales<'a>> {
         self.check_num_scales()?;
-        let count = self.num_scales as usize;
+        let scales = (self.num_scales > 0).then(|| DeviceScales {
+            k: self.k_scales.expose_provenance() as u64,
+            v: self.v_scales.expose_provenance() as u64,
+            per_head: self.num_scales > 1,
+        });
+        let [k, v] = [self.k, self.v].map(|data| data.expose_provenance() as u64);
         // SAFETY: as the caller promises.
-        let k = unsafe { array("cache.k_scales", self.k_scales, count) }?;
-        // SAFETY: as the caller promises.
-        let v = unsafe { array("cache.v_scales", self.v_scales, count) }?;
-        Ok(KvScales { k, v })
+        unsafe { DeviceCache::new(k, v, layout, scales) }.map_err(failure)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What an iteration runs, and what came of it: views of flat arrays.
 
+use std::mem::offset_of;
 use std::ptr;
 
 use super::guard::{Versioned, lent};
@@ -88,9 +89,18 @@ pub struct inflight_pending_token {
     pub logits: u32,
 }
 
-// Seen as the library's own.
-const _: () = assert!(size_of::<inflight_block_op>() == size_of::<BlockOp>());
-const _: () = assert!(size_of::<inflight_pending_token>() == size_of::<Pending>());
+/// Asserts that a struct of the header is one of `csrc/kernel_params.h`: callers see the library's
+/// arrays as they are.
+macro_rules! assert_same {
+    ($ours:ident, $kernels:ident { $($field:ident)* }) => {
+        const _: () = {
+            assert!(size_of::<$ours>() == size_of::<$kernels>());
+            $(assert!(offset_of!($ours, $field) == offset_of!($kernels, $field));)*
+        };
+    };
+}
+assert_same!(inflight_block_op, BlockOp { kind src dst });
+assert_same!(inflight_pending_token, Pending { token steps_back logits });
 
 /// One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
 /// library's, valid until the step's commit or abandon, and NULL where they are empty.

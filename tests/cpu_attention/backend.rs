@@ -2,10 +2,10 @@
 
 use inflight::batch::RaggedBatch;
 use inflight::device::cpu::Cpu;
-use inflight::kernels::cpu::{Append, Attention, append, move_blocks};
+use inflight::kernels::cpu::{Append, Attention, AttentionArgs, StepBuffer, append, move_blocks};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepLimits, TensorMut,
     TensorRef,
 };
 use inflight::{Config, Result};
@@ -67,6 +67,7 @@ pub(crate) fn layers(turn: usize) -> Vec<MakeLayer> {
 struct OnCpu {
     cpu: &'static Cpu,
     attention: Attention,
+    step: StepBuffer,
     layout: KvLayout,
     device: [Vec<u128>; 2],
     host: [Vec<u128>; 2],
@@ -83,9 +84,11 @@ impl OnCpu {
             let chunks = layout.k_extent().expect("it is small") / 4;
             [vec![u128::MAX; chunks], vec![u128::MAX; chunks]]
         };
+        let attention = Attention::new(cpu, config, StepLimits::MAX).expect("it is sound");
         Self {
             cpu,
-            attention: Attention::new(config).expect("it is sound"),
+            step: StepBuffer::new(StepLimits::MAX, &[&attention]).expect("it is sound"),
+            attention,
             layout,
             device: memory(layout),
             host: memory(host_layout),
@@ -117,7 +120,8 @@ impl Layer for OnCpu {
         let (new_k, new_v) = (TensorRef::new(k, few)?, TensorRef::new(v, few)?);
         append(self.cpu, &mut cache, Append::new(new_k, new_v, batch.slot_mapping()))?;
         let mut o = vec![f32::NAN; q.len()];
-        self.attention.plan(self.cpu, BatchView::from(batch), self.layout.num_blocks)?;
+        self.attention.plan(BatchView::from(batch), self.layout.num_blocks, None)?;
+        self.step.upload(batch, &[&self.attention])?;
         let args = AttentionArgs {
             q: TensorRef::new(q, many)?,
             cache: &cache,
@@ -126,9 +130,8 @@ impl Layer for OnCpu {
             lse: None,
             alibi_slopes: None,
             sinks: None,
-            mask: None,
         };
-        self.attention.run(self.cpu, args)?;
+        self.attention.run(&self.step, 0, args)?;
         Ok(o)
     }
 }

@@ -3,12 +3,12 @@
 use half::f16;
 use inflight::batch::RaggedBatch;
 use inflight::device::cuda::{CudaBuffer, PinnedBuffer};
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, BlockMover, DeviceCache, DeviceTensor,
-    StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, StepBuffer};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceTensor,
+    KvLayout, StepLimits,
+};
 use inflight::{Config, Result};
 
 use crate::attention::{Answer, Case, TokenLayout};
@@ -130,7 +130,7 @@ impl Layer for OnGpu {
         };
         self.mover.run(stream, batch.ops())?;
         self.attention.plan(BatchView::from(batch), self.layout.num_blocks, None)?;
-        self.step.upload(stream, &StepArrays::from(batch), &[&self.attention])?;
+        self.step.upload(stream, batch, &[&self.attention])?;
         let new = |of| tensor(of, config.num_kv_heads);
         let args = AppendArgs { k: new(&k), v: new(&v), cache: self.cache, rope: None };
         // SAFETY: all memory lives until the stream is done.

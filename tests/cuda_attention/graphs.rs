@@ -1,10 +1,10 @@
 //! A whole step as a CUDA graph, replayed while lengths grow.
 
-use inflight::kernels::cuda::{Attention, StepArrays, StepBuffer, StepLimits};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, StepLimits};
 
 use crate::attention::{Case, Mask, MaskKind, Spec, judge, naive, oracle};
-use crate::gpu::{self, OnDevice, mask};
+use crate::gpu::{self, OnDevice};
 use crate::rng::Rng;
 
 #[test]
@@ -90,7 +90,7 @@ fn a_graph_is_replayed_with_other_masks() {
         case.spec.mask = rng.pick(&[MaskKind::None, MaskKind::Tree, MaskKind::Any, MaskKind::Full]);
         case.mask = Mask::new(case.spec.mask, &rows, &mut rng);
         gpu.set_seed(replay);
-        attention.plan(case.batch(), case.cache.layout.num_blocks, mask(&case)).unwrap();
+        attention.plan(case.batch(), case.cache.layout.num_blocks, case.kernel_mask()).unwrap();
         let arrays =
             StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();

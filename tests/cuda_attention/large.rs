@@ -5,12 +5,12 @@ use half::{bf16, f16};
 use inflight::BlockId;
 use inflight::cache::BlockOp;
 use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, BlockMover, DeviceCache, DeviceScales,
-    DeviceTensor, StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, StepBuffer};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, Fp8E4m3, KvLayout, KvStrides};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, Fp8E4m3, KvLayout, KvStrides, StepArrays, StepLimits,
+};
 
 use crate::gpu::{self, Gpu};
 

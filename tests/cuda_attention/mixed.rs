@@ -1,7 +1,7 @@
 //! Rows of both kinds in one launch.
 
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer, StepLimits};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, StepLimits};
 
 use crate::attention::{Alibi, Case, MaskKind, Sinks, Spec, judge, naive, oracle};
 use crate::gpu::{self, Gpu, OnDevice, TYPES};

@@ -1,11 +1,11 @@
 //! Several streams, attentions and steps at a time, and uploads far ahead of their use.
 
 use inflight::device::cuda::CudaStream;
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays};
 
 use crate::attention::{Answer, Case, Mask, MaskKind, Sinks, Spec, judge, naive, oracle};
-use crate::gpu::{self, Gpu, OnDevice, mask};
+use crate::gpu::{self, Gpu, OnDevice};
 use crate::rng::Rng;
 
 /// One model's attention on a stream of its own: every step's results go to their own memory.
@@ -30,7 +30,7 @@ impl Lane {
         // Written on another stream, as that waits.
         let memory = OnDevice::new(gpu, &case);
         let blocks = case.cache.layout.num_blocks;
-        self.attention.plan(case.batch(), blocks, mask(&case)).unwrap();
+        self.attention.plan(case.batch(), blocks, case.kernel_mask()).unwrap();
         let batch = case.batch();
         let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
         self.step.upload(&self.stream, &arrays, &[&self.attention]).unwrap();

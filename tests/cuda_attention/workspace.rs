@@ -2,8 +2,8 @@
 
 use inflight::Error;
 use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer, Workspace};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, Workspace};
 
 use crate::attention::{Case, Spec};
 use crate::gpu::{self, OnDevice};

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use inflight::Result;
 use inflight::cache::BlockOp;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream, PinnedBuffer};
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, BlockMover, DeviceCache, DeviceScales,
-    DeviceTensor, Merge, Rope, State, StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, Merge, StepBuffer};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout, Mask};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, KvLayout, Mask, Rope, State, StepArrays, StepLimits,
+};
 
 use crate::tensor::Tensor;
 

@@ -5,8 +5,7 @@
 
 use anyhow::{Result, bail};
 use inflight::cache::{BlockOp, CacheConfig, KvCache, SeqId};
-use inflight::kernels::BatchView;
-use inflight::kernels::cuda::StepArrays;
+use inflight::kernels::{BatchView, StepArrays};
 use inflight::{BlockId, Token};
 
 use crate::runner::{Given, Runner, Step};

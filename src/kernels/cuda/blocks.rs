@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use super::params::{self, inflight_copy_array, inflight_copy_params};
-use super::tensor::DeviceCache;
 use crate::cache::BlockOp;
 use crate::device::cuda::{
     Cuda, CudaBuffer, CudaEvent, CudaStream, Kernel, Kernels, Launch, PinnedBuffer,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{KvLayout, KvStrides};
+use crate::kernels::{DeviceCache, KvLayout, KvStrides};
 
 /// Operations of one launch at most.
 const MOST: usize = 4096;

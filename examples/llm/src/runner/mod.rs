@@ -12,8 +12,7 @@ use clap::ValueEnum;
 use inflight::Token;
 use inflight::batch::RaggedBatch;
 use inflight::cache::BlockOp;
-use inflight::kernels::DType;
-use inflight::kernels::cuda::StepArrays;
+use inflight::kernels::{DType, StepArrays};
 
 use crate::gguf::Shape;
 use crate::matmul::{Matrix, Precision, Threads};

@@ -58,7 +58,7 @@ fn bad_caches(good: inflight_kv_cache) -> Vec<(inflight_kv_cache, &'static str)>
         (Cache { num_blocks: 0, ..good }, "cache.num_blocks"),
         (Cache { head_dim: 12, ..good }, "cache.head_dim"),
         (Cache { dtype: 9, ..good }, "cache.dtype"),
-        (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache.dtype"),
+        (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache"),
         (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.num_scales"),
         (Cache { dtype: INFLIGHT_DTYPE_FP8_E4M3, ..good }, "cache.k_scales"),
         (Cache { num_scales: 7, ..good }, "cache.num_scales"),
@@ -119,7 +119,7 @@ fn every_field_of_a_layer_is_checked() {
     }
     let few = inflight_kv_cache { num_blocks: 1, ..*model.cache };
     assert_eq!(field(run(Run { cache: &raw const few, ..good })), "cache");
-    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "step");
+    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "slot_mapping");
 
     type Rope = inflight_rope;
     for (bad, name) in [
@@ -147,12 +147,12 @@ fn every_field_of_a_layer_is_checked() {
         // SAFETY: arrays are as long as the batch says.
         move |e| unsafe { inflight_step_buffer_upload(step, &raw const batch, stream, e) }
     };
-    for batch in [
-        inflight_batch { slot_mapping: ptr::null(), ..rows.batch() },
-        inflight_batch { positions: ptr::null(), ..rows.batch() },
+    for (batch, name) in [
+        (inflight_batch { slot_mapping: ptr::null(), ..rows.batch() }, "slot_mapping"),
+        (inflight_batch { positions: ptr::null(), ..rows.batch() }, "positions"),
     ] {
         done(upload(batch));
-        assert_eq!(field(append(new)), "step");
+        assert_eq!(field(append(new)), name);
     }
     let other = Rows::new(&[(1, 41), (6, 90)], 1);
     assert_eq!(field(upload(other.batch())), "attentions");

@@ -18,10 +18,8 @@ use anyhow::{Context, Result, bail};
 use candle_core::{D, DType as Numbers, Tensor};
 use candle_nn::ops::rms_norm;
 use inflight::device::cuda::{CudaBuffer, PinnedBuffer};
-use inflight::kernels::cuda::{
-    Append, Attention, BlockMover, DeviceCache, DeviceScales, StepBuffer, StepLimits,
-};
-use inflight::kernels::{AttentionConfig, DType, KvLayout};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, DeviceCache, DeviceScales, KvLayout, StepLimits};
 
 use crate::gguf::Shape;
 use crate::matmul::Threads;

@@ -10,9 +10,8 @@ use candle_core::{
 };
 use half::{bf16, f16};
 use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, DeviceCache, DeviceTensor, Rope, StepBuffer,
-};
+use inflight::kernels::cuda::{Append, Attention, StepBuffer};
+use inflight::kernels::{AppendArgs, AttentionArgs, DeviceCache, DeviceTensor, Rope};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::{DType, Shape as Tokens};
 

@@ -72,7 +72,7 @@ pub const INFLIGHT_ROPE_HALF: u32 = 1;
 pub const INFLIGHT_ROPE_INTERLEAVED: u32 = 2;
 #[doc = " Start of the buffer: what RaggedBatch packs (src/batch.rs), the plans' offsets in what it\n reserves."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_step {
     pub magic: u32,
     pub total_bytes: u32,
@@ -161,9 +161,17 @@ const _: () = {
     ["Offset of field: inflight_step::plans"]
         [::std::mem::offset_of!(inflight_step, plans) - 96usize];
 };
+#[doc = " An input token that is not known yet: the device takes it from an earlier step."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct inflight_pending {
+    pub token: u32,
+    pub steps_back: u32,
+    pub logits: u32,
+}
 #[doc = " Who computes what, for the layers of one attention group. Offsets count from this struct."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_plan {
     #[doc = " thread blocks with work; others of the grid return"]
     pub num_shares: u32,
@@ -210,7 +218,7 @@ const _: () = {
 };
 #[doc = " Queries q_start.. of a row over keys kv_start..kv_end, for KV head `head` (num_heads is 1).\n Query i of a row is at position kv_len - q_len(row) + i."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_part {
     pub row: u32,
     pub head: u32,
@@ -248,7 +256,7 @@ const _: () = {
 };
 #[doc = " A tile computed in parts: the states of part p begin at partial + p * q_len, in key order."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_merge {
     pub row: u32,
     pub head: u32,
@@ -426,7 +434,7 @@ const _: () = {
         [::std::mem::offset_of!(inflight_mixed_params, prefill) - 224usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_merge_params {
     #[doc = " [tokens, heads, head_dim], type of the kernel"]
     pub o: [u64; 16usize],
@@ -476,7 +484,7 @@ const _: () = {
 };
 #[doc = " New keys and values to their slots, rotated and quantised on the way; queries rotated in place."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_append_params {
     pub step: u64,
     #[doc = " [tokens, num_kv_heads, head_dim], type of the kernel"]
@@ -581,7 +589,7 @@ const _: () = {
 };
 #[doc = " As BlockOp in src/cache/mod.rs."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_block_op {
     #[doc = " 0 copy, 1 swap out, 2 swap in"]
     pub kind: u32,
@@ -601,7 +609,7 @@ const _: () = {
 };
 #[doc = " One array of blocks (K or V of a layer) on either side. Blocks of an array lie `*_block` bytes\n apart."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_copy_array {
     pub from: u64,
     pub to: u64,
@@ -623,7 +631,7 @@ const _: () = {
 };
 #[doc = " Whole blocks of many arrays in one launch: copies within a device, and swaps where one side is\n page-locked host memory. No block is both read and written."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_copy_params {
     #[doc = " inflight_copy_array [num_arrays]"]
     pub arrays: u64,
