@@ -101,6 +101,7 @@ pub unsafe extern "C" fn inflight_append(
 fn failure(error: Error) -> Failure {
     Failure::from(error).renamed(&[
         ("new", "k"),
+        ("dtype", "cache.dtype"),
         ("scales.k", "cache.k_scales"),
         ("scales.v", "cache.v_scales"),
     ])

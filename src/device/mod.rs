@@ -1,5 +1,6 @@
 //! What kernels run on: the threads and memory of a processor, the contexts, memory, streams and graphs of a GPU.
 
+mod buffer;
 pub mod cpu;
 #[cfg(feature = "cuda-driver")]
 pub mod cuda;
@@ -9,6 +10,7 @@ pub mod memory;
 #[cfg(feature = "cuda-driver")]
 use std::sync::Arc;
 
+pub use buffer::DeviceBuffer;
 use cpu::Cpu;
 
 /// A device that kernels run on: a handle, whose clones are the same device.
@@ -56,3 +58,10 @@ pub(crate) type Queue = cuda::CudaStream;
 
 /// Where calls for any device queue their work: on a GPU's stream. A processor has none.
 pub type Stream<'a> = Option<&'a Queue>;
+
+/// The stream of a GPU.
+#[cfg(feature = "cuda-driver")]
+pub(crate) fn queue(stream: Stream<'_>) -> crate::error::Result<&Queue> {
+    let missing = "is missing: a GPU's work is queued on one";
+    stream.ok_or_else(|| crate::error::Error::argument("stream", missing))
+}

@@ -11,6 +11,8 @@ use super::tensor::DeviceTensor;
 use super::{AttentionConfig, BatchView, Mask, StepLimits, StepSource, cpu};
 use crate::cache::BlockOp;
 use crate::device::cpu::Cpu;
+#[cfg(feature = "cuda-driver")]
+use crate::device::queue;
 use crate::device::{Device, Stream};
 use crate::error::{Error, Result};
 
@@ -84,12 +86,6 @@ fn no_stream(stream: Stream<'_>) -> Result<()> {
     }
 }
 
-/// The stream of a GPU.
-#[cfg(feature = "cuda-driver")]
-fn queue(stream: Stream<'_>) -> Result<&crate::device::cuda::CudaStream> {
-    stream.ok_or_else(|| Error::argument("stream", "is missing: a GPU's work is queued on one"))
-}
-
 #[cfg(feature = "cuda-driver")]
 fn other_device(field: &'static str) -> Error {
     Error::argument(field, "is of another device")
@@ -104,7 +100,7 @@ fn other_device(field: &'static str) -> Error {
 #[derive(Debug)]
 pub enum Attention {
     /// On a processor.
-    Cpu(cpu::Attention),
+    Cpu(Box<cpu::Attention>),
     /// On a GPU.
     #[cfg(feature = "cuda-driver")]
     Cuda(Box<cuda::Attention>),
@@ -129,7 +125,7 @@ impl Attention {
             Device::Cpu(_) if workspace.is_some() => {
                 Err(Error::argument("workspace", "a processor takes none"))
             }
-            Device::Cpu(cpu) => Ok(Self::Cpu(cpu::Attention::new(cpu, config, limits)?)),
+            Device::Cpu(cpu) => Ok(Self::Cpu(Box::new(cpu::Attention::new(cpu, config, limits)?))),
             #[cfg(feature = "cuda-driver")]
             Device::Cuda(cuda) => {
                 let fusion = cuda::Fusion::default();
@@ -359,6 +355,7 @@ impl StepBuffer {
             }
             #[cfg(feature = "cuda-driver")]
             Kind::Cuda(step) => {
+                args.cache.check_on_gpu()?;
                 let types = (args.k.dtype(), args.cache.layout().dtype);
                 let kernel = self.loaded.append(step.cuda(), types.0, types.1)?;
                 // SAFETY: as the caller promises.

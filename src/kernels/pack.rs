@@ -331,10 +331,11 @@ mod tests {
         let mut bytes = vec![0xaa; 8192];
         let plans = [(&plan, None), (&plan, Some(mask))].into_iter();
         let source = StepSource::Arrays(arrays);
-        let mut asked = 0;
-        let memory = |bytes_needed: usize| {
-            asked = bytes_needed;
-            Ok(&mut bytes[..])
+        let (mut asked, to) = (0, &mut bytes[..]);
+        let noted = &mut asked;
+        let memory = move |needed: usize| {
+            *noted = needed;
+            Ok(to)
         };
         let used = pack(&source, plans, memory).unwrap();
         assert_eq!(asked, used);
@@ -370,7 +371,8 @@ mod tests {
         assert_eq!(used % ALIGN, 0);
 
         let plans = std::iter::repeat_n((&plan, None), 9);
-        let error = pack(&source, plans, |_| Ok(&mut bytes[..])).unwrap_err();
+        let to = &mut bytes[..];
+        let error = pack(&source, plans, move |_| Ok(to)).unwrap_err();
         assert!(error.to_string().contains("plans"), "{error}");
     }
 }

@@ -94,7 +94,7 @@ static void append_faults(void) {
     REFUSED_FIELD(args, cache = NULL, "cache", APPEND);
     REFUSED_FIELD(args, cache = MISALIGNED(&cache), "cache", APPEND);
     KV_FAULTS(cache, APPEND);
-    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache.block_size", APPEND);
+    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache", APPEND);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "slot_mapping", APPEND);
     REFUSED_FIELD(cache, num_heads = 1, "k", APPEND);
     REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", APPEND);
@@ -167,7 +167,7 @@ static void append_faults(void) {
     STEP_FAULT(positions = NULL, "positions");
     STEP_FAULT(positions = late, "positions");
     STEP_FAULT(positions = latest, "positions");
-    STEP_FAULT(block_size = PAGE + 1, "cache.block_size");
+    STEP_FAULT(block_size = PAGE + 1, "cache");
 
     /* A negative slot is none: just that token is left out. */
     const int64_t skipped[] = {6, 7, 8, 9, 10, -1, INT64_MIN};

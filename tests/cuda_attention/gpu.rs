@@ -191,7 +191,7 @@ pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> 
         .unwrap_or_else(|error| what(error));
     let blocks = case.cache.layout.num_blocks;
     attention.plan(case.batch(), blocks, case.kernel_mask()).unwrap_or_else(|error| what(error));
-    let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+    let arrays = StepArrays::new(case.batch());
     step.upload(&gpu.stream, &arrays, &[attention]).unwrap_or_else(|error| what(error));
     // SAFETY: all memory lives until the stream is done.
     unsafe { attention.run(&gpu.stream, &step, 0, &on_device.args) }

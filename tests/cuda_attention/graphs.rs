@@ -38,8 +38,7 @@ fn a_graph_is_replayed_with_new_lengths() {
         let case = largest.with_rows(rows);
         gpu.set_seed(n as u64);
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let (graph, on_device) = graph.get_or_insert_with(|| {
             let on_device = OnDevice::new(&gpu, &largest);
@@ -91,8 +90,7 @@ fn a_graph_is_replayed_with_other_masks() {
         case.mask = Mask::new(case.spec.mask, &rows, &mut rng);
         gpu.set_seed(replay);
         attention.plan(case.batch(), case.cache.layout.num_blocks, case.kernel_mask()).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             let run = |stream: &inflight::device::cuda::CudaStream| {
@@ -133,8 +131,7 @@ fn replays_and_uploads_are_in_order() {
     }
     for (n, (case, copy)) in queued.iter().enumerate() {
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             let run = |stream: &inflight::device::cuda::CudaStream| {

@@ -150,7 +150,7 @@ fn appended_and_read_far_away() {
             block_size: BLOCK_SIZE,
         };
         attention.plan(batch, NUM_BLOCKS, None).unwrap();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let elements = 42 * 4 * DIM;
         let q: Vec<u8> = (0..elements).flat_map(|_| encode(new, 1.0)).collect();

@@ -192,8 +192,7 @@ fn replay(gpu: &Gpu, config: AttentionConfig, fusion: Fusion, captured: usize) {
         gpu.set_seed(n as u64);
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
         fused.push(attention.is_fused());
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             gpu.stream

@@ -50,7 +50,7 @@ fn calls_that_do_not_fit() {
     let mut attention = Attention::new(&gpu.cuda, config, gpu::limits(&case)).unwrap();
     let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[&attention]).unwrap();
     let device = OnDevice::new(&gpu, &case);
-    let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+    let arrays = StepArrays::new(case.batch());
     let blocks = case.cache.layout.num_blocks;
 
     // SAFETY: all memory lives until the stream is done.
@@ -154,7 +154,7 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     // SAFETY: as above.
     let result =
         unsafe { attention.run(&gpu.stream, &step, 0, &AttentionArgs { cache, ..device.args }) };
-    assert_eq!(field(result), "cache", "of f32, a processor's");
+    assert_eq!(field(result), "dtype", "of f32, a processor's");
 
     let base = device.args.q.address();
     let kv = |k: u64, v: u64, layout: KvLayout, scales| {
@@ -266,7 +266,7 @@ fn batches_that_do_not_hold_together() {
         assert_eq!(field(attention.plan(batch, blocks, None)), want);
         // And again where the step is packed, whatever was planned.
         attention.plan(good, blocks, None).unwrap();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         assert_eq!(field(step.upload(&gpu.stream, &arrays, &[&attention])), want);
     }
     let foreign = StepArrays { batch: good, slot_mapping: &[], positions: &[1], tokens: &[] };

@@ -39,7 +39,7 @@ fn attentions_on_one_stream_share_one() {
                 assert!(merges > 0, "nothing is split");
                 let mut step = StepBuffer::new(&gpu.cuda, limits, &[&*attention]).unwrap();
                 let batch = case.batch();
-                let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+                let arrays = StepArrays::new(batch);
                 step.upload(&gpu.stream, &arrays, &[&*attention]).unwrap();
                 steps.push(step);
             }

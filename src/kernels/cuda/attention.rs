@@ -333,6 +333,7 @@ impl Attention {
             tensor.check(field, q_dtype, tokens, num_q_heads, head_dim)?;
         }
         check_not_in_place(tokens, args.q.address(), args.o.address())?;
+        args.cache.check_on_gpu()?;
         self.planned.check_cache(&self.config, args.cache.layout())?;
         for (field, address) in
             [("lse", args.lse), ("alibi_slopes", args.alibi_slopes), ("sinks", args.sinks)]

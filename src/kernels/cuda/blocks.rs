@@ -223,6 +223,7 @@ fn check(device: &[DeviceCache], host: &[DeviceCache]) -> Result<u64> {
     for (field, caches) in [("device", device), ("host", host)] {
         let blocks = |cache: &DeviceCache| cache.layout().num_blocks;
         let Some(one) = caches.first() else { continue };
+        one.check_on_gpu()?;
         let odd = caches
             .iter()
             .position(|cache| shape(cache) != shape(first) || blocks(cache) != blocks(one));

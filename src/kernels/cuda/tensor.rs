@@ -50,6 +50,16 @@ impl DeviceTensor {
 }
 
 impl DeviceCache {
+    /// Refuses what no kernel of a GPU reads.
+    pub(crate) fn check_on_gpu(&self) -> Result<()> {
+        match self.layout().dtype {
+            DType::F32 => {
+                Err(Error::argument("dtype", "f32 caches are the processor's: use f16 or bf16"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Addresses of K and V.
     pub(super) fn addresses(&self) -> (u64, u64) {
         (self.k, self.v)

@@ -166,7 +166,7 @@ impl Loader {
 
     fn plan(&mut self, stream: &CudaStream, batch: BatchView<'_>) -> Result<()> {
         self.attention.plan(batch, self.sizes.num_blocks as usize, None)?;
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         self.step.upload(stream, &arrays, &[&self.attention])?;
         self.tokens = batch.num_tokens();
         Ok(())

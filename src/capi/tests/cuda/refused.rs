@@ -58,7 +58,7 @@ fn bad_caches(good: inflight_kv_cache) -> Vec<(inflight_kv_cache, &'static str)>
         (Cache { num_blocks: 0, ..good }, "cache.num_blocks"),
         (Cache { head_dim: 12, ..good }, "cache.head_dim"),
         (Cache { dtype: 9, ..good }, "cache.dtype"),
-        (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache"),
+        (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache.dtype"),
         (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.num_scales"),
         (Cache { dtype: INFLIGHT_DTYPE_FP8_E4M3, ..good }, "cache.k_scales"),
         (Cache { num_scales: 7, ..good }, "cache.num_scales"),
