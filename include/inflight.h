@@ -3384,8 +3384,8 @@ void inflight_append_args_init(struct inflight_append_args *args, size_t size);
  *
  * Outputs: the slots of `args->cache`; `args->rope->q` where there is one.
  * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `args`, `slot_mapping` or
- * `positions` where the step's are missing or out of range, `step` likewise on a GPU; STRUCT_SIZE,
- * IN_USE, POISONED, NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
+ * `positions` where the step's are missing or out of range; STRUCT_SIZE, IN_USE, POISONED,
+ * NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_append(struct inflight_step_buffer *step,

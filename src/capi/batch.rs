@@ -3,7 +3,7 @@
 use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::{inflight_group, inflight_step_view};
-use crate::kernels::{BatchView, Mask};
+use crate::kernels::{BatchView, Mask, StepArrays};
 use crate::types::BlockId;
 
 /// The rows of a step: how many queries each has, and where its keys are. All arrays are in this
@@ -81,18 +81,8 @@ pub unsafe extern "C" fn inflight_batch_from_step(
     unsafe { call(error, body) }
 }
 
-/// The arrays of a batch.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrays<'a> {
-    pub(super) rows: BatchView<'a>,
-    /// Empty where there are none; likewise the others.
-    pub(super) slot_mapping: &'a [i64],
-    pub(super) positions: &'a [u32],
-    pub(super) tokens: &'a [u32],
-}
-
 /// Rows, tokens, blocks and bytes of mask that a step has at most.
-pub(super) const MOST: u64 = 1 << 30;
+const MOST: u64 = 1 << 30;
 
 const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 
@@ -101,7 +91,7 @@ const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 /// # Safety
 /// `batch` is NULL or a batch, whose arrays are NULL or as long as it says, and written by nobody
 /// during 'a.
-pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Arrays<'a>> {
+pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<StepArrays<'a>> {
     // SAFETY: as the caller promises.
     let given = unsafe { read("batch", batch) }?;
     let rows = at_most("num_rows", given.num_rows.into(), MOST)?;
@@ -137,8 +127,8 @@ pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Array
         let reason = format!("is {tokens}, and qo_indptr ends at {}", qo_indptr[rows]);
         return Err(Failure::argument("num_tokens", reason));
     }
-    let rows = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
-    Ok(Arrays { rows, slot_mapping, positions, tokens: names })
+    let batch = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
+    Ok(StepArrays { batch, slot_mapping, positions, tokens: names })
 }
 
 /// Which of the last keys each query sees: a tree of drafts, or any pattern at all.

@@ -2,16 +2,14 @@
 
 use std::ffi::c_void;
 
-use super::device::{Backend, backend, inflight_device};
+use super::device::{backend, inflight_device, stream_of};
 use super::elements::elements;
 use super::guard::{Exclusive, Result, at_most, at_most_max, call, create, free, shared};
 use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::BlockOp;
-use crate::device::cpu::Cpu;
-use crate::kernels::KvCache;
-use crate::kernels::cpu::move_blocks;
+use crate::kernels::{Backend, BlockMover};
 
 /// Carries out block operations on every layer's K and V: those of a step, or of
 /// `inflight_cache_take_ops`.
@@ -24,38 +22,7 @@ pub struct inflight_block_mover {
 #[derive(Debug)]
 struct Mover {
     backend: Backend,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Cpu(Layers),
-    #[cfg(feature = "cuda-driver")]
-    Cuda(Box<crate::kernels::cuda::BlockMover>),
-}
-
-/// The caches of all layers, in memory of the caller's.
-#[derive(Debug)]
-struct Layers {
-    device: Vec<inflight_kv_cache>,
-    host: Vec<inflight_kv_cache>,
-}
-
-// SAFETY: the pointers are the caller's, who lets any thread use them.
-unsafe impl Send for Layers {}
-
-impl Layers {
-    /// # Safety
-    /// All caches are memory that nobody else uses meanwhile.
-    unsafe fn run(&self, cpu: &Cpu, ops: &[BlockOp]) -> Result<()> {
-        let views = |caches: &[inflight_kv_cache]| {
-            // SAFETY: as the caller promises.
-            let of = |cache: &inflight_kv_cache| unsafe { cache.host() };
-            caches.iter().map(of).collect::<Result<Vec<KvCache<'_>>>>()
-        };
-        let (mut device, mut host) = (views(&self.device)?, views(&self.host)?);
-        Ok(move_blocks(cpu, ops, &mut device, &mut host)?)
-    }
+    mover: BlockMover,
 }
 
 /// Layers of a mover at most.
@@ -94,26 +61,13 @@ pub unsafe extern "C" fn inflight_block_mover_create(
         if caches.is_empty() {
             return Err(Failure::argument("num_layers", "is 0"));
         }
-        let kind = match &backend {
-            Backend::Cpu(cpu) => {
-                let layers = Layers { device: caches, host: hosts };
-                // Without operations all is checked, and nothing done.
-                // SAFETY: as the caller of this function promises.
-                unsafe { layers.run(cpu, &[]) }.map_err(Failure::for_layers)?;
-                Kind::Cpu(layers)
-            }
-            #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
-                // SAFETY: as the caller of this function promises.
-                let of = |cache: &inflight_kv_cache| unsafe { cache.device() };
-                let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
-                let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
-                let mover = crate::kernels::cuda::BlockMover::new(&backend.cuda, &device, &host)
-                    .map_err(|error| Failure::for_layers(super::kv::failure(error)))?;
-                Kind::Cuda(Box::new(mover))
-            }
-        };
-        Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, kind }) })
+        // SAFETY: as the caller of this function promises.
+        let of = |cache: &inflight_kv_cache| unsafe { cache.device() };
+        let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let mover = BlockMover::new(&backend, &device, &host)
+            .map_err(|error| super::kv::failure(error).for_layers())?;
+        Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, mover }) })
     };
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
@@ -155,22 +109,10 @@ pub unsafe extern "C" fn inflight_block_mover_run(
         // The same three numbers.
         // SAFETY: NULL or of so many operations.
         let ops = unsafe { elements(["ops", "op_size"], ops.cast::<BlockOp>(), op_size, num_ops) }?;
-        let Mover { backend, kind } = &mut *state;
-        match (kind, &*backend) {
-            (Kind::Cpu(layers), Backend::Cpu(cpu)) => {
-                Backend::no_stream(stream)?;
-                // SAFETY: as the caller of this function promises.
-                unsafe { layers.run(cpu, &ops) }.map_err(Failure::for_layers)
-            }
-            #[cfg(feature = "cuda-driver")]
-            (Kind::Cuda(mover), Backend::Cuda(backend)) => {
-                // SAFETY: NULL or a stream that lives.
-                let stream = unsafe { backend.stream(stream) }?;
-                mover.run(&stream, &ops).map_err(|error| Failure::from(error).for_layers())
-            }
-            #[cfg(feature = "cuda-driver")]
-            _ => Err(Failure::new(inflight_status::Corrupt, "", "a mover of two devices")),
-        }
+        let Mover { backend, mover } = &mut *state;
+        // SAFETY: NULL or a stream that lives.
+        let stream = unsafe { stream_of(backend.device(), stream) }?;
+        mover.run(stream.as_ref(), &ops).map_err(|error| Failure::from(error).for_layers())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

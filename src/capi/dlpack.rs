@@ -3,13 +3,14 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use super::device::{Backend, backend, inflight_device};
+use super::device::{backend, inflight_device};
 use super::guard::{Result, call, flag, give, plain};
 use super::kv::{
     INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, Layer, inflight_kv_array, inflight_kv_cache,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{inflight_tensor, number_of, tensor_of};
+use crate::device::Device;
 use crate::kernels::DType;
 
 /// A `DLManagedTensor`: what a capsule named "dltensor" holds.
@@ -83,7 +84,7 @@ struct Array {
 /// numbers as it has dimensions.
 unsafe fn array_of(
     field: &'static str,
-    backend: &Backend,
+    device: &Device,
     managed: *const c_void,
     kind: u32,
     write: bool,
@@ -111,7 +112,7 @@ unsafe fn array_of(
         }
         other => return Err(Failure::argument("kind", format!("there is none of {other}"))),
     };
-    check_device(field, backend, &tensor)?;
+    check_device(field, device, &tensor)?;
     let dtype = match (tensor.code, tensor.bits, tensor.lanes) {
         (FLOAT, 32, 1) => DType::F32,
         (FLOAT, 16, 1) => DType::F16,
@@ -155,12 +156,12 @@ fn compact(shape: &[i64]) -> Option<Vec<i64>> {
     Some(strides)
 }
 
-fn check_device(field: &'static str, backend: &Backend, tensor: &Tensor) -> Result<()> {
-    let here = match backend {
-        Backend::Cpu(_) => matches!(tensor.device_type, CPU | CUDA_HOST),
+fn check_device(field: &'static str, device: &Device, tensor: &Tensor) -> Result<()> {
+    let here = match device {
+        Device::Cpu(_) => matches!(tensor.device_type, CPU | CUDA_HOST),
         #[cfg(feature = "cuda-driver")]
-        Backend::Cuda(backend) => match tensor.device_type {
-            CUDA => usize::try_from(tensor.device_id) == Ok(backend.cuda.info().ordinal),
+        Device::Cuda(cuda) => match tensor.device_type {
+            CUDA => usize::try_from(tensor.device_id) == Ok(cuda.info().ordinal),
             CUDA_MANAGED => true,
             _ => false,
         },
@@ -201,7 +202,7 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
         let backend = unsafe { backend(device) }?;
         let write = flag("write", write)?;
         // SAFETY: as the caller of this function promises.
-        let array = unsafe { array_of("managed", &backend, managed, kind, write, 3) }?;
+        let array = unsafe { array_of("managed", backend.device(), managed, kind, write, 3) }?;
         let small = |size: i64| {
             let reason = format!("has a dimension of {size}");
             u32::try_from(size).map_err(|_| Failure::argument("managed", reason))
@@ -260,9 +261,9 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
             other => return Err(Failure::argument("layout", format!("there is none of {other}"))),
         };
         // SAFETY: as the caller of this function promises.
-        let k = unsafe { array_of("k", &backend, k, kind, true, 4) }?;
+        let k = unsafe { array_of("k", backend.device(), k, kind, true, 4) }?;
         // SAFETY: as the caller of this function promises.
-        let v = unsafe { array_of("v", &backend, v, kind, true, 4) }?;
+        let v = unsafe { array_of("v", backend.device(), v, kind, true, 4) }?;
         if k.shape != v.shape || k.dtype != v.dtype {
             return Err(Failure::argument("v", "differs from k in shape or type"));
         }
@@ -343,10 +344,10 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
 ) -> inflight_status {
     let make = || {
         // SAFETY: NULL or a device that lives.
-        let (device_type, device_id) = match &unsafe { backend(device) }? {
-            Backend::Cpu(_) => (CPU, 0),
+        let (device_type, device_id) = match unsafe { backend(device) }?.device() {
+            Device::Cpu(_) => (CPU, 0),
             #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => (CUDA, backend.cuda.info().ordinal as i32),
+            Device::Cuda(cuda) => (CUDA, cuda.info().ordinal as i32),
         };
         // SAFETY: NULL or a tensor of the caller's.
         let tensor = unsafe { tensor_of("tensor", tensor) }?;

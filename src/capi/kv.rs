@@ -2,12 +2,12 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, Versioned, array, call, count, read, versioned, write};
+use super::guard::{Result, Versioned, call, count, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{INFLIGHT_DTYPE_F32, INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;
 use crate::kernels::kv::KV_ALIGN;
-use crate::kernels::{DType, KvCache, KvLayout, KvScales, KvStrides};
+use crate::kernels::{DType, DeviceCache, DeviceScales, KvLayout, KvStrides};
 
 /// `[num_blocks, block_size, num_heads, head_dim]`: a token's heads are together.
 pub const INFLIGHT_LAYOUT_NHD: u32 = 1;
@@ -314,32 +314,20 @@ impl TryFrom<&inflight_kv_cache> for Layer {
 }
 
 impl inflight_kv_cache {
-    /// The cache in this process's memory.
+    /// The cache in the device's memory.
     ///
     /// # Safety
-    /// All that the layout spans is memory, used as the borrow says during 'a.
-    pub(super) unsafe fn host<'a>(&self) -> Result<KvCache<'a>> {
-        let Layer { layout, k, v, .. } = self.try_into()?;
+    /// As [`DeviceCache::new`].
+    pub(super) unsafe fn device(&self) -> Result<DeviceCache> {
+        let Layer { layout, k, v, scales } = self.try_into()?;
+        let scales = scales.map(|Scales { k, v, per_head }| DeviceScales {
+            k: k.expose_provenance() as u64,
+            v: v.expose_provenance() as u64,
+            per_head,
+        });
+        let [k, v] = [k, v].map(|data| data.expose_provenance() as u64);
         // SAFETY: as the caller promises.
-        let cache = unsafe { KvCache::from_raw(k.cast(), v.cast(), layout) };
-        cache.map_err(failure)
-    }
-
-    /// The scales in this process's memory.
-    ///
-    /// # Safety
-    /// They are NULL, or as many as the struct says.
-    pub(super) unsafe fn host_scales<'a>(&self) -> Result<KvScales<'a>> {
-        let Layer { layout, scales, .. } = self.try_into()?;
-        let Some(Scales { k, v, per_head }) = scales else {
-            return Ok(KvScales { k: &[], v: &[] });
-        };
-        let count = if per_head { layout.num_heads } else { 1 };
-        // SAFETY: as the caller promises.
-        let k = unsafe { array(K.scales, k, count) }?;
-        // SAFETY: as the caller promises.
-        let v = unsafe { array(V.scales, v, count) }?;
-        Ok(KvScales { k, v })
+        unsafe { DeviceCache::new(k, v, layout, scales) }.map_err(failure)
     }
 }
 

@@ -18,8 +18,6 @@ mod attention;
 mod batch;
 mod blocks;
 mod cache;
-#[cfg(feature = "cuda-driver")]
-mod cuda;
 mod device;
 mod dlpack;
 mod elements;

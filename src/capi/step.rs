@@ -1,5 +1,7 @@
 //! What an iteration runs, and what came of it: views of flat arrays.
 
+use std::mem::offset_of;
+
 use super::elements::Element;
 use super::guard::{Versioned, lent, versioned};
 use super::request::inflight_request_result;
@@ -89,9 +91,18 @@ pub struct inflight_pending_token {
     pub logits: u32,
 }
 
-// Seen as the library's own.
-const _: () = assert!(size_of::<inflight_block_op>() == size_of::<BlockOp>());
-const _: () = assert!(size_of::<inflight_pending_token>() == size_of::<Pending>());
+/// Asserts that a struct of the header is one of `csrc/kernel_params.h`: callers see the library's
+/// arrays as they are.
+macro_rules! assert_same {
+    ($ours:ident, $kernels:ident { $($field:ident)* }) => {
+        const _: () = {
+            assert!(size_of::<$ours>() == size_of::<$kernels>());
+            $(assert!(offset_of!($ours, $field) == offset_of!($kernels, $field));)*
+        };
+    };
+}
+assert_same!(inflight_block_op, BlockOp { kind src dst });
+assert_same!(inflight_pending_token, Pending { token steps_back logits });
 
 // SAFETY: integers, without padding.
 unsafe impl Element for inflight_block_op {}

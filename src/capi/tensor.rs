@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use super::guard::{Result, Versioned, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::kernels::tensor::Shape;
-use crate::kernels::{DType, TensorMut, TensorRef};
+use crate::kernels::{DType, DeviceTensor};
 
 /// IEEE binary32.
 pub const INFLIGHT_DTYPE_F32: u32 = 1;
@@ -148,24 +148,15 @@ impl inflight_tensor {
         }
     }
 
-    /// The view of a tensor in this process's memory, to read.
+    /// The tensor in the device's memory.
     ///
     /// # Safety
-    /// All elements are memory that nobody writes during 'a.
-    pub(super) unsafe fn host<'a>(&self, field: &'static str) -> Result<TensorRef<'a>> {
+    /// As [`DeviceTensor::new`].
+    pub(super) unsafe fn device(&self, field: &'static str) -> Result<DeviceTensor> {
         let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorRef::from_raw(self.data.cast_const().cast(), dtype, shape) })
-    }
-
-    /// The view of a tensor in this process's memory, to write.
-    ///
-    /// # Safety
-    /// All elements are memory that nobody else uses during 'a.
-    pub(super) unsafe fn host_mut<'a>(&self, field: &'static str) -> Result<TensorMut<'a>> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorMut::from_raw(self.data.cast(), dtype, shape) })
+        let address = self.data.expose_provenance() as u64;
+        // SAFETY: as the caller promises; `parts` found it aligned.
+        Ok(unsafe { DeviceTensor::new(address, dtype, shape) })
     }
 }
 

@@ -100,7 +100,7 @@ static void append_faults(void) {
     REFUSED_FIELD(args, cache = NULL, "cache", APPEND);
     REFUSED_FIELD(args, cache = MISALIGNED(&cache), "cache", APPEND);
     KV_FAULTS(cache, "cache", APPEND);
-    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache.block_size", APPEND);
+    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache", APPEND);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "slot_mapping", APPEND);
     REFUSED_FIELD(cache, num_heads = 1, "k", APPEND);
 
@@ -174,7 +174,7 @@ static void append_faults(void) {
     STEP_FAULT(w.batch.positions = NULL, "positions");
     STEP_FAULT(w.batch.positions = late, "positions");
     STEP_FAULT(w.batch.positions = latest, "positions");
-    STEP_FAULT(group.block_size = PAGE + 1, "cache.block_size");
+    STEP_FAULT(group.block_size = PAGE + 1, "cache");
 
     /* A negative slot is none: just that token is left out. */
     const int64_t skipped[] = {6, 7, 8, 9, 10, -1, INT64_MIN};

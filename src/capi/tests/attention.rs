@@ -22,8 +22,8 @@ use crate::device::cpu::{Cpu, CpuConfig};
 use crate::kernels::rope::{RopeConfig, RopePairs};
 use crate::kernels::tensor::Shape;
 use crate::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
-    TensorRef, cpu,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepArrays, StepLimits,
+    TensorMut, TensorRef, cpu,
 };
 use crate::types::BlockId;
 
@@ -228,9 +228,9 @@ fn a_step_gives_the_librarys_bits() {
         }),
     };
     cpu::append(&cpu, &mut cache, append).expect("appended");
-    let mut attention =
-        cpu::Attention::new(AttentionConfig::new(Q_HEADS, KV_HEADS, DIM, DType::F32))
-            .expect("attention");
+    let of = AttentionConfig::new(Q_HEADS, KV_HEADS, DIM, DType::F32);
+    let mut attention = cpu::Attention::new(&cpu, of, StepLimits::MAX).expect("attention");
+    let mut step = cpu::StepBuffer::new(StepLimits::MAX, &[&attention]).expect("a buffer");
     let tables = TABLES.map(BlockId);
     let rows = BatchView {
         qo_indptr: &QO,
@@ -239,9 +239,10 @@ fn a_step_gives_the_librarys_bits() {
         kv_last_page_len: &LAST,
         block_size: SIZE,
     };
-    attention.plan(&cpu, rows, BLOCKS).expect("a plan");
+    attention.plan(rows, BLOCKS, None).expect("a plan");
+    step.upload(&StepArrays::new(rows), &[&attention]).expect("uploaded");
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; TOKENS * Q_HEADS]);
-    let args = AttentionArgs {
+    let args = cpu::AttentionArgs {
         q: TensorRef::new(&turned, shape).expect("queries"),
         cache: &cache,
         scales: KvScales::NONE,
@@ -249,9 +250,8 @@ fn a_step_gives_the_librarys_bits() {
         lse: Some(&mut lse),
         alibi_slopes: Some(&slopes),
         sinks: Some(&sinks),
-        mask: None,
     };
-    attention.run(&cpu, args).expect("run");
+    attention.run(&step, 0, args).expect("run");
 
     // The same through the ABI.
     let of = inflight_rope_config { rotary_dim: DIM as u32, ..inflight_rope_config::initial() };

@@ -130,7 +130,7 @@ fn every_field_of_a_layer_is_checked() {
     }
     let few = inflight_kv_cache { num_blocks: 1, ..*model.cache };
     assert_eq!(field(run(Run { cache: &raw const few, ..good })), "cache");
-    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "step");
+    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "slot_mapping");
 
     type Rope = inflight_rope;
     for (bad, name) in [
@@ -159,12 +159,12 @@ fn every_field_of_a_layer_is_checked() {
         // SAFETY: arrays are as long as the batch says.
         move |e| unsafe { inflight_step_buffer_upload(step, &raw const batch, stream, e) }
     };
-    for batch in [
-        inflight_batch { groups: at(no_slots), ..rows.batch() },
-        inflight_batch { positions: ptr::null(), ..rows.batch() },
+    for (batch, name) in [
+        (inflight_batch { groups: at(no_slots), ..rows.batch() }, "slot_mapping"),
+        (inflight_batch { positions: ptr::null(), ..rows.batch() }, "positions"),
     ] {
         done(upload(batch));
-        assert_eq!(field(append(new)), "step");
+        assert_eq!(field(append(new)), name);
     }
     let other = Rows::new(&[(1, 41), (6, 90)], 1);
     assert_eq!(field(upload(other.batch())), "attentions");
