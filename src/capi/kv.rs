@@ -156,25 +156,21 @@ struct Names {
     reserved: &'static str,
 }
 
-const K: Names = Names {
-    array: "cache.k",
-    dtype: "cache.k.dtype",
-    scales: "cache.k.scales",
-    strides: "cache.k.scale_head_stride",
-    scale_dtype: "cache.k.scale_dtype",
-    elements: "cache.k.scale_elements",
-    reserved: "cache.k.reserved",
-};
-
-const V: Names = Names {
-    array: "cache.v",
-    dtype: "cache.v.dtype",
-    scales: "cache.v.scales",
-    strides: "cache.v.scale_head_stride",
-    scale_dtype: "cache.v.scale_dtype",
-    elements: "cache.v.scale_elements",
-    reserved: "cache.v.reserved",
-};
+macro_rules! names {
+    ($array:literal) => {
+        Names {
+            array: $array,
+            dtype: concat!($array, ".dtype"),
+            scales: concat!($array, ".scales"),
+            strides: concat!($array, ".scale_head_stride"),
+            scale_dtype: concat!($array, ".scale_dtype"),
+            elements: concat!($array, ".scale_elements"),
+            reserved: concat!($array, ".reserved"),
+        }
+    };
+}
+const K: Names = names!("cache.k");
+const V: Names = names!("cache.v");
 
 impl inflight_kv_array {
     /// Without strides and scales.

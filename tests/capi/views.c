@@ -120,7 +120,43 @@ static void pending_tokens_name_their_step(void) {
     inflight_scheduler_free(scheduler);
 }
 
+/* A program of a later version has larger elements: they are read and written at its distances. */
+static void elements_are_as_far_apart_as_said(void) {
+    const uint8_t id[4] = {1, 2, 3, 4};
+    struct {
+        inflight_content known;
+        uint64_t later;
+    } contents[2] = {{{id, 4, 0, 1}, 0}, {{id, 4, 1, 1}, 0}};
+    struct {
+        inflight_event known;
+        uint64_t later;
+    } events[2];
+    inflight_scheduler_config config = new_config(64);
+    inflight_scheduler* scheduler = new_scheduler(&config);
+    inflight_submitter* submitter = new_submitter(scheduler);
+    inflight_request request = new_request(7, PROMPT, 20, 1);
+    request.contents = &contents[0].known;
+    request.num_contents = 2;
+    request.content_size = sizeof *contents;
+    contents[1].later = 1;
+    CHECK(inflight_submitter_submit(submitter, &request, NULL) == INFLIGHT_STATUS_STRUCT_SIZE);
+    contents[1].later = 0;
+    CHECK(inflight_submitter_submit(submitter, &request, NULL) == INFLIGHT_STATUS_OK);
+    inflight_step_view step = new_step();
+    CHECK(inflight_scheduler_schedule(scheduler, 0, &step, NULL) == INFLIGHT_STATUS_OK);
+    inflight_samples samples = new_samples(PROMPT, step.num_sampling);
+    CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, NULL, NULL) == 0);
+    memset(events, 0xa5, sizeof events);
+    size_t n = 0;
+    CHECK(inflight_scheduler_events(scheduler, &events[0].known, sizeof *events, 2, &n, NULL) == 0);
+    CHECK(n == 1 && events[0].known.request_id == 7 && events[0].known.result.num_output == 1);
+    CHECK(events[0].later == 0 && events[1].later == UINT64_C(0xa5a5a5a5a5a5a5a5));
+    inflight_submitter_free(submitter);
+    inflight_scheduler_free(scheduler);
+}
+
 int main(void) {
+    elements_are_as_far_apart_as_said();
     pending_tokens_name_their_step();
     a_failed_call_writes_nothing();
     empty_arrays_are_null();
