@@ -8,7 +8,7 @@ use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::inflight_step_buffer;
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::error::Error;
 use crate::kernels::{AppendArgs, Rope};
 
@@ -101,9 +101,7 @@ unsafe fn device_args(
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { tensor_of("q", rope.q) }?;
-                    // SAFETY: as the caller promises.
-                    Some(unsafe { q.device("q") }?)
+                    Some(unsafe { device_tensor("q", rope.q) }?)
                 }
             },
         }),
@@ -112,9 +110,9 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(AppendArgs {
         // SAFETY: as the caller promises.
-        k: unsafe { tensor_of("k", args.k)?.device("k") }?,
+        k: unsafe { device_tensor("k", args.k) }?,
         // SAFETY: as the caller promises.
-        v: unsafe { tensor_of("v", args.v)?.device("v") }?,
+        v: unsafe { device_tensor("v", args.v) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         rope,

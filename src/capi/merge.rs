@@ -7,7 +7,7 @@ use super::device::{backend, inflight_device, stream_of};
 use super::elements::{Element, elements};
 use super::guard::{Result, Versioned, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::State;
 
 /// States of one merge at most.
@@ -87,10 +87,10 @@ pub unsafe extern "C" fn inflight_merge(
         // SAFETY: NULL or a stream that lives.
         let stream = unsafe { stream_of(backend.device(), stream) }?;
         // SAFETY: as the caller of this function promises.
-        let o = unsafe { tensor_of("o", args.o)?.device("o") }?;
+        let o = unsafe { device_tensor("o", args.o) }?;
         let of = |state: &inflight_merge_state| {
             // SAFETY: as the caller of this function promises.
-            let o = unsafe { tensor_of("states", state.o)?.device("states") }?;
+            let o = unsafe { device_tensor("states", state.o) }?;
             Ok(State { o, lse: state.lse.expose_provenance() as u64 })
         };
         let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;

@@ -10,7 +10,7 @@ use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::inflight_step_buffer;
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::AttentionArgs;
 
 /// Divides a step's work among the device's cores or multiprocessors, for caches of at least
@@ -127,11 +127,11 @@ unsafe fn device_args(args: &inflight_attention_args) -> Result<AttentionArgs> {
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(AttentionArgs {
         // SAFETY: as the caller promises.
-        q: unsafe { tensor_of("q", args.q)?.device("q") }?,
+        q: unsafe { device_tensor("q", args.q) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         // SAFETY: as the caller promises.
-        o: unsafe { tensor_of("o", args.o)?.device("o") }?,
+        o: unsafe { device_tensor("o", args.o) }?,
         lse: args.lse.expose_provenance() as u64,
         alibi_slopes: args.alibi_slopes.expose_provenance() as u64,
         sinks: args.sinks.expose_provenance() as u64,

@@ -147,17 +147,6 @@ impl inflight_tensor {
             _ => refused("its extent does not fit the memory"),
         }
     }
-
-    /// The tensor in the device's memory.
-    ///
-    /// # Safety
-    /// As [`DeviceTensor::new`].
-    pub(super) unsafe fn device(&self, field: &'static str) -> Result<DeviceTensor> {
-        let (dtype, shape) = self.parts(field)?;
-        let address = self.data.expose_provenance() as u64;
-        // SAFETY: as the caller promises; `parts` found it aligned.
-        Ok(unsafe { DeviceTensor::new(address, dtype, shape) })
-    }
 }
 
 /// The tensor that a pointer names.
@@ -170,4 +159,20 @@ pub(super) unsafe fn tensor_of(
 ) -> Result<inflight_tensor> {
     // SAFETY: as the caller promises.
     unsafe { read(field, tensor) }
+}
+
+/// The tensor in the device's memory.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's; the rest as [`DeviceTensor::new`].
+pub(super) unsafe fn device_tensor(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<DeviceTensor> {
+    // SAFETY: as the caller promises.
+    let tensor = unsafe { tensor_of(field, tensor) }?;
+    let (dtype, shape) = tensor.parts(field)?;
+    let address = tensor.data.expose_provenance() as u64;
+    // SAFETY: as the caller promises; `parts` found it aligned.
+    Ok(unsafe { DeviceTensor::new(address, dtype, shape) })
 }
