@@ -8,7 +8,7 @@ use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::{CpuStep, Kind, inflight_step_buffer};
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{host_tensor, host_tensor_mut, inflight_tensor};
 use crate::device::cpu::Cpu;
 use crate::error::Error;
 use crate::kernels::cpu;
@@ -133,9 +133,7 @@ unsafe fn append(
                     true => None,
                     false => {
                         // SAFETY: as the caller promises.
-                        let q = unsafe { tensor_of("q", rope.q) }?;
-                        // SAFETY: as the caller promises.
-                        Some(unsafe { q.host_mut("q") }?)
+                        Some(unsafe { host_tensor_mut("q", rope.q) }?)
                     }
                 },
             })
@@ -143,9 +141,9 @@ unsafe fn append(
     };
     let new = cpu::Append {
         // SAFETY: as the caller promises.
-        k: unsafe { tensor_of("k", args.k)?.host("k") }?,
+        k: unsafe { host_tensor("k", args.k) }?,
         // SAFETY: as the caller promises.
-        v: unsafe { tensor_of("v", args.v)?.host("v") }?,
+        v: unsafe { host_tensor("v", args.v) }?,
         slot_mapping: &step.slot_mapping,
         // SAFETY: as the caller promises.
         scales: unsafe { given.host_scales() }?,
@@ -172,9 +170,7 @@ unsafe fn device_args(
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { tensor_of("q", rope.q) }?;
-                    // SAFETY: as the caller promises.
-                    Some(unsafe { q.device("q") }?)
+                    Some(unsafe { super::cuda::device_tensor("q", rope.q) }?)
                 }
             },
         }),
@@ -183,9 +179,9 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(crate::kernels::cuda::AppendArgs {
         // SAFETY: as the caller promises.
-        k: unsafe { tensor_of("k", args.k)?.device("k") }?,
+        k: unsafe { super::cuda::device_tensor("k", args.k) }?,
         // SAFETY: as the caller promises.
-        v: unsafe { tensor_of("v", args.v)?.device("v") }?,
+        v: unsafe { super::cuda::device_tensor("v", args.v) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         rope,

@@ -8,7 +8,7 @@ use super::attention::Limits;
 use super::guard::Result;
 use super::kv::{Layer, Scales, failure, inflight_kv_cache};
 use super::status::Failure;
-use super::tensor::inflight_tensor;
+use super::tensor::{inflight_tensor, tensor_of};
 use crate::device::cuda::{Cuda, CudaStream};
 use crate::kernels::cuda::{
     Append, Attention, DeviceCache, DeviceScales, DeviceTensor, Fusion, Merge, StepLimits,
@@ -90,16 +90,20 @@ impl CudaBackend {
     }
 }
 
-impl inflight_tensor {
-    /// The tensor in the device's memory.
-    ///
-    /// # Safety
-    /// As [`DeviceTensor::new`].
-    pub(super) unsafe fn device(&self, field: &'static str) -> Result<DeviceTensor> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises.
-        Ok(unsafe { DeviceTensor::new(self.data.addr() as u64, dtype, shape) })
-    }
+/// The tensor in the device's memory.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's; the rest as [`DeviceTensor::new`].
+pub(super) unsafe fn device_tensor(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<DeviceTensor> {
+    // SAFETY: as the caller promises.
+    let tensor = unsafe { tensor_of(field, tensor) }?;
+    let (dtype, shape) = tensor.parts(field)?;
+    let address = tensor.data.addr() as u64;
+    // SAFETY: as the caller promises; `parts` found it aligned.
+    Ok(unsafe { DeviceTensor::new(address, dtype, shape) })
 }
 
 impl inflight_kv_cache {

@@ -7,7 +7,7 @@ use super::device::{Backend, backend, inflight_device};
 use super::elements::{Element, elements};
 use super::guard::{Result, Versioned, array, array_mut, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{host_tensor, host_tensor_mut, inflight_tensor};
 use crate::device::cpu::Cpu;
 use crate::kernels::cpu;
 
@@ -96,11 +96,11 @@ pub unsafe extern "C" fn inflight_merge(
                 // SAFETY: NULL or a stream that lives.
                 let stream = unsafe { backend.stream(stream) }?;
                 // SAFETY: as the caller of this function promises.
-                let o = unsafe { tensor_of("o", args.o)?.device("o") }?;
+                let o = unsafe { super::cuda::device_tensor("o", args.o) }?;
                 let kernel = backend.merge(o.dtype())?;
                 let of = |state: &inflight_merge_state| {
                     // SAFETY: as the caller of this function promises.
-                    let o = unsafe { tensor_of("states", state.o)?.device("states") }?;
+                    let o = unsafe { super::cuda::device_tensor("states", state.o) }?;
                     Ok(crate::kernels::cuda::State { o, lse: state.lse.addr() as u64 })
                 };
                 let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;
@@ -121,13 +121,13 @@ unsafe fn merge(
     args: &inflight_merge_args,
 ) -> Result<()> {
     // SAFETY: as the caller promises.
-    let o = unsafe { tensor_of("o", args.o)?.host_mut("o") }?;
+    let o = unsafe { host_tensor_mut("o", args.o) }?;
     let rows = o.shape().tokens.checked_mul(o.shape().heads);
     let rows = rows.ok_or_else(|| Failure::argument("o", "its rows do not fit the memory"))?;
     let of = |state: &inflight_merge_state| {
         Ok(cpu::State {
             // SAFETY: as the caller promises.
-            o: unsafe { tensor_of("states", state.o)?.host("states") }?,
+            o: unsafe { host_tensor("states", state.o) }?,
             // SAFETY: as the caller promises.
             lse: unsafe { array("states", state.lse, rows) }?,
         })

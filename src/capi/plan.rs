@@ -13,7 +13,7 @@ use super::guard::{
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::{Kind, inflight_step_buffer};
-use super::tensor::{inflight_tensor, tensor_of};
+use super::tensor::{host_tensor, host_tensor_mut, inflight_tensor};
 use crate::device::cpu::Cpu;
 use crate::kernels::{AttentionArgs, AttentionConfig, BatchView, Mask, cpu};
 use crate::types::BlockId;
@@ -182,12 +182,12 @@ impl CpuAttention {
         let sinks = unsafe { array("sinks", args.sinks, of(args.sinks)) }?;
         let args = AttentionArgs {
             // SAFETY: as the caller promises.
-            q: unsafe { tensor_of("q", args.q)?.host("q") }?,
+            q: unsafe { host_tensor("q", args.q) }?,
             cache: &cache,
             // SAFETY: as the caller promises.
             scales: unsafe { given.host_scales() }?,
             // SAFETY: as the caller promises.
-            o: unsafe { tensor_of("o", args.o)?.host_mut("o") }?,
+            o: unsafe { host_tensor_mut("o", args.o) }?,
             lse: (!args.lse.is_null()).then_some(lse),
             alibi_slopes: (!args.alibi_slopes.is_null()).then_some(slopes),
             sinks: (!args.sinks.is_null()).then_some(sinks),
@@ -343,11 +343,11 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(crate::kernels::cuda::AttentionArgs {
         // SAFETY: as the caller promises.
-        q: unsafe { tensor_of("q", args.q)?.device("q") }?,
+        q: unsafe { super::cuda::device_tensor("q", args.q) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         // SAFETY: as the caller promises.
-        o: unsafe { tensor_of("o", args.o)?.device("o") }?,
+        o: unsafe { super::cuda::device_tensor("o", args.o) }?,
         lse: args.lse.addr() as u64,
         alibi_slopes: args.alibi_slopes.addr() as u64,
         sinks: args.sinks.addr() as u64,

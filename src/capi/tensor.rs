@@ -147,26 +147,6 @@ impl inflight_tensor {
             _ => refused("its extent does not fit the memory"),
         }
     }
-
-    /// The view of a tensor in this process's memory, to read.
-    ///
-    /// # Safety
-    /// All elements are memory that nobody writes during 'a.
-    pub(super) unsafe fn host<'a>(&self, field: &'static str) -> Result<TensorRef<'a>> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorRef::from_raw(self.data.cast_const().cast(), dtype, shape) })
-    }
-
-    /// The view of a tensor in this process's memory, to write.
-    ///
-    /// # Safety
-    /// All elements are memory that nobody else uses during 'a.
-    pub(super) unsafe fn host_mut<'a>(&self, field: &'static str) -> Result<TensorMut<'a>> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorMut::from_raw(self.data.cast(), dtype, shape) })
-    }
 }
 
 /// The tensor that a pointer names.
@@ -179,4 +159,34 @@ pub(super) unsafe fn tensor_of(
 ) -> Result<inflight_tensor> {
     // SAFETY: as the caller promises.
     unsafe { read(field, tensor) }
+}
+
+/// The view of a tensor in this process's memory, to read.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's, and all elements are memory that nobody writes during 'a.
+pub(super) unsafe fn host_tensor<'a>(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<TensorRef<'a>> {
+    // SAFETY: as the caller promises.
+    let tensor = unsafe { tensor_of(field, tensor) }?;
+    let (dtype, shape) = tensor.parts(field)?;
+    // SAFETY: as the caller promises; the extent was checked.
+    Ok(unsafe { TensorRef::from_raw(tensor.data.cast_const().cast(), dtype, shape) })
+}
+
+/// The view of a tensor in this process's memory, to write.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's, and all elements are memory that nobody else uses during 'a.
+pub(super) unsafe fn host_tensor_mut<'a>(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<TensorMut<'a>> {
+    // SAFETY: as the caller promises.
+    let tensor = unsafe { tensor_of(field, tensor) }?;
+    let (dtype, shape) = tensor.parts(field)?;
+    // SAFETY: as the caller promises; the extent was checked.
+    Ok(unsafe { TensorMut::from_raw(tensor.data.cast(), dtype, shape) })
 }
