@@ -913,9 +913,9 @@ typedef struct inflight_scheduler_config {
      */
     uint32_t max_padded_rows;
     /**
-     * 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
-     * or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
-     * they are kept, however many. 0 for none.
+     * 1 (the default) if events are collected from the creation of the first `inflight_submitter` on,
+     * freed or not; the caller then takes them with `inflight_scheduler_events` after each step, until
+     * when they are kept, however many.
      */
     uint32_t events;
     /**
@@ -1893,11 +1893,12 @@ typedef struct inflight_attention_config {
      */
     uint32_t head_dim;
     /**
-     * Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+     * Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
      */
     uint32_t q_dtype;
     /**
-     * Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+     * Type of the cache, `INFLIGHT_DTYPE_*`: that of the queries, or FP8_E4M3; 0 (the default) for
+     * that of the queries.
      */
     uint32_t kv_dtype;
     /**
@@ -1939,8 +1940,8 @@ typedef struct inflight_attention_config {
  * The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
  * allocated for them once; a captured graph may be replayed with any step within them.
  *
- * Initialise it with `inflight_step_limits_init`, then set at least the four above
- * `max_mask_bytes`.
+ * Initialise it with `inflight_step_limits_init`, then set at least `max_rows`, `max_tokens`,
+ * `max_blocks` and `max_kv_len`.
  */
 typedef struct inflight_step_limits {
     /**
@@ -2260,19 +2261,18 @@ void inflight_set_log_callback(inflight_log_callback callback, void *user_data, 
 const char *inflight_status_string(int32_t status);
 
 /**
- * Prepares an `inflight_error`: size set, code 0, strings empty.
+ * Prepares an `inflight_error`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_error)`. NULL does nothing.
  *
  * Threads: any. Since 0.1.
- *
- * # Safety
- * `error` is NULL or points to `size` bytes that may be written.
  */
 void inflight_error_init(struct inflight_error *error, size_t size);
 
 /**
- * Prepares an `inflight_request`: size set, defaults in all other fields.
+ * Prepares an `inflight_request`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_request)`. NULL does nothing.
  *
@@ -2281,7 +2281,8 @@ void inflight_error_init(struct inflight_error *error, size_t size);
 void inflight_request_init(struct inflight_request *request, size_t size);
 
 /**
- * Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_scheduler_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_scheduler_config)`. NULL does nothing.
  *
@@ -2450,7 +2451,8 @@ inflight_status inflight_scheduler_events(struct inflight_scheduler *scheduler,
                                           struct inflight_error *error);
 
 /**
- * Prepares an `inflight_step_view`: size set, empty.
+ * Prepares an `inflight_step_view`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_step_view)`. NULL does nothing.
  *
@@ -2459,7 +2461,8 @@ inflight_status inflight_scheduler_events(struct inflight_scheduler *scheduler,
 void inflight_step_view_init(struct inflight_step_view *view, size_t size);
 
 /**
- * Prepares an `inflight_samples`: size set, empty.
+ * Prepares an `inflight_samples`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_samples)`. NULL does nothing.
  *
@@ -2468,7 +2471,8 @@ void inflight_step_view_init(struct inflight_step_view *view, size_t size);
 void inflight_samples_init(struct inflight_samples *samples, size_t size);
 
 /**
- * Prepares an `inflight_outputs_view`: size set, empty.
+ * Prepares an `inflight_outputs_view`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_outputs_view)`. NULL does nothing.
  *
@@ -2477,7 +2481,8 @@ void inflight_samples_init(struct inflight_samples *samples, size_t size);
 void inflight_outputs_view_init(struct inflight_outputs_view *view, size_t size);
 
 /**
- * Prepares an `inflight_scheduler_stats`: size set, zeros.
+ * Prepares an `inflight_scheduler_stats`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_scheduler_stats)`. NULL does nothing.
  *
@@ -2497,7 +2502,8 @@ inflight_status inflight_scheduler_get_stats(struct inflight_scheduler *schedule
                                              struct inflight_error *error);
 
 /**
- * Prepares an `inflight_request_snapshot`: size set, zeros and no times.
+ * Prepares an `inflight_request_snapshot`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
  *
@@ -2598,7 +2604,8 @@ inflight_status inflight_submitter_finish(const struct inflight_submitter *submi
                                           struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_cache_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
  *
@@ -2651,7 +2658,8 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 inflight_status inflight_cache_reset(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_stats`: size set, zeros.
+ * Prepares an `inflight_cache_stats`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
  *
@@ -2681,7 +2689,8 @@ inflight_status inflight_cache_get_stats(struct inflight_cache *cache,
 inflight_status inflight_cache_verify(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_keys`: size set, empty.
+ * Prepares an `inflight_cache_keys`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
  *
@@ -2877,7 +2886,8 @@ inflight_status inflight_cache_swap_in(struct inflight_cache *cache,
                                        struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cpu_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_cpu_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cpu_config)`. NULL does nothing.
  *
@@ -2929,7 +2939,8 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
 void inflight_device_free(struct inflight_device *device);
 
 /**
- * Prepares an `inflight_device_info`: size set, zeros.
+ * Prepares an `inflight_device_info`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_device_info)`. NULL does nothing.
  *
@@ -2981,7 +2992,8 @@ inflight_status inflight_kv_cache_set_strides(struct inflight_kv_cache *cache,
                                               struct inflight_error *error);
 
 /**
- * Prepares an `inflight_batch`: size set, empty.
+ * Prepares an `inflight_batch`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_batch)`. NULL does nothing.
  *
@@ -3001,7 +3013,8 @@ inflight_status inflight_batch_from_step(const struct inflight_step_view *view,
                                          struct inflight_error *error);
 
 /**
- * Prepares an `inflight_mask`: size set, empty.
+ * Prepares an `inflight_mask`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_mask)`. NULL does nothing.
  *
@@ -3010,7 +3023,8 @@ inflight_status inflight_batch_from_step(const struct inflight_step_view *view,
 void inflight_mask_init(struct inflight_mask *mask, size_t size);
 
 /**
- * Prepares an `inflight_attention_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_attention_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
  *
@@ -3019,7 +3033,8 @@ void inflight_mask_init(struct inflight_mask *mask, size_t size);
 void inflight_attention_config_init(struct inflight_attention_config *config, size_t size);
 
 /**
- * Prepares an `inflight_step_limits`: size set, zeros.
+ * Prepares an `inflight_step_limits`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
  *
@@ -3139,7 +3154,8 @@ inflight_status inflight_attention_plan(struct inflight_attention *attention,
                                         struct inflight_error *error);
 
 /**
- * Prepares an `inflight_attention_args`: size set, zeros.
+ * Prepares an `inflight_attention_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_attention_args)`. NULL does nothing.
  *
@@ -3170,7 +3186,8 @@ inflight_status inflight_attention_run(struct inflight_attention *attention,
                                        struct inflight_error *error);
 
 /**
- * Prepares an `inflight_rope`: size set, defaults in all other fields.
+ * Prepares an `inflight_rope`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_rope)`. NULL does nothing.
  *
@@ -3179,7 +3196,8 @@ inflight_status inflight_attention_run(struct inflight_attention *attention,
 void inflight_rope_init(struct inflight_rope *rope, size_t size);
 
 /**
- * Prepares an `inflight_rope_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_rope_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_rope_config)`. NULL does nothing.
  *
@@ -3204,7 +3222,8 @@ inflight_status inflight_rope_table(const struct inflight_rope_config *config,
                                     struct inflight_error *error);
 
 /**
- * Prepares an `inflight_append_args`: size set, zeros.
+ * Prepares an `inflight_append_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_append_args)`. NULL does nothing.
  *
@@ -3232,7 +3251,8 @@ inflight_status inflight_append(struct inflight_step_buffer *step,
                                 struct inflight_error *error);
 
 /**
- * Prepares an `inflight_merge_args`: size set, zeros.
+ * Prepares an `inflight_merge_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_merge_args)`. NULL does nothing.
  *

@@ -80,7 +80,9 @@ inline namespace throwing_v0 {
 
 // ---- Numbers of the ABI as types ----
 
-/// INFLIGHT_STATUS_*. Newer libraries may return others: see group_of.
+// ---- Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header ----
+
+/// INFLIGHT_STATUS_*.
 enum class status : std::int32_t {
     ok = INFLIGHT_STATUS_OK,
     invalid_argument = INFLIGHT_STATUS_INVALID_ARGUMENT,
@@ -111,28 +113,12 @@ enum class status : std::int32_t {
     poisoned = INFLIGHT_STATUS_POISONED,
 };
 
-/// What can be done about a status, known or not.
-enum class status_group {
-    ok,        ///< Nothing.
-    argument,  ///< Mend the call.
-    capacity,  ///< Try again when requests have finished.
-    device,    ///< Look at the device.
-    internal,  ///< Report a bug of the library.
+/// INFLIGHT_LOG_*.
+enum class log_level : std::uint32_t {
+    error = INFLIGHT_LOG_ERROR,
+    warning = INFLIGHT_LOG_WARNING,
+    info = INFLIGHT_LOG_INFO,
 };
-
-constexpr status_group group_of(status code) noexcept {
-    const auto number = static_cast<std::int32_t>(code);
-    return number == 0    ? status_group::ok
-           : number < 200 ? status_group::argument
-           : number < 300 ? status_group::capacity
-           : number < 400 ? status_group::device
-                          : status_group::internal;
-}
-
-/// What a status means, in a few words; lives as long as the library.
-inline const char* status_string(status code) noexcept {
-    return inflight_status_string(static_cast<std::int32_t>(code));
-}
 
 /// INFLIGHT_POLICY_*.
 enum class policy : std::uint32_t {
@@ -142,6 +128,13 @@ enum class policy : std::uint32_t {
     no_evict = INFLIGHT_POLICY_NO_EVICT,
     max_utilization = INFLIGHT_POLICY_MAX_UTILIZATION,
     orca = INFLIGHT_POLICY_ORCA,
+};
+
+/// INFLIGHT_BLOCK_*.
+enum class block_op_kind : std::uint32_t {
+    copy = INFLIGHT_BLOCK_COPY,
+    swap_out = INFLIGHT_BLOCK_SWAP_OUT,
+    swap_in = INFLIGHT_BLOCK_SWAP_IN,
 };
 
 /// INFLIGHT_FINISH_*.
@@ -162,14 +155,7 @@ enum class event_kind : std::uint32_t {
     preempted = INFLIGHT_EVENT_PREEMPTED,
 };
 
-/// INFLIGHT_BLOCK_*.
-enum class block_op_kind : std::uint32_t {
-    copy = INFLIGHT_BLOCK_COPY,
-    swap_out = INFLIGHT_BLOCK_SWAP_OUT,
-    swap_in = INFLIGHT_BLOCK_SWAP_IN,
-};
-
-/// INFLIGHT_DEVICE_CPU and INFLIGHT_DEVICE_CUDA.
+/// INFLIGHT_DEVICE_*.
 enum class device_kind : std::uint32_t {
     cpu = INFLIGHT_DEVICE_CPU,
     cuda = INFLIGHT_DEVICE_CUDA,
@@ -195,7 +181,10 @@ enum class dtype : std::uint32_t {
 };
 
 /// INFLIGHT_LAYOUT_*.
-enum class layout : std::uint32_t { nhd = INFLIGHT_LAYOUT_NHD, hnd = INFLIGHT_LAYOUT_HND };
+enum class layout : std::uint32_t {
+    nhd = INFLIGHT_LAYOUT_NHD,
+    hnd = INFLIGHT_LAYOUT_HND,
+};
 
 /// INFLIGHT_ROPE_PAIRS_*.
 enum class rope_pairs : std::uint32_t {
@@ -213,18 +202,36 @@ enum class rope_scaling : std::uint32_t {
     llama3 = INFLIGHT_ROPE_SCALING_LLAMA3,
 };
 
-/// INFLIGHT_LOG_*.
-enum class log_level : std::uint32_t {
-    error = INFLIGHT_LOG_ERROR,
-    warning = INFLIGHT_LOG_WARNING,
-    info = INFLIGHT_LOG_INFO,
-};
-
 /// INFLIGHT_DLPACK_*.
 enum class dlpack : std::uint32_t {
     unversioned = INFLIGHT_DLPACK_UNVERSIONED,
     versioned = INFLIGHT_DLPACK_VERSIONED,
 };
+
+// ---- Written again ----
+
+/// What can be done about a status, known or not.
+enum class status_group {
+    ok,        ///< Nothing.
+    argument,  ///< Mend the call.
+    capacity,  ///< Try again when requests have finished.
+    device,    ///< Look at the device.
+    internal,  ///< Report a bug of the library.
+};
+
+constexpr status_group group_of(status code) noexcept {
+    const auto number = static_cast<std::int32_t>(code);
+    return number == 0    ? status_group::ok
+           : number < 200 ? status_group::argument
+           : number < 300 ? status_group::capacity
+           : number < 400 ? status_group::device
+                          : status_group::internal;
+}
+
+/// What a status means, in a few words; lives as long as the library.
+inline const char* status_string(status code) noexcept {
+    return inflight_status_string(static_cast<std::int32_t>(code));
+}
 
 inline finish finish_of(const inflight_output& output) noexcept {
     return static_cast<finish>(output.finish);
@@ -338,6 +345,266 @@ inline bytes_view bytes_of(std::string_view text) noexcept {
 }
 template <class Text, class = std::enable_if_t<detail::is_dying<Text>>>
 bytes_view bytes_of(Text&& text) = delete;
+
+// ---- Structs of the ABI as their _init prepares them, with setters ----
+
+// ---- Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header ----
+
+namespace detail {
+
+/// inflight_request with its defaults.
+template <class Self>
+struct prepared_request : inflight_request {
+    prepared_request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
+    Self& set_prompt(kept_span<const std::uint32_t> elements) noexcept {
+        prompt = elements.data();
+        prompt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_stop_tokens(kept_span<const std::uint32_t> elements) noexcept {
+        stop_tokens = elements.data();
+        num_stop_tokens = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_salt(kept_span<const std::uint8_t> elements) noexcept {
+        salt = elements.data();
+        salt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_adapter(kept_span<const std::uint8_t> elements) noexcept {
+        adapter = elements.data();
+        adapter_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_contents(kept_span<const inflight_content> elements) noexcept {
+        contents = elements.data();
+        num_contents = elements.size();
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_scheduler_config with its defaults.
+template <class Self>
+struct prepared_scheduler_config : inflight_scheduler_config {
+    prepared_scheduler_config() noexcept {
+        inflight_scheduler_config_init(this, sizeof(inflight_scheduler_config));
+    }
+    Self& set_policy(inflight::policy chosen) noexcept {
+        policy = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_scheduler_stats with its defaults.
+template <class Self>
+struct prepared_scheduler_stats : inflight_scheduler_stats {
+    prepared_scheduler_stats() noexcept {
+        inflight_scheduler_stats_init(this, sizeof(inflight_scheduler_stats));
+    }
+};
+
+/// inflight_request_snapshot with its defaults.
+template <class Self>
+struct prepared_request_snapshot : inflight_request_snapshot {
+    prepared_request_snapshot() noexcept {
+        inflight_request_snapshot_init(this, sizeof(inflight_request_snapshot));
+    }
+};
+
+/// inflight_cache_config with its defaults.
+template <class Self>
+struct prepared_cache_config : inflight_cache_config {
+    prepared_cache_config() noexcept {
+        inflight_cache_config_init(this, sizeof(inflight_cache_config));
+    }
+};
+
+/// inflight_cache_stats with its defaults.
+template <class Self>
+struct prepared_cache_stats : inflight_cache_stats {
+    prepared_cache_stats() noexcept {
+        inflight_cache_stats_init(this, sizeof(inflight_cache_stats));
+    }
+};
+
+/// inflight_cache_keys with its defaults.
+template <class Self>
+struct prepared_cache_keys : inflight_cache_keys {
+    prepared_cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
+    Self& set_salt(kept_span<const std::uint8_t> elements) noexcept {
+        salt = elements.data();
+        salt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_adapter(kept_span<const std::uint8_t> elements) noexcept {
+        adapter = elements.data();
+        adapter_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_contents(kept_span<const inflight_content> elements) noexcept {
+        contents = elements.data();
+        num_contents = elements.size();
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_cpu_config with its defaults.
+template <class Self>
+struct prepared_cpu_config : inflight_cpu_config {
+    prepared_cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
+    Self& set_cores(kept_span<const std::uint32_t> elements) noexcept {
+        cores = elements.data();
+        num_cores = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_isa(inflight::isa chosen) noexcept {
+        isa = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_device_info with its defaults.
+template <class Self>
+struct prepared_device_info : inflight_device_info {
+    prepared_device_info() noexcept {
+        inflight_device_info_init(this, sizeof(inflight_device_info));
+    }
+    Self& set_kind(inflight::device_kind chosen) noexcept {
+        kind = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+    Self& set_isa(inflight::isa chosen) noexcept {
+        isa = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_batch with its defaults.
+template <class Self>
+struct prepared_batch : inflight_batch {
+    prepared_batch() noexcept { inflight_batch_init(this, sizeof(inflight_batch)); }
+};
+
+/// inflight_mask with its defaults.
+template <class Self>
+struct prepared_mask : inflight_mask {
+    prepared_mask() noexcept { inflight_mask_init(this, sizeof(inflight_mask)); }
+};
+
+/// inflight_attention_config with its defaults.
+template <class Self>
+struct prepared_attention_config : inflight_attention_config {
+    prepared_attention_config() noexcept {
+        inflight_attention_config_init(this, sizeof(inflight_attention_config));
+    }
+    Self& set_q_dtype(inflight::dtype chosen) noexcept {
+        q_dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+    Self& set_kv_dtype(inflight::dtype chosen) noexcept {
+        kv_dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_step_limits with its defaults.
+template <class Self>
+struct prepared_step_limits : inflight_step_limits {
+    prepared_step_limits() noexcept {
+        inflight_step_limits_init(this, sizeof(inflight_step_limits));
+    }
+};
+
+/// inflight_attention_args with its defaults.
+template <class Self>
+struct prepared_attention_args : inflight_attention_args {
+    prepared_attention_args() noexcept {
+        inflight_attention_args_init(this, sizeof(inflight_attention_args));
+    }
+};
+
+/// inflight_rope with its defaults.
+template <class Self>
+struct prepared_rope : inflight_rope {
+    prepared_rope() noexcept { inflight_rope_init(this, sizeof(inflight_rope)); }
+    Self& set_pairs(inflight::rope_pairs chosen) noexcept {
+        pairs = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_rope_config with its defaults.
+template <class Self>
+struct prepared_rope_config : inflight_rope_config {
+    prepared_rope_config() noexcept {
+        inflight_rope_config_init(this, sizeof(inflight_rope_config));
+    }
+    Self& set_scaling(inflight::rope_scaling chosen) noexcept {
+        scaling = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_append_args with its defaults.
+template <class Self>
+struct prepared_append_args : inflight_append_args {
+    prepared_append_args() noexcept {
+        inflight_append_args_init(this, sizeof(inflight_append_args));
+    }
+};
+
+/// inflight_merge_args with its defaults.
+template <class Self>
+struct prepared_merge_args : inflight_merge_args {
+    prepared_merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
+    Self& set_states(kept_span<const inflight_merge_state> elements) noexcept {
+        states = elements.data();
+        num_states = elements.size();
+        return static_cast<Self&>(*this);
+    }
+};
+
+}  // namespace detail
+
+/// What a scheduler is made for.
+///
+/// Initialise it with `inflight_scheduler_config_init`, then set at least `num_blocks`.
+struct scheduler_config : detail::prepared_scheduler_config<scheduler_config> {};
+
+/// Counters since a scheduler was made, and its state now.
+struct scheduler_stats : detail::prepared_scheduler_stats<scheduler_stats> {};
+
+/// A request at this moment.
+struct request_snapshot : detail::prepared_request_snapshot<request_snapshot> {};
+
+/// What a cache manager is made for.
+///
+/// Initialise it with `inflight_cache_config_init`, then set at least `num_blocks`.
+struct cache_config : detail::prepared_cache_config<cache_config> {};
+
+/// Counters since a cache manager was made, and its state now.
+struct cache_stats : detail::prepared_cache_stats<cache_stats> {};
+
+/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+/// only where all of it is the same.
+struct cache_keys : detail::prepared_cache_keys<cache_keys> {};
+
+/// How many threads kernels have, where, and with which instructions.
+struct cpu_config : detail::prepared_cpu_config<cpu_config> {};
+
+/// What a device is.
+struct device_info : detail::prepared_device_info<device_info> {};
+
+/// Which of the last keys each query sees: a tree of drafts, or any pattern at all.
+///
+/// Row r's mask is over its last `widths[r]` keys; earlier keys are seen, and with width 0 all are.
+/// Query i has `ceil(widths[r] / 8)` bytes from byte `indptr[r] + i * ceil(widths[r] / 8)` of
+/// `bits`; bit b % 8 (the least significant is 0) of byte b / 8 says whether it sees key `kv_len -
+/// widths[r] + b`. Causality and window hold as well: a pattern that looks ahead needs `causal` 0.
+/// All arrays are in this process's memory, and copied.
+struct mask : detail::prepared_mask<mask> {};
+
+// ---- Written again ----
 
 // ---- Failures ----
 
@@ -574,8 +841,8 @@ inline void set_log_callback(inflight_log_callback callback, void* user_data,
 
 /// A request. Arrays are the caller's, and copied by the call that takes it: they must live until
 /// then.
-struct request : inflight_request {
-    request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
+struct request : detail::prepared_request<request> {
+    request() noexcept = default;
     request(std::uint64_t request_id, kept_span<const std::uint32_t> prompt_tokens,
             std::uint32_t max_output_tokens) noexcept
         : request() {
@@ -583,37 +850,6 @@ struct request : inflight_request {
         prompt = prompt_tokens.data();
         prompt_len = prompt_tokens.size();
         max_tokens = max_output_tokens;
-    }
-    request& set_stop_tokens(kept_span<const std::uint32_t> tokens) noexcept {
-        stop_tokens = tokens.data();
-        num_stop_tokens = tokens.size();
-        return *this;
-    }
-    request& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
-        salt = bytes.data();
-        salt_len = bytes.size();
-        return *this;
-    }
-    request& set_adapter(kept_span<const std::uint8_t> name) noexcept {
-        adapter = name.data();
-        adapter_len = name.size();
-        return *this;
-    }
-    request& set_contents(kept_span<const inflight_content> behind) noexcept {
-        contents = behind.data();
-        num_contents = behind.size();
-        return *this;
-    }
-};
-
-/// Set at least `num_blocks`.
-struct scheduler_config : inflight_scheduler_config {
-    scheduler_config() noexcept {
-        inflight_scheduler_config_init(this, sizeof(inflight_scheduler_config));
-    }
-    scheduler_config& set_policy(inflight::policy chosen) noexcept {
-        policy = static_cast<std::uint32_t>(chosen);
-        return *this;
     }
 };
 
@@ -718,18 +954,6 @@ class outputs_view {
 
    private:
     inflight_outputs_view raw_;
-};
-
-struct scheduler_stats : inflight_scheduler_stats {
-    scheduler_stats() noexcept {
-        inflight_scheduler_stats_init(this, sizeof(inflight_scheduler_stats));
-    }
-};
-
-struct request_snapshot : inflight_request_snapshot {
-    request_snapshot() noexcept {
-        inflight_request_snapshot_init(this, sizeof(inflight_request_snapshot));
-    }
 };
 
 /// Hands requests to a scheduler that another thread steps: any number of threads may use one. Its
@@ -927,35 +1151,6 @@ class step_guard {
 
 // ---- Cache, for stacks that have a scheduler of their own ----
 
-/// Set at least `num_blocks`.
-struct cache_config : inflight_cache_config {
-    cache_config() noexcept { inflight_cache_config_init(this, sizeof(inflight_cache_config)); }
-};
-
-struct cache_stats : inflight_cache_stats {
-    cache_stats() noexcept { inflight_cache_stats_init(this, sizeof(inflight_cache_stats)); }
-};
-
-/// What beside its tokens decides the content of a sequence's blocks. Arrays are copied by `open`.
-struct cache_keys : inflight_cache_keys {
-    cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
-    cache_keys& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
-        salt = bytes.data();
-        salt_len = bytes.size();
-        return *this;
-    }
-    cache_keys& set_adapter(kept_span<const std::uint8_t> name) noexcept {
-        adapter = name.data();
-        adapter_len = name.size();
-        return *this;
-    }
-    cache_keys& set_contents(kept_span<const inflight_content> behind) noexcept {
-        contents = behind.data();
-        num_contents = behind.size();
-        return *this;
-    }
-};
-
 /// Number of a sequence in a cache.
 enum class sequence : std::uint64_t {};
 
@@ -1131,23 +1326,6 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
 
 // ---- Devices and their arrays ----
 
-struct cpu_config : inflight_cpu_config {
-    cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
-    cpu_config& set_cores(kept_span<const std::uint32_t> pinned) noexcept {
-        cores = pinned.data();
-        num_cores = pinned.size();
-        return *this;
-    }
-    cpu_config& set_isa(inflight::isa chosen) noexcept {
-        isa = static_cast<std::uint32_t>(chosen);
-        return *this;
-    }
-};
-
-struct device_info : inflight_device_info {
-    device_info() noexcept { inflight_device_info_init(this, sizeof(inflight_device_info)); }
-};
-
 /// A device that kernels run on. What is made for it keeps what it needs of it.
 class device : public detail::handle<inflight_device, inflight_device_free> {
    public:
@@ -1286,8 +1464,8 @@ inline void* tensor_to_dlpack(const device& on, const tensor& exported, bool rea
 // ---- Attention ----
 
 /// The rows of a step. Arrays are copied by the calls that take it.
-struct batch : inflight_batch {
-    batch() noexcept { inflight_batch_init(this, sizeof(inflight_batch)); }
+struct batch : detail::prepared_batch<batch> {
+    batch() noexcept = default;
 
     /// Those of a scheduler's step: nothing is copied, and valid as long as the step.
     static result<batch> try_from(const step& of) noexcept {
@@ -1300,16 +1478,9 @@ struct batch : inflight_batch {
 #endif
 };
 
-/// Which of the last keys each query sees.
-struct mask : inflight_mask {
-    mask() noexcept { inflight_mask_init(this, sizeof(inflight_mask)); }
-};
-
 /// The attention of a group of layers; all but these four has defaults.
-struct attention_config : inflight_attention_config {
-    attention_config() noexcept {
-        inflight_attention_config_init(this, sizeof(inflight_attention_config));
-    }
+struct attention_config : detail::prepared_attention_config<attention_config> {
+    attention_config() noexcept = default;
     attention_config(std::uint32_t q_heads, std::uint32_t kv_heads, std::uint32_t elements,
                      dtype type) noexcept
         : attention_config() {
@@ -1317,11 +1488,6 @@ struct attention_config : inflight_attention_config {
         num_kv_heads = kv_heads;
         head_dim = elements;
         q_dtype = static_cast<std::uint32_t>(type);
-    }
-    /// Type of the cache, where it is not that of the queries.
-    attention_config& set_kv_dtype(dtype type) noexcept {
-        kv_dtype = static_cast<std::uint32_t>(type);
-        return *this;
     }
     /// Memory of a GPU for splitting rows, of `attention::workspace_size` bytes. It stays the
     /// caller's, and lives as long as runs use it.
@@ -1333,8 +1499,8 @@ struct attention_config : inflight_attention_config {
 };
 
 /// The largest steps that something is made for.
-struct step_limits : inflight_step_limits {
-    step_limits() noexcept { inflight_step_limits_init(this, sizeof(inflight_step_limits)); }
+struct step_limits : detail::prepared_step_limits<step_limits> {
+    step_limits() noexcept = default;
     step_limits(std::uint32_t rows, std::uint32_t tokens, std::uint32_t blocks,
                 std::uint32_t kv_len) noexcept
         : step_limits() {
@@ -1346,10 +1512,8 @@ struct step_limits : inflight_step_limits {
 };
 
 /// What one layer's attention reads and writes. The cache must live until the call.
-struct attention_args : inflight_attention_args {
-    attention_args() noexcept {
-        inflight_attention_args_init(this, sizeof(inflight_attention_args));
-    }
+struct attention_args : detail::prepared_attention_args<attention_args> {
+    attention_args() noexcept = default;
     attention_args(const tensor& queries, const tensor& outputs, const kv_cache& of) noexcept
         : attention_args() {
         q = queries;
@@ -1410,15 +1574,11 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
 };
 
 /// The rotary position embedding of a model.
-struct rope_config : inflight_rope_config {
-    rope_config() noexcept { inflight_rope_config_init(this, sizeof(inflight_rope_config)); }
+struct rope_config : detail::prepared_rope_config<rope_config> {
+    rope_config() noexcept = default;
     explicit rope_config(std::uint32_t rotated, float base = 10000.0f) noexcept : rope_config() {
         rotary_dim = rotated;
         theta = base;
-    }
-    rope_config& set_scaling(rope_scaling chosen) noexcept {
-        scaling = static_cast<std::uint32_t>(chosen);
-        return *this;
     }
 };
 
@@ -1438,8 +1598,8 @@ inline void rope_table(const inflight_rope_config& config, std::uint32_t max_pos
 #endif
 
 /// Rotation of new keys, and of queries in place. Table and queries must live until the call.
-struct rope : inflight_rope {
-    rope() noexcept { inflight_rope_init(this, sizeof(inflight_rope)); }
+struct rope : detail::prepared_rope<rope> {
+    rope() noexcept = default;
     rope(const float* table, std::uint32_t positions, std::uint32_t rotated,
          const tensor* queries = nullptr) noexcept
         : rope() {
@@ -1448,15 +1608,11 @@ struct rope : inflight_rope {
         rotary_dim = rotated;
         q = queries;
     }
-    rope& set_pairs(rope_pairs which) noexcept {
-        pairs = static_cast<std::uint32_t>(which);
-        return *this;
-    }
 };
 
 /// New keys and values of a layer. Cache and rope must live until the call.
-struct append_args : inflight_append_args {
-    append_args() noexcept { inflight_append_args_init(this, sizeof(inflight_append_args)); }
+struct append_args : detail::prepared_append_args<append_args> {
+    append_args() noexcept = default;
     append_args(const tensor& keys, const tensor& values, const kv_cache& to,
                 const inflight_rope* rotation = nullptr) noexcept
         : append_args() {
@@ -1528,8 +1684,8 @@ inline void attention::run(step_buffer& uploaded, const inflight_attention_args&
 #endif
 
 /// What a merge reads and writes. The states must live until the call.
-struct merge_args : inflight_merge_args {
-    merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
+struct merge_args : detail::prepared_merge_args<merge_args> {
+    merge_args() noexcept = default;
     merge_args(kept_span<const inflight_merge_state> parts, const tensor& outputs) noexcept
         : merge_args() {
         states = parts.data();

@@ -9,89 +9,8 @@ import (
 	"unsafe"
 )
 
-// RowFlags say what a row does.
-type RowFlags uint32
-
-// Flags of a row.
-const (
-	// RowSamples: the row reaches its request's newest token and so samples.
-	RowSamples RowFlags = C.INFLIGHT_ROW_SAMPLES
-	// RowDecodes: the row computes just its request's newest token (and drafts).
-	RowDecodes RowFlags = C.INFLIGHT_ROW_DECODES
-	// RowAdmitted: the row's request was admitted in this step.
-	RowAdmitted RowFlags = C.INFLIGHT_ROW_ADMITTED
-)
-
-// Row is one request's share of a step.
-type Row struct {
-	// RequestID is the request.
-	RequestID uint64
-	// NumTokens is the tokens it computes, drafts included; at least 1.
-	NumTokens uint32
-	// NumComputed is the tokens whose KV is there before the step.
-	NumComputed uint32
-	// NumDraft is the draft tokens at the end of its tokens.
-	NumDraft uint32
-	// NumOutput is the tokens that it will have output once everything in flight has returned, this
-	// step excluded.
-	NumOutput uint32
-	// Flags say what it does.
-	Flags RowFlags
-	_     uint32
-}
-
 // Samples says whether the row samples: a chunk of a prompt does not, unless it is the last.
 func (r *Row) Samples() bool { return r.Flags&RowSamples != 0 }
-
-// PendingToken is an input token that is not known yet, with [Config.Overlap].
-type PendingToken struct {
-	// Token is an index into [Step.Tokens].
-	Token uint32
-	// StepsBack is how many steps ago it is sampled; at least 1.
-	StepsBack uint32
-	// Logits is an index among that step's logits.
-	Logits uint32
-}
-
-// BlockOpKind says between which pools a block is copied.
-type BlockOpKind uint32
-
-// Kinds of copies.
-const (
-	// BlockCopy is device to device: a sequence is about to write to a block that it shares.
-	BlockCopy BlockOpKind = C.INFLIGHT_BLOCK_COPY
-	// BlockSwapOut is device to host.
-	BlockSwapOut BlockOpKind = C.INFLIGHT_BLOCK_SWAP_OUT
-	// BlockSwapIn is host to device.
-	BlockSwapIn BlockOpKind = C.INFLIGHT_BLOCK_SWAP_IN
-)
-
-// BlockOp is a copy of a block, in every layer's K and V, that is made before anything else of its
-// step.
-type BlockOp struct {
-	// Kind says between which pools.
-	Kind BlockOpKind
-	// Src is the block read.
-	Src uint32
-	// Dst is the block written.
-	Dst uint32
-}
-
-// The Go types lie over C's.
-var (
-	_ = [1]struct{}{}[unsafe.Sizeof(Row{})-C.sizeof_inflight_row]
-	_ = [1]struct{}{}[unsafe.Offsetof(Row{}.Flags)-unsafe.Offsetof(C.inflight_row{}.flags)]
-	_ = [1]struct{}{}[unsafe.Sizeof(PendingToken{})-C.sizeof_inflight_pending_token]
-	_ = [1]struct{}{}[unsafe.Sizeof(BlockOp{})-C.sizeof_inflight_block_op]
-	_ = [1]struct{}{}[unsafe.Sizeof(Output{})-C.sizeof_inflight_output]
-	_ = [1]struct{}{}[unsafe.Offsetof(Output{}.StopToken)-
-		unsafe.Offsetof(C.inflight_output{}.stop_token)]
-	_ = [1]struct{}{}[unsafe.Sizeof(Event{})-C.sizeof_inflight_event]
-	_ = [1]struct{}{}[unsafe.Sizeof(RequestResult{})-C.sizeof_inflight_request_result]
-	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.Result)-unsafe.Offsetof(C.inflight_event{}.result)]
-	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.StopToken)-
-		unsafe.Offsetof(C.inflight_event{}.stop_token)]
-)
 
 // Step is one iteration: which requests compute how many tokens, as a ragged batch. Rows are
 // requests, in order: those that were running, then those admitted. With [Config.MaxPaddedRows] the
@@ -311,25 +230,6 @@ func (s *Step) Abandon() error {
 	return nil
 }
 
-// Finish is why a request ended.
-type Finish uint32
-
-// Reasons to end.
-const (
-	// FinishNone: the request goes on, or did not end by itself.
-	FinishNone Finish = C.INFLIGHT_FINISH_NONE
-	// FinishEOS: it sampled [Request.EOS].
-	FinishEOS Finish = C.INFLIGHT_FINISH_EOS
-	// FinishStopToken: it sampled one of [Request.StopTokens].
-	FinishStopToken Finish = C.INFLIGHT_FINISH_STOP_TOKEN
-	// FinishLength: it reached [Request.MaxTokens] or [Config.MaxModelLen].
-	FinishLength Finish = C.INFLIGHT_FINISH_LENGTH
-	// FinishRepetition: its output repeats itself.
-	FinishRepetition Finish = C.INFLIGHT_FINISH_REPETITION
-	// FinishStopped: the caller ended it, by [Scheduler.Finish] or [Submitter.Finish].
-	FinishStopped Finish = C.INFLIGHT_FINISH_STOPPED
-)
-
 // String names the reason: "eos", "stop", "length", "repetition", or "".
 func (f Finish) String() string {
 	switch f {
@@ -343,20 +243,6 @@ func (f Finish) String() string {
 		return "repetition"
 	}
 	return ""
-}
-
-// Output is what a commit delivers of one request; [Outputs.Tokens] has the tokens.
-type Output struct {
-	// RequestID is the request.
-	RequestID uint64
-	first     uint32
-	num       uint32
-	// Finish is set with its last token.
-	Finish Finish
-	// StopToken is the stop token that ended it, or [NoToken].
-	StopToken Token
-	result    uint32
-	_         uint32
 }
 
 // Outputs is what a commit delivers: a view of the library's memory, valid until the next call with
@@ -391,7 +277,7 @@ func (o *Outputs) At(i int) Output {
 func (o *Outputs) Tokens(i int) []Token {
 	of := o.At(i)
 	all := unsafe.Slice((*Token)(unsafe.Pointer(o.view.tokens)), int(o.view.num_tokens))
-	return all[of.first : of.first+of.num : of.first+of.num]
+	return all[of.firstToken : of.firstToken+of.numTokens : of.firstToken+of.numTokens]
 }
 
 // Result returns what the request of the i-th output has come to; false where it goes on.

@@ -1,10 +1,9 @@
 //! Appending new keys and values to a cache.
 
 use std::ffi::c_void;
-use std::ptr;
 
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, plain, read, shared};
+use super::guard::{Result, Versioned, at_most_max, call, plain, read, shared, versioned};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
@@ -31,30 +30,8 @@ pub struct inflight_append_args {
     pub rope: *const inflight_rope,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_append_args {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            k: inflight_tensor::NONE,
-            v: inflight_tensor::NONE,
-            cache: ptr::null(),
-            rope: ptr::null(),
-        }
-    }
-}
-
-/// Prepares an `inflight_append_args`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_append_args)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_append_args_init(args: *mut inflight_append_args, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(args, size) }
+versioned! {
+    inflight_append_args_init(args: inflight_append_args ..= rope) {}
 }
 
 /// Writes the new keys and values of a layer to the slots that the step uploaded last has, rotated

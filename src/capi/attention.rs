@@ -1,11 +1,12 @@
 //! Attention over a paged cache: what it is made for.
 
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
 use super::device::{backend, inflight_device};
-use super::guard::{Exclusive, Result, Versioned, call, count, create, flag, free, output, read};
+use super::guard::{
+    Exclusive, Result, Versioned, call, count, create, flag, free, output, read, versioned,
+};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
 use crate::kernels::{Attention, AttentionConfig, StepLimits, Workspace};
@@ -28,9 +29,10 @@ pub struct inflight_attention_config {
     pub num_kv_heads: u32,
     /// Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
     pub head_dim: u32,
-    /// Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+    /// Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
     pub q_dtype: u32,
-    /// Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+    /// Type of the cache, `INFLIGHT_DTYPE_*`: that of the queries, or FP8_E4M3; 0 (the default) for
+    /// that of the queries.
     pub kv_dtype: u32,
     /// Factor of the dot products, within 1e30 of 0; 0 (the default) for `1 / sqrt(head_dim)`.
     pub scale: f32,
@@ -53,41 +55,11 @@ pub struct inflight_attention_config {
     pub workspace_size: u64,
 }
 
-// SAFETY: integers, floats and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_attention_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_q_heads: 0,
-            num_kv_heads: 0,
-            head_dim: 0,
-            q_dtype: 0,
-            kv_dtype: 0,
-            scale: 0.0,
-            causal: 1,
-            window_left: INFLIGHT_NO_WINDOW,
-            soft_cap: 0.0,
-            fixed_split: 0,
-            workspace: ptr::null_mut(),
-            workspace_size: 0,
-        }
+versioned! {
+    inflight_attention_config_init(config: inflight_attention_config ..= workspace_size) {
+        causal: 1,
+        window_left: INFLIGHT_NO_WINDOW,
     }
-}
-
-/// Prepares an `inflight_attention_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_attention_config_init(
-    config: *mut inflight_attention_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 impl inflight_attention_config {
@@ -128,8 +100,8 @@ impl inflight_attention_config {
 /// The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
 /// allocated for them once; a captured graph may be replayed with any step within them.
 ///
-/// Initialise it with `inflight_step_limits_init`, then set at least the four above
-/// `max_mask_bytes`.
+/// Initialise it with `inflight_step_limits_init`, then set at least `max_rows`, `max_tokens`,
+/// `max_blocks` and `max_kv_len`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_step_limits {
@@ -149,36 +121,8 @@ pub struct inflight_step_limits {
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_step_limits {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            max_rows: 0,
-            max_tokens: 0,
-            max_blocks: 0,
-            max_kv_len: 0,
-            max_mask_bytes: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_step_limits`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_step_limits_init(limits: *mut inflight_step_limits, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(limits, size) }
+versioned! {
+    inflight_step_limits_init(limits: inflight_step_limits ..= reserved) where reserved is 0 {}
 }
 
 /// The limits of the caller's, which whatever is made with them checks.

@@ -1,8 +1,6 @@
 //! The rows of a step, and masks over their keys.
 
-use std::ptr;
-
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, write};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_step_view;
 use crate::kernels::{BatchView, Mask, StepArrays};
@@ -47,37 +45,8 @@ pub struct inflight_batch {
     pub block_size: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_batch {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            qo_indptr: ptr::null(),
-            kv_indptr: ptr::null(),
-            kv_indices: ptr::null(),
-            kv_last_page_len: ptr::null(),
-            slot_mapping: ptr::null(),
-            positions: ptr::null(),
-            tokens: ptr::null(),
-            num_rows: 0,
-            num_tokens: 0,
-            num_kv_blocks: 0,
-            block_size: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_batch`: size set, empty.
-///
-/// `size` is `sizeof(inflight_batch)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_batch_init(batch: *mut inflight_batch, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(batch, size) }
+versioned! {
+    inflight_batch_init(batch: inflight_batch ..= block_size) {}
 }
 
 /// The rows of a scheduler's step. Nothing is copied: the arrays are the step's, and valid as long.
@@ -181,30 +150,8 @@ pub struct inflight_mask {
     pub widths: *const u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_mask {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            bits: ptr::null(),
-            num_bytes: 0,
-            indptr: ptr::null(),
-            widths: ptr::null(),
-        }
-    }
-}
-
-/// Prepares an `inflight_mask`: size set, empty.
-///
-/// `size` is `sizeof(inflight_mask)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_mask_init(mask: *mut inflight_mask, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(mask, size) }
+versioned! {
+    inflight_mask_init(mask: inflight_mask ..= widths) {}
 }
 
 /// The mask of the caller's for so many rows; none for NULL.

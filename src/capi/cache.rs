@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::guard::{
     Entered, Exclusive, Result, Versioned, array_mut, at_most_max, call, create, flag, free,
-    output, read, shared, write,
+    output, read, shared, versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -31,33 +31,11 @@ pub struct inflight_cache_config {
     pub prefix_cache: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_blocks: 0,
-            num_host_blocks: 0,
-            block_size: 16,
-            prefix_cache: 1,
-        }
+versioned! {
+    inflight_cache_config_init(config: inflight_cache_config ..= prefix_cache) {
+        block_size: 16,
+        prefix_cache: 1,
     }
-}
-
-/// Prepares an `inflight_cache_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_config_init(
-    config: *mut inflight_cache_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// Decides which block of a paged KV cache holds which tokens of which sequence: block tables,
@@ -240,34 +218,8 @@ pub struct inflight_cache_stats {
     pub num_sequences: u64,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_stats {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            queried_tokens: 0,
-            hit_tokens: 0,
-            evicted_blocks: 0,
-            num_usable_blocks: 0,
-            num_free_blocks: 0,
-            num_cached_blocks: 0,
-            num_free_host_blocks: 0,
-            num_sequences: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_cache_stats`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_stats_init(stats: *mut inflight_cache_stats, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(stats, size) }
+versioned! {
+    inflight_cache_stats_init(stats: inflight_cache_stats ..= num_sequences) {}
 }
 
 /// Counters and state.

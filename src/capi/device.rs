@@ -3,7 +3,8 @@
 use std::ffi::{c_char, c_void};
 
 use super::guard::{
-    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, write,
+    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, versioned,
+    write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::cpu::{Cpu, CpuConfig, Isa};
@@ -59,30 +60,10 @@ pub struct inflight_cpu_config {
     pub isa: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_cpu_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            cores: std::ptr::null(),
-            num_cores: 0,
-            threads: 0,
-            isa: INFLIGHT_ISA_BEST,
-        }
+versioned! {
+    inflight_cpu_config_init(config: inflight_cpu_config ..= isa) {
+        isa: INFLIGHT_ISA_BEST,
     }
-}
-
-/// Prepares an `inflight_cpu_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_cpu_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cpu_config_init(config: *mut inflight_cpu_config, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// A device that kernels run on. What is made for it keeps what it needs of it: it may be freed
@@ -257,37 +238,8 @@ pub struct inflight_device_info {
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_device_info {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            memory: 0,
-            name: [0; INFLIGHT_DEVICE_NAME_SIZE],
-            uuid: [0; 16],
-            kind: 0,
-            ordinal: 0,
-            compute_capability_major: 0,
-            compute_capability_minor: 0,
-            multiprocessors: 0,
-            threads: 0,
-            isa: 0,
-            reserved: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_device_info`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_device_info)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_device_info_init(info: *mut inflight_device_info, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(info, size) }
+versioned! {
+    inflight_device_info_init(info: inflight_device_info ..= reserved) {}
 }
 
 /// Says what a device is.

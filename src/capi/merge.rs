@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Result, Versioned, array, call, read};
+use super::guard::{Result, Versioned, array, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::inflight_tensor;
 use crate::kernels::State;
@@ -40,30 +40,8 @@ pub struct inflight_merge_args {
     pub lse: *mut f32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_merge_args {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            states: ptr::null(),
-            num_states: 0,
-            o: inflight_tensor::NONE,
-            lse: ptr::null_mut(),
-        }
-    }
-}
-
-/// Prepares an `inflight_merge_args`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_merge_args)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_merge_args_init(args: *mut inflight_merge_args, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(args, size) }
+versioned! {
+    inflight_merge_args_init(args: inflight_merge_args ..= lse) {}
 }
 
 /// Merges states over disjoint keys, in the order given, into the attention over all of them: for

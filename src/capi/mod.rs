@@ -37,6 +37,7 @@ mod step;
 mod steps;
 mod submitter;
 mod tensor;
+mod versioned;
 
 #[cfg(test)]
 mod tests;

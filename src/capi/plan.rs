@@ -1,13 +1,12 @@
 //! Attention over a paged cache: planning a step and running its layers.
 
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
 use super::attention::inflight_attention;
 use super::batch::{arrays_of, inflight_batch, inflight_mask, mask_of};
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, read, shared};
+use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::inflight_step_buffer;
@@ -71,35 +70,8 @@ pub struct inflight_attention_args {
     pub sinks: *const f32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_attention_args {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            q: inflight_tensor::NONE,
-            o: inflight_tensor::NONE,
-            cache: ptr::null(),
-            lse: ptr::null_mut(),
-            alibi_slopes: ptr::null(),
-            sinks: ptr::null(),
-        }
-    }
-}
-
-/// Prepares an `inflight_attention_args`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_attention_args)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_attention_args_init(
-    args: *mut inflight_attention_args,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(args, size) }
+versioned! {
+    inflight_attention_args_init(args: inflight_attention_args ..= sinks) {}
 }
 
 /// Computes a layer's attention for the step in `step`, whose upload was of the plan made last.

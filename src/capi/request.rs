@@ -1,6 +1,6 @@
 //! What a caller asks for.
 
-use super::guard::{Result, Versioned, bounded, copied, flag};
+use super::guard::{Result, Versioned, bounded, copied, flag, versioned};
 use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
@@ -141,48 +141,11 @@ pub struct inflight_request {
     pub skip_prefix_cache: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_request {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        let (none, bytes) = (std::ptr::null(), std::ptr::null());
-        Self {
-            struct_size: size_of::<Self>(),
-            id: 0,
-            prompt: none,
-            prompt_len: 0,
-            stop_tokens: none,
-            num_stop_tokens: 0,
-            salt: bytes,
-            salt_len: 0,
-            adapter: bytes,
-            adapter_len: 0,
-            contents: std::ptr::null(),
-            num_contents: 0,
-            client: 0,
-            arrival: INFLIGHT_NOW,
-            max_tokens: 0,
-            min_tokens: 0,
-            eos: INFLIGHT_NO_TOKEN,
-            priority: 0,
-            repetition_count: 0,
-            repetition_min_pattern: 0,
-            repetition_max_pattern: 0,
-            skip_prefix_cache: 0,
-        }
+versioned! {
+    inflight_request_init(request: inflight_request ..= skip_prefix_cache) {
+        arrival: INFLIGHT_NOW,
+        eos: INFLIGHT_NO_TOKEN,
     }
-}
-
-/// Prepares an `inflight_request`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_request)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_request_init(request: *mut inflight_request, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(request, size) }
 }
 
 /// Elements of what a request points to beside its prompt: enough for all there is, and copied

@@ -6,7 +6,7 @@ use std::ptr;
 
 use super::guard::{
     Entered, Exclusive, Result, Versioned, array, at_most, at_most_max, call, check, create, flag,
-    free, output, read, shared, write,
+    free, output, read, shared, versioned, write,
 };
 use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -87,60 +87,27 @@ pub struct inflight_scheduler_config {
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
     /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
-    /// 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
-    /// or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
-    /// they are kept, however many. 0 for none.
+    /// 1 (the default) if events are collected from the creation of the first `inflight_submitter` on,
+    /// freed or not; the caller then takes them with `inflight_scheduler_events` after each step, until
+    /// when they are kept, however many.
     pub events: u32,
     /// 0.
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_scheduler_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_blocks: 0,
-            num_host_blocks: 0,
-            max_waiting: u64::MAX,
-            block_size: 16,
-            max_num_seqs: 256,
-            max_num_batched_tokens: 8192,
-            max_model_len: 0,
-            long_prefill_token_threshold: 0,
-            max_steps_in_flight: 1,
-            prefix_cache: 1,
-            chunked_prefill: 1,
-            overlap: 0,
-            swap: 0,
-            policy: INFLIGHT_POLICY_CONTINUOUS,
-            bypass_bound: 0,
-            bypass_lookahead: 0,
-            max_padded_rows: 0,
-            events: 1,
-            reserved: 0,
-        }
+versioned! {
+    inflight_scheduler_config_init(config: inflight_scheduler_config ..= reserved)
+    where reserved is 0 {
+        max_waiting: u64::MAX,
+        block_size: 16,
+        max_num_seqs: 256,
+        max_num_batched_tokens: 8192,
+        max_steps_in_flight: 1,
+        prefix_cache: 1,
+        chunked_prefill: 1,
+        policy: INFLIGHT_POLICY_CONTINUOUS,
+        events: 1,
     }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_scheduler_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_scheduler_config_init(
-    config: *mut inflight_scheduler_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// Rows of the largest bucket at most: each size of the ladder takes memory.

@@ -1,9 +1,9 @@
 //! The sequences of a cache manager.
 
-use std::ptr;
-
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{Result, Versioned, append, bounded, call, copied, count, lent, output, read};
+use super::guard::{
+    Result, Versioned, append, bounded, call, copied, count, lent, output, read, versioned,
+};
 use super::library::INFLIGHT_MAX_COUNT;
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -31,32 +31,8 @@ pub struct inflight_cache_keys {
     pub num_contents: usize,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_keys {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            salt: ptr::null(),
-            salt_len: 0,
-            adapter: ptr::null(),
-            adapter_len: 0,
-            contents: ptr::null(),
-            num_contents: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_cache_keys`: size set, empty.
-///
-/// `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(keys, size) }
+versioned! {
+    inflight_cache_keys_init(keys: inflight_cache_keys ..= num_contents) {}
 }
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.

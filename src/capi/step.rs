@@ -1,9 +1,8 @@
 //! What an iteration runs, and what came of it: views of flat arrays.
 
 use std::mem::offset_of;
-use std::ptr;
 
-use super::guard::{Versioned, lent};
+use super::guard::{Versioned, lent, versioned};
 use super::request::inflight_request_result;
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;
@@ -180,61 +179,8 @@ pub struct inflight_step_view {
     pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_step_view {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            step_id: 0,
-            rows: ptr::null(),
-            tokens: ptr::null(),
-            positions: ptr::null(),
-            slot_mapping: ptr::null(),
-            qo_indptr: ptr::null(),
-            kv_indptr: ptr::null(),
-            kv_indices: ptr::null(),
-            kv_last_page_len: ptr::null(),
-            logits_indices: ptr::null(),
-            pending: ptr::null(),
-            block_ops: ptr::null(),
-            preempted: ptr::null(),
-            packed: ptr::null(),
-            packed_size: 0,
-            num_rows: 0,
-            num_padded_rows: 0,
-            num_tokens: 0,
-            num_sampling: 0,
-            num_logits: 0,
-            num_kv_blocks: 0,
-            num_pending: 0,
-            num_block_ops: 0,
-            num_preempted: 0,
-            block_size: 0,
-            max_q_len: 0,
-            max_kv_len: 0,
-            num_running: 0,
-            num_waiting: 0,
-            num_free_blocks: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_step_view`: size set, empty.
-///
-/// `size` is `sizeof(inflight_step_view)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_step_view_init(view: *mut inflight_step_view, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(view, size) }
+versioned! {
+    inflight_step_view_init(view: inflight_step_view ..= reserved) where reserved is 0 {}
 }
 
 /// The view of a step, its batch and its rows.
@@ -300,26 +246,8 @@ pub struct inflight_samples {
     pub indptr_len: usize,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_samples {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        let none = ptr::null();
-        let struct_size = size_of::<Self>();
-        Self { struct_size, tokens: none, num_tokens: 0, indptr: none, indptr_len: 0 }
-    }
-}
-
-/// Prepares an `inflight_samples`: size set, empty.
-///
-/// `size` is `sizeof(inflight_samples)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_samples_init(samples: *mut inflight_samples, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(samples, size) }
+versioned! {
+    inflight_samples_init(samples: inflight_samples ..= indptr_len) {}
 }
 
 /// The request goes on.
@@ -400,41 +328,8 @@ pub struct inflight_outputs_view {
     pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_outputs_view {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            step_id: 0,
-            outputs: ptr::null(),
-            tokens: ptr::null(),
-            released: ptr::null(),
-            results: ptr::null(),
-            num_outputs: 0,
-            num_tokens: 0,
-            num_released: 0,
-            num_results: 0,
-            num_free_blocks: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_outputs_view`: size set, empty.
-///
-/// `size` is `sizeof(inflight_outputs_view)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_outputs_view_init(view: *mut inflight_outputs_view, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(view, size) }
+versioned! {
+    inflight_outputs_view_init(view: inflight_outputs_view ..= reserved) where reserved is 0 {}
 }
 
 /// What the view of a commit points to.

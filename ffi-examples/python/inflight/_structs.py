@@ -1,4 +1,4 @@
-"""The structs of inflight.h, each with its fields in order: tests compare them with the header."""
+"""The structs and calls of inflight.h. Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
+from typing import Any, Dict, Tuple
 
 ERROR_FIELD_SIZE = 64
 ERROR_MESSAGE_SIZE = 424
 DEVICE_NAME_SIZE = 256
+STATUS_STRUCT_SIZE = 108
 
 
 class BuildInfo(Structure):
@@ -105,6 +107,19 @@ class SchedulerConfig(Structure):
     ]
 
 
+class RequestResult(Structure):
+    _fields_ = [
+        ("first_scheduled_at", c_uint64),
+        ("first_token_at", c_uint64),
+        ("num_prompt", c_uint32),
+        ("num_output", c_uint32),
+        ("num_cached", c_uint32),
+        ("num_preemptions", c_uint32),
+        ("num_drafts", c_uint32),
+        ("num_accepted", c_uint32),
+    ]
+
+
 class Row(Structure):
     _fields_ = [
         ("request_id", c_uint64),
@@ -177,19 +192,6 @@ class Samples(Structure):
         ("num_tokens", c_size_t),
         ("indptr", c_void_p),
         ("indptr_len", c_size_t),
-    ]
-
-
-class RequestResult(Structure):
-    _fields_ = [
-        ("first_scheduled_at", c_uint64),
-        ("first_token_at", c_uint64),
-        ("num_prompt", c_uint32),
-        ("num_output", c_uint32),
-        ("num_cached", c_uint32),
-        ("num_preemptions", c_uint32),
-        ("num_drafts", c_uint32),
-        ("num_accepted", c_uint32),
     ]
 
 
@@ -495,3 +497,101 @@ class MergeArgs(Structure):
         ("o", Tensor),
         ("lse", c_void_p),
     ]
+
+
+# Arguments of the functions that return a status, but the last, which is the error.
+CALLS: Dict[str, Tuple[Any, ...]] = {
+    "scheduler_create": (c_void_p, c_void_p),
+    "scheduler_submit": (c_void_p, c_void_p),
+    "scheduler_cancel": (c_void_p, c_uint64),
+    "scheduler_finish": (c_void_p, c_uint64, c_uint32, c_void_p),
+    "scheduler_set_wake": (c_void_p, c_void_p, c_void_p),
+    "scheduler_set_draft": (c_void_p, c_uint64, c_void_p, c_size_t),
+    "scheduler_schedule": (c_void_p, c_uint64, c_void_p),
+    "scheduler_commit": (c_void_p, c_uint64, c_void_p, c_void_p),
+    "scheduler_abandon": (c_void_p, c_uint64),
+    "scheduler_events": (c_void_p, c_void_p, c_size_t, c_void_p),
+    "scheduler_get_stats": (c_void_p, c_void_p),
+    "scheduler_get_request": (c_void_p, c_uint64, c_void_p),
+    "scheduler_verify": (c_void_p,),
+    "scheduler_reset_prefix_cache": (c_void_p,),
+    "submitter_create": (c_void_p, c_void_p),
+    "submitter_submit": (c_void_p, c_void_p),
+    "submitter_cancel": (c_void_p, c_uint64),
+    "submitter_finish": (c_void_p, c_uint64, c_uint32),
+    "cache_create": (c_void_p, c_void_p),
+    "cache_take_ops": (c_void_p, c_void_p, c_size_t, c_void_p),
+    "cache_reset": (c_void_p,),
+    "cache_get_stats": (c_void_p, c_void_p),
+    "cache_verify": (c_void_p,),
+    "cache_open": (c_void_p, c_void_p, c_void_p),
+    "cache_extend": (c_void_p, c_uint64, c_void_p, c_size_t),
+    "cache_lookup": (c_void_p, c_uint64, c_uint64, c_void_p),
+    "cache_blocks_needed": (c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_void_p),
+    "cache_allocate": (c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_void_p),
+    "cache_register": (c_void_p, c_uint64, c_uint64),
+    "cache_unregister": (c_void_p, c_uint64, c_uint64),
+    "cache_table": (c_void_p, c_uint64, c_void_p, c_void_p),
+    "cache_truncate": (c_void_p, c_uint64, c_uint64),
+    "cache_fork": (c_void_p, c_uint64, c_void_p),
+    "cache_release": (c_void_p, c_uint64),
+    "cache_close": (c_void_p, c_uint64),
+    "cache_swap_out": (c_void_p, c_uint64),
+    "cache_swap_in": (c_void_p, c_uint64),
+    "device_create_cpu": (c_void_p, c_void_p),
+    "cuda_device_count": (c_void_p,),
+    "device_create_cuda": (c_uint32, c_void_p),
+    "device_get_info": (c_void_p, c_void_p),
+    "device_check_pointer": (c_void_p, c_void_p),
+    "tensor_set_strides": (c_void_p,),
+    "kv_cache_set_strides": (c_void_p, c_uint32),
+    "batch_from_step": (c_void_p, c_void_p),
+    "attention_create": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "attention_workspace_size": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "step_buffer_create": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "step_buffer_upload": (c_void_p, c_void_p, c_void_p),
+    "attention_plan": (c_void_p, c_void_p, c_uint64, c_void_p),
+    "attention_run": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "rope_table": (c_void_p, c_uint32, c_void_p, c_size_t),
+    "append": (c_void_p, c_void_p, c_void_p),
+    "merge": (c_void_p, c_void_p, c_void_p),
+    "block_mover_create": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "block_mover_run": (c_void_p, c_void_p, c_size_t, c_void_p),
+    "tensor_from_dlpack": (c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
+    "kv_cache_from_dlpack": (c_void_p, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
+    "tensor_to_dlpack": (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_void_p),
+}
+# Structs that an _init of their own prepares.
+PREPARED: Dict[str, Any] = {
+    "error": Error,
+    "request": Request,
+    "scheduler_config": SchedulerConfig,
+    "step_view": StepView,
+    "samples": Samples,
+    "outputs_view": OutputsView,
+    "scheduler_stats": SchedulerStats,
+    "request_snapshot": RequestSnapshot,
+    "cache_config": CacheConfig,
+    "cache_stats": CacheStats,
+    "cache_keys": CacheKeys,
+    "cpu_config": CpuConfig,
+    "device_info": DeviceInfo,
+    "batch": Batch,
+    "mask": Mask,
+    "attention_config": AttentionConfig,
+    "step_limits": StepLimits,
+    "attention_args": AttentionArgs,
+    "rope": Rope,
+    "rope_config": RopeConfig,
+    "append_args": AppendArgs,
+    "merge_args": MergeArgs,
+}
+FREED = (
+    "scheduler",
+    "submitter",
+    "cache",
+    "device",
+    "attention",
+    "step_buffer",
+    "block_mover",
+)

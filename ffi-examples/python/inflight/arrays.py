@@ -9,7 +9,7 @@ from typing import Any, Optional, Tuple, Union
 
 from . import _structs as c
 from ._library import Handle, after_fork, call, fill, lib, np, u64
-from .enums import DeviceKind, DType, Layout
+from .enums import DeviceKind, DType, Layout, itemsize
 from .errors import argument_error
 
 # numpy has no bfloat16 of its own: its bits are uint16, or the type of that name from ml_dtypes.
@@ -93,7 +93,7 @@ class Tensor:
             raise argument_error("array", f"{type(array).__name__} is no numpy array")
         self.array = array
         self.dtype = dtype_of(dtype if dtype is not None else array.dtype.name)
-        if self.dtype.itemsize != array.dtype.itemsize:
+        if itemsize(self.dtype) != array.dtype.itemsize:
             raise argument_error("dtype", f"{array.dtype} has another size than {self.dtype.name}")
 
     def __dlpack_device__(self) -> Tuple[int, int]:
@@ -112,7 +112,7 @@ class Tensor:
         # The capsule is numpy's: it may be freed while an exception is on its way, where nothing
         # written in Python may run. numpy knows no bfloat16: its type is put right.
         code = _CODES.get(self.dtype)
-        array = self.array.view(f"{'f' if code is None else 'u'}{self.dtype.itemsize}")
+        array = self.array.view(f"{'f' if code is None else 'u'}{itemsize(self.dtype)}")
         capsule, address, kind = capsule_of(array, None, max_version)
         if code is not None:
             c_uint8.from_address(address + _CODE_AT[kind]).value = code

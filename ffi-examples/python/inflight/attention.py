@@ -10,6 +10,7 @@ from typing import Any, ContextManager, List, NamedTuple, Optional, Sequence, Tu
 
 from . import _structs as c
 from ._library import Closable, Handle, Numbers, call, fill, lib, np, prepared, put, u64
+from ._records import BlockOp, StepLimits
 from .arrays import (
     DeviceHandle,
     KVCache,
@@ -22,7 +23,7 @@ from .arrays import (
 )
 from .enums import DeviceKind, DType, Isa, RopePairs, RopeScaling, known
 from .errors import argument_error
-from .scheduler import BlockOp, Step
+from .scheduler import Step
 
 
 class DeviceInfo(NamedTuple):
@@ -97,20 +98,11 @@ class Device(Closable):
         )
 
 
-@dataclass(frozen=True)
-class StepLimits:
-    """The largest steps that something is made for."""
-
-    max_rows: int
-    max_tokens: int
-    max_blocks: int
-    max_kv_len: int
-    max_mask_bytes: int = 0
-
-    def struct(self) -> c.StepLimits:
-        struct = prepared(c.StepLimits)
-        fill(struct, vars(self))
-        return struct
+def limits_of(limits: StepLimits) -> c.StepLimits:
+    """C's limits."""
+    struct = prepared(c.StepLimits)
+    fill(struct, vars(limits))
+    return struct
 
 
 class Batch:
@@ -275,7 +267,7 @@ class Attention(Closable):
             lib.inflight_attention_create,
             self._device.pointer,
             byref(config),
-            byref(limits.struct()),
+            byref(limits_of(limits)),
         )
 
     @staticmethod
@@ -286,7 +278,7 @@ class Attention(Closable):
             lib.inflight_attention_workspace_size,
             device._held().pointer,
             byref(_config(**config)),
-            byref(limits.struct()),
+            byref(limits_of(limits)),
             byref(size),
         )
         return size.value
@@ -363,7 +355,7 @@ class StepBuffer(Closable):
             "step_buffer",
             lib.inflight_step_buffer_create,
             self._device.pointer,
-            byref(limits.struct()),
+            byref(limits_of(limits)),
             pointers if handles else None,
             len(handles),
         )

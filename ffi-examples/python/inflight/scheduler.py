@@ -7,7 +7,6 @@ import time
 import weakref
 from contextlib import contextmanager
 from ctypes import addressof, byref, c_size_t, c_void_p, cast, sizeof
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 from . import _structs as c
@@ -27,9 +26,18 @@ from ._library import (
     u32,
     u64,
 )
-from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag, known
+from ._records import (
+    BlockOp,
+    PendingToken,
+    RequestResult,
+    RequestSnapshot,
+    Row,
+    SchedulerConfig,
+    SchedulerStats,
+)
+from .enums import NO_TOKEN, EventKind, Finish, known
 from .errors import ClosedError, InflightError, Status, argument_error
-from .request import CRequest, Request
+from .request import Request, given
 
 _schedule = lib.inflight_scheduler_schedule
 _commit = lib.inflight_scheduler_commit
@@ -37,57 +45,6 @@ _commit = lib.inflight_scheduler_commit
 _new_view, _VIEW = c.StepView.from_buffer_copy, bytes(prepared(c.StepView))
 _new_outputs, _OUTPUTS = c.OutputsView.from_buffer_copy, bytes(prepared(c.OutputsView))
 _new_samples, _SAMPLES = c.Samples.from_buffer_copy, bytes(prepared(c.Samples))
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """What a scheduler is made for: `inflight_scheduler_config`. None is the library's default."""
-
-    num_blocks: int
-    block_size: Optional[int] = None
-    max_num_seqs: Optional[int] = None
-    max_num_batched_tokens: Optional[int] = None
-    max_model_len: Optional[int] = None
-    max_waiting: Optional[int] = None
-    num_host_blocks: Optional[int] = None
-    long_prefill_token_threshold: Optional[int] = None
-    max_steps_in_flight: Optional[int] = None
-    prefix_cache: Optional[bool] = None
-    chunked_prefill: Optional[bool] = None
-    overlap: Optional[bool] = None
-    swap: Optional[bool] = None
-    policy: Optional[Policy] = None
-    bypass_bound: Optional[int] = None
-    bypass_lookahead: Optional[int] = None
-    max_padded_rows: Optional[int] = None
-    events: Optional[bool] = None
-
-
-class Row(NamedTuple):
-    """One request's share of a step, for where there is no numpy."""
-
-    request_id: int
-    num_tokens: int
-    num_computed: int
-    num_draft: int
-    num_output: int
-    flags: RowFlag
-
-
-class BlockOp(NamedTuple):
-    """A copy of a block that the device makes before anything else."""
-
-    kind: Union[BlockOpKind, int]
-    src: int
-    dst: int
-
-
-class PendingToken(NamedTuple):
-    """An input token that a step in flight samples."""
-
-    token: int
-    steps_back: int
-    logits: int
 
 
 if np is not None:
@@ -169,17 +126,7 @@ class Step:
         rows = self._structs("rows", self.view.num_rows, c.Row)
         if np is not None:
             return rows
-        return [
-            Row(
-                r.request_id,
-                r.num_tokens,
-                r.num_computed,
-                r.num_draft,
-                r.num_output,
-                RowFlag(r.flags),
-            )
-            for r in rows
-        ]
+        return [Row._of(row) for row in rows]
 
     @property
     def tokens(self) -> Any:
@@ -231,35 +178,19 @@ class Step:
         """All arrays in one buffer, header first, as kernels read it."""
         return self._array("packed", self.view.packed_size, "B")
 
+    def _records(self, name: str, count: int, struct: Any, record: Any) -> Any:
+        octets = self._copied(name, count, sizeof(struct))
+        return [record._of(of) for of in (struct * count).from_buffer_copy(octets)]
+
     @property
     def pending(self) -> List[PendingToken]:
         """Input tokens that a step in flight samples; `tokens` has `NO_TOKEN` there."""
-        count = self.view.num_pending
-        if count == 0 and not self.ended:
-            return []
-        return [
-            (
-                PendingToken(int(p["token"]), int(p["steps_back"]), int(p["logits"]))
-                if np is not None
-                else PendingToken(p.token, p.steps_back, p.logits)
-            )
-            for p in self._structs("pending", count, c.PendingToken)
-        ]
+        return self._records("pending", self.view.num_pending, c.PendingToken, PendingToken)
 
     @property
     def block_ops(self) -> List[BlockOp]:
         """Copies to make first, in order."""
-        count = self.view.num_block_ops
-        if count == 0 and not self.ended:
-            return []
-        return [
-            (
-                BlockOp(known(BlockOpKind, int(o["kind"])), int(o["src"]), int(o["dst"]))
-                if np is not None
-                else BlockOp(known(BlockOpKind, o.kind), o.src, o.dst)
-            )
-            for o in self._structs("block_ops", count, c.BlockOp)
-        ]
+        return self._records("block_ops", self.view.num_block_ops, c.BlockOp, BlockOp)
 
     id = property(lambda self: self.view.step_id, doc="Names the step.")
     num_rows = property(lambda self: self.view.num_rows, doc="Rows; 0 where nothing runs.")
@@ -286,41 +217,6 @@ class Step:
     def abandon(self) -> None:
         """Undoes the step, newest first: its tokens are computed again."""
         self._scheduler._abandon(self)
-
-
-def _time(nanoseconds: int) -> Optional[int]:
-    return None if nanoseconds == 2**64 - 1 else nanoseconds
-
-
-class RequestResult(NamedTuple):
-    """What a request has come to. Times are those given to `schedule`."""
-
-    first_scheduled_at: Optional[int]
-    """Of the step that first admitted it; None where none did."""
-    first_token_at: Optional[int]
-    """Of the step that sampled its first token; None where none has been committed."""
-    num_prompt: int
-    num_output: int
-    num_cached: int
-    """Tokens that it found in the prefix cache when it was first admitted."""
-    num_preemptions: int
-    num_drafts: int
-    """Draft tokens that were verified."""
-    num_accepted: int
-    """Draft tokens among them that were accepted."""
-
-    @classmethod
-    def _of(cls, r: c.RequestResult) -> "RequestResult":
-        return cls(
-            _time(r.first_scheduled_at),
-            _time(r.first_token_at),
-            r.num_prompt,
-            r.num_output,
-            r.num_cached,
-            r.num_preemptions,
-            r.num_drafts,
-            r.num_accepted,
-        )
 
 
 class Output(NamedTuple):
@@ -431,40 +327,6 @@ class Event(NamedTuple):
     """What the request has come to, where it finished or was cancelled."""
 
 
-class SchedulerStats(NamedTuple):
-    """Counters since the scheduler was made, and its state now."""
-
-    steps: int
-    admissions: int
-    preemptions: int
-    finished: int
-    cancelled: int
-    output_tokens: int
-    prefix_queried_tokens: int
-    prefix_hit_tokens: int
-    evicted_blocks: int
-    num_running: int
-    num_waiting: int
-    num_free_blocks: int
-    num_free_host_blocks: int
-
-
-class RequestSnapshot(NamedTuple):
-    """A request at this moment."""
-
-    client: int
-    running: bool
-    num_prompt: int
-    num_output: int
-    num_computed: int
-    num_preemptions: int
-    num_cached: int
-    num_drafts: int
-    num_accepted: int
-    first_scheduled_at: Optional[int]
-    first_token_at: Optional[int]
-
-
 _ENDS = (EventKind.FINISHED, EventKind.CANCELLED)
 _EVENTS_AT_ONCE = 64
 
@@ -503,8 +365,8 @@ class Scheduler(Guarded):
 
     def submit(self, request: Request) -> None:
         """Queues a request. Everything of it is copied."""
-        given = CRequest(request)
-        self._call(lib.inflight_scheduler_submit, byref(given.struct))
+        passed = given(request)
+        self._call(lib.inflight_scheduler_submit, byref(passed.struct))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request wherever it is. There is no event."""
@@ -626,17 +488,13 @@ class Scheduler(Guarded):
         """Counters and state."""
         struct = prepared(c.SchedulerStats)
         self._call(lib.inflight_scheduler_get_stats, byref(struct))
-        return SchedulerStats(*(getattr(struct, name) for name in SchedulerStats._fields))
+        return SchedulerStats._of(struct)
 
     def request(self, request_id: int) -> RequestSnapshot:
         """A request at this moment."""
         struct = prepared(c.RequestSnapshot)
         self._call(lib.inflight_scheduler_get_request, u64(request_id, "request_id"), byref(struct))
-        values = {name: getattr(struct, name) for name in RequestSnapshot._fields}
-        values["running"] = bool(values["running"])
-        for name in ("first_scheduled_at", "first_token_at"):
-            values[name] = _time(values[name])
-        return RequestSnapshot(**values)
+        return RequestSnapshot._of(struct)
 
     def verify(self) -> None:
         """Checks every invariant: for tests."""
@@ -662,8 +520,8 @@ class Submitter(Closable):
 
     def submit(self, request: Request) -> None:
         """Hands over a request. Everything of it is copied."""
-        given = CRequest(request)
-        self._call(lib.inflight_submitter_submit, byref(given.struct))
+        passed = given(request)
+        self._call(lib.inflight_submitter_submit, byref(passed.struct))
 
     def cancel(self, request_id: int) -> None:
         """Asks for the end of a request; one that has ended already is no error."""
