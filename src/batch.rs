@@ -111,19 +111,19 @@ struct Chunk([u32; 4]);
 
 /// Memory for a packed step, which grows.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Memory(Vec<Chunk>);
+struct Memory(Vec<Chunk>);
 
 impl Memory {
-    pub(crate) fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+    fn bytes_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 
     /// Makes room for so many bytes.
-    pub(crate) fn reserve(&mut self, bytes: usize) {
+    fn reserve(&mut self, bytes: usize) {
         let chunks = bytes.div_ceil(size_of::<Chunk>());
         if chunks > self.0.len() {
             self.0.resize(chunks.next_power_of_two(), Chunk::default());
@@ -212,6 +212,19 @@ impl RaggedBatch {
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Memory for a step of so many bytes, to be packed by another; then
+    /// [`read_header`](Self::read_header).
+    pub(crate) fn memory(&mut self, bytes: usize) -> &mut [u8] {
+        self.buffer.reserve(bytes);
+        self.buffer.bytes_mut()
+    }
+
+    /// The step that was packed into the memory is this batch.
+    pub(crate) fn read_header(&mut self) {
+        let header = &self.buffer.bytes()[..size_of::<Header>()];
+        self.header = *bytemuck::from_bytes(header);
     }
 
     /// Makes room for arrays of these counts.

@@ -208,8 +208,7 @@ impl Attention {
     /// * The addresses among `args` are 0, or those of as many numbers as they are said to have, which
     ///   nothing else writes, nor reads where they are written, until the work is done; in capture the
     ///   LSE's of as many as the limits' tokens have. Those of a processor were exposed.
-    /// * On a GPU, as [`cuda::Attention::run`].
-    #[cfg_attr(not(feature = "cuda-driver"), allow(rustdoc::broken_intra_doc_links))]
+    /// * On a GPU, as `cuda::Attention::run`.
     pub unsafe fn run(
         &self,
         stream: Stream<'_>,
@@ -344,8 +343,7 @@ impl StepBuffer {
     ///
     /// # Safety
     /// * The table has `max_position` rows. Of a processor, its address was exposed.
-    /// * On a GPU, as [`cuda::Append::run`].
-    #[cfg_attr(not(feature = "cuda-driver"), allow(rustdoc::broken_intra_doc_links))]
+    /// * On a GPU, as `cuda::Append::run`.
     pub unsafe fn append(&self, stream: Stream<'_>, args: &AppendArgs) -> Result<()> {
         match &self.kind {
             Kind::Cpu(cpu, step) => {

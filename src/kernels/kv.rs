@@ -373,14 +373,14 @@ impl DeviceCache {
             }
         }
         check_apart(k, v)?;
+        let at = scales.map_or([("scales.k", 4), ("scales.v", 4)], |scales| {
+            [("scales.k", scales.k), ("scales.v", scales.v)]
+        });
+        if let Some((field, _)) = at.into_iter().find(|&(_, at)| at == 0 || at % 4 != 0) {
+            return Err(Error::argument(field, "are null, or not at a multiple of 4 bytes"));
+        }
         match (layout.dtype, scales) {
             (DType::Fp8E4m3, None) => Err(Error::argument("scales", "an fp8 cache has some")),
-            (DType::Fp8E4m3, Some(DeviceScales { k: 0, .. } | DeviceScales { v: 0, .. })) => {
-                Err(Error::argument("scales", "are null"))
-            }
-            (DType::Fp8E4m3, Some(DeviceScales { k, v, .. })) if (k | v) % 4 != 0 => {
-                Err(Error::argument("scales", "are not at multiples of 4 bytes"))
-            }
             (DType::Fp8E4m3, Some(_)) | (_, None) => Ok(Self { k, v, layout, scales }),
             (dtype, Some(_)) => {
                 Err(Error::argument("scales", format!("a cache of {dtype} has none")))

@@ -10,11 +10,15 @@
 use bytemuck::Pod;
 
 use super::attention::Mask;
-use super::step::{StepArrays, StepLimits, StepSource};
-use crate::batch::{ALIGN, Header};
+#[cfg(feature = "cuda-driver")]
+use super::step::StepLimits;
+use super::step::{StepArrays, StepSource};
+use crate::batch::{ALIGN, Header, RaggedBatch};
 use crate::error::{Error, Result};
 use crate::params::inflight_plan;
-use crate::plan::{Merge, Part, Plan, PlanBounds};
+#[cfg(feature = "cuda-driver")]
+use crate::plan::PlanBounds;
+use crate::plan::{Merge, Part, Plan};
 use crate::types::BlockId;
 
 const fn aligned(bytes: usize) -> usize {
@@ -38,6 +42,7 @@ fn no_plan_bytes() -> usize {
     plan_bytes(0, 0, 0, None)
 }
 
+#[cfg(feature = "cuda-driver")]
 impl StepLimits {
     /// Bytes that a step within the limits takes, its plans not counted; `None` from 4 GiB on.
     pub(crate) fn bytes(&self) -> Option<usize> {
@@ -202,14 +207,7 @@ impl Writer<'_> {
     }
 }
 
-/// A packed step, as kernels of the processor read it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Packed<'a> {
-    bytes: &'a [u8],
-    header: &'a Header,
-}
-
-/// One of its plans.
+/// A plan of a packed step, as kernels of the processor read it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PackedPlan<'a> {
     pub(crate) share_indptr: &'a [u32],
@@ -218,57 +216,19 @@ pub(crate) struct PackedPlan<'a> {
     pub(crate) mask: Option<Mask<'a>>,
 }
 
-impl<'a> Packed<'a> {
-    /// # Panics
-    /// Unless `bytes` begin with a header that a step was packed with.
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, header: &array_at(bytes, 0, 1)[0] }
-    }
-
-    fn words(&self, at: u32, len: u32) -> &'a [u32] {
-        array_at(self.bytes, at, len)
-    }
-
-    pub(crate) fn qo_indptr(&self) -> &'a [u32] {
-        self.words(self.header.qo_indptr, self.header.padded_rows + 1)
-    }
-
-    pub(crate) fn kv_indptr(&self) -> &'a [u32] {
-        self.words(self.header.kv_indptr, self.header.padded_rows + 1)
-    }
-
-    pub(crate) fn kv_last_page_len(&self) -> &'a [u32] {
-        self.words(self.header.kv_last_page_len, self.header.padded_rows)
-    }
-
-    pub(crate) fn kv_indices(&self) -> &'a [BlockId] {
-        array_at(self.bytes, self.header.kv_indices, self.header.num_kv_blocks)
-    }
-
-    pub(crate) fn slot_mapping(&self) -> &'a [i64] {
-        array_at(self.bytes, self.header.slot_mapping, self.header.num_tokens)
-    }
-
-    pub(crate) fn positions(&self) -> &'a [u32] {
-        self.words(self.header.positions, self.header.num_tokens)
-    }
-
-    pub(crate) fn block_size(&self) -> usize {
-        self.header.block_size as usize
-    }
-
-    /// The `nth` plan.
-    pub(crate) fn plan(&self, nth: usize) -> PackedPlan<'a> {
-        let bytes = &self.bytes[self.header.plans[nth] as usize..];
+impl<'a> PackedPlan<'a> {
+    /// The `nth` of a step.
+    pub(crate) fn of(step: &'a RaggedBatch, nth: usize) -> Self {
+        let rows = step.header().padded_rows;
+        let bytes = &step.bytes()[step.header().plans[nth] as usize..];
         let plan: inflight_plan = array_at(bytes, 0, 1)[0];
-        let rows = self.header.padded_rows;
         let mask = Mask {
             // They end where the next array begins.
             bits: array_at(bytes, plan.mask_bits, plan.mask_indptr - plan.mask_bits),
             indptr: array_at(bytes, plan.mask_indptr, rows + 1),
             widths: array_at(bytes, plan.mask_widths, rows),
         };
-        PackedPlan {
+        Self {
             share_indptr: array_at(bytes, plan.share_indptr, plan.num_shares + 1),
             parts: array_at(bytes, plan.parts, plan.num_parts),
             merges: array_at(bytes, plan.merges, plan.num_merges),

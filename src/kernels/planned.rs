@@ -220,7 +220,8 @@ impl Uploaded {
         Ok(())
     }
 
-    /// The step is gone.
+    /// The step is gone, whatever comes of the next.
+    #[cfg(feature = "cuda-driver")]
     pub(crate) fn forget(&mut self) {
         self.generations.clear();
         self.is_there = false;

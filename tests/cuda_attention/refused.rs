@@ -178,10 +178,10 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     assert_eq!(kv(base, base + 16, good, scales(base, base)), "scales");
     let fp8 = with(|l| l.dtype = DType::Fp8E4m3);
     assert_eq!(kv(base, base + 16, fp8, None), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(0, base)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base, 0)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base + 2, base)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base, base + 1)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(0, base)), "scales.k");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, 0)), "scales.v");
+    assert_eq!(kv(base, base + 16, fp8, scales(base + 2, base)), "scales.k");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, base + 1)), "scales.v");
 
     let append = Append::new(&gpu.cuda, DType::Bf16, DType::Bf16).unwrap();
     let new = tensor(device.args.q, 0, |s| (s.heads, s.token_stride) = (2, 256));

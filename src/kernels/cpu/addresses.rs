@@ -129,7 +129,6 @@ impl StepBuffer {
     /// As `kernels::StepBuffer::append`.
     pub(crate) unsafe fn append_at(&self, cpu: &Cpu, args: &kernels::AppendArgs) -> Result<()> {
         self.uploaded().check_append(args.cache.layout(), args.rope.is_some())?;
-        let packed = self.packed();
         let rope = match args.rope {
             None => None,
             Some(kernels::Rope { cos_sin, max_position, rotary_dim, pairs, q }) => {
@@ -137,7 +136,7 @@ impl StepBuffer {
                 check_rotary_dim(rotary_dim, args.cache.layout().head_dim)?;
                 let len = max_position as usize * rotary_dim;
                 Some(Rope {
-                    positions: packed.positions(),
+                    positions: self.batch().positions(),
                     // SAFETY: the caller's table has so many rows.
                     cos_sin: unsafe { numbers("cos_sin", cos_sin, len) }?,
                     rotary_dim,
@@ -154,7 +153,7 @@ impl StepBuffer {
             k: unsafe { args.k.view("k") }?,
             // SAFETY: as its maker promised.
             v: unsafe { args.v.view("v") }?,
-            slot_mapping: packed.slot_mapping(),
+            slot_mapping: self.batch().slot_mapping(),
             // SAFETY: as the maker of the cache promised.
             scales: unsafe { args.cache.scale_slices() }?,
             rope,

@@ -198,14 +198,13 @@ impl Attention {
             // They are 0, unless a call before this one was cut short by a panic.
             *arrived.get_mut() = 0;
         }
-        let packed = step.packed();
-        let plan = packed.plan(group);
+        let plan = PackedPlan::of(step.batch(), group);
         let AttentionConfig { num_q_heads, head_dim, q_dtype, kv_dtype, .. } = self.config;
         let num_states = self.plan.num_states() as usize * self.config.group_size();
         let state_o = states.as_mut_ptr();
         let KvLayout { k, v, dtype, .. } = *args.cache.layout();
         let call = Call {
-            rows: StepRows::new(&packed, &plan),
+            rows: StepRows { batch: step.batch().into(), mask: plan.mask },
             num_q_heads,
             group: self.config.group_size(),
             head_dim,

@@ -8,8 +8,7 @@ use super::finish::{Finished, finish};
 use super::gemm::{Into, ROW_WORDS, Rows, round_up};
 use super::simd::MAX_LANES;
 use super::softmax::{Logits, RowView, Scores};
-use crate::kernels::pack::{Packed, PackedPlan};
-use crate::kernels::{DType, KvScales, Mask};
+use crate::kernels::{BatchView, DType, KvScales, Mask};
 use crate::plan::Part;
 use crate::types::BlockId;
 
@@ -64,36 +63,19 @@ pub(super) struct BatchRow<'a> {
 /// The rows of a step, where it was packed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StepRows<'a> {
-    qo_indptr: &'a [u32],
-    kv_indptr: &'a [u32],
-    kv_indices: &'a [BlockId],
-    kv_last_page_len: &'a [u32],
-    block_size: usize,
-    mask: Option<Mask<'a>>,
+    pub(super) batch: BatchView<'a>,
+    pub(super) mask: Option<Mask<'a>>,
 }
 
 impl<'a> StepRows<'a> {
-    pub(super) fn new(step: &Packed<'a>, plan: &PackedPlan<'a>) -> Self {
-        Self {
-            qo_indptr: step.qo_indptr(),
-            kv_indptr: step.kv_indptr(),
-            kv_indices: step.kv_indices(),
-            kv_last_page_len: step.kv_last_page_len(),
-            block_size: step.block_size(),
-            mask: plan.mask,
-        }
-    }
-
     pub(super) fn row(&self, row: u32) -> BatchRow<'a> {
+        let BatchView { qo_indptr, kv_indptr, kv_indices, .. } = self.batch;
         let row = row as usize;
-        let (first_token, end) = (self.qo_indptr[row], self.qo_indptr[row + 1]);
-        let table = self.kv_indptr[row] as usize..self.kv_indptr[row + 1] as usize;
-        let full = (table.len() as u32).saturating_sub(1) * self.block_size as u32;
         BatchRow {
-            first_token: first_token as usize,
-            q_len: end - first_token,
-            kv_len: full + self.kv_last_page_len[row],
-            table: &self.kv_indices[table],
+            first_token: qo_indptr[row] as usize,
+            q_len: qo_indptr[row + 1] - qo_indptr[row],
+            kv_len: self.batch.kv_len(row),
+            table: &kv_indices[kv_indptr[row] as usize..kv_indptr[row + 1] as usize],
             mask: self.mask.map_or((0, 0), |m| (m.indptr[row] as usize, m.widths[row])),
         }
     }
@@ -238,7 +220,7 @@ fn offsets(call: &Call<'_>, row: &BatchRow<'_>, first: u32, end: u32, out: [&mut
     let [k, v] = out;
     k.clear();
     v.clear();
-    let block_size = call.rows.block_size;
+    let block_size = call.rows.batch.block_size;
     let mut index = first as usize / block_size;
     let mut within = first as usize % block_size;
     let mut left = (end - first) as usize;

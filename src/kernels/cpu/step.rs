@@ -3,16 +3,17 @@
 #![forbid(unsafe_code)]
 
 use super::attention::Attention;
-use crate::batch::Memory;
+use crate::batch::RaggedBatch;
 use crate::error::Result;
-use crate::kernels::pack::{Packed, pack};
+use crate::kernels::pack::pack;
 use crate::kernels::planned::Uploaded;
 use crate::kernels::{StepLimits, StepSource};
 
 /// A step's arrays and plans, which [`upload`](Self::upload) copies: once per step, for all layers.
 #[derive(Debug)]
 pub struct StepBuffer {
-    memory: Memory,
+    /// The step as it was packed, plans behind its arrays.
+    batch: RaggedBatch,
     uploaded: Uploaded,
 }
 
@@ -25,7 +26,7 @@ impl StepBuffer {
     /// `groups`.
     pub fn new(limits: StepLimits, groups: &[&Attention]) -> Result<Self> {
         let uploaded = Uploaded::new(limits, groups.iter().map(|group| group.limits()))?;
-        Ok(Self { memory: Memory::default(), uploaded })
+        Ok(Self { batch: RaggedBatch::default(), uploaded })
     }
 
     /// Copies a step: its arrays, and the plans of `groups` made last, with their masks. Steps of like
@@ -51,11 +52,9 @@ impl StepBuffer {
         let (arrays, planned) = (step.arrays(), groups.clone().map(Attention::planned));
         self.uploaded.check(&arrays, planned.clone())?;
         let plans = groups.map(|group| (group.parts(), group.planned().mask()));
-        let memory = &mut self.memory;
-        pack(step, plans, move |bytes| {
-            memory.reserve(bytes);
-            Ok(memory.bytes_mut())
-        })?;
+        let batch = &mut self.batch;
+        pack(step, plans, move |bytes| Ok(batch.memory(bytes)))?;
+        self.batch.read_header();
         self.uploaded.set(&arrays, planned);
         Ok(())
     }
@@ -66,9 +65,9 @@ impl StepBuffer {
         self.uploaded.num_tokens
     }
 
-    /// The step uploaded last. There is one: its plan was looked for.
-    pub(super) fn packed(&self) -> Packed<'_> {
-        Packed::new(self.memory.bytes())
+    /// The step uploaded last.
+    pub(super) fn batch(&self) -> &RaggedBatch {
+        &self.batch
     }
 
     pub(super) fn uploaded(&self) -> &Uploaded {
