@@ -66,7 +66,7 @@ fn enumerations(abi: &Abi, text: &mut String) {
             let name = format!("{prefix}{}", name(member));
             let doc = wrapped(&format!("{name}: {}", constant.doc), "\t// ", 97);
             let full = &constant.name;
-            write!(text, "{doc}\t{name} {kind} = C.INFLIGHT_{full}\n").expect("takes all");
+            writeln!(text, "{doc}\t{name} {kind} = C.INFLIGHT_{full}").expect("takes all");
         }
         text.push_str(")\n");
     }
@@ -103,16 +103,16 @@ fn over(of: &Struct, go: &str, hidden: &[&str], text: &mut String) {
         let c = &field.name;
         match field.kind {
             Kind::Reserved => name = "_".to_owned(),
-            _ => write!(
+            _ => writeln!(
                 asserts,
                 "\t_ = [1]struct{{}}{{}}[unsafe.Offsetof({go}{{}}.{name})-unsafe.Offsetof(C.\
-                 inflight_{}{{}}.{c})]\n",
+                 inflight_{}{{}}.{c})]",
                 of.name
             )
             .expect("takes all"),
         }
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     let c = &of.name;
     write!(
@@ -168,7 +168,7 @@ fn given(of: &Struct, go: &str, text: &mut String) {
         };
         fill.push_str(&set);
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     write!(
         text,
@@ -207,7 +207,7 @@ fn config(of: &Struct, text: &mut String) {
             other => panic!("{c}: {other:?} is made for C nowhere yet"),
         };
         let doc = wrapped(&format!("{name}: {doc}"), "\t// ", 97);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     write!(
         text,
@@ -237,7 +237,7 @@ fn taken(of: &Struct, go: &str, text: &mut String) {
         }
         .expect("takes all");
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     let lower = go[..1].to_lowercase() + &go[1..];
     write!(
