@@ -3,7 +3,7 @@
 use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::{inflight_group, inflight_step_view};
-use crate::kernels::{BatchView, Mask, StepArrays};
+use crate::kernels::{BatchView, Mask, StepArrays, StepSource};
 use crate::types::BlockId;
 
 /// The rows of a step: how many queries each has, and where its keys are. All arrays are in this
@@ -129,6 +129,21 @@ pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<StepA
     }
     let batch = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
     Ok(StepArrays { batch, slot_mapping, positions, tokens: names })
+}
+
+/// The same, and the bytes that they lie in where the batch names them.
+///
+/// # Safety
+/// As for [`arrays_of`]; `packed` is NULL or of as many bytes.
+pub(super) unsafe fn source_of<'a>(batch: *const inflight_batch) -> Result<StepSource<'a>> {
+    // SAFETY: as the caller promises.
+    let arrays = unsafe { arrays_of(batch) }?;
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("batch", batch) }?;
+    let len = if given.packed.is_null() { 0 } else { given.packed_size };
+    // SAFETY: as the caller promises.
+    let bytes = unsafe { array("packed", given.packed, len) }?;
+    Ok(StepSource::packed(bytes, arrays))
 }
 
 /// Which of the last keys each query sees: a tree of drafts, or any pattern at all.

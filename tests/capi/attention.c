@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { BLOCKS = 16, SIZE = 4, HEADS = 2, DIM = 8, MOST = 64 };
 
@@ -117,6 +118,20 @@ int main(void) {
                     return 1;
                 }
             }
+        }
+        /* The same from arrays that are not said to lie in one buffer. */
+        static float again[MOST * HEADS * DIM];
+        inflight_batch apart = batch;
+        apart.packed = NULL;
+        apart.packed_size = 0;
+        const inflight_tensor others = tensor(again, view.num_tokens);
+        args.o = &others;
+        MUST(inflight_step_buffer_upload(step, &apart, NULL, &error));
+        MUST(inflight_attention_run(attention, step, &args, NULL, &error));
+        if (batch.packed == NULL ||
+            memcmp(again, o, view.num_tokens * HEADS * DIM * sizeof *o) != 0) {
+            fprintf(stderr, "another upload gives other outputs\n");
+            return 1;
         }
         rows += (int)view.num_rows;
         const uint32_t tokens[3] = {8, 8, 8};
