@@ -54,6 +54,16 @@ pub mod engine;
 pub mod error;
 pub mod executor;
 pub mod kernels;
+#[allow(
+    missing_docs,
+    non_camel_case_types,
+    rustdoc::broken_intra_doc_links,
+    clippy::allow_attributes_without_reason,
+    clippy::unnecessary_operation,
+    clippy::identity_op,
+    reason = "names and comments are those of csrc/kernel_params.h"
+)]
+pub mod params;
 pub mod plan;
 pub mod request;
 pub mod scheduler;

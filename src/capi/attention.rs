@@ -3,15 +3,13 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::batch::MOST;
-use super::device::{Backend, backend, inflight_device};
+use super::device::{backend, inflight_device};
 use super::guard::{
-    Exclusive, Result, Versioned, call, create, flag, free, output, read, versioned,
+    Exclusive, Result, Versioned, call, count, create, flag, free, output, read, versioned,
 };
-use super::plan::{CpuAttention, State};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
-use crate::kernels::AttentionConfig;
+use crate::kernels::{Attention, AttentionConfig, StepLimits, Workspace};
 
 /// No window: queries see keys however far back.
 pub const INFLIGHT_NO_WINDOW: u32 = u32::MAX;
@@ -85,27 +83,17 @@ impl inflight_attention_config {
         Ok(config)
     }
 
-    /// Refuses a workspace on a processor: it would be memory for nothing.
-    fn no_workspace(&self) -> Result<()> {
-        if self.workspace.is_null() && self.workspace_size == 0 {
-            return Ok(());
-        }
-        Err(Failure::argument("workspace", "a processor takes none: NULL, of 0 bytes"))
-    }
-
-    /// The caller's workspace on a GPU.
-    #[cfg(feature = "cuda-driver")]
-    fn workspace(&self) -> Result<Option<crate::kernels::cuda::Workspace>> {
+    /// The caller's workspace.
+    fn workspace(&self) -> Result<Option<Workspace>> {
+        let bytes = count("workspace_size", self.workspace_size)?;
         if self.workspace.is_null() {
-            return match self.workspace_size {
+            return match bytes {
                 0 => Ok(None),
                 bytes => Err(Failure::argument("workspace", format!("is NULL, of {bytes} bytes"))),
             };
         }
-        let bytes = super::guard::count("workspace_size", self.workspace_size)?;
-        let address = self.workspace.addr() as u64;
         // SAFETY: as the caller of `inflight_attention_create` promises.
-        Ok(Some(unsafe { crate::kernels::cuda::Workspace::new(address, bytes) }))
+        Ok(Some(unsafe { Workspace::new(self.workspace.addr() as u64, bytes) }))
     }
 }
 
@@ -137,51 +125,20 @@ versioned! {
     inflight_step_limits_init(limits: inflight_step_limits ..= reserved) where reserved is 0 {}
 }
 
-/// Limits that have been checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
-    pub(super) rows: usize,
-    pub(super) tokens: usize,
-    pub(super) blocks: usize,
-    pub(super) kv_len: usize,
-    pub(super) mask_bytes: usize,
-}
-
-impl Limits {
-    /// The limits of the caller's.
-    ///
-    /// # Safety
-    /// `limits` is NULL or the caller's.
-    pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
-        // SAFETY: as the caller promises.
-        let given = unsafe { read("limits", limits) }?;
-        if given.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
-        let within = |field, value: u32, least: u32| {
-            if (u64::from(least)..=MOST).contains(&value.into()) {
-                return Ok(value as usize);
-            }
-            Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
-        };
-        Ok(Self {
-            rows: within("max_rows", given.max_rows, 1)?,
-            tokens: within("max_tokens", given.max_tokens, 1)?,
-            blocks: within("max_blocks", given.max_blocks, 1)?,
-            kv_len: within("max_kv_len", given.max_kv_len, 1)?,
-            mask_bytes: within("max_mask_bytes", given.max_mask_bytes, 0)?,
-        })
-    }
-
-    /// Refuses what is larger.
-    pub(super) fn check<const N: usize>(&self, sizes: [(&str, usize, usize); N]) -> Result<()> {
-        match sizes.into_iter().find(|&(_, has, most)| has > most) {
-            None => Ok(()),
-            Some((what, has, most)) => {
-                Err(Failure::argument("limits", format!("{has} {what}, and {most} are the most")))
-            }
-        }
-    }
+/// The limits of the caller's, which whatever is made with them checks.
+///
+/// # Safety
+/// `limits` is NULL or the caller's.
+pub(super) unsafe fn limits_of(limits: *const inflight_step_limits) -> Result<StepLimits> {
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("limits", limits) }?;
+    Ok(StepLimits {
+        max_rows: given.max_rows as usize,
+        max_tokens: given.max_tokens as usize,
+        max_blocks: given.max_blocks as usize,
+        max_kv_len: given.max_kv_len as usize,
+        max_mask_bytes: given.max_mask_bytes as usize,
+    })
 }
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
@@ -197,16 +154,8 @@ impl Limits {
 /// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
 /// time need one each, and a step buffer each.
 pub struct inflight_attention {
-    pub(super) shared: Arc<Shared>,
-}
-
-/// An attention, which step buffers know as well.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) backend: Backend,
-    pub(super) config: AttentionConfig,
-    pub(super) limits: Limits,
-    pub(super) state: Exclusive<State>,
+    /// Step buffers know it as well.
+    pub(super) state: Arc<Exclusive<Attention>>,
 }
 
 /// Attention on a device, for steps within `limits`.
@@ -234,22 +183,13 @@ pub unsafe extern "C" fn inflight_attention_create(
         let backend = unsafe { backend(device) }?;
         // SAFETY: NULL or a config.
         let given = unsafe { read("config", config) }?;
-        let config = given.config()?;
         // SAFETY: NULL or limits.
-        let limits = unsafe { Limits::of(limits) }?;
-        let state = match &backend {
-            Backend::Cpu(_) => {
-                given.no_workspace()?;
-                State::Cpu(Box::new(CpuAttention::new(config)?))
-            }
-            #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
-                let made = backend.attention(config, limits.into(), given.workspace()?)?;
-                State::Cuda(Box::new(made))
-            }
-        };
-        let shared = Shared { backend, config, limits, state: Exclusive::new(state) };
-        Ok(inflight_attention { shared: Arc::new(shared) })
+        let limits = unsafe { limits_of(limits) }?;
+        let made = Attention::new(&backend, given.config()?, limits, given.workspace()?);
+        let attention = made.map_err(|error| {
+            Failure::from(error).renamed(&[("workspace.bytes", "workspace_size")])
+        })?;
+        Ok(inflight_attention { state: Arc::new(Exclusive::new(attention)) })
     };
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
@@ -296,15 +236,8 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?.config()?;
         // SAFETY: NULL or limits.
-        let limits = unsafe { Limits::of(limits) }?;
-        bytes.write(match (&backend, limits) {
-            // All that it would refuse later it refuses now.
-            (Backend::Cpu(_), _) => CpuAttention::new(config).map(|_| 0)?,
-            #[cfg(feature = "cuda-driver")]
-            (Backend::Cuda(backend), limits) => {
-                backend.workspace_bytes(&config, &limits.into())? as u64
-            }
-        });
+        let limits = unsafe { limits_of(limits) }?;
+        bytes.write(Attention::workspace_bytes(&backend, &config, &limits)? as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -18,10 +18,9 @@ mod attention;
 mod batch;
 mod blocks;
 mod cache;
-#[cfg(feature = "cuda-driver")]
-mod cuda;
 mod device;
 mod dlpack;
+mod elements;
 mod event;
 mod guard;
 mod handle;

@@ -153,7 +153,7 @@ mod tests {
     /// A struct that has grown by fields, of which one has a default that is not 0.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct Grown {
+    pub struct Grown {
         struct_size: usize,
         old: u64,
         new: u64,

@@ -4,12 +4,11 @@
 
 use std::ffi::CString;
 
-use super::pack::StepLimits;
 use super::params;
 use super::shapes::{self, Block, DIMS};
 use crate::device::cuda::{Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionConfig, DType};
+use crate::kernels::{AttentionConfig, DType, StepLimits};
 use crate::plan::{Costs, Plan, PlanBounds, PlanConfig};
 
 /// One of the two kernels, and its part of a step.

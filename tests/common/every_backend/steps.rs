@@ -11,7 +11,8 @@ use inflight::kernels::AttentionConfig;
 use inflight::{Config, Engine, Error, Policy, Request, RequestId, Scheduler, Time, Token};
 
 use crate::attention::{Keys, Terms, softmax, unit_roundoff};
-use crate::backend::{self, Layer, MakeLayer, STEPS_DIM as DIM, STEPS_TYPE};
+use crate::backend::{self, STEPS_DIM as DIM, STEPS_TYPE};
+use crate::layer::{Layer, MakeLayer};
 use crate::rng::{Rng, mix};
 
 const HEADS: usize = 4;
@@ -36,7 +37,7 @@ fn output_token(id: RequestId, k: u32) -> Token {
 }
 
 struct Model {
-    layer: Box<dyn Layer>,
+    layer: Layer,
     config: AttentionConfig,
     prompts: BTreeMap<RequestId, Vec<Token>>,
     counts: BTreeMap<&'static str, usize>,
