@@ -110,6 +110,7 @@ pub use blocks::BlockMover;
 pub use merge::{Merge, State};
 pub use mixed::Fusion;
 pub use pack::{StepArrays, StepLimits};
+pub use shapes::HEAD_DIMS;
 pub use step::StepBuffer;
 pub use tensor::{DeviceCache, DeviceScales, DeviceTensor};
 pub use workspace::Workspace;
