@@ -164,7 +164,7 @@ pub(super) unsafe fn tensor_of(
 /// The view of a tensor in this process's memory, to read.
 ///
 /// # Safety
-/// `tensor` is NULL or the caller's, and all elements are memory that nobody writes during 'a.
+/// `tensor` is NULL or the caller's, and all elements are memory that is not written during 'a.
 pub(super) unsafe fn host_tensor<'a>(
     field: &'static str,
     tensor: *const inflight_tensor,
@@ -179,7 +179,7 @@ pub(super) unsafe fn host_tensor<'a>(
 /// The view of a tensor in this process's memory, to write.
 ///
 /// # Safety
-/// `tensor` is NULL or the caller's, and all elements are memory that nobody else uses during 'a.
+/// `tensor` is NULL or the caller's, and all elements are memory in no other use during 'a.
 pub(super) unsafe fn host_tensor_mut<'a>(
     field: &'static str,
     tensor: *const inflight_tensor,
