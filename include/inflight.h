@@ -1028,7 +1028,7 @@ typedef struct inflight_row {
  */
 typedef struct inflight_group {
     /**
-     * `sizeof(inflight_group)` of whoever made it.
+     * `sizeof(inflight_group)` as its maker sees it.
      */
     size_t struct_size;
     /**
@@ -1813,7 +1813,7 @@ typedef struct inflight_kv_array {
      */
     uint32_t dtype;
     /**
-     * Elements a head: a multiple of 8 up to 256.
+     * Elements per head: a multiple of 8 up to 256.
      */
     uint32_t head_dim;
     /**

@@ -1,4 +1,4 @@
-//! Structs that stand in arrays, without a size of their own: whoever passes an array says how large
+//! Structs that stand in arrays, without a size of their own: the side that passes an array says how large
 //! its elements are, so that they may grow.
 
 use std::borrow::Cow;
@@ -46,7 +46,7 @@ fn check<T: Element>(
 /// version must be 0, and those that an older program does not have are.
 ///
 /// # Safety
-/// `from` is NULL, or points to `len` elements of that size that nobody writes during 'a.
+/// `from` is NULL, or points to `len` elements of that size, not written during 'a.
 pub(super) unsafe fn elements<'a, T: Element>(
     names: Names,
     from: *const T,
@@ -93,7 +93,7 @@ pub(super) struct Room<T> {
 
 impl<T: Element> Room<T> {
     /// # Safety
-    /// `to` is NULL, or points to `len` elements of that size that nobody else uses while this lives.
+    /// `to` is NULL, or points to `len` elements of that size in no other use while this lives.
     pub(super) unsafe fn new(names: Names, to: *mut T, size: usize, len: usize) -> Result<Self> {
         check(names, to.cast_const(), size, len)?;
         Ok(Self { to: to.cast(), size, len, of: std::marker::PhantomData })

@@ -43,7 +43,7 @@ pub struct inflight_kv_array {
     pub scale_head_stride: i64,
     /// `INFLIGHT_DTYPE_*`.
     pub dtype: u32,
-    /// Elements a head: a multiple of 8 up to 256.
+    /// Elements per head: a multiple of 8 up to 256.
     pub head_dim: u32,
     /// Type of the scales, `INFLIGHT_DTYPE_*`: F32, or 0 for that.
     pub scale_dtype: u32,
@@ -231,7 +231,10 @@ impl inflight_kv_array {
         }
         if self.scale_elements != 0 {
             let each = self.scale_elements;
-            return refused(names.elements, format!("is {each}: kernels have one scale a head, 0"));
+            return refused(
+                names.elements,
+                format!("is {each}: kernels have one scale per head: 0"),
+            );
         }
         if ![0, INFLIGHT_DTYPE_F32].contains(&self.scale_dtype) {
             return refused(names.scale_dtype, format!("is {}: scales are F32", self.scale_dtype));
@@ -245,7 +248,7 @@ impl inflight_kv_array {
             (0, 0, other) => refused(names.strides, format!("is {other}, not 0 or 1")),
             (block, token, _) => refused(
                 names.scales,
-                format!("change by block ({block}) or token ({token}): kernels have one a head"),
+                format!("change by block ({block}) or token ({token}): kernels have one per head"),
             ),
         }
     }

@@ -117,7 +117,7 @@ unsafe impl Element for BlockOp {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_group {
-    /// `sizeof(inflight_group)` of whoever made it.
+    /// `sizeof(inflight_group)` as its maker sees it.
     pub struct_size: usize,
     /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, one more than rows, empty ones
     /// included.

@@ -15,7 +15,7 @@ const STRUCT: &[&str] = &["struct.{}", "\"{}\""];
 const ARGS: &[&str] = &["args.{}"];
 const LENGTH: &str = "the length of its array";
 const STRIDE: &str = "the distance between structs in bytes";
-const ONE_A_HEAD: &str = "kernels know one f32 a head, or one for all";
+const ONE_A_HEAD: &str = "kernels know one f32 per head, or one for all";
 const PACKED: &str = "`from_step` has it of C";
 const RETURNED: &str = "the call has returned it";
 
