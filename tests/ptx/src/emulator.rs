@@ -206,8 +206,9 @@ pub extern "C" fn ptx_at_exit() {
     let write = |variable: &str, ending: &str, text: &dyn Fn() -> String| {
         let folder = std::env::var_os(variable).filter(|folder| !folder.is_empty());
         let Some(folder) = folder else { return };
-        let file = PathBuf::from(folder).join(format!("{}.{ending}", std::process::id()));
-        if let Err(why) = std::fs::write(&file, text()) {
+        let file = PathBuf::from(&folder).join(format!("{}.{ending}", std::process::id()));
+        let made = std::fs::create_dir_all(&folder);
+        if let Err(why) = made.and_then(|()| std::fs::write(&file, text())) {
             eprintln!("ptx: {}: {why}", file.display());
         }
     };
