@@ -1,7 +1,8 @@
 //! Embeds the kernel images: compiled by nvcc with the feature `cuda`, stubs without it.
 //!
-//! Every `csrc/**/*.cu` is one image, its family the file's stem. `src/device/cuda/images.rs`
-//! includes the table that is written here.
+//! Every `csrc/**/*.cu`, and every file that build/table.rs makes of `csrc/kernels.def`, is one image,
+//! its family the file's stem. `src/device/cuda/images.rs` includes the table that is written here, and
+//! `src/kernels/cuda/shapes.rs` the rows of `kernels.def`.
 
 use std::env;
 use std::fmt::Write;
@@ -17,6 +18,8 @@ mod nvcc;
 #[cfg(feature = "cuda")]
 #[path = "build/report.rs"]
 mod report;
+#[path = "build/table.rs"]
+mod table;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(inflight_kernels)");
@@ -30,6 +33,9 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("Cargo sets it"));
     let mut sources = Vec::new();
     find_sources(Path::new("csrc"), &mut sources);
+    let kernels = table::Table::read(Path::new("csrc"));
+    sources.extend(kernels.write_instances(&out.join("kernels")));
+    fs::write(out.join("kernel_table.rs"), kernels.rust()).expect("OUT_DIR is writable");
     sources.sort_by(|a, b| family(a).cmp(family(b)));
     if let Some(pair) = sources.windows(2).find(|pair| family(&pair[0]) == family(&pair[1])) {
         fail(&format!("{} and {} have the same stem", pair[0].display(), pair[1].display()));

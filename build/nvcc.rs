@@ -223,7 +223,8 @@ impl Nvcc {
     /// What a source is compiled for: all architectures and PTX; `sm_90a` alone, which has wgmma and
     /// setmaxnreg and no other has, for a file with `sm90` in its path.
     fn archs_of(&self, source: &Path) -> Vec<String> {
-        if source.to_string_lossy().contains("sm90") {
+        let name = source.strip_prefix("csrc").unwrap_or(family(source).as_ref());
+        if name.to_string_lossy().contains("sm90") {
             let is_built = self.archs.iter().any(|arch| number(arch) == Some(HOPPER));
             let flag = "-gencode=arch=compute_90a,code=sm_90a";
             return is_built.then(|| flag.to_owned()).into_iter().collect();
@@ -249,7 +250,8 @@ impl Nvcc {
 
 /// The head dimension that a family's kernels are compiled for: 128 of `decode_bf16_same_d128`.
 pub(crate) fn head_dim(family: &str) -> Option<u32> {
-    family.rsplit_once("_d")?.1.parse().ok()
+    let from = family.rsplit_once("_d")?.1;
+    from.split('_').next()?.parse().ok()
 }
 
 /// The head dimensions that INFLIGHT_CUDA_HEAD_DIMS names, of those that there are kernels for.

@@ -24,7 +24,7 @@
  *   device::cpu, device::cuda    inflight_device_create_cpu, inflight_device_create_cuda
  *   device::cuda_count           inflight_cuda_device_count
  *   batch::from                  inflight_batch_from_step
- *   make_tensor, make_kv_cache   inflight_tensor_set_strides, inflight_kv_cache_set_strides
+ *   make_tensor, make_kv_cache   inflight_tensor_set_contiguous, and that of caches
  *
  * What this header adds:
  *
@@ -42,7 +42,7 @@
  *   Configurations and arguments are the structs of C with a constructor that prepares them: their
  *   fields are those of inflight.h, and the pointers in them are the caller's as there. What keeps
  *   a pointer takes no temporary: it would be gone by the call. Views give their arrays as spans,
- *   valid as long as inflight.h says.
+ * those of structs as strided ones, valid as long as inflight.h says.
  *
  * Cost
  *   All is inline. Nothing is allocated but by what throws.
@@ -55,6 +55,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -73,9 +74,9 @@ namespace inflight {
 
 // The modes differ in what classes have: units of both may be in one program, as different types.
 #ifdef INFLIGHT_NO_EXCEPTIONS
-inline namespace expected_v0 {
+inline namespace expected_v1 {
 #else
-inline namespace throwing_v0 {
+inline namespace throwing_v1 {
 #endif
 
 // ---- Numbers of the ABI as types ----
@@ -336,6 +337,71 @@ class kept_span : public span<T> {
     constexpr kept_span(C&& container) noexcept : span<T>(std::forward<C>(container)) {}
 };
 
+/// An array of the library's structs, which in a newer library may be larger than in this header:
+/// the next element is `stride` bytes further.
+template <class T>
+class strided {
+   public:
+    class iterator {
+       public:
+        using iterator_category = std::forward_iterator_tag;
+        using value_type = T;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const T*;
+        using reference = const T&;
+
+        iterator() noexcept = default;
+        iterator(const strided* of, std::size_t index) noexcept : of_(of), index_(index) {}
+        reference operator*() const { return (*of_)[index_]; }
+        pointer operator->() const { return &(*of_)[index_]; }
+        iterator& operator++() noexcept {
+            ++index_;
+            return *this;
+        }
+        iterator operator++(int) noexcept { return iterator(of_, index_++); }
+        bool operator==(const iterator& other) const noexcept { return index_ == other.index_; }
+        bool operator!=(const iterator& other) const noexcept { return index_ != other.index_; }
+
+       private:
+        const strided* of_ = nullptr;
+        std::size_t index_ = 0;
+    };
+
+    strided() noexcept = default;
+    strided(const T* data, std::size_t size, std::size_t stride) noexcept
+        : data_(data), size_(size), stride_(stride) {}
+    strided(span<const T> of) noexcept : strided(of.data(), of.size(), sizeof(T)) {}
+
+    const T* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return size_; }
+    std::size_t stride() const noexcept { return stride_; }
+    bool empty() const noexcept { return size_ == 0; }
+    iterator begin() const noexcept { return iterator(this, 0); }
+    iterator end() const noexcept { return iterator(this, size_); }
+    const T& operator[](std::size_t index) const {
+        assert(index < size_);
+        const void* at = reinterpret_cast<const unsigned char*>(data_) + index * stride_;
+        return *static_cast<const T*>(at);
+    }
+
+   private:
+    const T* data_ = nullptr;
+    std::size_t size_ = 0;
+    std::size_t stride_ = sizeof(T);
+};
+
+/// Something that a later call reads: not made of a temporary. Give it a name.
+template <class T>
+class kept {
+   public:
+    constexpr kept(const T& of) noexcept : at_(&of) {}
+    kept(const T&& of) = delete;
+    constexpr const T* get() const noexcept { return at_; }
+
+   private:
+    const T* at_;
+};
+
 using tokens_view = span<const std::uint32_t>;
 using bytes_view = span<const std::uint8_t>;
 
@@ -379,6 +445,7 @@ struct prepared_request : inflight_request {
     Self& set_contents(kept_span<const inflight_content> elements) noexcept {
         contents = elements.data();
         num_contents = elements.size();
+        content_size = sizeof(inflight_content);
         return static_cast<Self&>(*this);
     }
 };
@@ -393,6 +460,12 @@ struct prepared_scheduler_config : inflight_scheduler_config {
         policy = static_cast<std::uint32_t>(chosen);
         return static_cast<Self&>(*this);
     }
+};
+
+/// inflight_group with its defaults.
+template <class Self>
+struct prepared_group : inflight_group {
+    prepared_group() noexcept { inflight_group_init(this, sizeof(inflight_group)); }
 };
 
 /// inflight_scheduler_stats with its defaults.
@@ -444,6 +517,7 @@ struct prepared_cache_keys : inflight_cache_keys {
     Self& set_contents(kept_span<const inflight_content> elements) noexcept {
         contents = elements.data();
         num_contents = elements.size();
+        content_size = sizeof(inflight_content);
         return static_cast<Self&>(*this);
     }
 };
@@ -477,6 +551,22 @@ struct prepared_device_info : inflight_device_info {
         isa = static_cast<std::uint32_t>(chosen);
         return static_cast<Self&>(*this);
     }
+};
+
+/// inflight_tensor with its defaults.
+template <class Self>
+struct prepared_tensor : inflight_tensor {
+    prepared_tensor() noexcept { inflight_tensor_init(this, sizeof(inflight_tensor)); }
+    Self& set_dtype(inflight::dtype chosen) noexcept {
+        dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_kv_cache with its defaults.
+template <class Self>
+struct prepared_kv_cache : inflight_kv_cache {
+    prepared_kv_cache() noexcept { inflight_kv_cache_init(this, sizeof(inflight_kv_cache)); }
 };
 
 /// inflight_batch with its defaults.
@@ -560,6 +650,7 @@ struct prepared_merge_args : inflight_merge_args {
     Self& set_states(kept_span<const inflight_merge_state> elements) noexcept {
         states = elements.data();
         num_states = elements.size();
+        state_size = sizeof(inflight_merge_state);
         return static_cast<Self&>(*this);
     }
 };
@@ -570,6 +661,13 @@ struct prepared_merge_args : inflight_merge_args {
 ///
 /// Initialise it with `inflight_scheduler_config_init`, then set at least `num_blocks`.
 struct scheduler_config : detail::prepared_scheduler_config<scheduler_config> {};
+
+/// What a group of layers has of the cache in a step: layers that keep the same keys share it. A
+/// model whose layers all do has one group.
+///
+/// Of groups in an array each has the same `struct_size`, and the next begins as many bytes
+/// further. Those of a caller are initialised with `inflight_group_init`.
+struct group : detail::prepared_group<group> {};
 
 /// Counters since a scheduler was made, and its state now.
 struct scheduler_stats : detail::prepared_scheduler_stats<scheduler_stats> {};
@@ -862,35 +960,42 @@ class step {
     std::uint64_t id() const noexcept { return raw_.step_id; }
     /// Nothing to run. It is committed or abandoned all the same.
     bool empty() const noexcept { return raw_.num_rows == 0; }
-    span<const inflight_row> rows() const noexcept { return {raw_.rows, raw_.num_rows}; }
+    strided<inflight_row> rows() const noexcept {
+        return {raw_.rows, raw_.num_rows, raw_.row_size};
+    }
     tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
     span<const std::uint32_t> positions() const noexcept {
         return {raw_.positions, raw_.num_tokens};
     }
-    span<const std::int64_t> slot_mapping() const noexcept {
-        return {raw_.slot_mapping, raw_.num_tokens};
-    }
-    /// Empty rows included, as the next two.
+    /// Empty rows included, as with `kv_indptr` and `kv_last_page_len`.
     span<const std::uint32_t> qo_indptr() const noexcept {
         return {raw_.qo_indptr, indptr_len(raw_.qo_indptr)};
     }
-    span<const std::uint32_t> kv_indptr() const noexcept {
-        return {raw_.kv_indptr, indptr_len(raw_.kv_indptr)};
+    /// What each group of layers has of the cache. The next four are of one of them.
+    strided<inflight_group> groups() const noexcept {
+        return {raw_.groups, raw_.num_groups,
+                raw_.num_groups == 0 ? sizeof(inflight_group) : raw_.groups->struct_size};
     }
-    span<const std::uint32_t> kv_last_page_len() const noexcept {
-        return {raw_.kv_last_page_len, raw_.num_padded_rows};
+    span<const std::int64_t> slot_mapping(std::size_t group = 0) const {
+        return {of(group).slot_mapping, raw_.num_tokens};
     }
-    span<const std::uint32_t> kv_indices() const noexcept {
-        return {raw_.kv_indices, raw_.num_kv_blocks};
+    span<const std::uint32_t> kv_indptr(std::size_t group = 0) const {
+        return {of(group).kv_indptr, indptr_len(of(group).kv_indptr)};
+    }
+    span<const std::uint32_t> kv_last_page_len(std::size_t group = 0) const {
+        return {of(group).kv_last_page_len, raw_.num_padded_rows};
+    }
+    span<const std::uint32_t> kv_indices(std::size_t group = 0) const {
+        return {of(group).kv_indices, of(group).num_kv_blocks};
     }
     span<const std::uint32_t> logits_indices() const noexcept {
         return {raw_.logits_indices, raw_.num_logits};
     }
-    span<const inflight_pending_token> pending() const noexcept {
-        return {raw_.pending, raw_.num_pending};
+    strided<inflight_pending_token> pending() const noexcept {
+        return {raw_.pending, raw_.num_pending, raw_.pending_size};
     }
-    span<const inflight_block_op> block_ops() const noexcept {
-        return {raw_.block_ops, raw_.num_block_ops};
+    strided<inflight_block_op> block_ops() const noexcept {
+        return {raw_.block_ops, raw_.num_block_ops, raw_.block_op_size};
     }
     span<const std::uint64_t> preempted() const noexcept {
         return {raw_.preempted, raw_.num_preempted};
@@ -904,16 +1009,20 @@ class step {
         return tokens().subspan(from, to - from);
     }
     /// The block table of a row.
-    span<const std::uint32_t> blocks_of(std::size_t row) const {
+    span<const std::uint32_t> blocks_of(std::size_t row, std::size_t group = 0) const {
         assert(row < raw_.num_rows);
-        const std::uint32_t from = raw_.kv_indptr[row], to = raw_.kv_indptr[row + 1];
-        return kv_indices().subspan(from, to - from);
+        const std::uint32_t from = kv_indptr(group)[row], to = kv_indptr(group)[row + 1];
+        return kv_indices(group).subspan(from, to - from);
     }
 
     const inflight_step_view& raw() const noexcept { return raw_; }
     inflight_step_view* out() noexcept { return &raw_; }
 
    private:
+    /// One of `groups()`; of a step that was never scheduled an empty one.
+    inflight_group of(std::size_t group) const {
+        return raw_.num_groups == 0 ? inflight_group() : groups()[group];
+    }
     std::size_t indptr_len(const std::uint32_t* indptr) const noexcept {
         return indptr == nullptr ? 0 : std::size_t{raw_.num_padded_rows} + 1;
     }
@@ -928,8 +1037,8 @@ class outputs_view {
     outputs_view() noexcept { inflight_outputs_view_init(&raw_, sizeof raw_); }
 
     std::uint64_t step_id() const noexcept { return raw_.step_id; }
-    span<const inflight_output> outputs() const noexcept {
-        return {raw_.outputs, raw_.num_outputs};
+    strided<inflight_output> outputs() const noexcept {
+        return {raw_.outputs, raw_.num_outputs, raw_.output_size};
     }
     /// Of all requests, one after the other.
     tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
@@ -941,8 +1050,8 @@ class outputs_view {
         return {raw_.released, raw_.num_released};
     }
     /// What the requests that finished have come to, in the order of their outputs.
-    span<const inflight_request_result> results() const noexcept {
-        return {raw_.results, raw_.num_results};
+    strided<inflight_request_result> results() const noexcept {
+        return {raw_.results, raw_.num_results, raw_.result_size};
     }
     /// Of one of `outputs()`: nullptr where the request goes on.
     const inflight_request_result* result_of(const inflight_output& output) const {
@@ -1017,10 +1126,11 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     /// Ends a request after its first `keep_tokens` output tokens; what it has come to.
     result<inflight_request_result> try_finish(std::uint64_t request_id,
                                                std::uint32_t keep_tokens) noexcept {
-        return detail::fill(
-            inflight_request_result(), [&](inflight_request_result& ended, inflight_error* error) {
-                return inflight_scheduler_finish(get(), request_id, keep_tokens, &ended, error);
-            });
+        return detail::fill(inflight_request_result(),
+                            [&](inflight_request_result& ended, inflight_error* error) {
+                                return inflight_scheduler_finish(get(), request_id, keep_tokens,
+                                                                 &ended, sizeof ended, error);
+                            });
     }
     /// Has `wake(user_data)` called, on the thread that submits, when there is something to
     /// schedule again; nullptr for no calls. It must not use this scheduler or its submitters.
@@ -1066,14 +1176,14 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     }
     /// Takes the oldest events into `room`: those that were there, its first ones.
     result<span<const inflight_event>> try_events(span<inflight_event> room) noexcept {
-        return detail::fill(span<const inflight_event>(),
-                            [&](span<const inflight_event>& taken, inflight_error* error) {
-                                std::size_t count = 0;
-                                const inflight_status code = inflight_scheduler_events(
-                                    get(), room.data(), room.size(), &count, error);
-                                taken = {room.data(), count};
-                                return code;
-                            });
+        return detail::fill(span<const inflight_event>(), [&](span<const inflight_event>& taken,
+                                                              inflight_error* error) {
+            std::size_t count = 0;
+            const inflight_status code = inflight_scheduler_events(
+                get(), room.data(), sizeof(inflight_event), room.size(), &count, error);
+            taken = {room.data(), count};
+            return code;
+        });
     }
     result<scheduler_stats> try_stats() noexcept {
         return detail::fill(scheduler_stats(), [&](scheduler_stats& stats, inflight_error* error) {
@@ -1210,7 +1320,8 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
                             [&](span<const inflight_block_op>& taken, inflight_error* error) {
                                 std::size_t count = 0;
                                 const inflight_status code = inflight_cache_take_ops(
-                                    get(), room.data(), room.size(), &count, error);
+                                    get(), room.data(), sizeof(inflight_block_op), room.size(),
+                                    &count, error);
                                 taken = {room.data(), count};
                                 return code;
                             });
@@ -1371,22 +1482,25 @@ class device : public detail::handle<inflight_device, inflight_device_free> {
 #endif
 };
 
-/// Tokens of heads in the device's memory. Fields are those of C; `make_tensor` sets all of them.
-using tensor = inflight_tensor;
+/// Tokens of heads in the device's memory. `make_tensor` sets all fields.
+struct tensor : detail::prepared_tensor<tensor> {};
 /// A layer's K and V in the device's memory. `make_kv_cache` sets all fields but the scales.
-using kv_cache = inflight_kv_cache;
+struct kv_cache : detail::prepared_kv_cache<kv_cache> {
+    /// Those of an fp8 cache: f32 in the device's memory, one, or one for each head.
+    kv_cache& set_scales(const float* of_k, const float* of_v, bool each_head) noexcept {
+        k.scales = of_k;
+        v.scales = of_v;
+        k.scale_head_stride = v.scale_head_stride = each_head ? 1 : 0;
+        return *this;
+    }
+};
 
 /// `[tokens, heads, head_dim]` without gaps.
 inline result<tensor> try_make_tensor(void* data, std::uint64_t tokens, std::uint32_t heads,
                                       std::uint32_t head_dim, dtype type) noexcept {
-    tensor made{};
-    made.data = data;
-    made.tokens = tokens;
-    made.heads = heads;
-    made.head_dim = head_dim;
-    made.dtype = static_cast<std::uint32_t>(type);
-    return detail::fill(made, [](tensor& of, inflight_error* error) {
-        return inflight_tensor_set_strides(&of, error);
+    return detail::fill(tensor(), [&](tensor& made, inflight_error* error) {
+        return inflight_tensor_set_contiguous(&made, static_cast<std::uint32_t>(type), data, tokens,
+                                              heads, head_dim, error);
     });
 }
 
@@ -1395,23 +1509,17 @@ inline result<kv_cache> try_make_kv_cache(void* k, void* v, std::uint64_t num_bl
                                           std::uint32_t block_size, std::uint32_t num_heads,
                                           std::uint32_t head_dim, dtype type,
                                           layout order = layout::nhd) noexcept {
-    kv_cache made{};
-    made.k = k;
-    made.v = v;
-    made.num_blocks = num_blocks;
-    made.block_size = block_size;
-    made.num_heads = num_heads;
-    made.head_dim = head_dim;
-    made.dtype = static_cast<std::uint32_t>(type);
-    return detail::fill(made, [order](kv_cache& of, inflight_error* error) {
-        return inflight_kv_cache_set_strides(&of, static_cast<std::uint32_t>(order), error);
+    return detail::fill(kv_cache(), [&](kv_cache& made, inflight_error* error) {
+        return inflight_kv_cache_set_contiguous(&made, static_cast<std::uint32_t>(order),
+                                                static_cast<std::uint32_t>(type), k, v, num_blocks,
+                                                block_size, num_heads, head_dim, error);
     });
 }
 
 /// Sees an array of DLPack as a tensor; it stays the caller's. `write` is for outputs.
 inline result<tensor> try_tensor_from_dlpack(const device& on, const void* managed, dlpack kind,
                                              bool write) noexcept {
-    return detail::fill(tensor{}, [&](tensor& seen, inflight_error* error) {
+    return detail::fill(tensor(), [&](tensor& seen, inflight_error* error) {
         return inflight_tensor_from_dlpack(on.get(), managed, static_cast<std::uint32_t>(kind),
                                            write ? 1 : 0, &seen, error);
     });
@@ -1420,7 +1528,7 @@ inline result<tensor> try_tensor_from_dlpack(const device& on, const void* manag
 /// Sees two arrays of DLPack as K and V; they stay the caller's.
 inline result<kv_cache> try_kv_cache_from_dlpack(const device& on, const void* k, const void* v,
                                                  dlpack kind, layout order) noexcept {
-    return detail::fill(kv_cache{}, [&](kv_cache& seen, inflight_error* error) {
+    return detail::fill(kv_cache(), [&](kv_cache& seen, inflight_error* error) {
         return inflight_kv_cache_from_dlpack(on.get(), k, v, static_cast<std::uint32_t>(kind),
                                              static_cast<std::uint32_t>(order), &seen, error);
     });
@@ -1511,16 +1619,16 @@ struct step_limits : detail::prepared_step_limits<step_limits> {
     }
 };
 
-/// What one layer's attention reads and writes. The cache must live until the call.
+/// What one layer's attention reads and writes. Tensors and cache must live until the call.
 struct attention_args : detail::prepared_attention_args<attention_args> {
     attention_args() noexcept = default;
-    attention_args(const tensor& queries, const tensor& outputs, const kv_cache& of) noexcept
+    attention_args(kept<inflight_tensor> queries, kept<inflight_tensor> outputs,
+                   kept<inflight_kv_cache> of) noexcept
         : attention_args() {
-        q = queries;
-        o = outputs;
-        cache = &of;
+        q = queries.get();
+        o = outputs.get();
+        cache = of.get();
     }
-    attention_args(const tensor& queries, const tensor& outputs, const kv_cache&& of) = delete;
 };
 
 class step_buffer;
@@ -1610,19 +1718,17 @@ struct rope : detail::prepared_rope<rope> {
     }
 };
 
-/// New keys and values of a layer. Cache and rope must live until the call.
+/// New keys and values of a layer. Tensors, cache and rope must live until the call.
 struct append_args : detail::prepared_append_args<append_args> {
     append_args() noexcept = default;
-    append_args(const tensor& keys, const tensor& values, const kv_cache& to,
-                const inflight_rope* rotation = nullptr) noexcept
+    append_args(kept<inflight_tensor> keys, kept<inflight_tensor> values,
+                kept<inflight_kv_cache> to, const inflight_rope* rotation = nullptr) noexcept
         : append_args() {
-        k = keys;
-        v = values;
-        cache = &to;
+        k = keys.get();
+        v = values.get();
+        cache = to.get();
         rope = rotation;
     }
-    append_args(const tensor& keys, const tensor& values, const kv_cache&& to,
-                const inflight_rope* rotation = nullptr) = delete;
 };
 
 /// A step's arrays and plans where kernels find them. One thread at a time.
@@ -1683,14 +1789,13 @@ inline void attention::run(step_buffer& uploaded, const inflight_attention_args&
 }
 #endif
 
-/// What a merge reads and writes. The states must live until the call.
+/// What a merge reads and writes. The states and all tensors must live until the call.
 struct merge_args : detail::prepared_merge_args<merge_args> {
     merge_args() noexcept = default;
-    merge_args(kept_span<const inflight_merge_state> parts, const tensor& outputs) noexcept
+    merge_args(kept_span<const inflight_merge_state> parts, kept<inflight_tensor> outputs) noexcept
         : merge_args() {
-        states = parts.data();
-        num_states = parts.size();
-        o = outputs;
+        set_states(parts);
+        o = outputs.get();
     }
 };
 
@@ -1726,23 +1831,30 @@ class block_mover : public detail::handle<inflight_block_mover, inflight_block_m
                                                device_caches.size(), out, error);
         });
     }
-    result<void> try_run(span<const inflight_block_op> ops, void* stream = nullptr) noexcept {
+    result<void> try_run(strided<inflight_block_op> ops, void* stream = nullptr) noexcept {
         return detail::run([&](inflight_error* error) {
-            return inflight_block_mover_run(get(), ops.data(), ops.size(), stream, error);
+            return inflight_block_mover_run(get(), ops.data(), ops.stride(), ops.size(), stream,
+                                            error);
         });
+    }
+    result<void> try_run(span<const inflight_block_op> ops, void* stream = nullptr) noexcept {
+        return try_run(strided<inflight_block_op>(ops), stream);
     }
 
 #ifndef INFLIGHT_NO_EXCEPTIONS
     block_mover(const device& on, span<const kv_cache> device_caches,
                 span<const kv_cache> host_caches = {})
         : block_mover(try_create(on, device_caches, host_caches).value()) {}
+    void run(strided<inflight_block_op> ops, void* stream = nullptr) {
+        try_run(ops, stream).value();
+    }
     void run(span<const inflight_block_op> ops, void* stream = nullptr) {
         try_run(ops, stream).value();
     }
 #endif
 };
 
-}  // namespace throwing_v0 or expected_v0
+}  // namespace throwing_v1 or expected_v1
 }  // namespace inflight
 
 #endif  // INFLIGHT_HPP

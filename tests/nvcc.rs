@@ -11,8 +11,12 @@ mod cost;
 #[allow(dead_code, reason = "the part that looks for nvcc is for the build")]
 #[path = "../build/nvcc.rs"]
 mod nvcc;
+#[allow(dead_code, reason = "the files are for builds")]
+#[path = "../build/table.rs"]
+mod table;
 
 use nvcc::Nvcc;
+use table::Table;
 
 /// As build.rs has it, which ends.
 fn fail(why: &str) -> ! {
@@ -165,6 +169,7 @@ fn one_that_is_too_old_is_passed_over() {
 #[test]
 fn head_dimensions_are_those_of_kernels() {
     assert_eq!(nvcc::head_dim("decode_bf16_same_d128"), Some(128));
+    assert_eq!(nvcc::head_dim("decode_bf16_same_d192_v128_sm90"), Some(192));
     assert_eq!(nvcc::head_dim("append_bf16_same"), None);
     let known = [128, 64, 256, 128];
     assert_eq!(nvcc::head_dims("256;64, 64", &known).unwrap(), [64, 256]);
@@ -174,6 +179,44 @@ fn head_dimensions_are_those_of_kernels() {
         assert!(why.ends_with("for 64;128;256"), "{why}");
     }
     assert!(nvcc::head_dims(" ;", &known).unwrap_err().contains("names no head dimension"));
+}
+
+#[test]
+fn a_row_of_the_table_is_a_file_for_each_type_of_queries() {
+    let table = Table::parse(
+        "#ifndef INFLIGHT_Q_TYPE
+/* INFLIGHT_Q_TYPE(f64) */
+INFLIGHT_Q_TYPE(bf16)
+INFLIGHT_Q_TYPE(f16)
+INFLIGHT_DEVICE_CLASS(sm80, 80, 999, 99)
+INFLIGHT_DEVICE_CLASS(sm90, 90, 90, 227)
+INFLIGHT_FAMILY(decode, some/where.cuh)
+INFLIGHT_FAMILY(merge, else.cuh)
+INFLIGHT_ATTENTION(decode,  same, 128, 128, 16, 64, 3, 128, 2, 1000, sm80)
+INFLIGHT_ATTENTION(decode,  e4m3, 192, 128, 16, 64, 3, 128, 2, 1000, sm90)
+INFLIGHT_ROWWISE(merge, any, 8)
+",
+    );
+    let instances = table.instances();
+    let names: Vec<_> = instances.iter().map(|instance| instance.name.as_str()).collect();
+    let decode =
+        ["bf16_same_d128", "f16_same_d128", "bf16_e4m3_d192_v128_sm90", "f16_e4m3_d192_v128_sm90"]
+            .map(|suffix| format!("decode_{suffix}"));
+    assert_eq!(names[..4], decode);
+    assert_eq!(names[4..], ["merge_bf16", "merge_f16"]);
+    assert_eq!(
+        instances[3].text,
+        "#include \"some/where.cuh\"\n\nINFLIGHT_DECODE_KERNELS(inflight_decode_f16_e4m3_d192_v128_sm90, \
+         f16, e4m3, 192, 128, sm90)\n"
+    );
+    assert!(instances[5].text.ends_with("\nINFLIGHT_MERGE_KERNELS(inflight_merge_f16, f16)\n"));
+}
+
+/// C++ would take what this reader leaves out.
+#[test]
+#[should_panic(expected = "`ATTENTION(decode, same,` is not a row in one line")]
+fn a_row_of_two_lines_is_refused() {
+    Table::parse("INFLIGHT_ATTENTION(decode, same,\n64)\n");
 }
 
 #[test]

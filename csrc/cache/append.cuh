@@ -8,6 +8,7 @@
 
 #include "../common/dtype.cuh"
 #include "../common/items.cuh"
+#include "../common/traits.cuh"
 #include "../kernel_params.h"
 
 namespace inflight {
@@ -358,3 +359,8 @@ ARCH_FN void append(const inflight_append_params& p) {
 }
 
 }  // namespace inflight
+
+#define INFLIGHT_APPEND_KERNELS(name, q, kv)                                    \
+    ARCH_KERNEL(name, inflight::append_threads, inflight::append_##kv##_blocks, \
+                inflight_append_params,                                         \
+                inflight::append<arch::q, inflight::Element<arch::q, inflight::Kv::kv>>)

@@ -166,7 +166,8 @@ const (
 	EventPreempted EventKind = C.INFLIGHT_EVENT_PREEMPTED
 )
 
-// Row is an inflight_row. One request's share of a step.
+// Row is an inflight_row. One request's share of a step. In arrays `row_size` bytes from one to the
+// next.
 type Row struct {
 	// RequestID: The request.
 	RequestID uint64
@@ -197,7 +198,7 @@ var (
 )
 
 // PendingToken is an inflight_pending_token. An input token that is not known yet, with `overlap`:
-// the device takes it from an earlier step.
+// the device takes it from an earlier step. In arrays `pending_size` bytes from one to the next.
 type PendingToken struct {
 	// Token: Index into `tokens`.
 	Token uint32
@@ -217,7 +218,8 @@ var (
 )
 
 // BlockOp is an inflight_block_op. A copy of a block, in every layer's K and V, that the device
-// makes before the step's kernels.
+// makes before the step's kernels. In arrays `block_op_size` bytes from one to the next, or what
+// the caller passes as `op_size`.
 type BlockOp struct {
 	// Kind: `INFLIGHT_BLOCK_*`.
 	Kind BlockOpKind
@@ -235,7 +237,8 @@ var (
 	_ = [1]struct{}{}[unsafe.Offsetof(BlockOp{}.Dst)-unsafe.Offsetof(C.inflight_block_op{}.dst)]
 )
 
-// Output is an inflight_output. What a commit delivers of one request.
+// Output is an inflight_output. What a commit delivers of one request. In arrays `output_size`
+// bytes from one to the next.
 type Output struct {
 	// RequestID: The request.
 	RequestID uint64
@@ -266,7 +269,7 @@ var (
 )
 
 // Event is an inflight_event. Something that happened to a request. Kinds may be added: pass over
-// those that you do not know.
+// those that you do not know. In arrays `event_size` bytes from one to the next.
 type Event struct {
 	// RequestID: The request.
 	RequestID uint64
@@ -282,6 +285,8 @@ type Event struct {
 	Finish Finish
 	// StopToken: The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
 	StopToken uint32
+	// _: Zeros.
+	_ [2]uint64
 	// Result: Its counts and times, where it has finished or was cancelled; else zeros, and no
 	// times.
 	Result RequestResult
@@ -301,8 +306,8 @@ var (
 )
 
 // RequestResult is an inflight_request_result. Counts and times of a request at its end: of an
-// `inflight_output` and in an `inflight_event`. As it stands in arrays, it does not grow within a
-// version of the ABI.
+// `inflight_output`, and at the end of an `inflight_event`, which grows with it. In arrays
+// `result_size` bytes from one to the next.
 type RequestResult struct {
 	// FirstScheduledAt: The time given to the `inflight_scheduler_schedule` that first admitted it;
 	// 2^64 - 1 where it was not.
@@ -357,7 +362,7 @@ func (p *passed) fillContent(c *C.inflight_content, r *Content) {
 }
 
 // Request is an inflight_request. A request to generate from a prompt. Everything it points to is
-// copied by the call that takes it.
+// copied by the call that takes it. What later versions ask of a request is added at its end.
 //
 // Initialise it with `inflight_request_init`, then set at least `id`, `prompt`, `prompt_len` and
 // `max_tokens`.
@@ -423,6 +428,7 @@ func (p *passed) fillRequest(c *C.inflight_request, r *Request) {
 	}
 	c.contents = (*C.inflight_content)(pin(p, p.contents))
 	c.num_contents = C.size_t(len(r.Contents))
+	c.content_size = C.sizeof_inflight_content
 	c.client = C.uint64_t(r.Client)
 	if r.Arrival > 0 {
 		c.arrival = C.uint64_t(r.Arrival)

@@ -117,6 +117,7 @@ func (s *Scheduler) Schedule(now time.Duration) (*Step, error) {
 		return nil, failure("schedule", status, &border.error)
 	}
 	step.view = border.step
+	step.blockSize = step.view.groups.block_size
 	return step, nil
 }
 

@@ -24,6 +24,7 @@ func (r *Row) Samples() bool { return r.Flags&RowSamples != 0 }
 type Step struct {
 	scheduler *Scheduler
 	view      C.inflight_step_view
+	blockSize C.uint32_t
 	ended     atomic.Bool
 }
 
@@ -38,6 +39,28 @@ func viewOf[T any](s *Step, from unsafe.Pointer, count C.uint32_t) []T {
 		return nil
 	}
 	return unsafe.Slice((*T)(from), int(count))
+}
+
+// structsOf is an array of the library's structs: its own memory, or a copy where a newer library has
+// larger ones than the header that this package was built with.
+func structsOf[T any](from unsafe.Pointer, count int, size C.uint32_t) []T {
+	known := unsafe.Sizeof(*new(T))
+	if count == 0 || uintptr(size) == known {
+		return unsafe.Slice((*T)(from), count)
+	}
+	structs := make([]T, count)
+	for i := range structs {
+		structs[i] = *(*T)(unsafe.Add(from, i*int(size)))
+	}
+	return structs
+}
+
+// group returns what the layers have of the cache: all of them the same.
+func (s *Step) group() C.inflight_group {
+	if s.over() || s.view.num_groups == 0 {
+		return C.inflight_group{}
+	}
+	return *s.view.groups
 }
 
 // ID names the step.
@@ -56,7 +79,7 @@ func (s *Step) NumTokens() int { return int(s.view.num_tokens) }
 func (s *Step) NumSampling() int { return int(s.view.num_sampling) }
 
 // BlockSize returns the tokens of a block.
-func (s *Step) BlockSize() int { return int(s.view.block_size) }
+func (s *Step) BlockSize() int { return int(s.blockSize) }
 
 // MaxQueryLen returns the most tokens of a row.
 func (s *Step) MaxQueryLen() int { return int(s.view.max_q_len) }
@@ -75,7 +98,10 @@ func (s *Step) NumFreeBlocks() int { return int(s.view.num_free_blocks) }
 
 // Rows returns the rows, [NumRows].
 func (s *Step) Rows() []Row {
-	return viewOf[Row](s, unsafe.Pointer(s.view.rows), s.view.num_rows)
+	if s.over() {
+		return nil
+	}
+	return structsOf[Row](unsafe.Pointer(s.view.rows), int(s.view.num_rows), s.view.row_size)
 }
 
 // Tokens returns the input tokens, row by row, [NumTokens].
@@ -90,7 +116,7 @@ func (s *Step) Positions() []uint32 {
 
 // SlotMapping returns where each token's KV is written, block * block size + offset, [NumTokens].
 func (s *Step) SlotMapping() []int64 {
-	return viewOf[int64](s, unsafe.Pointer(s.view.slot_mapping), s.view.num_tokens)
+	return viewOf[int64](s, unsafe.Pointer(s.group().slot_mapping), s.view.num_tokens)
 }
 
 // QueryIndptr returns the offsets of rows: row r owns tokens [r] to [r+1], [NumPaddedRows + 1].
@@ -101,17 +127,18 @@ func (s *Step) QueryIndptr() []uint32 {
 // KVIndptr returns the offsets of block tables: row r reads the blocks of KVIndices from [r] to
 // [r+1], [NumPaddedRows + 1].
 func (s *Step) KVIndptr() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indptr), s.view.num_padded_rows+1)
+	return viewOf[uint32](s, unsafe.Pointer(s.group().kv_indptr), s.view.num_padded_rows+1)
 }
 
 // KVIndices returns the block tables of the rows, one after the other.
 func (s *Step) KVIndices() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indices), s.view.num_kv_blocks)
+	group := s.group()
+	return viewOf[uint32](s, unsafe.Pointer(group.kv_indices), group.num_kv_blocks)
 }
 
 // KVLastPageLen returns the tokens in each row's last block, this step's included, [NumPaddedRows].
 func (s *Step) KVLastPageLen() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_last_page_len), s.view.num_padded_rows)
+	return viewOf[uint32](s, unsafe.Pointer(s.group().kv_last_page_len), s.view.num_padded_rows)
 }
 
 // LogitsIndices returns the tokens whose logits are needed: one for each row that samples, and one
@@ -122,12 +149,20 @@ func (s *Step) LogitsIndices() []uint32 {
 
 // Pending returns the input tokens that a step in flight samples; Tokens has [NoToken] there.
 func (s *Step) Pending() []PendingToken {
-	return viewOf[PendingToken](s, unsafe.Pointer(s.view.pending), s.view.num_pending)
+	if s.over() {
+		return nil
+	}
+	from, count := unsafe.Pointer(s.view.pending), int(s.view.num_pending)
+	return structsOf[PendingToken](from, count, s.view.pending_size)
 }
 
 // BlockOps returns the copies to make first, in order.
 func (s *Step) BlockOps() []BlockOp {
-	return viewOf[BlockOp](s, unsafe.Pointer(s.view.block_ops), s.view.num_block_ops)
+	if s.over() {
+		return nil
+	}
+	from, count := unsafe.Pointer(s.view.block_ops), int(s.view.num_block_ops)
+	return structsOf[BlockOp](from, count, s.view.block_op_size)
 }
 
 // Preempted returns the requests that had to give way and wait again.
@@ -146,7 +181,7 @@ func (s *Step) Packed() []byte {
 // Copy returns the step with arrays of its own, which last. It cannot be committed: the step that
 // it was made from is. A copy of a step that is over is over.
 func (s *Step) Copy() *Step {
-	c := &Step{view: s.view}
+	c := &Step{view: s.view, blockSize: s.blockSize}
 	if s.over() {
 		c.ended.Store(true)
 		return c
@@ -154,14 +189,20 @@ func (s *Step) Copy() *Step {
 	c.view.rows = (*C.inflight_row)(cloned(s.Rows()))
 	c.view.tokens = (*C.uint32_t)(cloned(s.Tokens()))
 	c.view.positions = (*C.uint32_t)(cloned(s.Positions()))
-	c.view.slot_mapping = (*C.int64_t)(cloned(s.SlotMapping()))
 	c.view.qo_indptr = (*C.uint32_t)(cloned(s.QueryIndptr()))
-	c.view.kv_indptr = (*C.uint32_t)(cloned(s.KVIndptr()))
-	c.view.kv_indices = (*C.uint32_t)(cloned(s.KVIndices()))
-	c.view.kv_last_page_len = (*C.uint32_t)(cloned(s.KVLastPageLen()))
+	group := s.group()
+	group.struct_size = C.sizeof_inflight_group
+	group.slot_mapping = (*C.int64_t)(cloned(s.SlotMapping()))
+	group.kv_indptr = (*C.uint32_t)(cloned(s.KVIndptr()))
+	group.kv_indices = (*C.uint32_t)(cloned(s.KVIndices()))
+	group.kv_last_page_len = (*C.uint32_t)(cloned(s.KVLastPageLen()))
+	c.view.groups = &group
 	c.view.logits_indices = (*C.uint32_t)(cloned(s.LogitsIndices()))
 	c.view.pending = (*C.inflight_pending_token)(cloned(s.Pending()))
 	c.view.block_ops = (*C.inflight_block_op)(cloned(s.BlockOps()))
+	c.view.row_size = C.sizeof_inflight_row
+	c.view.pending_size = C.sizeof_inflight_pending_token
+	c.view.block_op_size = C.sizeof_inflight_block_op
 	c.view.preempted = (*C.uint64_t)(cloned(s.Preempted()))
 	c.view.packed = (*C.uint8_t)(cloned(s.Packed()))
 	return c
@@ -270,7 +311,7 @@ func (o *Outputs) Len() int {
 
 // At returns the i-th output, in the order of the step's rows.
 func (o *Outputs) At(i int) Output {
-	return unsafe.Slice((*Output)(unsafe.Pointer(o.view.outputs)), o.Len())[i]
+	return structsOf[Output](unsafe.Pointer(o.view.outputs), o.Len(), o.view.output_size)[i]
 }
 
 // Tokens returns the tokens of the i-th output.
@@ -286,8 +327,8 @@ func (o *Outputs) Result(i int) (RequestResult, bool) {
 	if of.Finish == FinishNone {
 		return RequestResult{}, false
 	}
-	all := unsafe.Slice((*RequestResult)(unsafe.Pointer(o.view.results)), int(o.view.num_results))
-	return all[of.result], true
+	from, count := unsafe.Pointer(o.view.results), int(o.view.num_results)
+	return structsOf[RequestResult](from, count, o.view.result_size)[of.result], true
 }
 
 // Released returns the requests that gave back their slot and blocks: those that finished, or under

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import kernel_table
+
 from . import coverage, occupancy, toolkit
 from .chips import Chip
 from .flow import TENSOR, Flow
@@ -80,22 +82,10 @@ class Names:
 
 
 @cache
-def limits() -> dict[str, int]:
-    """The numbers of kernel_params.h."""
-    text = (CSRC / "kernel_params.h").read_text(encoding="utf-8")
-    return {name: int(value) for name, value in re.findall(r"#define INFLIGHT_(\w+) (\d+)\n", text)}
-
-
-def limit(names: Names, what: str) -> int:
-    if names.family == "mixed":
-        both = [Names(names.name, family, names.cache, names.dim) for family in ("decode", "prefill")]
-        return max(limit(x, {"KEYS": "TILE_KEYS"}.get(what, what) if x.family == "decode" else what) for x in both)
-    family, cache = names.family.upper(), names.cache.upper()
-    own = f"_{cache}" if family == "DECODE" or cache == "E4M3" else ""
-    for key in (f"{family}_{what}{own}_D{names.dim}", f"{family}_{what}_D{names.dim}", f"{family}_{what}"):
-        if key in limits():
-            return limits()[key]
-    raise ValueError(f"kernel_params.h has no {what} of {names.name}")
+def row(names: Names) -> kernel_table.Attention:
+    """That of csrc/kernels.def."""
+    key = names.family, names.cache, names.dim
+    return next(row for row in kernel_table.attention() if (row.family, row.kv, row.head_dim) == key)
 
 
 @dataclass
@@ -236,24 +226,24 @@ def kernel(name: str, code: str, ptx: str) -> Kernel:
     """`mixed_bf16_same_d128/decode` is one side of a mixed kernel."""
     name, _, side = name.partition("/")
     names = Names.of(name)
-    found = toolkit.functions(CSRC / f"attention/inst/{name}.cu", code, ptx, CSRC)
+    kernel_table.write()
+    found = toolkit.functions(kernel_table.FOLDER / f"{name}.cu", code, ptx, CSRC)
     return Kernel(names, found[f"inflight_{name}"], coverage.kept().get((name, ptx), {}), side)
 
 
 def shared_bytes(names: Names) -> int:
-    return limit(names, "SMEM")
+    return row(names).smem
 
 
 def keys_of(names: Names, family: str) -> int:
     """Of a block's step."""
-    own = Names(names.name, family, names.cache, names.dim)
-    return limit(own, "TILE_KEYS" if family == "decode" else "KEYS")
+    return row(Names(names.name, family, names.cache, names.dim)).keys
 
 
 def step_of(names: Names) -> tuple[int, int]:
     """Keys of a block's step, and the bytes that it copies."""
-    keys = keys_of(names, names.family)
-    return keys, 2 * keys * names.dim * (1 if names.cache == "e4m3" else 2)
+    keys, found = keys_of(names, names.family), row(names)
+    return keys, 2 * keys * found.head_dim * found.kv_bytes
 
 
 def figures(name: str, chip: Chip, policy: str = "fair", starts=STARTS, turns: int = TURNS, whole: bool = True) -> Figures:

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import kernel_table
+
 from . import occupancy, plan, shapes
 from .chips import Chip
 from .kernels import Figures, figures, kernel, shared_bytes
 from .timing import Memory, ops_of, play
 
-DECODE_ROWS, PREFILL_ROWS = 16, 128
+DECODE_ROWS, PREFILL_ROWS = (next(row.rows for row in kernel_table.attention() if row.family == family)
+                             for family in ("decode", "prefill"))
 
 
 @dataclass
@@ -75,7 +78,7 @@ def side(shape: shapes.Shape, family: str, chip: Chip, f: Figures, blocks: int) 
 
 
 def kernel_name(shape: shapes.Shape, family: str) -> str:
-    dim = next(d for d in (64, 96, 128, 192, 256) if d >= shape.dim)
+    dim = min(row.head_dim for row in kernel_table.attention() if row.head_dim >= shape.dim)
     return f"{family}_bf16_{'same' if shape.kv == 'bf16' else 'e4m3'}_d{dim}"
 
 

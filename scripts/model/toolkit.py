@@ -45,7 +45,7 @@ def nvdisasm() -> Path:
 
 
 def sources_hash(folder: Path) -> str:
-    names = sorted(p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".h"))
+    names = sorted(p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".def", ".h"))
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in names)).hexdigest()
 
 

@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, plain, read, shared, versioned};
+use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::inflight_step_buffer;
-use super::tensor::inflight_tensor;
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::error::Error;
 use crate::kernels::{AppendArgs, Rope};
 
@@ -20,9 +20,9 @@ pub struct inflight_append_args {
     pub struct_size: usize,
     /// New keys, `[tokens, num_kv_heads, head_dim]`: of the cache's type, or for an fp8 cache F32 (on
     /// a processor only), F16 or BF16. Tokens beyond the step's are not looked at.
-    pub k: inflight_tensor,
+    pub k: *const inflight_tensor,
     /// New values, alike.
-    pub v: inflight_tensor,
+    pub v: *const inflight_tensor,
     /// Where they go, to the slots of the step. Numbers of an fp8 cache are divided by the scales and
     /// rounded to nearest even; what is beyond 448 becomes 448, NaN stays NaN.
     pub cache: *const inflight_kv_cache,
@@ -78,9 +78,9 @@ pub unsafe extern "C" fn inflight_append(
 fn failure(error: Error) -> Failure {
     Failure::from(error).renamed(&[
         ("new", "k"),
-        ("dtype", "cache.dtype"),
-        ("scales.k", "cache.k_scales"),
-        ("scales.v", "cache.v_scales"),
+        ("dtype", "cache.k.dtype"),
+        ("scales.k", "cache.k.scales"),
+        ("scales.v", "cache.v.scales"),
     ])
 }
 
@@ -101,9 +101,7 @@ unsafe fn device_args(
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { plain("q", rope.q) }?;
-                    // SAFETY: as the caller promises.
-                    Some(unsafe { q.device("q") }?)
+                    Some(unsafe { device_tensor("q", rope.q) }?)
                 }
             },
         }),
@@ -112,9 +110,9 @@ unsafe fn device_args(
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(AppendArgs {
         // SAFETY: as the caller promises.
-        k: unsafe { args.k.device("k") }?,
+        k: unsafe { device_tensor("k", args.k) }?,
         // SAFETY: as the caller promises.
-        v: unsafe { args.v.device("v") }?,
+        v: unsafe { device_tensor("v", args.v) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         rope,

@@ -3,8 +3,9 @@
 use std::ffi::c_void;
 
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Exclusive, Result, array, at_most, at_most_max, call, create, free, shared};
-use super::kv::inflight_kv_cache;
+use super::elements::elements;
+use super::guard::{Exclusive, Result, at_most, at_most_max, call, create, free, shared};
+use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::BlockOp;
@@ -29,7 +30,7 @@ const MAX_LAYERS: u64 = 1 << 16;
 
 /// A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
 /// swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
-/// number of blocks and distance between them. The structs are copied; the memory that they name
+/// number of blocks and distance between them. All of an array have one `struct_size`. The structs are copied; the memory that they name
 /// stays until the mover is freed.
 ///
 /// On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
@@ -53,10 +54,10 @@ pub unsafe extern "C" fn inflight_block_mover_create(
         let backend = unsafe { backend(device) }?;
         at_most("num_layers", num_layers as u64, MAX_LAYERS)?;
         // SAFETY: NULL or of so many layers.
-        let caches = unsafe { array("device_caches", device_caches, num_layers) }?;
+        let caches = unsafe { caches_of("device_caches", device_caches, num_layers) }?;
         let hosts = if host_caches.is_null() { 0 } else { num_layers };
         // SAFETY: NULL or of so many layers.
-        let hosts = unsafe { array("host_caches", host_caches, hosts) }?;
+        let hosts = unsafe { caches_of("host_caches", host_caches, hosts) }?;
         if caches.is_empty() {
             return Err(Failure::argument("num_layers", "is 0"));
         }
@@ -81,8 +82,9 @@ pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mo
     unsafe { free(mover) }
 }
 
-/// Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
-/// copied to itself stays.
+/// Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order; each has
+/// `op_size` bytes, as a view's `block_op_size` says, or `sizeof(inflight_block_op)`. A block copied to
+/// itself stays.
 ///
 /// On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
 /// before it are not done yet. On a processor `stream` is NULL.
@@ -95,6 +97,7 @@ pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mo
 pub unsafe extern "C" fn inflight_block_mover_run(
     mover: *mut inflight_block_mover,
     ops: *const inflight_block_op,
+    op_size: usize,
     num_ops: usize,
     stream: *mut c_void,
     error: *mut inflight_error,
@@ -105,11 +108,11 @@ pub unsafe extern "C" fn inflight_block_mover_run(
         at_most_max("num_ops", num_ops as u64)?;
         // The same three numbers.
         // SAFETY: NULL or of so many operations.
-        let ops = unsafe { array("ops", ops.cast::<BlockOp>(), num_ops) }?;
+        let ops = unsafe { elements(["ops", "op_size"], ops.cast::<BlockOp>(), op_size, num_ops) }?;
         let Mover { backend, mover } = &mut *state;
         // SAFETY: NULL or a stream that lives.
         let stream = unsafe { stream_of(backend.device(), stream) }?;
-        mover.run(stream.as_ref(), ops).map_err(|error| Failure::from(error).for_layers())
+        mover.run(stream.as_ref(), &ops).map_err(|error| Failure::from(error).for_layers())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

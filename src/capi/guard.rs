@@ -191,7 +191,7 @@ pub(super) unsafe fn give<T>(
     unsafe { call(error, body) }
 }
 
-/// A caller's struct that has no size in it: a tensor, a cache, what another library made.
+/// A struct that another library made, and that has no size in it.
 ///
 /// # Safety
 /// `from` is NULL, or points to one that is not written during 'a.

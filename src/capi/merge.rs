@@ -4,9 +4,10 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Result, Versioned, array, call, read, versioned};
+use super::elements::{Element, elements};
+use super::guard::{Result, Versioned, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::inflight_tensor;
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::State;
 
 /// States of one merge at most.
@@ -18,11 +19,14 @@ pub const INFLIGHT_MAX_STATES: usize = 16;
 pub struct inflight_merge_state {
     /// Outputs, `[tokens, heads, head_dim]`: F32, F16 or BF16 on a processor, on a GPU of the result's
     /// type and all with the same strides.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// LSE, f32 `[tokens, heads]`. A row of minus infinity, or of plus infinity as FlashAttention
     /// marks rows without keys, is neutral, its outputs not read.
     pub lse: *const f32,
 }
+
+// SAFETY: pointers, without padding.
+unsafe impl Element for inflight_merge_state {}
 
 /// What a merge reads and writes.
 #[repr(C)]
@@ -34,8 +38,10 @@ pub struct inflight_merge_args {
     pub states: *const inflight_merge_state,
     /// Elements of `states`, 1 to `INFLIGHT_MAX_STATES`.
     pub num_states: usize,
+    /// `sizeof(inflight_merge_state)`.
+    pub state_size: usize,
     /// Takes the outputs, of the states' shape. On a GPU it may be that of a state.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
     pub lse: *mut f32,
 }
@@ -72,17 +78,19 @@ pub unsafe extern "C" fn inflight_merge(
             return Err(Failure::argument("states", reason));
         }
         // SAFETY: NULL or of so many states.
-        let states = unsafe { array("states", args.states, args.num_states) }?;
+        let states = unsafe {
+            elements(["states", "state_size"], args.states, args.state_size, args.num_states)
+        }?;
         if !args.lse.is_null() && states.iter().any(|state| ptr::eq(state.lse, args.lse)) {
             return Err(Failure::argument("lse", "is that of a state"));
         }
         // SAFETY: NULL or a stream that lives.
         let stream = unsafe { stream_of(backend.device(), stream) }?;
         // SAFETY: as the caller of this function promises.
-        let o = unsafe { args.o.device("o") }?;
+        let o = unsafe { device_tensor("o", args.o) }?;
         let of = |state: &inflight_merge_state| {
             // SAFETY: as the caller of this function promises.
-            let o = unsafe { state.o.device("states") }?;
+            let o = unsafe { device_tensor("states", state.o) }?;
             Ok(State { o, lse: state.lse.expose_provenance() as u64 })
         };
         let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;

@@ -20,6 +20,7 @@ mod blocks;
 mod cache;
 mod device;
 mod dlpack;
+mod elements;
 mod event;
 mod guard;
 mod handle;

@@ -10,7 +10,7 @@ use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::steps::inflight_step_buffer;
-use super::tensor::inflight_tensor;
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::AttentionArgs;
 
 /// Divides a step's work among the device's cores or multiprocessors, for caches of at least
@@ -54,10 +54,10 @@ pub struct inflight_attention_args {
     /// `sizeof(inflight_attention_args)`.
     pub struct_size: usize,
     /// Queries, `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
-    pub q: inflight_tensor,
+    pub q: *const inflight_tensor,
     /// Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
     /// `q` in its place is refused, other overlaps are not seen.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// The layer's K and V, this step's already appended.
     pub cache: *const inflight_kv_cache,
     /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
@@ -127,11 +127,11 @@ unsafe fn device_args(args: &inflight_attention_args) -> Result<AttentionArgs> {
     let cache = unsafe { cache_of(args.cache) }?;
     Ok(AttentionArgs {
         // SAFETY: as the caller promises.
-        q: unsafe { args.q.device("q") }?,
+        q: unsafe { device_tensor("q", args.q) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         // SAFETY: as the caller promises.
-        o: unsafe { args.o.device("o") }?,
+        o: unsafe { device_tensor("o", args.o) }?,
         lse: args.lse.expose_provenance() as u64,
         alibi_slopes: args.alibi_slopes.expose_provenance() as u64,
         sinks: args.sinks.expose_provenance() as u64,

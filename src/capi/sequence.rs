@@ -29,10 +29,12 @@ pub struct inflight_cache_keys {
     pub contents: *const inflight_content,
     /// Elements of `contents`.
     pub num_contents: usize,
+    /// `sizeof(inflight_content)`, where there are contents.
+    pub content_size: usize,
 }
 
 versioned! {
-    inflight_cache_keys_init(keys: inflight_cache_keys ..= num_contents) {}
+    inflight_cache_keys_init(keys: inflight_cache_keys ..= content_size) {}
 }
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
@@ -58,8 +60,9 @@ pub unsafe extern "C" fn inflight_cache_open(
             false => unsafe { read("keys", keys) }?,
         };
         let (salt, adapter) = ((keys.salt, keys.salt_len), (keys.adapter, keys.adapter_len));
+        let contents = (keys.contents, keys.content_size, keys.num_contents);
         // SAFETY: NULL or of so many elements.
-        let keys = unsafe { extra_keys_of(salt, adapter, (keys.contents, keys.num_contents)) }?;
+        let keys = unsafe { extra_keys_of(salt, adapter, contents) }?;
         let chain = HashChain::new(state.cache.block_size(), &keys);
         let opened = state.cache.open().to_bits();
         state.sequences.insert(opened, Sequence { tokens: Vec::new(), chain, queried: None });

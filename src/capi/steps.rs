@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::attention::{inflight_attention, inflight_step_limits, limits_of};
-use super::batch::{arrays_of, inflight_batch};
+use super::batch::{inflight_batch, source_of};
 use super::device::{backend, inflight_device, stream_of};
 use super::guard::{Entered, Exclusive, Result, array, call, create, free, shared};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -123,13 +123,13 @@ pub unsafe extern "C" fn inflight_step_buffer_upload(
         // SAFETY: NULL or a step buffer that lives.
         let mut state = unsafe { shared("step", step.cast_const()) }?.state.enter()?;
         // SAFETY: NULL or a batch.
-        let arrays = unsafe { arrays_of(batch) }?;
+        let source = unsafe { source_of(batch) }?;
         let StepState { backend, groups, buffer } = &mut *state;
         // SAFETY: NULL or a stream that lives.
         let stream = unsafe { stream_of(backend.device(), stream) }?;
         let entered = enter_all(groups)?;
         let groups = entered.iter().map(|group| &**group);
-        buffer.upload(stream.as_ref(), &arrays, groups).map_err(failure)
+        buffer.upload(stream.as_ref(), source, groups).map_err(failure)
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

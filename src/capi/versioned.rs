@@ -64,7 +64,7 @@ pub(super) const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
 
 /// A size that the caller gave for a struct.
 fn check_size<T: Versioned>(field: &'static str, size: usize) -> Result<()> {
-    // Nobody has structs of that size: it is a number that was never set.
+    // No struct has that size: it is a number that was never set.
     const MOST: usize = 1 << 16;
     if (T::FIRST_SIZE..=MOST).contains(&size) {
         return Ok(());
@@ -153,7 +153,7 @@ mod tests {
     /// A struct that has grown by fields, of which one has a default that is not 0.
     #[repr(C)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct Grown {
+    pub struct Grown {
         struct_size: usize,
         old: u64,
         new: u64,

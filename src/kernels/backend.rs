@@ -244,7 +244,7 @@ pub struct StepBuffer {
 
 #[derive(Debug)]
 enum Kind {
-    Cpu(Cpu, cpu::StepBuffer),
+    Cpu(Cpu, Box<cpu::StepBuffer>),
     #[cfg(feature = "cuda-driver")]
     Cuda(Box<cuda::StepBuffer>),
 }
@@ -266,7 +266,7 @@ impl StepBuffer {
         let kind = match &backend.device {
             Device::Cpu(cpu) => {
                 let groups: Vec<_> = groups.iter().copied().filter_map(on_cpu).collect();
-                Kind::Cpu(cpu.clone(), cpu::StepBuffer::new(limits, &groups)?)
+                Kind::Cpu(cpu.clone(), Box::new(cpu::StepBuffer::new(limits, &groups)?))
             }
             #[cfg(feature = "cuda-driver")]
             Device::Cuda(cuda) => {

@@ -33,5 +33,5 @@ pub use args::{AppendArgs, AttentionArgs, Rope, State, Workspace};
 pub use attention::{AttentionConfig, Mask};
 pub use backend::{Attention, Backend, BlockMover, StepBuffer};
 pub use kv::{DeviceCache, DeviceScales, KvCache, KvLayout, KvScales, KvStrides};
-pub use step::{BatchView, StepArrays, StepLimits, StepSource};
+pub use step::{BatchView, PackedArrays, StepArrays, StepLimits, StepSource};
 pub use tensor::{DType, DeviceTensor, Element, Fp8E4m3, TensorMut, TensorRef};

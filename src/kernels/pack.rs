@@ -12,7 +12,7 @@ use bytemuck::Pod;
 use super::attention::Mask;
 #[cfg(feature = "cuda-driver")]
 use super::step::StepLimits;
-use super::step::{StepArrays, StepSource};
+use super::step::{PackedArrays, StepArrays, StepSource};
 use crate::batch::{ALIGN, Header, RaggedBatch};
 use crate::error::{Error, Result};
 use crate::params::inflight_plan;
@@ -69,13 +69,8 @@ impl StepLimits {
 /// Counts and offsets of a step, without plans; `None` from 4 GiB on.
 fn header_of(source: &StepSource<'_>) -> Option<Header> {
     match source {
-        StepSource::Batch(batch) => {
-            // Block operations are left out: they are a block mover's, and may be of any number.
-            let header = *batch.header();
-            let kv_indices = header.ops;
-            let total_bytes = kv_indices as usize + array::<BlockId>(header.num_kv_blocks as usize);
-            Some(Header { num_ops: 0, kv_indices, total_bytes: total_bytes as u32, ..header })
-        }
+        StepSource::Batch(batch) => Some(without_ops(batch.header())),
+        StepSource::Packed(packed) => Some(without_ops(&packed.header)),
         StepSource::Arrays(StepArrays { batch, tokens, .. }) => {
             let rows = batch.num_rows() as u32;
             let header = Header {
@@ -90,6 +85,14 @@ fn header_of(source: &StepSource<'_>) -> Option<Header> {
             Some(Header { tokens: if tokens.is_empty() { 0 } else { header.tokens }, ..header })
         }
     }
+}
+
+/// Counts and offsets of a batch but for its block operations: they are a block mover's, and may be of
+/// any number.
+fn without_ops(header: &Header) -> Header {
+    let kv_indices = header.ops;
+    let total_bytes = kv_indices as usize + array::<BlockId>(header.num_kv_blocks as usize);
+    Header { num_ops: 0, kv_indices, total_bytes: total_bytes as u32, ..*header }
 }
 
 /// Packs a step with its plans, each with its mask, into memory that `memory` gives for so many bytes;
@@ -115,10 +118,9 @@ pub(crate) fn pack<'a, 'm>(
     }
     let mut out = Writer { to: memory(total)?, at: header.total_bytes as usize };
     match source {
-        StepSource::Batch(batch) => {
-            let (bytes, header) = (batch.bytes(), batch.header());
-            out.to[..header.ops as usize].copy_from_slice(&bytes[..header.ops as usize]);
-            out.put(header.ops, batch.kv_indices());
+        StepSource::Batch(batch) => out.batch(batch.bytes(), batch.header(), batch.kv_indices()),
+        StepSource::Packed(PackedArrays { bytes, header, arrays }) => {
+            out.batch(bytes, header, arrays.batch.kv_indices);
         }
         StepSource::Arrays(arrays) => out.arrays(&header, arrays),
     }
@@ -149,6 +151,13 @@ impl Writer<'_> {
     fn put<T: Pod>(&mut self, at: u32, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         self.to[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A batch as it is, its block tables in place of its block operations.
+    fn batch(&mut self, bytes: &[u8], header: &Header, kv_indices: &[BlockId]) {
+        let ops = header.ops as usize;
+        self.to[..ops].copy_from_slice(&bytes[..ops]);
+        self.put(header.ops, kv_indices);
     }
 
     /// A caller's arrays, where `header` says.

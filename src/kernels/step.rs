@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::batch::RaggedBatch;
+use crate::batch::{Header, MAGIC, RaggedBatch};
 use crate::error::{Error, Result};
 use crate::plan::Extent;
 use crate::types::BlockId;
@@ -180,6 +180,16 @@ pub enum StepSource<'a> {
     Batch(&'a RaggedBatch),
     /// A caller's own arrays.
     Arrays(StepArrays<'a>),
+    /// A caller's arrays that lie in the bytes of a batch: see [`packed`](Self::packed).
+    Packed(PackedArrays<'a>),
+}
+
+/// Arrays, and the bytes of a batch that they lie in.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedArrays<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) header: Header,
+    pub(crate) arrays: StepArrays<'a>,
 }
 
 impl<'a> StepSource<'a> {
@@ -189,6 +199,41 @@ impl<'a> StepSource<'a> {
         match *self {
             Self::Batch(batch) => batch.into(),
             Self::Arrays(arrays) => arrays,
+            Self::Packed(packed) => packed.arrays,
+        }
+    }
+
+    /// Arrays that are said to be those of a batch, whose bytes are then copied as they are; where the
+    /// bytes do not hold all of them, as their header says, they are arrays like others.
+    #[must_use]
+    pub fn packed(bytes: &'a [u8], arrays: StepArrays<'a>) -> Self {
+        let StepArrays { batch, slot_mapping, positions, tokens } = arrays;
+        let header = bytes.get(..size_of::<Header>()).map(bytemuck::pod_read_unaligned::<Header>);
+        let found = header.filter(|header| {
+            let lies_at = |at: u32, array: &[u8], end: usize| {
+                let starts = bytes.as_ptr().addr() + at as usize == array.as_ptr().addr();
+                starts && at as usize + array.len() <= end
+            };
+            let ops = header.ops as usize;
+            let numbers = |at, array: &[u32]| lies_at(at, bytemuck::cast_slice(array), ops);
+            let tokens_each = [slot_mapping.len(), positions.len(), tokens.len()];
+            header.magic == MAGIC
+                && header.block_size as usize == batch.block_size
+                && header.padded_rows as usize == batch.num_rows()
+                && header.num_kv_blocks as usize == batch.kv_indices.len()
+                && tokens_each == [header.num_tokens as usize; 3]
+                && ops <= bytes.len()
+                && numbers(header.qo_indptr, batch.qo_indptr)
+                && numbers(header.kv_indptr, batch.kv_indptr)
+                && numbers(header.kv_last_page_len, batch.kv_last_page_len)
+                && numbers(header.positions, positions)
+                && numbers(header.tokens, tokens)
+                && lies_at(header.slot_mapping, bytemuck::cast_slice(slot_mapping), ops)
+                && lies_at(header.kv_indices, bytemuck::cast_slice(batch.kv_indices), bytes.len())
+        });
+        match found {
+            Some(header) => Self::Packed(PackedArrays { bytes, header, arrays }),
+            None => Self::Arrays(arrays),
         }
     }
 }
@@ -270,6 +315,42 @@ impl StepLimits {
                 Err(Error::argument("limits", reason))
             }
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, RowBuckets};
+    use crate::cache::CacheConfig;
+    use crate::request::Request;
+    use crate::scheduler::{Config, Policy, Scheduler};
+    use crate::types::{RequestId, Time};
+
+    #[test]
+    fn arrays_that_lie_in_the_bytes_of_a_batch_are_found_there() {
+        let cache =
+            CacheConfig { num_blocks: 8, block_size: 4, prefix_cache: true, num_host_blocks: 0 };
+        let mut scheduler = Scheduler::new(Config::new(cache), Policy::continuous()).unwrap();
+        scheduler.submit(Request::new(RequestId(1), vec![5; 10], 3)).unwrap();
+        let id = scheduler.schedule(Time(0)).unwrap().id();
+        let mut builder = BatchBuilder::new(RowBuckets::none(), None);
+        let batch = builder.build(&scheduler, scheduler.step(id).unwrap()).unwrap();
+        let (bytes, arrays) = (batch.bytes(), StepArrays::from(batch));
+        assert!(matches!(StepSource::packed(bytes, arrays), StepSource::Packed(_)));
+        let copy = bytes.to_vec();
+        let elsewhere = arrays.positions.to_vec();
+        let fewer = StepArrays { tokens: &[], ..arrays };
+        let moved = StepArrays { positions: &elsewhere, ..arrays };
+        for (bytes, arrays) in [
+            (&copy[..], arrays),
+            (&bytes[..64], arrays),
+            (&[], arrays),
+            (bytes, fewer),
+            (bytes, moved),
+        ] {
+            assert!(matches!(StepSource::packed(bytes, arrays), StepSource::Arrays(_)));
         }
     }
 }

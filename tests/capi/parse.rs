@@ -85,7 +85,7 @@ fn body(declaration: &str) -> &str {
 }
 
 pub(crate) fn header(text: &str) -> Header {
-    let code = code(text);
+    let code = code(text).replace("\\\n", " ");
     let mut header = Header::default();
     let mut plain = String::new();
     for line in code.lines() {

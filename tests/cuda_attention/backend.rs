@@ -7,7 +7,7 @@ use crate::attention::{Answer, Case, TokenLayout};
 use crate::gpu::{self, Gpu};
 use crate::layer::{Layer, MakeLayer, Place};
 
-pub(crate) const DIMS: &[usize] = &[64, 80, 96, 112, 128, 192, 256];
+pub(crate) const DIMS: &[usize] = inflight::kernels::cuda::HEAD_DIMS;
 pub(crate) const GROUPS: &[usize] = &[1, 3, 4, 5, 7, 8, 16];
 pub(crate) const TYPES: &[(DType, DType)] = &gpu::TYPES;
 /// Tensors begin, and strides are, at multiples of 16 bytes.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use inflight::cache::BlockOp;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaEvent, CudaStream, PinnedBuffer};
-use inflight::kernels::cuda::{Append, Attention, BlockMover, Merge, StepBuffer};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, HEAD_DIMS, Merge, StepBuffer};
 use inflight::kernels::{AppendArgs, AttentionArgs, AttentionConfig, DType, State, StepArrays};
 use inflight::{Error, Result};
 
@@ -329,7 +329,7 @@ fn every_architecture_has_kernels_or_a_reason() {
         emulator.set_device(capability, multiprocessors);
         let cuda = Cuda::new(0).unwrap();
         for (q, kv) in gpu::TYPES {
-            for dim in [64, 80, 96, 112, 128, 192, 256] {
+            for &dim in HEAD_DIMS {
                 let mut config = AttentionConfig::new(8, 2, dim, q);
                 config.kv_dtype = kv;
                 let attention = Attention::new(&cuda, config, gpu::limits(&case));

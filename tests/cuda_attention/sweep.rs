@@ -7,10 +7,10 @@ use crate::attention::{
     Alibi, Case, Layout, MaskKind, Poison, Scales, Sinks, Spec, TokenLayout, Verdict, judge, naive,
     oracle,
 };
+use crate::backend::DIMS;
 use crate::gpu::{self, TYPES};
 use crate::rng::Rng;
 
-const DIMS: [usize; 7] = [64, 80, 96, 112, 128, 192, 256];
 const GROUPS: [usize; 8] = [1, 3, 4, 5, 7, 8, 16, 32];
 const BLOCK_SIZES: [usize; 6] = [1, 3, 8, 16, 64, 128];
 const LAYOUTS: [Layout; 6] =
@@ -141,7 +141,7 @@ fn each_kernel_once() {
     let Some(gpu) = gpu::gpu() else { return };
     let (mut kernels, mut reports) = (0, Vec::new());
     for (n, (q, kv)) in TYPES.into_iter().enumerate() {
-        for dim in DIMS {
+        for &dim in DIMS {
             for rows in [[(1, 150), (2, 33)], [(70, 150), (20, 20)]] {
                 for general in [false, true] {
                     let mut config = AttentionConfig::new(4, 2, dim, q);

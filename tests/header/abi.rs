@@ -108,12 +108,14 @@ pub(crate) enum Kind {
     Size,
     /// 0.
     Reserved,
-    /// Elements of the array before it.
+    /// Elements of an array, or bytes of one.
     Length,
-    /// A pointer to what stands in the ABI as "uint32_t", and the field that says how many.
+    /// A pointer to what stands in the ABI as "uint32_t", the field that says how many, and for structs
+    /// the field that says how large each is.
     Array {
         element: String,
         length: String,
+        size: Option<String>,
     },
     /// 0 or 1.
     Flag,
@@ -237,7 +239,9 @@ fn kind(
 ) -> Kind {
     let name = &*field.name;
     let lengths = |array: &str| [format!("{array}_len"), format!("num_{array}")];
-    let is_length = |array: &String| lengths(array).contains(&field.name);
+    let size = |array: &str| format!("{}_size", array.trim_end_matches('s'));
+    let is_length =
+        |array: &String| lengths(array).contains(&field.name) || size(array) == field.name;
     let enumeration = ENUMERATIONS.iter().find(|of| of.is_named(doc));
     let is_flag = doc.starts_with("1 if ") || doc.starts_with("1 (the default) if ");
     let has_none = default.is_some_and(|value| value.starts_with("INFLIGHT_NO_"));
@@ -250,7 +254,8 @@ fn kind(
                 Some(length) => {
                     let element = of.trim_start_matches("const ").trim_end_matches(" *");
                     let element = element.trim_start_matches("struct ").to_owned();
-                    Kind::Array { element, length }
+                    let size = Some(size(name)).filter(|size| sizes.contains(size));
+                    Kind::Array { element, length, size }
                 }
                 None => Kind::Other,
             }

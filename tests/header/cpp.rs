@@ -13,7 +13,9 @@ const CLOSES: &str = "// ---- Written again ----\n";
 const WRAPPED: [&str; 4] = ["error", "step_view", "outputs_view", "samples"];
 
 /// Structs whose class is written by hand, for constructors of its own.
-const CONSTRUCTED: [&str; 9] = [
+const CONSTRUCTED: [&str; 11] = [
+    "tensor",
+    "kv_cache",
     "request",
     "batch",
     "attention_config",
@@ -89,14 +91,19 @@ fn base(of: &Struct) -> String {
     for field in &of.fields {
         let field_name = &field.name;
         let (takes, body) = match &field.kind {
-            Kind::Array { element, length } => {
+            Kind::Array { element, length, size } => {
                 let element = match element.strip_suffix("_t") {
                     Some(number) => format!("std::{number}_t"),
                     None => element.clone(),
                 };
+                let set =
+                    size.as_ref().map(|size| format!("\n        {size} = sizeof({element});"));
+                let set = set.unwrap_or_default();
                 (
                     format!("kept_span<const {element}> elements"),
-                    format!("{field_name} = elements.data();\n        {length} = elements.size();"),
+                    format!(
+                        "{field_name} = elements.data();\n        {length} = elements.size();{set}"
+                    ),
                 )
             }
             Kind::Enum(of) if !of.cpp.is_empty() => (

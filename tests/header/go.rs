@@ -66,7 +66,7 @@ fn enumerations(abi: &Abi, text: &mut String) {
             let name = format!("{prefix}{}", name(member));
             let doc = wrapped(&format!("{name}: {}", constant.doc), "\t// ", 97);
             let full = &constant.name;
-            write!(text, "{doc}\t{name} {kind} = C.INFLIGHT_{full}\n").expect("takes all");
+            writeln!(text, "{doc}\t{name} {kind} = C.INFLIGHT_{full}").expect("takes all");
         }
         text.push_str(")\n");
     }
@@ -93,6 +93,7 @@ fn over(of: &Struct, go: &str, hidden: &[&str], text: &mut String) {
             (Kind::Enum(of), _) => of.go.0,
             (Kind::Time, _) => "time.Duration",
             (_, "struct inflight_request_result") => "RequestResult",
+            (_, "uint64_t [2]") => "[2]uint64",
             _ => number(field),
         };
         let mut name = name(&field.name);
@@ -102,16 +103,16 @@ fn over(of: &Struct, go: &str, hidden: &[&str], text: &mut String) {
         let c = &field.name;
         match field.kind {
             Kind::Reserved => name = "_".to_owned(),
-            _ => write!(
+            _ => writeln!(
                 asserts,
                 "\t_ = [1]struct{{}}{{}}[unsafe.Offsetof({go}{{}}.{name})-unsafe.Offsetof(C.\
-                 inflight_{}{{}}.{c})]\n",
+                 inflight_{}{{}}.{c})]",
                 of.name
             )
             .expect("takes all"),
         }
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     let c = &of.name;
     write!(
@@ -129,7 +130,7 @@ fn given(of: &Struct, go: &str, text: &mut String) {
         let (c, name) = (&field.name, name(&field.name));
         let number = number(field);
         let (kind, set) = match &field.kind {
-            Kind::Array { element, length } => {
+            Kind::Array { element, length, size } => {
                 let (kind, pinned) = match &**element {
                     "uint32_t" => ("Token", format!("r.{name}")),
                     "uint8_t" => ("byte", format!("r.{name}")),
@@ -145,9 +146,11 @@ fn given(of: &Struct, go: &str, text: &mut String) {
                         (*inner, format!("p.{c}"))
                     }
                 };
+                let size = size.as_ref().map(|size| format!("\tc.{size} = C.sizeof_{element}\n"));
                 let set = format!(
                     "\tc.{c} = (*C.{element})(pin(p, {pinned}))\n\tc.{length} = \
-                     C.size_t(len(r.{name}))\n"
+                     C.size_t(len(r.{name}))\n{}",
+                    size.unwrap_or_default()
                 );
                 (format!("[]{kind}"), set)
             }
@@ -165,7 +168,7 @@ fn given(of: &Struct, go: &str, text: &mut String) {
         };
         fill.push_str(&set);
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     write!(
         text,
@@ -204,7 +207,7 @@ fn config(of: &Struct, text: &mut String) {
             other => panic!("{c}: {other:?} is made for C nowhere yet"),
         };
         let doc = wrapped(&format!("{name}: {doc}"), "\t// ", 97);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     write!(
         text,
@@ -234,7 +237,7 @@ fn taken(of: &Struct, go: &str, text: &mut String) {
         }
         .expect("takes all");
         let doc = field_doc(&name, field);
-        write!(text, "{doc}\t{name} {kind}\n").expect("takes all");
+        writeln!(text, "{doc}\t{name} {kind}").expect("takes all");
     }
     let lower = go[..1].to_lowercase() + &go[1..];
     write!(

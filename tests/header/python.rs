@@ -185,16 +185,20 @@ fn given(of: &Struct, text: &mut String) {
         }
         .expect("takes all");
         doc(text, &field.doc);
-        if let Kind::Array { element, length } = &field.kind {
+        if let Kind::Array { element, length, size } = &field.kind {
             let element = match element.strip_prefix("inflight_") {
                 Some(inner) => format!("c.{}", class(inner)),
                 None => format!("\"{}\"", if element == "uint8_t" { "B" } else { "I" }),
             };
-            write!(arrays, "(\"{}\", \"{length}\", {element}), ", field.name).expect("takes all");
+            let size = size.as_ref().map_or("None".to_owned(), |size| format!("\"{size}\""));
+            let name = &field.name;
+            write!(arrays, "\n    (\"{name}\", \"{length}\", {element}, {size}),")
+                .expect("takes all");
         }
     }
-    write!(text, "\n\n{}_ARRAYS = ({})\n", of.name.to_uppercase(), arrays.trim_end())
-        .expect("takes all");
+    let name = of.name.to_uppercase();
+    let arrays = if arrays.is_empty() { arrays } else { format!("{arrays}\n") };
+    write!(text, "\n\n{name}_ARRAYS = ({arrays})\n").expect("takes all");
 }
 
 fn taken(of: &Struct, text: &mut String) {

@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 #[path = "../../build/cost.rs"]
 mod cost;
+#[path = "../../build/table.rs"]
+mod table;
 
 const OLDEST_GCC: u32 = 10;
 
@@ -27,7 +29,7 @@ fn build(compiler: &cc::Tool) -> Result<(), String> {
     let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
     let root = here.join("../..").canonicalize().map_err(|e| e.to_string())?;
     let csrc = root.join("csrc");
-    let mut all = vec![here.join("build.rs")];
+    let mut all = vec![here.join("build.rs"), root.join("build/table.rs")];
     let executor = root.join("tests/ptx/src");
     for dir in [
         here.join("src"),
@@ -137,13 +139,15 @@ impl Sources {
     fn build(&self, compiler: &cc::Tool, built: &Path) -> Result<(), String> {
         let Self { csrc, here, emulator, kernels, .. } = self;
         let src = here.join("src");
+        let mut kernels = kernels.clone();
+        kernels.extend(table::Table::read(csrc).write_instances(&built.join("kernels")));
         for (checking, library) in [(false, FAST), (true, CHECKING)] {
             let library = built.join(library);
             let objects_in = library.with_extension("objects");
             let mut objects = compile(emulator, &objects_in.join("emulator"), checking, |build| {
                 build.opt_level(3);
             })?;
-            let compiled = compile(kernels, &objects_in.join("kernels"), checking, |build| {
+            let compiled = compile(&kernels, &objects_in.join("kernels"), checking, |build| {
                 // Most of their time is spent in the emulator: more costs minutes and saves seconds.
                 build.opt_level(1).include(csrc).include(&src);
                 if checking {

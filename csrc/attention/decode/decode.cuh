@@ -238,11 +238,11 @@ ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const infligh
     return rows;
 }
 
-template <class Q, class Cache, int D, bool GENERAL>
+template <class Q, class Traits, bool GENERAL>
 ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockIdx.x) {
-    constexpr int KV_BYTES = sizeof(Cache);
-    using Shape = DecodeShape<D, KV_BYTES>;
-    using Operands = DecodeOperands<Q, Cache, D, Shape::WARP_KEYS>;
+    using Shape = DecodeShape<Traits>;
+    constexpr int D = Shape::D;
+    using Operands = DecodeOperands<Q, Element<Q, Traits::KV>, D, Shape::WARP_KEYS>;
     constexpr int KEYS = Shape::WARP_KEYS, STAGES = Shape::STAGES;
     ARCH_DYN_SMEM(smem);
 
@@ -362,11 +362,7 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
 
 }  // namespace inflight
 
-// Kernels inflight_decode_<q>_<cache>_d<D>, plain and general: the general one knows soft cap,
-// ALiBi and masks, the plain one causality and windows; both know sinks.
-#define INFLIGHT_DECODE_KERNELS(name, Q, Cache, D)                                                \
-    ARCH_KERNEL(name, INFLIGHT_DECODE_THREADS, (inflight::DecodeShape<D, sizeof(Cache)>::BLOCKS), \
-                inflight_attention_params, inflight::decode<Q, Cache, D, false>)                  \
-    ARCH_KERNEL(name##_general, INFLIGHT_DECODE_THREADS,                                          \
-                (inflight::DecodeShape<D, sizeof(Cache)>::BLOCKS), inflight_attention_params,     \
-                inflight::decode<Q, Cache, D, true>)
+// The general kernel knows soft cap, ALiBi and masks, the plain one causality and windows; both
+// know sinks.
+#define INFLIGHT_DECODE_KERNELS(...) \
+    INFLIGHT_ATTENTION_KERNELS(decode, inflight_attention_params, __VA_ARGS__)

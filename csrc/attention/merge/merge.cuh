@@ -4,6 +4,7 @@
 
 #include "../../common/dtype.cuh"
 #include "../../common/items.cuh"
+#include "../../common/traits.cuh"
 #include "../../kernel_params.h"
 
 namespace inflight {
@@ -122,3 +123,7 @@ ARCH_FN void merge(const inflight_merge_params& p) {
 }
 
 }  // namespace inflight
+
+#define INFLIGHT_MERGE_KERNELS(name, q)                                                           \
+    ARCH_KERNEL(name, inflight::merge_threads, inflight::merge_any_blocks, inflight_merge_params, \
+                inflight::merge<arch::q>)

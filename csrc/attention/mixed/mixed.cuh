@@ -13,39 +13,35 @@
 
 namespace inflight {
 
-template <class KV, int D>
-struct MixedShape {
-    using Decoding = DecodeShape<D, sizeof(KV)>;
-    using Prefilling = PrefillShape<KV, D>;
-    static constexpr int THREADS = Decoding::THREADS;
-    static constexpr int BLOCKS = 2;
-    // The host asks for the same.
-    static constexpr int SMEM =
-        Decoding::BYTES > Prefilling::SMEM ? Decoding::BYTES : Prefilling::SMEM;
-    static_assert(Prefilling::THREADS == THREADS, "blocks of both kinds are alike");
-    static_assert(Prefilling::BLOCKS >= BLOCKS && Decoding::BLOCKS >= BLOCKS,
+// The figures of both kinds.
+template <class Traits>
+struct MixedTraits;
+template <Kv KV, int D, int V_D, DeviceClass CLASS>
+struct MixedTraits<KernelTraits<Family::mixed, KV, D, V_D, CLASS>> {
+    using Mixed = KernelTraits<Family::mixed, KV, D, V_D, CLASS>;
+    using Decode = KernelTraits<Family::decode, KV, D, V_D, CLASS>;
+    using Prefill = KernelTraits<Family::prefill, KV, D, V_D, CLASS>;
+    static_assert(Mixed::THREADS == Decode::THREADS && Mixed::THREADS == Prefill::THREADS,
+                  "blocks of both kinds are alike");
+    static_assert(Decode::BLOCKS >= Mixed::BLOCKS && Prefill::BLOCKS >= Mixed::BLOCKS,
                   "one block of each kind fits a multiprocessor's registers");
-    static_assert(BLOCKS * (SMEM + 1024) <= 228 * 1024, "blocks do not fit a multiprocessor");
+    static constexpr int SMEM = Decode::SMEM > Prefill::SMEM ? Decode::SMEM : Prefill::SMEM;
+    static_assert(Mixed::SMEM == SMEM, "kernels.def has another number of bytes");
 };
 
-template <class Q, class KV, int D, bool GENERAL>
+template <class Q, class Traits, bool GENERAL>
 ARCH_FN void mixed(const inflight_mixed_params& p) {
+    using Both = MixedTraits<Traits>;
     // Of the plan, which no kernel writes; both kinds wait before they go on.
     const uint32_t prefills = plan_of(step_of(p.prefill.step), p.prefill.plan)->num_shares;
     if (blockIdx.x < prefills) {
-        prefill<Q, KV, D, GENERAL>(p.prefill);
+        prefill<Q, typename Both::Prefill, GENERAL>(p.prefill);
     } else {
-        decode<Q, KV, D, GENERAL>(p.decode, blockIdx.x - prefills);
+        decode<Q, typename Both::Decode, GENERAL>(p.decode, blockIdx.x - prefills);
     }
 }
 
 }  // namespace inflight
 
-// Plain and general kernels of a type of queries, one of the cache, and a head_dim.
-#define INFLIGHT_MIXED(name, Q, KV, D)                                                   \
-    ARCH_KERNEL(inflight_mixed_##name, (inflight::MixedShape<KV, D>::THREADS),           \
-                (inflight::MixedShape<KV, D>::BLOCKS), inflight_mixed_params,            \
-                inflight::mixed<Q, KV, D, false>)                                        \
-    ARCH_KERNEL(inflight_mixed_##name##_general, (inflight::MixedShape<KV, D>::THREADS), \
-                (inflight::MixedShape<KV, D>::BLOCKS), inflight_mixed_params,            \
-                inflight::mixed<Q, KV, D, true>)
+#define INFLIGHT_MIXED_KERNELS(...) \
+    INFLIGHT_ATTENTION_KERNELS(mixed, inflight_mixed_params, __VA_ARGS__)

@@ -30,9 +30,11 @@ struct Work {
     }
 };
 
-template <class Q, class KV, int D, bool GENERAL>
+template <class Q, class Traits, bool GENERAL>
 class Prefill {
-    using Shape = PrefillShape<KV, D>;
+    using Shape = PrefillShape<Traits>;
+    using KV = Element<Q, Traits::KV>;
+    static constexpr int D = Shape::D;
     using QTile = typename Shape::QTile;
     using KvTile = typename Shape::KvTile;
     using Keys = KeyFragments<Q, KV, KvTile>;
@@ -214,7 +216,7 @@ class Prefill {
         const SeenKeys keys = SeenKeys::of<GENERAL>(
             p, plan_of(step_of(p.step), p.plan), work.row, work.part,
             work.part.q_start + first_row / group, work.part.q_start + end_row / group);
-        TileLoader<KV, D> loader(p, work.row, block_size, work.part.head);
+        TileLoader<Shape> loader(p, work.row, block_size, work.part.head);
         loader.look_up(keys.start, keys.end);
         tile = ring;
         loader.load_keys(ring, keys.start, keys.end);
@@ -391,7 +393,7 @@ class Prefill {
     }
 };
 
-template <class Q, class KV, int D, bool GENERAL>
+template <class Q, class Traits, bool GENERAL>
 ARCH_FN void prefill(const inflight_attention_params& p) {
     ARCH_DYN_SMEM(smem);
     arch::wait_for_prior_kernel();
@@ -401,17 +403,11 @@ ARCH_FN void prefill(const inflight_attention_params& p) {
     const BlockSize block_size = BlockSize::of(step_of(p.step)->block_size);
     for (uint32_t i = share_indptr(plan(), blockIdx.x); i < share_indptr(plan(), blockIdx.x + 1);
          i++)
-        Prefill<Q, KV, D, GENERAL>(p, smem).compute(i, block_size);
+        Prefill<Q, Traits, GENERAL>(p, smem).compute(i, block_size);
     arch::let_next_kernel_start();
 }
 
 }  // namespace inflight
 
-// Plain and general kernels of a type of queries, one of the cache, and a head_dim.
-#define INFLIGHT_PREFILL(name, Q, KV, D)                                            \
-    ARCH_KERNEL(inflight_prefill_##name, INFLIGHT_PREFILL_THREADS_D##D,             \
-                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params, \
-                inflight::prefill<Q, KV, D, false>)                                 \
-    ARCH_KERNEL(inflight_prefill_##name##_general, INFLIGHT_PREFILL_THREADS_D##D,   \
-                (inflight::PrefillShape<KV, D>::BLOCKS), inflight_attention_params, \
-                inflight::prefill<Q, KV, D, true>)
+#define INFLIGHT_PREFILL_KERNELS(...) \
+    INFLIGHT_ATTENTION_KERNELS(prefill, inflight_attention_params, __VA_ARGS__)

@@ -27,11 +27,11 @@ struct TilePlace {
 };
 
 // Asks for one tile after another of a row's keys and values: K of a tile, then its V.
-template <class KV, int D>
+template <class Shape>
 class TileLoader {
-    using Shape = PrefillShape<KV, D>;
     using Tile = typename Shape::KvTile;
     static constexpr int CHUNKS = Tile::CHUNKS;
+    static constexpr int CHUNK_ELEMENTS = 16 / Shape::KV_BYTES;
     // Lanes beside each other copy the chunks of a row: a power of two of them, at most eight.
     static constexpr int LANES = 1 << Tile::BITS;
     static constexpr int WARP_KEYS = Shape::KEYS / Shape::WARPS;
@@ -54,14 +54,14 @@ class TileLoader {
         const int64_t elements = block * static_cast<int64_t>(slot.block) +
                                  token * static_cast<int64_t>(slot.offset) +
                                  head_stride * static_cast<int64_t>(head);
-        return cache + static_cast<uint64_t>(elements * static_cast<int64_t>(sizeof(KV)));
+        return cache + static_cast<uint64_t>(elements * Shape::KV_BYTES);
     }
 
     ARCH_MEMBER void copy(uint32_t to, uint64_t own, int32_t first, int32_t end) const {
         const uint32_t row = warp_key() + lane() / LANES, chunk = lane() % LANES;
         const TilePlace<Tile> place(to, row, chunk);
         const int32_t keys = end - first - static_cast<int32_t>(row);
-        const int32_t elements = static_cast<int32_t>(p.head_dim - chunk * (16 / sizeof(KV)));
+        const int32_t elements = static_cast<int32_t>(p.head_dim - chunk * CHUNK_ELEMENTS);
 #pragma unroll
         for (int pass = 0; pass < WARP_KEYS / PASS_KEYS; pass++) {
             const int from_row = pass * PASS_KEYS + static_cast<int>(lane() / LANES);
@@ -71,8 +71,7 @@ class TileLoader {
                 arch::cp_async_16<CHUNKS * 16 >= 128>(
                     place.at(pass * PASS_KEYS, i * LANES),
                     reinterpret_cast<const void*>(from + static_cast<uint32_t>(i * LANES * 16)),
-                    pass * PASS_KEYS < keys &&
-                        i * LANES * static_cast<int>(16 / sizeof(KV)) < elements);
+                    pass * PASS_KEYS < keys && i * LANES * CHUNK_ELEMENTS < elements);
         }
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-ABI_VERSION = 0
+ABI_VERSION = 1
 NO_TOKEN = 2**32 - 1
 NOW = 2**64 - 1
 NO_WINDOW = 2**32 - 1

@@ -26,13 +26,15 @@ class Content:
     """Tokens it covers."""
 
 
-CONTENT_ARRAYS = (("id", "id_len", "B"),)
+CONTENT_ARRAYS = (
+    ("id", "id_len", "B", None),
+)
 
 
 @dataclass
 class Request:
     """A request to generate from a prompt. Everything it points to is copied by the call that takes
-    it.
+    it. What later versions ask of a request is added at its end.
 
     Initialise it with `inflight_request_init`, then set at least `id`, `prompt`, `prompt_len` and
     `max_tokens`.
@@ -82,7 +84,13 @@ class Request:
     """
 
 
-REQUEST_ARRAYS = (("prompt", "prompt_len", "I"), ("stop_tokens", "num_stop_tokens", "I"), ("salt", "salt_len", "B"), ("adapter", "adapter_len", "B"), ("contents", "num_contents", c.Content),)
+REQUEST_ARRAYS = (
+    ("prompt", "prompt_len", "I", None),
+    ("stop_tokens", "num_stop_tokens", "I", None),
+    ("salt", "salt_len", "B", None),
+    ("adapter", "adapter_len", "B", None),
+    ("contents", "num_contents", c.Content, "content_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,11 @@ class CacheKeys:
     """Contents behind placeholder tokens; may be NULL."""
 
 
-CACHE_KEYS_ARRAYS = (("salt", "salt_len", "B"), ("adapter", "adapter_len", "B"), ("contents", "num_contents", c.Content),)
+CACHE_KEYS_ARRAYS = (
+    ("salt", "salt_len", "B", None),
+    ("adapter", "adapter_len", "B", None),
+    ("contents", "num_contents", c.Content, "content_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +207,7 @@ STEP_LIMITS_ARRAYS = ()
 
 
 class Row(NamedTuple):
-    """One request's share of a step."""
+    """One request's share of a step. In arrays `row_size` bytes from one to the next."""
 
     request_id: int
     """The request."""
@@ -224,7 +236,7 @@ class Row(NamedTuple):
 
 class PendingToken(NamedTuple):
     """An input token that is not known yet, with `overlap`: the device takes it from an earlier
-    step.
+    step. In arrays `pending_size` bytes from one to the next.
     """
 
     token: int
@@ -247,6 +259,7 @@ class PendingToken(NamedTuple):
 
 class BlockOp(NamedTuple):
     """A copy of a block, in every layer's K and V, that the device makes before the step's kernels.
+    In arrays `block_op_size` bytes from one to the next, or what the caller passes as `op_size`.
     """
 
     kind: Union[BlockOpKind, int]
@@ -266,8 +279,8 @@ class BlockOp(NamedTuple):
 
 
 class RequestResult(NamedTuple):
-    """Counts and times of a request at its end: of an `inflight_output` and in an `inflight_event`.
-    As it stands in arrays, it does not grow within a version of the ABI.
+    """Counts and times of a request at its end: of an `inflight_output`, and at the end of an
+    `inflight_event`, which grows with it. In arrays `result_size` bytes from one to the next.
     """
 
     first_scheduled_at: Optional[int]

@@ -3,7 +3,7 @@ own."""
 
 from __future__ import annotations
 
-from ctypes import POINTER, addressof, byref, c_size_t, c_uint32, c_uint64, c_void_p, cast
+from ctypes import POINTER, addressof, byref, c_size_t, c_uint32, c_uint64, c_void_p, cast, sizeof
 from typing import Any, List, Optional, Sequence
 
 from . import _structs as c
@@ -158,7 +158,11 @@ class Cache(Guarded):
             # Where a call fails, those before it are kept for the next.
             while count.value == _OPS_AT_ONCE:
                 self._call(
-                    lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count)
+                    lib.inflight_cache_take_ops,
+                    addressof(buffer),
+                    sizeof(c.BlockOp),
+                    _OPS_AT_ONCE,
+                    byref(count),
                 )
                 self._ops.extend(BlockOp._of(op) for op in buffer[: count.value])
             taken, self._ops = self._ops, []

@@ -16,17 +16,17 @@ class Given:
     """A record in a struct of C's, and what that points to."""
 
     def __init__(
-        self, struct: ctypes.Structure, record: Any, arrays: Tuple[Tuple[str, str, Any], ...]
+        self, struct: ctypes.Structure, record: Any, arrays: Tuple[Tuple[Any, ...], ...]
     ) -> None:
         self.struct = struct
         values = dict(vars(record))
         self._owners = [
-            self._point(name, length, element, values.pop(name))
-            for name, length, element in arrays
+            self._point(name, length, element, size, values.pop(name))
+            for name, length, element, size in arrays
         ]
         fill(struct, values)
 
-    def _point(self, name: str, length: str, element: Any, values: Any) -> Any:
+    def _point(self, name: str, length: str, element: Any, size: Any, values: Any) -> Any:
         if element is c.Content:
             array: Any = Contents(values)
         else:
@@ -34,6 +34,8 @@ class Given:
         if array.len:
             setattr(self.struct, name, array.address)
             setattr(self.struct, length, array.len)
+            if size is not None:
+                setattr(self.struct, size, ctypes.sizeof(element))
         return array
 
 

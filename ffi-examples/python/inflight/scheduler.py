@@ -62,6 +62,20 @@ def _plain(octets: bytes, typecode: str) -> Any:
     return np.frombuffer(octets, _PLAIN[typecode]) if octets else np.empty(0, _PLAIN[typecode])
 
 
+def structs_of(octets: bytes, count: int, struct: Any, size: int) -> Any:
+    """Structs in bytes, each `size` of them: a newer library has larger ones."""
+    if size == sizeof(struct):
+        return (struct * count).from_buffer_copy(octets)
+    return [struct.from_buffer_copy(octets, at * size) for at in range(count)]
+
+
+def _structured(octets: bytes, count: int, struct: Any, size: int) -> Any:
+    """The same as a structured array."""
+    if not count:
+        return np.empty(0, _DTYPES[struct])
+    return np.ndarray((count,), _DTYPES[struct], octets, strides=(size,))
+
+
 class Step:
     """One iteration: which requests compute how many tokens, as a ragged batch.
 
@@ -71,7 +85,15 @@ class Step:
     library's own.
     """
 
-    __slots__ = ("_scheduler", "_handle", "view", "_ended", "_arrays")
+    __slots__ = (
+        "_scheduler",
+        "_handle",
+        "view",
+        "_ended",
+        "_arrays",
+        "_block_size",
+        "_num_kv_blocks",
+    )
 
     def __init__(self, scheduler: "Scheduler", handle: Handle, view: c.StepView) -> None:
         self._scheduler = scheduler
@@ -79,6 +101,9 @@ class Step:
         self.view = view
         self._ended = False
         self._arrays: Dict[str, Any] = {}
+        group = self._group()
+        self._block_size: int = group.block_size
+        self._num_kv_blocks: int = group.num_kv_blocks
 
     @property
     def ended(self) -> bool:
@@ -99,7 +124,12 @@ class Step:
     def _copied(self, name: str, count: int, itemsize: int) -> bytes:
         with self._scheduler._lock:
             self._check(name)
-            return copied(getattr(self.view, name), count, itemsize)
+            of = self.view if hasattr(self.view, name) else self._group()
+            return copied(getattr(of, name), count, itemsize)
+
+    def _group(self) -> c.Group:
+        """What the layers have of the cache: all of them the same."""
+        return c.Group.from_address(self.view.groups)
 
     def _array(self, name: str, count: int, typecode: str) -> Any:
         self._check(name)
@@ -109,12 +139,6 @@ class Step:
             self._arrays[name] = array
         return array
 
-    def _structs(self, name: str, count: int, struct: Any) -> Any:
-        octets = self._copied(name, count, sizeof(struct))
-        if np is not None:
-            return np.frombuffer(octets, _DTYPES[struct]) if count else np.empty(0, _DTYPES[struct])
-        return (struct * count).from_buffer_copy(octets)
-
     def _end(self) -> None:
         self._ended = True
         self._arrays = {}
@@ -123,10 +147,11 @@ class Step:
     def rows(self) -> Any:
         """Rows, `[num_rows]`: a structured array whose fields are those of `Row`. Without numpy a
         list of `Row`."""
-        rows = self._structs("rows", self.view.num_rows, c.Row)
+        count, size = self.view.num_rows, self.view.row_size
+        octets = self._copied("rows", count, size)
         if np is not None:
-            return rows
-        return [Row._of(row) for row in rows]
+            return _structured(octets, count, c.Row, size)
+        return [Row._of(row) for row in structs_of(octets, count, c.Row, size)]
 
     @property
     def tokens(self) -> Any:
@@ -156,7 +181,8 @@ class Step:
     @property
     def kv_indices(self) -> Any:
         """Block tables of the rows, one after the other, `[num_kv_blocks]`."""
-        return self._array("kv_indices", self.view.num_kv_blocks, "I")
+        self._check("kv_indices")
+        return self._array("kv_indices", self._num_kv_blocks, "I")
 
     @property
     def kv_last_page_len(self) -> Any:
@@ -178,19 +204,23 @@ class Step:
         """All arrays in one buffer, header first, as kernels read it."""
         return self._array("packed", self.view.packed_size, "B")
 
-    def _records(self, name: str, count: int, struct: Any, record: Any) -> Any:
-        octets = self._copied(name, count, sizeof(struct))
-        return [record._of(of) for of in (struct * count).from_buffer_copy(octets)]
+    def _records(self, name: str, count: int, struct: Any, size: int, record: Any) -> Any:
+        octets = self._copied(name, count, size)
+        return [record._of(of) for of in structs_of(octets, count, struct, size)]
 
     @property
     def pending(self) -> List[PendingToken]:
         """Input tokens that a step in flight samples; `tokens` has `NO_TOKEN` there."""
-        return self._records("pending", self.view.num_pending, c.PendingToken, PendingToken)
+        view = self.view
+        count, size = view.num_pending, view.pending_size
+        return self._records("pending", count, c.PendingToken, size, PendingToken)
 
     @property
     def block_ops(self) -> List[BlockOp]:
         """Copies to make first, in order."""
-        return self._records("block_ops", self.view.num_block_ops, c.BlockOp, BlockOp)
+        view = self.view
+        count, size = view.num_block_ops, view.block_op_size
+        return self._records("block_ops", count, c.BlockOp, size, BlockOp)
 
     id = property(lambda self: self.view.step_id, doc="Names the step.")
     num_rows = property(lambda self: self.view.num_rows, doc="Rows; 0 where nothing runs.")
@@ -198,7 +228,7 @@ class Step:
     num_tokens = property(lambda self: self.view.num_tokens, doc="Tokens.")
     num_sampling = property(lambda self: self.view.num_sampling, doc="Rows that sample.")
     num_logits = property(lambda self: self.view.num_logits, doc="Logits that are needed.")
-    block_size = property(lambda self: self.view.block_size, doc="Tokens a block.")
+    block_size = property(lambda self: self._block_size, doc="Tokens a block.")
     max_q_len = property(lambda self: self.view.max_q_len, doc="Most tokens of a row.")
     max_kv_len = property(lambda self: self.view.max_kv_len, doc="Most keys of a row.")
     num_running = property(lambda self: self.view.num_running, doc="Requests with a slot.")
@@ -280,24 +310,25 @@ class Outputs:
         """The outputs as a structured array (with numpy): `request_id`, `first_token`,
         `num_tokens`, `finish`, `stop_token`, `result` (where it finished, an index into
         `results`)."""
-        dtype = _DTYPES[c.Output]
-        octets = self._copied("outputs", len(self), sizeof(c.Output))
-        return np.frombuffer(octets, dtype) if octets else np.empty(0, dtype)
+        size = self.view.output_size
+        octets = self._copied("outputs", len(self), size)
+        return _structured(octets, len(self), c.Output, size)
 
     @property
     def results(self) -> List[RequestResult]:
         """What the requests that finished have come to, in the order of their outputs."""
-        count = self.view.num_results
-        octets = self._copied("results", count, sizeof(c.RequestResult))
-        structs = (c.RequestResult * count).from_buffer_copy(octets)
+        count, size = self.view.num_results, self.view.result_size
+        octets = self._copied("results", count, size)
+        structs = structs_of(octets, count, c.RequestResult, size)
         return [RequestResult._of(result) for result in structs]
 
     def __iter__(self) -> Iterator[Output]:
         with self._scheduler._lock:  # all of the same commit
             tokens = self.tokens.tolist()
             results = self.results
-            octets = self._copied("outputs", len(self), sizeof(c.Output))
-        structs = (c.Output * len(self)).from_buffer_copy(octets)
+            size = self.view.output_size
+            octets = self._copied("outputs", len(self), size)
+        structs = structs_of(octets, len(self), c.Output, size)
         return iter(
             [
                 Output(
@@ -381,6 +412,7 @@ class Scheduler(Guarded):
             u64(request_id, "request_id"),
             u32(keep_tokens, "keep_tokens"),
             byref(struct),
+            sizeof(struct),
         )
         return RequestResult._of(struct)
 
@@ -465,7 +497,11 @@ class Scheduler(Guarded):
             # Where a call fails, those before it are kept for the next.
             while count.value == _EVENTS_AT_ONCE:
                 self._call(
-                    lib.inflight_scheduler_events, addressof(buffer), _EVENTS_AT_ONCE, byref(count)
+                    lib.inflight_scheduler_events,
+                    addressof(buffer),
+                    sizeof(c.Event),
+                    _EVENTS_AT_ONCE,
+                    byref(count),
                 )
                 told = [
                     Event(

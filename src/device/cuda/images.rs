@@ -38,7 +38,7 @@ pub(super) fn left_out(family: &str) -> Option<Error> {
 }
 
 fn left_out_of(dims: &[u32], family: &str) -> Option<Error> {
-    let dim: u32 = family.rsplit_once("_d")?.1.parse().ok()?;
+    let dim: u32 = family.rsplit_once("_d")?.1.split('_').next()?.parse().ok()?;
     (!dims.is_empty() && !dims.contains(&dim)).then(|| {
         let reason = format!(
             "kernels for {dim} were left out of this build, which has {dims:?}: build with \

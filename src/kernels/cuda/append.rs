@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::params::{self, inflight_append_params};
+use super::shapes;
 use super::step::StepBuffer;
 use crate::device::cuda::{Cuda, CudaStream, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
@@ -33,8 +34,7 @@ impl Append {
         if cache != new && cache != DType::Fp8E4m3 {
             return Err(Error::argument("cache", format!("{cache} is not {new} or fp8-e4m3")));
         }
-        let kind = if cache == new { "same" } else { "e4m3" };
-        let file = format!("append_{}_{kind}", new.name());
+        let file = format!("append_{}_{}", new.name(), shapes::kv_name(cache));
         let name = super::kernel_name(&file);
         let kernel = Kernels::new(cuda).prepare(&file, &name, 0)?;
         let threads = params::INFLIGHT_APPEND_THREADS;

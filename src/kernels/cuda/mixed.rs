@@ -72,11 +72,15 @@ impl Mixed {
         if fusion == Fusion::Never {
             return Ok(None);
         }
-        let Some(block) = sides.mixed() else {
-            let reason = format!("there is no such kernel for {}", sides.file("mixed"));
+        let Some((block, file)) = sides.mixed() else {
+            let config = sides.config;
+            let reason = format!(
+                "there is no kernel for rows of both kinds with head_dim {} and {} query heads per KV head",
+                config.head_dim,
+                config.group_size()
+            );
             return if always { Err(Error::argument("fusion", reason)) } else { Ok(None) };
         };
-        let file = sides.file("mixed");
         let load = |suffix: &str| {
             let name = CString::new(format!("inflight_{file}{suffix}")).expect("no zero in it");
             kernels.prepare(&file, &name, block.shared)

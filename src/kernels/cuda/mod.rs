@@ -104,6 +104,7 @@ pub use blocks::BlockMover;
 pub(crate) use loaded::Loaded;
 pub use merge::Merge;
 pub use mixed::Fusion;
+pub use shapes::HEAD_DIMS;
 pub use step::StepBuffer;
 
 use crate::params;

@@ -4,9 +4,8 @@
 
 use std::ffi::CString;
 
-use super::params;
-use super::shapes::{self, Block, DIMS};
-use crate::device::cuda::{Kernel, Kernels, Launch};
+use super::shapes::{self, Row};
+use crate::device::cuda::{CudaDeviceInfo, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionConfig, DType, StepLimits};
 use crate::plan::{Costs, Plan, PlanBounds, PlanConfig};
@@ -22,40 +21,20 @@ pub(super) struct Side {
     pub(super) bounds: PlanBounds,
 }
 
-/// The head dimension of the kernel for a configuration, whose other limits are checked too.
-fn kernel_dim(config: &AttentionConfig) -> Result<usize> {
-    let refused = |field, reason: String| Err(Error::argument(field, reason));
-    if config.q_dtype == DType::F32 {
-        return refused("q_dtype", "is f32: on GPUs it is f16 or bf16".into());
-    }
-    let group = config.group_size();
-    if group > params::INFLIGHT_PREFILL_ROWS as usize {
-        let most = params::INFLIGHT_PREFILL_ROWS;
-        return refused("num_q_heads", format!("are {group} a KV head, and {most} are the most"));
-    }
-    let fits = DIMS.into_iter().find(|&dim| dim >= config.head_dim);
-    match (config.head_dim, fits) {
-        (64 | 80 | 96 | 112 | 128 | 192 | 256, Some(dim)) => Ok(dim),
-        (dim, _) => {
-            let dims = "64, 80, 96, 112, 128, 192 or 256";
-            refused("head_dim", format!("{dim} has no kernel for GPUs: {dims} have"))
-        }
-    }
-}
-
 /// What distinguishes the kernels of a configuration.
 #[derive(Clone, Copy)]
 pub(super) struct Sides {
-    config: AttentionConfig,
-    dim: usize,
+    pub(super) config: AttentionConfig,
+    decode: &'static Row,
+    prefill: &'static Row,
+    mixed: Option<&'static Row>,
     /// Queries of a row that decode takes at most; 0 where it takes none.
     pub(super) few: u32,
 }
 
 /// One kernel's tiles.
 struct Shape {
-    family: &'static str,
-    block: Block,
+    row: &'static Row,
     /// Queries of a tile.
     q_tile: u32,
     /// Queries of rows that are split in batch-invariant mode, at most.
@@ -66,22 +45,32 @@ struct Shape {
 impl Sides {
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `config` that no kernel has.
-    pub(super) fn new(config: &AttentionConfig) -> Result<Self> {
-        let few = params::INFLIGHT_DECODE_ROWS / config.group_size() as u32;
-        Ok(Self { config: *config, dim: kernel_dim(config)?, few })
+    pub(super) fn new(config: &AttentionConfig, device: &CudaDeviceInfo) -> Result<Self> {
+        if config.q_dtype == DType::F32 {
+            return Err(Error::argument("q_dtype", "is f32: on GPUs it is f16 or bf16"));
+        }
+        let no_kernel = || {
+            let (dim, dims) = (config.head_dim, shapes::head_dims_in_words());
+            Error::argument("head_dim", format!("{dim} has no kernel for GPUs: {dims} have"))
+        };
+        let dim = shapes::kernel_dim(config.head_dim);
+        let row = |family| Row::find(family, config.kv_dtype, dim?, device);
+        let (decode, prefill) = (row("decode"), row("prefill"));
+        let (decode, prefill) = decode.zip(prefill).ok_or_else(no_kernel)?;
+        let (group, most) = (config.group_size() as u32, prefill.rows);
+        if group > most {
+            let reason = format!("are {group} a KV head, and {most} are the most");
+            return Err(Error::argument("num_q_heads", reason));
+        }
+        let few = decode.rows / group;
+        // A kernel for rows of both kinds, where there are any of decode's.
+        let mixed = row("mixed").filter(|_| few > 0);
+        Ok(Self { config: *config, decode, prefill, mixed, few })
     }
 
-    /// The file of a family's kernel.
-    pub(super) fn file(&self, family: &str) -> String {
-        let q = self.config.q_dtype.name();
-        let kv = if self.config.kv_dtype == DType::Fp8E4m3 { "e4m3" } else { "same" };
-        format!("{family}_{q}_{kv}_d{}", self.dim)
-    }
-
-    /// A block that can be of either kind, where there is a kernel with such blocks, and rows of
-    /// both kinds.
-    pub(super) fn mixed(&self) -> Option<Block> {
-        shapes::mixed(self.dim, self.config.kv_dtype).filter(|_| self.few > 0)
+    /// The block that can be of either kind, and the file of its kernel.
+    pub(super) fn mixed(&self) -> Option<(&'static Row, String)> {
+        self.mixed.map(|row| (row, row.file(self.config.q_dtype)))
     }
 
     /// Rows with few queries.
@@ -92,8 +81,7 @@ impl Sides {
         let config = &self.config;
         let key = (2 * config.head_dim * config.kv_dtype.size()) as u32;
         let shape = Shape {
-            family: "decode",
-            block: shapes::decode(self.dim, config.kv_dtype),
+            row: self.decode,
             q_tile: self.few.max(1),
             split_q: self.few,
             // Bytes that a multiprocessor reads in the microsecond that a part takes to start and
@@ -111,11 +99,10 @@ impl Sides {
         let config = &self.config;
         let group = config.group_size();
         let key = (config.head_dim * config.kv_dtype.size()) as u32;
-        let products = config.head_dim as u32 * params::INFLIGHT_PREFILL_ROWS / 32;
+        let products = config.head_dim as u32 * self.prefill.rows / 32;
         let shape = Shape {
-            family: "prefill",
-            block: shapes::prefill(self.dim, config.kv_dtype),
-            q_tile: (params::INFLIGHT_PREFILL_ROWS / group as u32).max(1),
+            row: self.prefill,
+            q_tile: (self.prefill.rows / group as u32).max(1),
             // Single queries are here where decode has none.
             split_q: u32::from(self.few == 0),
             // In the same unit, by a multiprocessor's rate of products: d * 4 operations a query
@@ -126,10 +113,10 @@ impl Sides {
     }
 
     fn side(&self, kernels: &Kernels, limits: &StepLimits, shape: &Shape) -> Result<Side> {
-        let Shape { family, block: Block { threads, shared, keys }, q_tile, split_q, costs } =
-            *shape;
+        let Shape { row, q_tile, split_q, costs } = *shape;
+        let Row { threads, shared, keys, .. } = *row;
         let config = &self.config;
-        let file = self.file(family);
+        let file = row.file(config.q_dtype);
         let load = |suffix: &str| {
             let name = CString::new(format!("inflight_{file}{suffix}")).expect("no zero in it");
             kernels.prepare(&file, &name, shared)

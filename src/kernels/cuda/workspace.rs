@@ -47,7 +47,7 @@ impl Loaded {
     ) -> Result<Self> {
         config.check()?;
         limits.check()?;
-        let sides = Sides::new(config)?;
+        let sides = Sides::new(config, cuda.info())?;
         let kernels = Kernels::new(cuda);
         let decode = sides.decode(&kernels, limits)?;
         let prefill = sides.prefill(&kernels, limits)?;

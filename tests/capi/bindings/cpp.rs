@@ -22,33 +22,6 @@ const MIRRORS: &[Mirror] = &[
         by: &["given.{}"],
         without: &[],
     },
-    Mirror {
-        of: "tensor",
-        file: HEADER,
-        block: "inline result<tensor> try_make_tensor(",
-        by: &["made.{}"],
-        without: &[
-            ("token_stride", "inflight_tensor_set_strides"),
-            ("head_stride", "inflight_tensor_set_strides"),
-        ],
-    },
-    Mirror {
-        of: "kv_cache",
-        file: HEADER,
-        block: "inline result<kv_cache> try_make_kv_cache(",
-        by: &["made.{}"],
-        without: &[
-            ("k_scales", "the caller sets scales"),
-            ("v_scales", "the caller sets scales"),
-            ("num_scales", "the caller sets scales"),
-            ("k_block_stride", "inflight_kv_cache_set_strides"),
-            ("k_token_stride", "inflight_kv_cache_set_strides"),
-            ("k_head_stride", "inflight_kv_cache_set_strides"),
-            ("v_block_stride", "inflight_kv_cache_set_strides"),
-            ("v_token_stride", "inflight_kv_cache_set_strides"),
-            ("v_head_stride", "inflight_kv_cache_set_strides"),
-        ],
-    },
 ];
 
 #[test]

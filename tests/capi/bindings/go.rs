@@ -11,6 +11,13 @@ const MIRRORS: &[Mirror] = &[
     of("build_info", INFLIGHT, "func Build(", &["info.{}"], &[]),
     of("error", STATUS, "func failure(", &["detail.{}"], &[("code", "the call has returned it")]),
     of("step_view", STEP, "", &["s.view.{}"], &[]),
+    of(
+        "group",
+        STEP,
+        "",
+        &["group.{}", "s.group().{}"],
+        &[("block_size", "`Schedule` keeps it, for steps that are over")],
+    ),
     of("samples", BORDER, "static inline inflight_status border_commit(", &["samples.{}"], &[]),
     of("outputs_view", STEP, "", &["o.view.{}"], &[]),
 ];
@@ -37,6 +44,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("cpu_config", KERNELS),
     ("device_info", KERNELS),
     ("tensor", KERNELS),
+    ("kv_array", KERNELS),
     ("kv_cache", KERNELS),
     ("batch", KERNELS),
     ("mask", KERNELS),

@@ -14,6 +14,9 @@ const PROPERTY: &[&str] = &["    def {}(self)", "    {} = property("];
 const STRUCT: &[&str] = &["struct.{}", "\"{}\""];
 const ARGS: &[&str] = &["args.{}"];
 const LENGTH: &str = "the length of its array";
+const STRIDE: &str = "the distance between structs in bytes";
+const ONE_A_HEAD: &str = "kernels know one f32 per head, or one for all";
+const PACKED: &str = "`from_step` has it of C";
 const RETURNED: &str = "the call has returned it";
 
 const MIRRORS: &[Mirror] = &[
@@ -26,13 +29,18 @@ const MIRRORS: &[Mirror] = &[
         PROPERTY,
         &[
             ("step_id", "`id`"),
+            ("groups", "`_group`, of which arrays and `block_size` are"),
+            ("num_groups", "one, so far"),
+            ("row_size", STRIDE),
+            ("pending_size", STRIDE),
+            ("block_op_size", STRIDE),
             ("packed_size", LENGTH),
-            ("num_kv_blocks", LENGTH),
             ("num_pending", LENGTH),
             ("num_block_ops", LENGTH),
             ("num_preempted", LENGTH),
         ],
     ),
+    of("group", SCHEDULER, "class Step:", &["group.{}", "    def {}(self)"], &[]),
     of("samples", SCHEDULER, "    def _commit(", &["samples.{}"], &[]),
     of(
         "output",
@@ -53,6 +61,8 @@ const MIRRORS: &[Mirror] = &[
             ("num_tokens", LENGTH),
             ("num_released", LENGTH),
             ("num_results", LENGTH),
+            ("output_size", STRIDE),
+            ("result_size", STRIDE),
         ],
     ),
     of("event", SCHEDULER, "class Event(", FIELD, &[]),
@@ -71,21 +81,27 @@ const MIRRORS: &[Mirror] = &[
         ],
     ),
     of("tensor", ARRAYS, "def _struct_of_numpy(", STRUCT, &[]),
+    of("kv_cache", ARRAYS, "", &["\"{}\": ", "(\"{}\", {}_scales)"], &[]),
     of(
-        "kv_cache",
+        "kv_array",
         ARRAYS,
         "",
-        &["\"{}\": ", "({}, \"{}\")", "(\"{}\", {})"],
+        &["\"{}\": ", "side.{}"],
         &[
-            ("k_block_stride", "`{name}_block_stride`"),
-            ("v_block_stride", "`{name}_block_stride`"),
-            ("k_token_stride", "`{name}_token_stride`"),
-            ("v_token_stride", "`{name}_token_stride`"),
-            ("k_head_stride", "`{name}_head_stride`"),
-            ("v_head_stride", "`{name}_head_stride`"),
+            ("scale_block_stride", ONE_A_HEAD),
+            ("scale_token_stride", ONE_A_HEAD),
+            ("scale_dtype", ONE_A_HEAD),
+            ("scale_elements", ONE_A_HEAD),
         ],
     ),
-    of("batch", ATTENTION, "class Batch:", &["\"{}\": "], &[]),
+    of(
+        "batch",
+        ATTENTION,
+        "class Batch:",
+        &["\"{}\": ", "struct.{}"],
+        &[("packed", PACKED), ("packed_size", PACKED)],
+    ),
+    of("group", ATTENTION, "class Batch:", &["\"{}\": "], &[]),
     of("mask", ATTENTION, "    def plan(", STRUCT, &[]),
     of(
         "attention_config",

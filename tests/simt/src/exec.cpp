@@ -126,6 +126,7 @@ static void one(uint32_t id, uint64_t at, int bytes, uint32_t kind, uint32_t pc)
         const uint64_t in = at - reinterpret_cast<uint64_t>(S->grid->params[0]);
         const uint64_t all = ptx_kernel_param_bytes(S->grid->code);
         if (!write && in < all && static_cast<uint64_t>(bytes) <= all - in) return;
+        if (reaches_pageable_memory()) return;
         outside(at, bytes, write, who, pc);
         fail("", 0, "illegal address");
     }

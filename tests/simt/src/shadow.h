@@ -117,6 +117,9 @@ __attribute__((cold)) void tell(Kind kind, const char* what, const Access& a, ui
                                 uint32_t other_block = 0, uint32_t other_pc = 0);
 __attribute__((cold)) void tell_overlap(const char* what, const Access& a, uint32_t other_pc);
 // Reports an address where nothing is.
+// Whether the device is one that reaches all of the host's memory, as a Grace Hopper does: what no
+// allocation has is then not looked at.
+bool reaches_pageable_memory();
 __attribute__((cold)) void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc);
 [[noreturn]] __attribute__((cold)) void outside_shared(size_t off, int id, uint32_t pc);
 

@@ -1,3 +1,0 @@
-#include "../decode/decode.cuh"
-
-INFLIGHT_DECODE_KERNELS(inflight_decode_bf16_same_d256, arch::bf16, arch::bf16, 256)

@@ -1,3 +1,0 @@
-#include "../mixed/mixed.cuh"
-
-INFLIGHT_MIXED(f16_e4m3_d96, arch::f16, arch::e4m3, 96)

@@ -1,3 +1,0 @@
-#include "../mixed/mixed.cuh"
-
-INFLIGHT_MIXED(f16_same_d96, arch::f16, arch::f16, 96)

@@ -1,3 +1,0 @@
-#include "../prefill/prefill.cuh"
-
-INFLIGHT_PREFILL(bf16_e4m3_d64, arch::bf16, arch::e4m3, 64)

@@ -1,3 +1,0 @@
-#include "../prefill/prefill.cuh"
-
-INFLIGHT_PREFILL(bf16_same_d256, arch::bf16, arch::bf16, 256)

@@ -1,3 +1,0 @@
-#include "../prefill/prefill.cuh"
-
-INFLIGHT_PREFILL(f16_e4m3_d64, arch::f16, arch::e4m3, 64)

@@ -1,3 +1,0 @@
-#include "../prefill/prefill.cuh"
-
-INFLIGHT_PREFILL(f16_same_d256, arch::f16, arch::f16, 256)

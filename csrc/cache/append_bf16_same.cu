@@ -1,6 +1,0 @@
-#include "append.cuh"
-
-using namespace inflight;
-
-ARCH_KERNEL(inflight_append_bf16_same, append_threads, 8, inflight_append_params,
-            append<arch::bf16, arch::bf16>)

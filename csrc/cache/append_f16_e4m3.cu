@@ -1,6 +1,0 @@
-#include "append.cuh"
-
-using namespace inflight;
-
-ARCH_KERNEL(inflight_append_f16_e4m3, append_threads, 7, inflight_append_params,
-            append<arch::f16, arch::e4m3>)
