@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::device::{backend, inflight_device};
 use super::guard::{
-    Exclusive, Result, Versioned, call, count, create, flag, free, output, read, versioned,
+    Exclusive, Handle, Result, Versioned, call, count, create, flag, free, output, read, versioned,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
@@ -157,6 +157,8 @@ pub struct inflight_attention {
     /// Step buffers know it as well.
     pub(super) state: Arc<Exclusive<Attention>>,
 }
+
+impl Handle for inflight_attention {}
 
 /// Attention on a device, for steps within `limits`.
 ///

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use super::device::{backend, inflight_device, stream_of};
 use super::elements::elements;
-use super::guard::{Exclusive, Result, at_most, at_most_max, call, create, free, shared};
+use super::guard::{Exclusive, Handle, Result, at_most, at_most_max, call, create, free, shared};
 use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -18,6 +18,8 @@ use crate::kernels::{Backend, BlockMover};
 pub struct inflight_block_mover {
     state: Exclusive<Mover>,
 }
+
+impl Handle for inflight_block_mover {}
 
 #[derive(Debug)]
 struct Mover {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::elements::Room;
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, at_most_max, call, create, flag, free, output, read,
-    shared, versioned, write,
+    Entered, Exclusive, Handle, Result, Versioned, at_most_max, call, create, flag, free, output,
+    read, shared, versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -52,6 +52,8 @@ versioned! {
 pub struct inflight_cache {
     state: Exclusive<State>,
 }
+
+impl Handle for inflight_cache {}
 
 /// What is known of a sequence beside its blocks.
 pub(super) struct Sequence {

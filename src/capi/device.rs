@@ -3,8 +3,8 @@
 use std::ffi::{c_char, c_void};
 
 use super::guard::{
-    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, versioned,
-    write,
+    Handle, Result, Versioned, array, at_most, call, create, free, output, read, shared, text,
+    versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::cpu::{Cpu, CpuConfig, Isa};
@@ -71,6 +71,8 @@ versioned! {
 pub struct inflight_device {
     backend: Backend,
 }
+
+impl Handle for inflight_device {}
 
 /// The backend of a device.
 ///

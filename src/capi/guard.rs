@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{ptr, slice};
 
-pub(super) use super::handle::{Entered, Exclusive, Watch, create, free, shared};
+pub(super) use super::handle::{Entered, Exclusive, Handle, Watch, create, free, shared};
 use super::library::{INFLIGHT_MAX_COUNT, log_panic};
 use super::status::{Failure, inflight_error, inflight_status};
 pub(super) use super::versioned::{Versioned, check, init, read, versioned, write};

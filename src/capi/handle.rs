@@ -12,27 +12,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::attention::inflight_attention;
-use super::blocks::inflight_block_mover;
-use super::cache::inflight_cache;
-use super::device::inflight_device;
 use super::guard::{Result, check_pointer, give, infallible, inject_panic};
-use super::scheduler::inflight_scheduler;
 use super::status::{Failure, inflight_error, inflight_status};
-use super::steps::inflight_step_buffer;
-use super::submitter::inflight_submitter;
 use crate::device::fork::Generation;
 
 /// A type that callers have opaque pointers to: what they point to is a [`Made`] of it.
 pub(super) trait Handle {}
-
-impl Handle for inflight_attention {}
-impl Handle for inflight_block_mover {}
-impl Handle for inflight_cache {}
-impl Handle for inflight_device {}
-impl Handle for inflight_scheduler {}
-impl Handle for inflight_step_buffer {}
-impl Handle for inflight_submitter {}
 
 /// An object, and the process that made it.
 struct Made<T> {

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use super::elements::Room;
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array, at_most, at_most_max, call, check, create, flag,
-    free, output, read, shared, versioned, write,
+    Entered, Exclusive, Handle, Result, Versioned, array, at_most, at_most_max, call, check,
+    create, flag, free, output, read, shared, versioned, write,
 };
 use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -174,6 +174,8 @@ impl inflight_scheduler_config {
 pub struct inflight_scheduler {
     pub(super) state: Exclusive<State>,
 }
+
+impl Handle for inflight_scheduler {}
 
 /// A step in flight, and what its view points to.
 #[derive(Debug, Default)]

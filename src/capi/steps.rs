@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attention::{inflight_attention, inflight_step_limits, limits_of};
 use super::batch::{inflight_batch, source_of};
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Entered, Exclusive, Result, array, call, create, free, shared};
+use super::guard::{Entered, Exclusive, Handle, Result, array, call, create, free, shared};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::error::Error;
 use crate::kernels::{Attention, Backend, StepBuffer};
@@ -26,6 +26,8 @@ pub const INFLIGHT_MAX_ATTENTIONS: usize = 4;
 pub struct inflight_step_buffer {
     pub(super) state: Exclusive<StepState>,
 }
+
+impl Handle for inflight_step_buffer {}
 
 #[derive(Debug)]
 pub(super) struct StepState {

@@ -1,6 +1,6 @@
 //! Submitting and cancelling from any thread.
 
-use super::guard::{Result, Watch, call, create, free, shared};
+use super::guard::{Handle, Result, Watch, call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -17,6 +17,8 @@ pub struct inflight_submitter {
     submitter: Submitter,
     scheduler: Watch,
 }
+
+impl Handle for inflight_submitter {}
 
 impl inflight_submitter {
     /// What hands over, while anybody will receive it.

@@ -129,11 +129,8 @@ impl Attention {
             #[cfg(feature = "cuda-driver")]
             Device::Cuda(cuda) => {
                 let fusion = cuda::Fusion::default();
-                let made = match workspace {
-                    None => cuda::Attention::with_fusion(cuda, config, limits, fusion),
-                    Some(at) => cuda::Attention::with_workspace(cuda, config, limits, fusion, at),
-                };
-                Ok(Self::Cuda(Box::new(made?)))
+                let made = cuda::Attention::with(cuda, config, limits, fusion, workspace)?;
+                Ok(Self::Cuda(Box::new(made)))
             }
         }
     }

@@ -70,7 +70,7 @@ fn outputs(
 ) -> Result<Vec<Vec<u8>>> {
     let (stream, config) = (&gpu.stream, case.spec.config);
     let memory = OnDevice::new(gpu, case);
-    let mut attention = Attention::with_fusion(cuda, config, gpu::limits(case), fusion)?;
+    let mut attention = Attention::with(cuda, config, gpu::limits(case), fusion, None)?;
     let mut step = StepBuffer::new(cuda, *attention.limits(), &[&attention])?;
     let append = Append::new(cuda, config.q_dtype, config.kv_dtype)?;
     let merge = Merge::new(cuda, config.q_dtype)?;

@@ -180,7 +180,7 @@ pub(crate) fn attention(gpu: &Gpu, case: &Case, fusion: Fusion) -> Attention {
     let config = case.spec.config;
     let has_kernel = config.head_dim <= 128 && config.num_q_heads / config.num_kv_heads <= 16;
     let fusion = if has_kernel { fusion } else { Fusion::Never };
-    Attention::with_fusion(&gpu.cuda, config, limits(case), fusion)
+    Attention::with(&gpu.cuda, config, limits(case), fusion, None)
         .unwrap_or_else(|error| panic!("{error}: {:?}", case.spec))
 }
 

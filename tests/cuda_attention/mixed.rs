@@ -109,7 +109,7 @@ fn one_launch_where_neither_side_is_small() {
     let fused = |fusion, rows: &[(usize, usize)]| {
         let case = Case::new(&Spec { shared: true, ..Spec::new(1, config(64, TYPES[3]), rows) });
         let mut attention =
-            Attention::with_fusion(&gpu.cuda, case.spec.config, limits, fusion).unwrap();
+            Attention::with(&gpu.cuda, case.spec.config, limits, fusion, None).unwrap();
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
         (attention.is_fused(), shares(&attention))
     };
@@ -180,7 +180,7 @@ fn replay(gpu: &Gpu, config: AttentionConfig, fusion: Fusion, captured: usize) {
         max_kv_len: 2000,
         max_mask_bytes: 0,
     };
-    let mut attention = Attention::with_fusion(&gpu.cuda, config, limits, fusion).unwrap();
+    let mut attention = Attention::with(&gpu.cuda, config, limits, fusion, None).unwrap();
     let mut step = StepBuffer::new(&gpu.cuda, limits, &[&attention]).unwrap();
     let rows = [(64, 2000), (1, 2000), (1, 2000), (1, 2000)];
     let largest = Case::new(&Spec::new(captured as u64, config, &rows));

@@ -35,7 +35,7 @@ fn configurations_without_a_kernel() {
     assert!(new(&gpu, config(128, 64, DType::Bf16)).is_ok());
     let case = Case::new(&Spec::new(1, config(2, 64, DType::F16), &[(1, 9)]));
     let always =
-        |config| Attention::with_fusion(&gpu.cuda, config, gpu::limits(&case), Fusion::Always);
+        |config| Attention::with(&gpu.cuda, config, gpu::limits(&case), Fusion::Always, None);
     // Blocks of 128 and of 256 threads; and rows that are all of one kind.
     assert_eq!(field(always(config(2, 192, DType::F16))), "fusion");
     assert_eq!(field(always(config(17, 64, DType::F16))), "fusion");

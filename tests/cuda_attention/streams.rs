@@ -217,7 +217,7 @@ fn layers_share_states_and_counters() {
         let case = Case::new(&Spec::new(5, config, &[(1, 900), (2, 700), (40, 400), (1, 3)]));
         let limits = gpu::limits(&case);
         let mut attention =
-            Attention::with_fusion(&gpu.cuda, config, limits, Fusion::Never).unwrap();
+            Attention::with(&gpu.cuda, config, limits, Fusion::Never, None).unwrap();
         let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[&attention]).unwrap();
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
         let of_each = attention.parts().map(|plan| plan.merges().len());

@@ -26,9 +26,9 @@ fn attentions_on_one_stream_share_one() {
         let memory = CudaBuffer::new(&gpu.cuda, most).unwrap();
         // SAFETY: it lives until all work is done, and one stream orders the runs.
         let workspace = unsafe { Workspace::new(memory.address(), most) };
-        let make = |config, shared: bool| match shared {
-            false => Attention::with_fusion(&gpu.cuda, config, limits, fusion),
-            true => Attention::with_workspace(&gpu.cuda, config, limits, fusion, workspace),
+        let make = |config, shared: bool| {
+            let workspace = shared.then_some(workspace);
+            Attention::with(&gpu.cuda, config, limits, fusion, workspace)
         };
         let answers = [false, true].map(|shared| {
             let mut all = configs.map(|config| make(config, shared).unwrap());
@@ -71,7 +71,7 @@ fn what_is_no_workspace_is_refused() {
     let make = |address, bytes| {
         // SAFETY: no run uses it.
         let workspace = unsafe { Workspace::new(address, bytes) };
-        Attention::with_workspace(&gpu.cuda, config, limits, fusion, workspace)
+        Attention::with(&gpu.cuda, config, limits, fusion, Some(workspace))
     };
     assert!(make(memory.address(), needed).is_ok());
     for (address, bytes, name) in [

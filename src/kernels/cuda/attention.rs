@@ -52,64 +52,26 @@ impl Attention {
     /// [`Error::InvalidArgument`] naming the field of `config` or `limits`;
     /// [`Error::NoKernelImage`]; [`Error::OutOfDeviceMemory`]; what the driver refuses.
     pub fn new(cuda: &Arc<Cuda>, config: AttentionConfig, limits: StepLimits) -> Result<Self> {
-        Self::with_fusion(cuda, config, limits, Fusion::Auto)
+        Self::with(cuda, config, limits, Fusion::Auto, None)
     }
 
-    /// The same with one launch or two for rows of both kinds, as `fusion` says.
+    /// The same with one launch or two for rows of both kinds, as `fusion` says, and in memory of the
+    /// caller's where a `workspace` is given, which others may share.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`Error::InvalidArgument`] naming `fusion` where it is
-    /// [`Fusion::Always`] and there is no kernel for rows of both kinds.
-    pub fn with_fusion(
+    /// [`Fusion::Always`] and there is no kernel for rows of both kinds, `workspace.bytes` where it is
+    /// smaller than [`workspace_bytes`](Self::workspace_bytes), or `workspace` where it is not at a
+    /// multiple of 16, or not memory that the device can reach.
+    pub fn with(
         cuda: &Arc<Cuda>,
         config: AttentionConfig,
         limits: StepLimits,
         fusion: Fusion,
+        workspace: Option<Workspace>,
     ) -> Result<Self> {
         let loaded = Loaded::new(cuda, &config, &limits, fusion)?;
-        Self::made(cuda, config, limits, loaded, None)
-    }
-
-    /// The same in memory of the caller's, which others may share: see [`Workspace`].
-    ///
-    /// # Errors
-    /// As [`with_fusion`](Self::with_fusion), and [`Error::InvalidArgument`] naming
-    /// `workspace.bytes` where it is smaller than [`workspace_bytes`](Self::workspace_bytes), or
-    /// `workspace` where it is not at a multiple of 16, or not memory that the device can reach.
-    pub fn with_workspace(
-        cuda: &Arc<Cuda>,
-        config: AttentionConfig,
-        limits: StepLimits,
-        fusion: Fusion,
-        workspace: Workspace,
-    ) -> Result<Self> {
-        let loaded = Loaded::new(cuda, &config, &limits, fusion)?;
-        Self::made(cuda, config, limits, loaded, Some(workspace))
-    }
-
-    /// Bytes of the [`Workspace`] that [`with_workspace`](Self::with_workspace) asks for, and that
-    /// [`with_fusion`](Self::with_fusion) allocates. Loads the kernels, on whose occupancy it depends;
-    /// they stay loaded.
-    ///
-    /// # Errors
-    /// As [`with_fusion`](Self::with_fusion).
-    pub fn workspace_bytes(
-        cuda: &Arc<Cuda>,
-        config: &AttentionConfig,
-        limits: &StepLimits,
-        fusion: Fusion,
-    ) -> Result<usize> {
-        Ok(Loaded::new(cuda, config, limits, fusion)?.states.bytes())
-    }
-
-    fn made(
-        cuda: &Arc<Cuda>,
-        config: AttentionConfig,
-        limits: StepLimits,
-        loaded: Loaded,
-        given: Option<Workspace>,
-    ) -> Result<Self> {
-        let scratch = Scratch::new(cuda, &loaded, given)?;
+        let scratch = Scratch::new(cuda, &loaded, workspace)?;
         let Loaded { decode, prefill, mixed, few, .. } = loaded;
         Ok(Self {
             config,
@@ -122,6 +84,20 @@ impl Attention {
             planned: Planned::default(),
             fused: false,
         })
+    }
+
+    /// Bytes of the [`Workspace`] that [`with`](Self::with) asks for, and that it allocates where none is
+    /// given. Loads the kernels, on whose occupancy it depends; they stay loaded.
+    ///
+    /// # Errors
+    /// As [`with`](Self::with).
+    pub fn workspace_bytes(
+        cuda: &Arc<Cuda>,
+        config: &AttentionConfig,
+        limits: &StepLimits,
+        fusion: Fusion,
+    ) -> Result<usize> {
+        Ok(Loaded::new(cuda, config, limits, fusion)?.states.bytes())
     }
 
     /// Its configuration.

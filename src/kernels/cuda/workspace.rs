@@ -38,7 +38,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// # Errors
-    /// As [`Attention::with_fusion`](super::Attention::with_fusion).
+    /// As [`Attention::with`](super::Attention::with).
     pub(super) fn new(
         cuda: &Arc<Cuda>,
         config: &AttentionConfig,
@@ -108,7 +108,7 @@ impl Scratch {
     /// States in `given`, or memory of its own.
     ///
     /// # Errors
-    /// As [`Attention::with_workspace`](super::Attention::with_workspace).
+    /// As [`Attention::with`](super::Attention::with).
     pub(super) fn new(cuda: &Arc<Cuda>, loaded: &Loaded, given: Option<Workspace>) -> Result<Self> {
         let Loaded { decode, prefill, states, .. } = loaded;
         let (workspace, owned) = match given {

@@ -9,7 +9,7 @@ mod ops;
 mod refused;
 mod workspace;
 
-use std::cell::UnsafeCell;
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::super::device::*;
 use super::super::guard::Versioned;
 use super::done;
-use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, PinnedBuffer};
+use crate::device::cuda::{Cuda, CudaStream};
+use crate::device::memory::Buffer;
+use crate::device::{Device, DeviceBuffer};
 
 /// A device, its memory, and the stream that calls are given.
 struct On {
@@ -69,54 +71,40 @@ impl On {
 
     /// Memory of the device with these bytes.
     fn memory(&self, bytes: &[u8]) -> Memory {
-        let memory = match &self.gpu {
-            Some(gpu) => Memory::Gpu(CudaBuffer::new(&gpu.cuda, bytes.len()).expect("memory")),
-            None => Memory::host(bytes.len()),
-        };
-        self.write(&memory, bytes);
-        memory
+        self.made(bytes, Device::allocate)
     }
 
     /// Memory of the host with these bytes, which kernels of the device can use.
     fn host_memory(&self, bytes: &[u8]) -> Memory {
-        let Some(gpu) = &self.gpu else { return self.memory(bytes) };
-        let mut pinned = PinnedBuffer::new(&gpu.cuda, bytes.len()).expect("memory");
-        pinned.copy_from_slice(bytes);
-        Memory::Pinned(pinned)
+        self.made(bytes, Device::allocate_host)
+    }
+
+    fn made(
+        &self,
+        bytes: &[u8],
+        allocate: fn(&Device, usize) -> crate::Result<DeviceBuffer>,
+    ) -> Memory {
+        let buffer = match &self.gpu {
+            Some(gpu) => allocate(&Device::from(&gpu.cuda), bytes.len()),
+            None => Buffer::zeroed(bytes.len()).map(DeviceBuffer::Host),
+        };
+        let memory = Memory(RefCell::new(buffer.expect("memory")), bytes.len());
+        self.write(&memory, bytes);
+        memory
     }
 
     /// Writes there, behind what is queued.
     fn write(&self, to: &Memory, bytes: &[u8]) {
-        match to {
-            Memory::Gpu(buffer) => self.gpu().stream.write(buffer, 0, bytes).expect("written"),
-            Memory::Pinned(_) => unreachable!("it is written when it is made"),
-            Memory::Host(words, len) => {
-                assert!(bytes.len() <= *len);
-                let start = UnsafeCell::raw_get(words.as_ptr()).cast();
-                // SAFETY: it has so many bytes, and nobody has a reference to them.
-                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
-            }
-        }
+        let stream = self.gpu.as_ref().map(|gpu| &gpu.stream);
+        to.0.borrow_mut().write(stream, bytes).expect("written");
     }
 
     /// What is there, when all that was queued is done.
     fn read(&self, from: &Memory) -> Vec<u8> {
-        match from {
-            Memory::Gpu(buffer) => {
-                let mut bytes = vec![0; buffer.len()];
-                self.gpu().stream.read(&mut bytes, buffer, 0).expect("read");
-                bytes
-            }
-            Memory::Pinned(pinned) => {
-                self.gpu().stream.synchronize().expect("done");
-                pinned.to_vec()
-            }
-            Memory::Host(words, len) => {
-                let start = UnsafeCell::raw_get(words.as_ptr()).cast::<u8>();
-                // SAFETY: it has so many bytes, all written, and calls are done when they return.
-                unsafe { std::slice::from_raw_parts(start, *len) }.to_vec()
-            }
-        }
+        let mut bytes = vec![0; from.1];
+        let stream = self.gpu.as_ref().map(|gpu| &gpu.stream);
+        from.0.borrow().read(stream, &mut bytes).expect("read");
+        bytes
     }
 
     /// Kernels run so far, all that were queued among them; 0 on a real GPU, which does not say.
@@ -133,27 +121,13 @@ impl Drop for On {
     }
 }
 
-/// Memory that a device can use, at a multiple of 16 bytes.
-enum Memory {
-    Host(Box<[UnsafeCell<u128>]>, usize),
-    Gpu(CudaBuffer),
-    Pinned(PinnedBuffer),
-}
+/// Memory that a device can use, and its bytes.
+struct Memory(RefCell<DeviceBuffer>, usize);
 
 impl Memory {
-    fn host(len: usize) -> Self {
-        Self::Host((0..len.div_ceil(16)).map(|_| UnsafeCell::new(0)).collect(), len)
-    }
-
     /// Its address for the device.
     fn ptr(&self) -> *mut c_void {
-        match self {
-            Self::Host(words, _) => UnsafeCell::raw_get(words.as_ptr()).cast(),
-            Self::Gpu(buffer) => ptr::without_provenance_mut(buffer.address() as usize),
-            Self::Pinned(pinned) => {
-                let address = pinned.device_address().expect("it is mapped");
-                ptr::without_provenance_mut(address as usize)
-            }
-        }
+        let address = self.0.borrow().address().expect("it is mapped");
+        ptr::with_exposed_provenance_mut(address as usize)
     }
 }
