@@ -17,7 +17,7 @@ pub use weights::{Weight, Weights};
 use anyhow::{Result, bail};
 use candle_core::{D, DType as Numbers, Tensor};
 use candle_nn::ops::rms_norm;
-use inflight::kernels::{Backend, DType};
+use inflight::kernels::Backend;
 
 use crate::matmul::Threads;
 use crate::runner::paged::Paged;
