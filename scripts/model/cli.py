@@ -45,18 +45,22 @@ def gpus(options, all_chips) -> list[chips.Chip]:
 
 
 def table(options, all_chips) -> int:
+    if not any(options.only in name for name in report.SHOWN):
+        raise ValueError(f"--only {options.only} is part of none of {', '.join(report.SHOWN)}")
     for chip in gpus(options, all_chips):
         print(report.kernel_table(chip, options.only))
     return 0
 
 
 def predict(options, all_chips) -> int:
+    chosen = [shape for shape in shapes.every() if options.only in shape.name]
+    if not chosen:
+        raise ValueError(f"--only {options.only} is part of no case's name: they are like {next(iter(shapes.every())).name}")
     for chip in gpus(options, all_chips):
-        for shape in shapes.every():
-            if options.only in shape.name:
-                p = launch.predict(shape, chip)
-                print(f"{chip.name:9} {shape.name:66} {p.us:10.1f} us {p.gbs:6.0f} GB/s {p.tflops:5.0f} TFLOP/s "
-                      f"{p.share:4.0%} {p.bound}")
+        for shape in chosen:
+            p = launch.predict(shape, chip)
+            print(f"{chip.name:9} {shape.name:66} {p.us:10.1f} us {p.gbs:6.0f} GB/s {p.tflops:5.0f} TFLOP/s "
+                  f"{p.share:4.0%} {p.bound}")
     return 0
 
 

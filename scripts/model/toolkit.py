@@ -19,7 +19,9 @@ FLAGS = ["-std=c++17", "-O3", "-lineinfo"]
 def nvcc() -> Path:
     """That of NVCC, else scripts/cuda-toolkit's, which is the pinned one."""
     if given := os.environ.get("NVCC"):
-        return Path(given)
+        if not (found := shutil.which(given)):
+            raise ValueError(f"NVCC is {given}, which is no program")
+        return Path(found)
     made = subprocess.run([ROOT / "scripts/cuda-toolkit"], check=True, capture_output=True, text=True)
     return Path(made.stdout.strip())
 
