@@ -54,6 +54,10 @@ impl Library {
             ));
         };
         self.reading.replace(path.clone());
+        if let Some(source) = newer_source(&path) {
+            let (file, source) = (path.display(), source.display());
+            return Err(format!("{file} is older than {source}: scripts/kernel-ptx makes it anew"));
+        }
         let mut program = load(&path, name)?;
         let first_pc = self
             .loaded
@@ -121,9 +125,46 @@ impl Library {
     }
 }
 
+/// One of the repository's sources that was written after the PTX that scripts/kernel-ptx made of it. What it
+/// is made of stands next to it, as compilers list it for make; without such a list nothing is known.
+fn newer_source(ptx: &Path) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
+    let written = |path: &Path| std::fs::metadata(path).and_then(|of| of.modified()).ok();
+    let (made, list) = (written(ptx)?, std::fs::read_to_string(ptx.with_extension("d")).ok()?);
+    let ours = list.split_whitespace().filter(|name| {
+        ["csrc/", "tests/simt/kernels/"].iter().any(|folder| name.starts_with(folder))
+    });
+    ours.map(PathBuf::from).find(|name| written(&root.join(name)).is_some_and(|at| at > made))
+}
+
 /// A kernel of a file.
 pub(crate) fn load(path: &Path, name: &str) -> parse::Result<Program> {
     let text = parse::read(path)?;
     let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     Program::new(&parse::parse(&text, name, file)?, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn ptx_that_is_older_than_its_source_is_found() {
+        let folder = std::env::temp_dir().join(format!("ptx-age-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let ptx = folder.join("copy.80.ptx");
+        let file = fs::File::create(&ptx).unwrap();
+        assert_eq!(newer_source(&ptx), None, "of what it was made is not known");
+        let list =
+            "copy.80.ptx : csrc/cache/copy.cu \\\n /usr/include/features.h \\\n csrc/gone.cuh";
+        fs::write(ptx.with_extension("d"), list).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+        assert_eq!(newer_source(&ptx), None);
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(newer_source(&ptx), Some("csrc/cache/copy.cu".into()));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
