@@ -1,4 +1,6 @@
-/* What kernels are given: one struct a kernel family. Plain C, the only file that bindgen reads.
+/* What kernels read: a step's buffer, and one struct per kernel family. Plain C, the only file that
+ * bindgen reads; src/params.rs is what it makes, and every module of the library that writes or
+ * reads such a struct has it from there.
  *
  * Device addresses are uint64_t: host code of any width fills them in, and they need no cast.
  * Strides are in elements. "Row" is a row of the batch, "token" a query token of the step.
@@ -16,33 +18,48 @@
 #define INFLIGHT_STEP_MAGIC 0x31424649u /* "IFB1" */
 #define INFLIGHT_MAX_PLANS 8
 
-/* Start of the buffer: what RaggedBatch packs (src/batch.rs), the plans' offsets in what it
- * reserves. */
+/* Start of a step's buffer: counts, then the offset of each array. src/batch.rs lays it out. */
 struct inflight_step {
-    uint32_t magic;
-    uint32_t total_bytes;
-    uint32_t step[2];
-    uint32_t num_rows;
+    uint32_t magic;       /* INFLIGHT_STEP_MAGIC */
+    uint32_t total_bytes; /* of the buffer that are in use */
+    uint32_t step[2];     /* the step's id, low and high word */
+    uint32_t num_rows;    /* that own tokens */
     uint32_t padded_rows; /* empty rows of a graph's bucket included */
     uint32_t num_tokens;
     uint32_t num_logits;
     uint32_t num_pending;
     uint32_t num_ops;
     uint32_t num_kv_blocks;
-    uint32_t block_size;
-    uint32_t max_q_len;
-    uint32_t max_kv_len;
-    uint32_t tokens;           /* u32 [num_tokens] */
-    uint32_t positions;        /* u32 [num_tokens] */
-    uint32_t slot_mapping;     /* i64 [num_tokens]; negative: not written */
-    uint32_t qo_indptr;        /* u32 [padded_rows + 1] */
-    uint32_t kv_indptr;        /* u32 [padded_rows + 1] */
-    uint32_t kv_last_page_len; /* u32 [padded_rows] */
-    uint32_t logits_indices;   /* u32 [num_logits] */
-    uint32_t pending;
+    uint32_t block_size;                /* tokens per block */
+    uint32_t max_q_len;                 /* tokens of the longest row */
+    uint32_t max_kv_len;                /* KV length of the longest row, this step included */
+    uint32_t tokens;                    /* u32 [num_tokens] */
+    uint32_t positions;                 /* u32 [num_tokens] */
+    uint32_t slot_mapping;              /* i64 [num_tokens]; negative: not written */
+    uint32_t qo_indptr;                 /* u32 [padded_rows + 1] */
+    uint32_t kv_indptr;                 /* u32 [padded_rows + 1] */
+    uint32_t kv_last_page_len;          /* u32 [padded_rows] */
+    uint32_t logits_indices;            /* u32 [num_logits] */
+    uint32_t pending;                   /* inflight_pending [num_pending] */
     uint32_t ops;                       /* inflight_block_op [num_ops] */
     uint32_t kv_indices;                /* u32 [num_kv_blocks] */
     uint32_t plans[INFLIGHT_MAX_PLANS]; /* inflight_plan of each attention group */
+};
+
+/* An input token that is not known yet: the device takes it from an earlier step. */
+struct inflight_pending {
+    uint32_t token; /* index into `tokens` */
+    /* That step's id is so much below this step's; at least 1. Steps that were abandoned count,
+     * since their ids are not given again. */
+    uint32_t steps_back;
+    uint32_t logits; /* index among that step's logits */
+};
+
+/* Copy of a block in every layer's K and V, made before the step's kernels run. */
+struct inflight_block_op {
+    uint32_t kind; /* 0 copy, 1 swap out, 2 swap in */
+    uint32_t src;  /* block read: of the host pool for a swap in, else of the device pool */
+    uint32_t dst;  /* block written: of the host pool for a swap out, else of the device pool */
 };
 
 /* Who computes what, for the layers of one attention group. Offsets count from this struct. */
@@ -61,21 +78,25 @@ struct inflight_plan {
 
 #define INFLIGHT_WHOLE 0xffffffffu
 
-/* Queries q_start.. of a row over keys kv_start..kv_end, for KV head `head` (num_heads is 1).
- * Query i of a row is at position kv_len - q_len(row) + i. */
+/* Part of a tile: queries of a row over a range of keys. Query i of a row is at position
+ * kv_len - q_len(row) + i. Its state holds, for each query and KV head, output and log-sum-exp; 0
+ * and minus infinity for a query that sees none of these keys. */
 struct inflight_part {
     uint32_t row;
-    uint32_t head;
-    uint32_t num_heads;
-    uint32_t q_start;
+    uint32_t head;      /* first KV head */
+    uint32_t num_heads; /* all, or one: always one on a GPU */
+    uint32_t q_start;   /* first query, counted from the row's first */
     uint32_t q_len;
-    uint32_t kv_start;
-    uint32_t kv_end;  /* kv_start where no key is seen */
-    uint32_t partial; /* first of its q_len states; INFLIGHT_WHOLE: it writes the output itself */
-    uint32_t merge;   /* INFLIGHT_WHOLE: none */
+    uint32_t kv_start; /* first key of the sequence; no earlier one is read: it may be evicted */
+    uint32_t kv_end;   /* kv_start where no key is seen */
+    /* First of its q_len * num_heads states; INFLIGHT_WHOLE where it is its tile's only part and
+     * writes the output itself. */
+    uint32_t partial;
+    uint32_t merge; /* that its states belong to; INFLIGHT_WHOLE: none */
 };
 
-/* A tile computed in parts: the states of part p begin at partial + p * q_len, in key order. */
+/* A tile computed in parts: the states of part p begin at partial + p * q_len * num_heads, in the
+ * order of their keys. */
 struct inflight_merge {
     uint32_t row;
     uint32_t head;
@@ -83,8 +104,8 @@ struct inflight_merge {
     uint32_t q_start;
     uint32_t q_len;
     uint32_t partial;
-    uint32_t count; /* parts, at least 2 */
-    uint32_t first_part;
+    uint32_t count;      /* parts, at least 2 */
+    uint32_t first_part; /* they follow one another in the plan */
 };
 
 /* ---- attention ------------------------------------------------------------------------------- */
@@ -183,13 +204,6 @@ struct inflight_append_params {
     uint32_t max_position; /* rows of cos_sin; a later position is not rotated or written */
     uint32_t scale_stride;
     uint32_t reserved;
-};
-
-/* As BlockOp in src/cache/mod.rs. */
-struct inflight_block_op {
-    uint32_t kind; /* 0 copy, 1 swap out, 2 swap in */
-    uint32_t src;
-    uint32_t dst;
 };
 
 /* One array of blocks (K or V of a layer) on either side. Blocks of an array lie `*_block` bytes

@@ -58,15 +58,21 @@
  *   child (INFLIGHT_STATUS_NO_CUDA).
  *
  * Structs
- *   Configurations, requests and views begin with struct_size and are prepared by their _init with
- *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
- *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
- *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
+ *   Most begin with struct_size and are prepared by their _init with sizeof as the program sees it.
+ *   Others stand in arrays: one of the library's comes with the bytes from one element to the next
+ *   (rows with row_size), and a call that reads or fills one of the caller's is told sizeof an element
+ *   (event_size). INFLIGHT_AT finds an element. In arrays of structs with a struct_size the next is as
+ *   many bytes further. All of them only ever grow at the end: a program built with an older header
+ *   keeps working with a newer library, and with an older library as long as it leaves newer fields at
+ *   0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts are at most
+ *   INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
- *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only
- *   added. "Since" names the first version that has a function.
+ *   INFLIGHT_ABI_VERSION is in the library's SONAME. What is here is frozen within one: names, values,
+ *   prototypes, and the fields of structs, where they are and what they mean. Later versions append:
+ *   functions, constants, numbers of kinds, reasons and statuses (pass over those that you do not
+ *   know), and fields at the end of structs, so a request grows by its size. Texts of messages are not
+ *   frozen. "Since" names the first version that has a function.
  */
 
 
@@ -77,6 +83,10 @@
 
 #include <stddef.h>
 #include <stdint.h>
+/* Element `index` of an array of structs of the library's, `size` bytes apart:
+ * `INFLIGHT_AT(inflight_row, step.rows, step.row_size, r)->request_id`. */
+#define INFLIGHT_AT(type, array, size, index) \
+    ((const type *)(const void *)((const unsigned char *)(array) + (size_t)(size) * (index)))
 
 /**
  * Version of this header.
@@ -102,7 +112,7 @@
  * Version of the ABI of this header: the number in the library's SONAME. It changes where a
  * program that was compiled before would break, and only there.
  */
-#define INFLIGHT_ABI_VERSION 0
+#define INFLIGHT_ABI_VERSION 1
 
 /**
  * Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
@@ -725,7 +735,8 @@ typedef struct inflight_content {
 } inflight_content;
 
 /**
- * A request to generate from a prompt. Everything it points to is copied by the call that takes it.
+ * A request to generate from a prompt. Everything it points to is copied by the call that takes it. What
+ * later versions ask of a request is added at its end.
  *
  * Initialise it with `inflight_request_init`, then set at least `id`, `prompt`, `prompt_len` and
  * `max_tokens`.
@@ -780,6 +791,10 @@ typedef struct inflight_request {
      * Elements of `contents`, at most 65536.
      */
     size_t num_contents;
+    /**
+     * `sizeof(inflight_content)`, where there are contents.
+     */
+    size_t content_size;
     /**
      * Whom the request belongs to: for policies that are fair to clients, and for the caller.
      */
@@ -913,9 +928,9 @@ typedef struct inflight_scheduler_config {
      */
     uint32_t max_padded_rows;
     /**
-     * 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
-     * or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
-     * they are kept, however many. 0 for none.
+     * 1 (the default) if events are collected from the creation of the first `inflight_submitter` on,
+     * freed or not; the caller then takes them with `inflight_scheduler_events` after each step, until
+     * when they are kept, however many.
      */
     uint32_t events;
     /**
@@ -925,8 +940,8 @@ typedef struct inflight_scheduler_config {
 } inflight_scheduler_config;
 
 /**
- * Counts and times of a request at its end: of an `inflight_output` and in an `inflight_event`. As it
- * stands in arrays, it does not grow within a version of the ABI.
+ * Counts and times of a request at its end: of an `inflight_output`, and at the end of an
+ * `inflight_event`, which grows with it. In arrays `result_size` bytes from one to the next.
  */
 typedef struct inflight_request_result {
     /**
@@ -971,7 +986,7 @@ typedef struct inflight_request_result {
 typedef void (*inflight_wake_fn)(void *user_data);
 
 /**
- * One request's share of a step.
+ * One request's share of a step. In arrays `row_size` bytes from one to the next.
  */
 typedef struct inflight_row {
     /**
@@ -1005,7 +1020,49 @@ typedef struct inflight_row {
 } inflight_row;
 
 /**
- * An input token that is not known yet, with `overlap`: the device takes it from an earlier step.
+ * What a group of layers has of the cache in a step: layers that keep the same keys share it. A model
+ * whose layers all do has one group.
+ *
+ * Of groups in an array each has the same `struct_size`, and the next begins as many bytes further.
+ * Those of a caller are initialised with `inflight_group_init`.
+ */
+typedef struct inflight_group {
+    /**
+     * `sizeof(inflight_group)` as its maker sees it.
+     */
+    size_t struct_size;
+    /**
+     * Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, one more than rows, empty ones
+     * included.
+     */
+    const uint32_t *kv_indptr;
+    /**
+     * Block tables of the rows, one after the other, `[num_kv_blocks]`. Attention only reads them:
+     * rows may share a block, and a row may name one several times.
+     */
+    const uint32_t *kv_indices;
+    /**
+     * Tokens in the last block of each row, this step's included; 0 for a row without blocks.
+     */
+    const uint32_t *kv_last_page_len;
+    /**
+     * Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
+     * `[num_tokens]`, or NULL where nothing is appended.
+     */
+    const int64_t *slot_mapping;
+    /**
+     * Elements of `kv_indices`; at most 2^30.
+     */
+    uint32_t num_kv_blocks;
+    /**
+     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+     */
+    uint32_t block_size;
+} inflight_group;
+
+/**
+ * An input token that is not known yet, with `overlap`: the device takes it from an earlier step. In
+ * arrays `pending_size` bytes from one to the next.
  */
 typedef struct inflight_pending_token {
     /**
@@ -1024,7 +1081,8 @@ typedef struct inflight_pending_token {
 } inflight_pending_token;
 
 /**
- * A copy of a block, in every layer's K and V, that the device makes before the step's kernels.
+ * A copy of a block, in every layer's K and V, that the device makes before the step's kernels. In
+ * arrays `block_op_size` bytes from one to the next, or what the caller passes as `op_size`.
  */
 typedef struct inflight_block_op {
     /**
@@ -1070,25 +1128,14 @@ typedef struct inflight_step_view {
      */
     const uint32_t *positions;
     /**
-     * Where each token's KV is written, `block * block_size + offset`, `[num_tokens]`.
-     */
-    const int64_t *slot_mapping;
-    /**
      * Row r owns tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_padded_rows + 1]`.
      */
     const uint32_t *qo_indptr;
     /**
-     * Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_padded_rows + 1]`.
+     * Block tables and slots of each group of layers, `[num_groups]`: one, as the scheduler of this
+     * version knows no others.
      */
-    const uint32_t *kv_indptr;
-    /**
-     * Block tables of the rows, one after the other, `[num_kv_blocks]`.
-     */
-    const uint32_t *kv_indices;
-    /**
-     * Tokens in each row's last block, this step's included, `[num_padded_rows]`.
-     */
-    const uint32_t *kv_last_page_len;
+    const struct inflight_group *groups;
     /**
      * Tokens whose logits are needed: one for each row that samples, and one for each of its
      * drafts before it, `[num_logits]`.
@@ -1108,7 +1155,7 @@ typedef struct inflight_step_view {
      */
     const uint64_t *preempted;
     /**
-     * One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+     * One buffer with all arrays but `rows`, `groups` and `preempted`, and those of the groups, for one copy to a device: an array is
      * as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
      * the library's own, and may change.
      */
@@ -1138,9 +1185,9 @@ typedef struct inflight_step_view {
      */
     uint32_t num_logits;
     /**
-     * Elements of `kv_indices`.
+     * Elements of `groups`.
      */
-    uint32_t num_kv_blocks;
+    uint32_t num_groups;
     /**
      * Elements of `pending`.
      */
@@ -1154,9 +1201,17 @@ typedef struct inflight_step_view {
      */
     uint32_t num_preempted;
     /**
-     * Tokens a block.
+     * Bytes from one of `rows` to the next.
      */
-    uint32_t block_size;
+    uint32_t row_size;
+    /**
+     * Bytes from one of `pending` to the next.
+     */
+    uint32_t pending_size;
+    /**
+     * Bytes from one of `block_ops` to the next.
+     */
+    uint32_t block_op_size;
     /**
      * Most tokens of a row.
      */
@@ -1212,7 +1267,7 @@ typedef struct inflight_samples {
 } inflight_samples;
 
 /**
- * What a commit delivers of one request.
+ * What a commit delivers of one request. In arrays `output_size` bytes from one to the next.
  */
 typedef struct inflight_output {
     /**
@@ -1297,13 +1352,22 @@ typedef struct inflight_outputs_view {
      */
     uint32_t num_free_blocks;
     /**
+     * Bytes from one of `outputs` to the next.
+     */
+    uint32_t output_size;
+    /**
+     * Bytes from one of `results` to the next.
+     */
+    uint32_t result_size;
+    /**
      * 0.
      */
     uint32_t reserved;
 } inflight_outputs_view;
 
 /**
- * Something that happened to a request. Kinds may be added: pass over those that you do not know.
+ * Something that happened to a request. Kinds may be added: pass over those that you do not know. In
+ * arrays `event_size` bytes from one to the next.
  */
 typedef struct inflight_event {
     /**
@@ -1334,6 +1398,10 @@ typedef struct inflight_event {
      * The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
      */
     uint32_t stop_token;
+    /**
+     * Zeros.
+     */
+    uint64_t reserved[2];
     /**
      * Its counts and times, where it has finished or was cancelled; else zeros, and no times.
      */
@@ -1563,6 +1631,10 @@ typedef struct inflight_cache_keys {
      * Elements of `contents`.
      */
     size_t num_contents;
+    /**
+     * `sizeof(inflight_content)`, where there are contents.
+     */
+    size_t content_size;
 } inflight_cache_keys;
 
 /**
@@ -1649,10 +1721,14 @@ typedef struct inflight_device_info {
 /**
  * Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
  *
- * `inflight_tensor_set_strides` fills in the strides of one without gaps. It has no `_init`: zero it
- * first (`inflight_tensor tensor = {0};`).
+ * Initialise it with `inflight_tensor_init`; `inflight_tensor_set_contiguous` then sets all fields of
+ * one without gaps.
  */
 typedef struct inflight_tensor {
+    /**
+     * `sizeof(inflight_tensor)`.
+     */
+    size_t struct_size;
     /**
      * The first element; NULL only where there are no tokens. On a processor at a multiple of the
      * element's size, on a GPU of 16 bytes.
@@ -1690,59 +1766,85 @@ typedef struct inflight_tensor {
 } inflight_tensor;
 
 /**
- * A layer's K and V: each `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
- * elements, in any order that strides can say. Rows do not overlap; K and V neither, but they may be
- * interleaved. That the rows of each are apart is checked, and that `v` is not `k`; whether K and V
- * overlap otherwise is not, nor whether they overlap other tensors.
+ * The K or the V of a layer: `num_blocks` x `block_size` x `num_heads` rows of `head_dim` contiguous
+ * elements, in any order that strides can say. Rows do not overlap.
  *
- * Bases, and strides of dimensions above 1, are multiples of 16 bytes.
- * `inflight_kv_cache_set_strides` fills in the usual ones.
+ * The base, and strides of dimensions above 1, are multiples of 16 bytes.
  *
- * It has no `_init`: zero it first (`inflight_kv_cache cache = {0};`), for fields that are 0 by
- * default and those of later versions.
+ * It stands inside `inflight_kv_cache`, so it keeps its size: what later versions add takes the place
+ * of `reserved`.
+ */
+typedef struct inflight_kv_array {
+    /**
+     * First element.
+     */
+    void *data;
+    /**
+     * What the numbers of an fp8 array are multiplied with when read, f32 above 0, in the device's
+     * memory. NULL for other types.
+     */
+    const void *scales;
+    /**
+     * Elements from one block to the next.
+     */
+    int64_t block_stride;
+    /**
+     * From a token of a block to the next.
+     */
+    int64_t token_stride;
+    /**
+     * From a head of a token to the next.
+     */
+    int64_t head_stride;
+    /**
+     * Scales from one block to the next; 0, since kernels of this version have none for each.
+     */
+    int64_t scale_block_stride;
+    /**
+     * From a token's scale to the next's; 0, likewise.
+     */
+    int64_t scale_token_stride;
+    /**
+     * From a head's scale to the next's: 1 where each has one, 0 where all share one.
+     */
+    int64_t scale_head_stride;
+    /**
+     * `INFLIGHT_DTYPE_*`.
+     */
+    uint32_t dtype;
+    /**
+     * Elements per head: a multiple of 8 up to 256.
+     */
+    uint32_t head_dim;
+    /**
+     * Type of the scales, `INFLIGHT_DTYPE_*`: F32, or 0 for that.
+     */
+    uint32_t scale_dtype;
+    /**
+     * Elements of a head that share a scale; 0 for all of them, as kernels of this version have it.
+     */
+    uint32_t scale_elements;
+    /**
+     * Zeros.
+     */
+    uint64_t reserved[2];
+} inflight_kv_array;
+
+/**
+ * A layer's K and V, which may be interleaved. That the rows of each are apart is checked; whether K
+ * and V overlap is not, but for their first elements, nor whether they overlap other tensors.
+ *
+ * Initialise it with `inflight_kv_cache_init`; `inflight_kv_cache_set_contiguous` then sets all fields
+ * of the usual layouts, but scales.
+ *
+ * Kernels of this version take K and V of one type and head dimension, and V apart from K: values that
+ * lie in the keys (`v.data` within K, as in multi-head latent attention) are refused.
  */
 typedef struct inflight_kv_cache {
     /**
-     * First element of K.
+     * `sizeof(inflight_kv_cache)`.
      */
-    void *k;
-    /**
-     * First element of V.
-     */
-    void *v;
-    /**
-     * What K's numbers of an fp8 cache are multiplied with when read, f32 above 0, `num_scales` of
-     * them; in the device's memory. NULL for other types.
-     */
-    const float *k_scales;
-    /**
-     * V's.
-     */
-    const float *v_scales;
-    /**
-     * Elements of K from one block to the next.
-     */
-    int64_t k_block_stride;
-    /**
-     * From a token of a block to the next.
-     */
-    int64_t k_token_stride;
-    /**
-     * From a head of a token to the next.
-     */
-    int64_t k_head_stride;
-    /**
-     * Elements of V from one block to the next.
-     */
-    int64_t v_block_stride;
-    /**
-     * From a token of a block to the next.
-     */
-    int64_t v_token_stride;
-    /**
-     * From a head of a token to the next.
-     */
-    int64_t v_head_stride;
+    size_t struct_size;
     /**
      * Blocks; 1 to `INFLIGHT_MAX_COUNT`.
      */
@@ -1756,22 +1858,13 @@ typedef struct inflight_kv_cache {
      */
     uint32_t num_heads;
     /**
-     * Elements a head: a multiple of 8 up to 256.
+     * Keys.
      */
-    uint32_t head_dim;
+    struct inflight_kv_array k;
     /**
-     * `INFLIGHT_DTYPE_*`.
+     * Values.
      */
-    uint32_t dtype;
-    /**
-     * Elements of `k_scales` and `v_scales`: 1 for all heads, or `num_heads`; 0 where the cache is
-     * not fp8.
-     */
-    uint32_t num_scales;
-    /**
-     * Zeros: room for what caches of later versions have to say.
-     */
-    uint32_t reserved[9];
+    struct inflight_kv_array v;
 } inflight_kv_cache;
 
 /**
@@ -1793,25 +1886,6 @@ typedef struct inflight_batch {
      */
     const uint32_t *qo_indptr;
     /**
-     * Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_rows + 1]`.
-     */
-    const uint32_t *kv_indptr;
-    /**
-     * Block tables, one after the other, `[num_kv_blocks]`. Attention only reads them: rows may share
-     * a block, and a row may name one several times.
-     */
-    const uint32_t *kv_indices;
-    /**
-     * Tokens in the last block of each row, this step's included; 0 for a row without blocks,
-     * `[num_rows]`.
-     */
-    const uint32_t *kv_last_page_len;
-    /**
-     * Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
-     * `[num_tokens]`, or NULL where nothing is appended.
-     */
-    const int64_t *slot_mapping;
-    /**
      * Position of each token, for rotary embeddings alone; `[num_tokens]`, or NULL.
      */
     const uint32_t *positions;
@@ -1820,7 +1894,20 @@ typedef struct inflight_batch {
      */
     const uint32_t *tokens;
     /**
-     * Rows, empty ones included: at most 2^30, as the next two.
+     * Block tables and slots of each group of layers, `[num_groups]`.
+     */
+    const struct inflight_group *groups;
+    /**
+     * A step's `packed`, where the arrays of this batch are those of that step and lie in it, so that
+     * it may be copied as it is; NULL (the default) where they lie anywhere.
+     */
+    const uint8_t *packed;
+    /**
+     * Bytes of `packed`.
+     */
+    size_t packed_size;
+    /**
+     * Rows, empty ones included: at most 2^30, as the next.
      */
     uint32_t num_rows;
     /**
@@ -1828,13 +1915,13 @@ typedef struct inflight_batch {
      */
     uint32_t num_tokens;
     /**
-     * Elements of `kv_indices`.
+     * Elements of `groups`: 1 (the default), since kernels of this version know no others.
      */
-    uint32_t num_kv_blocks;
+    uint32_t num_groups;
     /**
-     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+     * 0.
      */
-    uint32_t block_size;
+    uint32_t reserved;
 } inflight_batch;
 
 /**
@@ -1893,11 +1980,12 @@ typedef struct inflight_attention_config {
      */
     uint32_t head_dim;
     /**
-     * Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+     * Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
      */
     uint32_t q_dtype;
     /**
-     * Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+     * Type of the cache, `INFLIGHT_DTYPE_*`: that of the queries, or FP8_E4M3; 0 (the default) for
+     * that of the queries.
      */
     uint32_t kv_dtype;
     /**
@@ -1939,8 +2027,8 @@ typedef struct inflight_attention_config {
  * The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
  * allocated for them once; a captured graph may be replayed with any step within them.
  *
- * Initialise it with `inflight_step_limits_init`, then set at least the four above
- * `max_mask_bytes`.
+ * Initialise it with `inflight_step_limits_init`, then set at least `max_rows`, `max_tokens`,
+ * `max_blocks` and `max_kv_len`.
  */
 typedef struct inflight_step_limits {
     /**
@@ -1984,12 +2072,12 @@ typedef struct inflight_attention_args {
     /**
      * Queries, `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at.
      */
-    struct inflight_tensor q;
+    const struct inflight_tensor *q;
     /**
      * Outputs: type of `q`, and its shape with any strides. Overlaps nothing else:
      * `q` in its place is refused, other overlaps are not seen.
      */
-    struct inflight_tensor o;
+    const struct inflight_tensor *o;
     /**
      * The layer's K and V, this step's already appended.
      */
@@ -2131,11 +2219,11 @@ typedef struct inflight_append_args {
      * New keys, `[tokens, num_kv_heads, head_dim]`: of the cache's type, or for an fp8 cache F32 (on
      * a processor only), F16 or BF16. Tokens beyond the step's are not looked at.
      */
-    struct inflight_tensor k;
+    const struct inflight_tensor *k;
     /**
      * New values, alike.
      */
-    struct inflight_tensor v;
+    const struct inflight_tensor *v;
     /**
      * Where they go, to the slots of the step. Numbers of an fp8 cache are divided by the scales and
      * rounded to nearest even; what is beyond 448 becomes 448, NaN stays NaN.
@@ -2155,7 +2243,7 @@ typedef struct inflight_merge_state {
      * Outputs, `[tokens, heads, head_dim]`: F32, F16 or BF16 on a processor, on a GPU of the result's
      * type and all with the same strides.
      */
-    struct inflight_tensor o;
+    const struct inflight_tensor *o;
     /**
      * LSE, f32 `[tokens, heads]`. A row of minus infinity, or of plus infinity as FlashAttention
      * marks rows without keys, is neutral, its outputs not read.
@@ -2180,9 +2268,13 @@ typedef struct inflight_merge_args {
      */
     size_t num_states;
     /**
+     * `sizeof(inflight_merge_state)`.
+     */
+    size_t state_size;
+    /**
      * Takes the outputs, of the states' shape. On a GPU it may be that of a state.
      */
-    struct inflight_tensor o;
+    const struct inflight_tensor *o;
     /**
      * Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
      */
@@ -2260,19 +2352,18 @@ void inflight_set_log_callback(inflight_log_callback callback, void *user_data, 
 const char *inflight_status_string(int32_t status);
 
 /**
- * Prepares an `inflight_error`: size set, code 0, strings empty.
+ * Prepares an `inflight_error`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_error)`. NULL does nothing.
  *
  * Threads: any. Since 0.1.
- *
- * # Safety
- * `error` is NULL or points to `size` bytes that may be written.
  */
 void inflight_error_init(struct inflight_error *error, size_t size);
 
 /**
- * Prepares an `inflight_request`: size set, defaults in all other fields.
+ * Prepares an `inflight_request`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_request)`. NULL does nothing.
  *
@@ -2281,7 +2372,8 @@ void inflight_error_init(struct inflight_error *error, size_t size);
 void inflight_request_init(struct inflight_request *request, size_t size);
 
 /**
- * Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_scheduler_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_scheduler_config)`. NULL does nothing.
  *
@@ -2338,7 +2430,8 @@ inflight_status inflight_scheduler_cancel(struct inflight_scheduler *scheduler,
  * finished; later output tokens do not count, samples in flight are dropped, and its full blocks
  * serve later requests. There is no event: the call says it all.
  *
- * Outputs: `*result`, what it has come to; NULL if the caller does not care.
+ * Outputs: `*result`, what it has come to, as much as `result_size`, the `sizeof` of the caller's, has
+ * room for; NULL if the caller does not care.
  * Fails, and nothing has changed: UNKNOWN_REQUEST when it has finished, or never was;
  * INVALID_ARGUMENT, IN_USE, POISONED.
  * Threads: one at a time; `inflight_submitter_finish` is for any. Since 0.1.
@@ -2347,6 +2440,7 @@ inflight_status inflight_scheduler_finish(struct inflight_scheduler *scheduler,
                                           uint64_t request_id,
                                           uint32_t keep_tokens,
                                           struct inflight_request_result *result,
+                                          size_t result_size,
                                           struct inflight_error *error);
 
 /**
@@ -2435,7 +2529,8 @@ inflight_status inflight_scheduler_abandon(struct inflight_scheduler *scheduler,
                                            struct inflight_error *error);
 
 /**
- * Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+ * Takes the oldest events, at most `capacity` of them, each in `event_size` bytes, which is
+ * `sizeof(inflight_event)`. There are none before a scheduler's first
  * submitter: its commits, and the `preempted` of its steps, say the same.
  *
  * Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
@@ -2445,12 +2540,24 @@ inflight_status inflight_scheduler_abandon(struct inflight_scheduler *scheduler,
  */
 inflight_status inflight_scheduler_events(struct inflight_scheduler *scheduler,
                                           struct inflight_event *events,
+                                          size_t event_size,
                                           size_t capacity,
                                           size_t *num_events,
                                           struct inflight_error *error);
 
 /**
- * Prepares an `inflight_step_view`: size set, empty.
+ * Prepares an `inflight_group`: size set, defaults in all other fields,
+ * 0 where a field says none.
+ *
+ * `size` is `sizeof(inflight_group)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_group_init(struct inflight_group *group, size_t size);
+
+/**
+ * Prepares an `inflight_step_view`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_step_view)`. NULL does nothing.
  *
@@ -2459,7 +2566,8 @@ inflight_status inflight_scheduler_events(struct inflight_scheduler *scheduler,
 void inflight_step_view_init(struct inflight_step_view *view, size_t size);
 
 /**
- * Prepares an `inflight_samples`: size set, empty.
+ * Prepares an `inflight_samples`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_samples)`. NULL does nothing.
  *
@@ -2468,7 +2576,8 @@ void inflight_step_view_init(struct inflight_step_view *view, size_t size);
 void inflight_samples_init(struct inflight_samples *samples, size_t size);
 
 /**
- * Prepares an `inflight_outputs_view`: size set, empty.
+ * Prepares an `inflight_outputs_view`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_outputs_view)`. NULL does nothing.
  *
@@ -2477,7 +2586,8 @@ void inflight_samples_init(struct inflight_samples *samples, size_t size);
 void inflight_outputs_view_init(struct inflight_outputs_view *view, size_t size);
 
 /**
- * Prepares an `inflight_scheduler_stats`: size set, zeros.
+ * Prepares an `inflight_scheduler_stats`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_scheduler_stats)`. NULL does nothing.
  *
@@ -2497,7 +2607,8 @@ inflight_status inflight_scheduler_get_stats(struct inflight_scheduler *schedule
                                              struct inflight_error *error);
 
 /**
- * Prepares an `inflight_request_snapshot`: size set, zeros and no times.
+ * Prepares an `inflight_request_snapshot`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
  *
@@ -2598,7 +2709,8 @@ inflight_status inflight_submitter_finish(const struct inflight_submitter *submi
                                           struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_cache_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
  *
@@ -2627,7 +2739,8 @@ void inflight_cache_free(struct inflight_cache *cache);
 
 /**
  * Takes the oldest copies that the device has to make before the kernels of the next step, in
- * order, at most `capacity` of them: `inflight_block_mover_run` makes them.
+ * order, at most `capacity` of them, each in `op_size` bytes, which is `sizeof(inflight_block_op)`:
+ * `inflight_block_mover_run` makes them.
  *
  * Outputs: `ops[0..*num_ops]`; what does not fit stays for the next call: call until fewer than
  * `capacity` come. `ops` may be NULL if `capacity` is 0.
@@ -2636,6 +2749,7 @@ void inflight_cache_free(struct inflight_cache *cache);
  */
 inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
                                         struct inflight_block_op *ops,
+                                        size_t op_size,
                                         size_t capacity,
                                         size_t *num_ops,
                                         struct inflight_error *error);
@@ -2651,7 +2765,8 @@ inflight_status inflight_cache_take_ops(struct inflight_cache *cache,
 inflight_status inflight_cache_reset(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_stats`: size set, zeros.
+ * Prepares an `inflight_cache_stats`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
  *
@@ -2681,7 +2796,8 @@ inflight_status inflight_cache_get_stats(struct inflight_cache *cache,
 inflight_status inflight_cache_verify(struct inflight_cache *cache, struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cache_keys`: size set, empty.
+ * Prepares an `inflight_cache_keys`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
  *
@@ -2877,7 +2993,8 @@ inflight_status inflight_cache_swap_in(struct inflight_cache *cache,
                                        struct inflight_error *error);
 
 /**
- * Prepares an `inflight_cpu_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_cpu_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_cpu_config)`. NULL does nothing.
  *
@@ -2929,7 +3046,8 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
 void inflight_device_free(struct inflight_device *device);
 
 /**
- * Prepares an `inflight_device_info`: size set, zeros.
+ * Prepares an `inflight_device_info`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_device_info)`. NULL does nothing.
  *
@@ -2961,27 +3079,64 @@ inflight_status inflight_device_check_pointer(const struct inflight_device *devi
                                               struct inflight_error *error);
 
 /**
- * Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
+ * Prepares an `inflight_tensor`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
- * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
+ * `size` is `sizeof(inflight_tensor)`. NULL does nothing.
+ *
  * Threads: any. Since 0.1.
  */
-inflight_status inflight_tensor_set_strides(struct inflight_tensor *tensor,
-                                            struct inflight_error *error);
+void inflight_tensor_init(struct inflight_tensor *tensor, size_t size);
 
 /**
- * Sets the strides of a cache whose other fields are set: K and V apart, each without gaps, in the
- * order that `layout` (`INFLIGHT_LAYOUT_*`) says.
+ * Sets a tensor without anything between its heads and tokens.
  *
- * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
+ * Outputs: `*tensor`, prepared with `inflight_tensor_init`.
+ * Fails, and nothing has changed: INVALID_ARGUMENT when the strides do not fit 64 bits; STRUCT_SIZE.
+ * What kernels refuse is looked at by the calls that take the tensor.
  * Threads: any. Since 0.1.
  */
-inflight_status inflight_kv_cache_set_strides(struct inflight_kv_cache *cache,
-                                              uint32_t layout,
-                                              struct inflight_error *error);
+inflight_status inflight_tensor_set_contiguous(struct inflight_tensor *tensor,
+                                               uint32_t dtype,
+                                               void *data,
+                                               uint64_t tokens,
+                                               uint32_t heads,
+                                               uint32_t head_dim,
+                                               struct inflight_error *error);
 
 /**
- * Prepares an `inflight_batch`: size set, empty.
+ * Prepares an `inflight_kv_cache`: size set, defaults in all other fields,
+ * 0 where a field says none.
+ *
+ * `size` is `sizeof(inflight_kv_cache)`. NULL does nothing.
+ *
+ * Threads: any. Since 0.1.
+ */
+void inflight_kv_cache_init(struct inflight_kv_cache *cache, size_t size);
+
+/**
+ * Sets a cache of two arrays, each without gaps in the order that `layout` (`INFLIGHT_LAYOUT_*`) says;
+ * without scales, which for an fp8 cache the caller sets afterwards.
+ *
+ * Outputs: `*cache`, prepared with `inflight_kv_cache_init`.
+ * Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits;
+ * STRUCT_SIZE. What kernels refuse is looked at by the calls that take the cache.
+ * Threads: any. Since 0.1.
+ */
+inflight_status inflight_kv_cache_set_contiguous(struct inflight_kv_cache *cache,
+                                                 uint32_t layout,
+                                                 uint32_t dtype,
+                                                 void *k,
+                                                 void *v,
+                                                 uint64_t num_blocks,
+                                                 uint32_t block_size,
+                                                 uint32_t num_heads,
+                                                 uint32_t head_dim,
+                                                 struct inflight_error *error);
+
+/**
+ * Prepares an `inflight_batch`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_batch)`. NULL does nothing.
  *
@@ -3001,7 +3156,8 @@ inflight_status inflight_batch_from_step(const struct inflight_step_view *view,
                                          struct inflight_error *error);
 
 /**
- * Prepares an `inflight_mask`: size set, empty.
+ * Prepares an `inflight_mask`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_mask)`. NULL does nothing.
  *
@@ -3010,7 +3166,8 @@ inflight_status inflight_batch_from_step(const struct inflight_step_view *view,
 void inflight_mask_init(struct inflight_mask *mask, size_t size);
 
 /**
- * Prepares an `inflight_attention_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_attention_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
  *
@@ -3019,7 +3176,8 @@ void inflight_mask_init(struct inflight_mask *mask, size_t size);
 void inflight_attention_config_init(struct inflight_attention_config *config, size_t size);
 
 /**
- * Prepares an `inflight_step_limits`: size set, zeros.
+ * Prepares an `inflight_step_limits`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
  *
@@ -3139,7 +3297,8 @@ inflight_status inflight_attention_plan(struct inflight_attention *attention,
                                         struct inflight_error *error);
 
 /**
- * Prepares an `inflight_attention_args`: size set, zeros.
+ * Prepares an `inflight_attention_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_attention_args)`. NULL does nothing.
  *
@@ -3170,7 +3329,8 @@ inflight_status inflight_attention_run(struct inflight_attention *attention,
                                        struct inflight_error *error);
 
 /**
- * Prepares an `inflight_rope`: size set, defaults in all other fields.
+ * Prepares an `inflight_rope`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_rope)`. NULL does nothing.
  *
@@ -3179,7 +3339,8 @@ inflight_status inflight_attention_run(struct inflight_attention *attention,
 void inflight_rope_init(struct inflight_rope *rope, size_t size);
 
 /**
- * Prepares an `inflight_rope_config`: size set, defaults in all other fields.
+ * Prepares an `inflight_rope_config`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_rope_config)`. NULL does nothing.
  *
@@ -3204,7 +3365,8 @@ inflight_status inflight_rope_table(const struct inflight_rope_config *config,
                                     struct inflight_error *error);
 
 /**
- * Prepares an `inflight_append_args`: size set, zeros.
+ * Prepares an `inflight_append_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_append_args)`. NULL does nothing.
  *
@@ -3222,8 +3384,8 @@ void inflight_append_args_init(struct inflight_append_args *args, size_t size);
  *
  * Outputs: the slots of `args->cache`; `args->rope->q` where there is one.
  * Fails, and nothing is written: INVALID_ARGUMENT naming the field of `args`, `slot_mapping` or
- * `positions` where the step's are missing or out of range, `step` likewise on a GPU; STRUCT_SIZE,
- * IN_USE, POISONED, NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
+ * `positions` where the step's are missing or out of range; STRUCT_SIZE, IN_USE, POISONED,
+ * NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
  * Threads: one at a time. Since 0.1.
  */
 inflight_status inflight_append(struct inflight_step_buffer *step,
@@ -3232,7 +3394,8 @@ inflight_status inflight_append(struct inflight_step_buffer *step,
                                 struct inflight_error *error);
 
 /**
- * Prepares an `inflight_merge_args`: size set, zeros.
+ * Prepares an `inflight_merge_args`: size set, defaults in all other fields,
+ * 0 where a field says none.
  *
  * `size` is `sizeof(inflight_merge_args)`. NULL does nothing.
  *
@@ -3261,7 +3424,7 @@ inflight_status inflight_merge(const struct inflight_device *device,
 /**
  * A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
  * swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
- * number of blocks and distance between them. The structs are copied; the memory that they name
+ * number of blocks and distance between them. All of an array have one `struct_size`. The structs are copied; the memory that they name
  * stays until the mover is freed.
  *
  * On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
@@ -3287,8 +3450,9 @@ inflight_status inflight_block_mover_create(const struct inflight_device *device
 void inflight_block_mover_free(struct inflight_block_mover *mover);
 
 /**
- * Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
- * copied to itself stays.
+ * Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order; each has
+ * `op_size` bytes, as a view's `block_op_size` says, or `sizeof(inflight_block_op)`. A block copied to
+ * itself stays.
  *
  * On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
  * before it are not done yet. On a processor `stream` is NULL.
@@ -3300,6 +3464,7 @@ void inflight_block_mover_free(struct inflight_block_mover *mover);
  */
 inflight_status inflight_block_mover_run(struct inflight_block_mover *mover,
                                          const struct inflight_block_op *ops,
+                                         size_t op_size,
                                          size_t num_ops,
                                          void *stream,
                                          struct inflight_error *error);
@@ -3316,7 +3481,7 @@ inflight_status inflight_block_mover_run(struct inflight_block_mover *mover,
  *
  * `write` is 1 for outputs, which may not be read-only.
  *
- * Outputs: `*tensor`.
+ * Outputs: `*tensor`, prepared with `inflight_tensor_init`.
  * Fails, and nothing is written: INVALID_ARGUMENT naming `managed` for another device, type, number
  * of dimensions or major version.
  * Threads: any. Since 0.1.
@@ -3334,7 +3499,7 @@ inflight_status inflight_tensor_from_dlpack(const struct inflight_device *device
  * is that of both; all else is as with `inflight_tensor_from_dlpack`. Scales of an fp8 cache are the
  * caller's to set: they are NULL.
  *
- * Outputs: `*cache`.
+ * Outputs: `*cache`, prepared with `inflight_kv_cache_init`.
  * Fails, and nothing is written: INVALID_ARGUMENT naming `k`, `v`, `layout`, or the field of the
  * cache that would result.
  * Threads: any. Since 0.1.

@@ -24,7 +24,7 @@
  *   device::cpu, device::cuda    inflight_device_create_cpu, inflight_device_create_cuda
  *   device::cuda_count           inflight_cuda_device_count
  *   batch::from                  inflight_batch_from_step
- *   make_tensor, make_kv_cache   inflight_tensor_set_strides, inflight_kv_cache_set_strides
+ *   make_tensor, make_kv_cache   inflight_tensor_set_contiguous, and that of caches
  *
  * What this header adds:
  *
@@ -42,7 +42,7 @@
  *   Configurations and arguments are the structs of C with a constructor that prepares them: their
  *   fields are those of inflight.h, and the pointers in them are the caller's as there. What keeps
  *   a pointer takes no temporary: it would be gone by the call. Views give their arrays as spans,
- *   valid as long as inflight.h says.
+ * those of structs as strided ones, valid as long as inflight.h says.
  *
  * Cost
  *   All is inline. Nothing is allocated but by what throws.
@@ -55,6 +55,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -73,14 +74,16 @@ namespace inflight {
 
 // The modes differ in what classes have: units of both may be in one program, as different types.
 #ifdef INFLIGHT_NO_EXCEPTIONS
-inline namespace expected_v0 {
+inline namespace expected_v1 {
 #else
-inline namespace throwing_v0 {
+inline namespace throwing_v1 {
 #endif
 
 // ---- Numbers of the ABI as types ----
 
-/// INFLIGHT_STATUS_*. Newer libraries may return others: see group_of.
+// ---- Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header ----
+
+/// INFLIGHT_STATUS_*.
 enum class status : std::int32_t {
     ok = INFLIGHT_STATUS_OK,
     invalid_argument = INFLIGHT_STATUS_INVALID_ARGUMENT,
@@ -111,28 +114,12 @@ enum class status : std::int32_t {
     poisoned = INFLIGHT_STATUS_POISONED,
 };
 
-/// What can be done about a status, known or not.
-enum class status_group {
-    ok,        ///< Nothing.
-    argument,  ///< Mend the call.
-    capacity,  ///< Try again when requests have finished.
-    device,    ///< Look at the device.
-    internal,  ///< Report a bug of the library.
+/// INFLIGHT_LOG_*.
+enum class log_level : std::uint32_t {
+    error = INFLIGHT_LOG_ERROR,
+    warning = INFLIGHT_LOG_WARNING,
+    info = INFLIGHT_LOG_INFO,
 };
-
-constexpr status_group group_of(status code) noexcept {
-    const auto number = static_cast<std::int32_t>(code);
-    return number == 0    ? status_group::ok
-           : number < 200 ? status_group::argument
-           : number < 300 ? status_group::capacity
-           : number < 400 ? status_group::device
-                          : status_group::internal;
-}
-
-/// What a status means, in a few words; lives as long as the library.
-inline const char* status_string(status code) noexcept {
-    return inflight_status_string(static_cast<std::int32_t>(code));
-}
 
 /// INFLIGHT_POLICY_*.
 enum class policy : std::uint32_t {
@@ -142,6 +129,13 @@ enum class policy : std::uint32_t {
     no_evict = INFLIGHT_POLICY_NO_EVICT,
     max_utilization = INFLIGHT_POLICY_MAX_UTILIZATION,
     orca = INFLIGHT_POLICY_ORCA,
+};
+
+/// INFLIGHT_BLOCK_*.
+enum class block_op_kind : std::uint32_t {
+    copy = INFLIGHT_BLOCK_COPY,
+    swap_out = INFLIGHT_BLOCK_SWAP_OUT,
+    swap_in = INFLIGHT_BLOCK_SWAP_IN,
 };
 
 /// INFLIGHT_FINISH_*.
@@ -162,14 +156,7 @@ enum class event_kind : std::uint32_t {
     preempted = INFLIGHT_EVENT_PREEMPTED,
 };
 
-/// INFLIGHT_BLOCK_*.
-enum class block_op_kind : std::uint32_t {
-    copy = INFLIGHT_BLOCK_COPY,
-    swap_out = INFLIGHT_BLOCK_SWAP_OUT,
-    swap_in = INFLIGHT_BLOCK_SWAP_IN,
-};
-
-/// INFLIGHT_DEVICE_CPU and INFLIGHT_DEVICE_CUDA.
+/// INFLIGHT_DEVICE_*.
 enum class device_kind : std::uint32_t {
     cpu = INFLIGHT_DEVICE_CPU,
     cuda = INFLIGHT_DEVICE_CUDA,
@@ -195,7 +182,10 @@ enum class dtype : std::uint32_t {
 };
 
 /// INFLIGHT_LAYOUT_*.
-enum class layout : std::uint32_t { nhd = INFLIGHT_LAYOUT_NHD, hnd = INFLIGHT_LAYOUT_HND };
+enum class layout : std::uint32_t {
+    nhd = INFLIGHT_LAYOUT_NHD,
+    hnd = INFLIGHT_LAYOUT_HND,
+};
 
 /// INFLIGHT_ROPE_PAIRS_*.
 enum class rope_pairs : std::uint32_t {
@@ -213,18 +203,36 @@ enum class rope_scaling : std::uint32_t {
     llama3 = INFLIGHT_ROPE_SCALING_LLAMA3,
 };
 
-/// INFLIGHT_LOG_*.
-enum class log_level : std::uint32_t {
-    error = INFLIGHT_LOG_ERROR,
-    warning = INFLIGHT_LOG_WARNING,
-    info = INFLIGHT_LOG_INFO,
-};
-
 /// INFLIGHT_DLPACK_*.
 enum class dlpack : std::uint32_t {
     unversioned = INFLIGHT_DLPACK_UNVERSIONED,
     versioned = INFLIGHT_DLPACK_VERSIONED,
 };
+
+// ---- Written again ----
+
+/// What can be done about a status, known or not.
+enum class status_group {
+    ok,        ///< Nothing.
+    argument,  ///< Mend the call.
+    capacity,  ///< Try again when requests have finished.
+    device,    ///< Look at the device.
+    internal,  ///< Report a bug of the library.
+};
+
+constexpr status_group group_of(status code) noexcept {
+    const auto number = static_cast<std::int32_t>(code);
+    return number == 0    ? status_group::ok
+           : number < 200 ? status_group::argument
+           : number < 300 ? status_group::capacity
+           : number < 400 ? status_group::device
+                          : status_group::internal;
+}
+
+/// What a status means, in a few words; lives as long as the library.
+inline const char* status_string(status code) noexcept {
+    return inflight_status_string(static_cast<std::int32_t>(code));
+}
 
 inline finish finish_of(const inflight_output& output) noexcept {
     return static_cast<finish>(output.finish);
@@ -329,6 +337,71 @@ class kept_span : public span<T> {
     constexpr kept_span(C&& container) noexcept : span<T>(std::forward<C>(container)) {}
 };
 
+/// An array of the library's structs, which in a newer library may be larger than in this header:
+/// the next element is `stride` bytes further.
+template <class T>
+class strided {
+   public:
+    class iterator {
+       public:
+        using iterator_category = std::forward_iterator_tag;
+        using value_type = T;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const T*;
+        using reference = const T&;
+
+        iterator() noexcept = default;
+        iterator(const strided* of, std::size_t index) noexcept : of_(of), index_(index) {}
+        reference operator*() const { return (*of_)[index_]; }
+        pointer operator->() const { return &(*of_)[index_]; }
+        iterator& operator++() noexcept {
+            ++index_;
+            return *this;
+        }
+        iterator operator++(int) noexcept { return iterator(of_, index_++); }
+        bool operator==(const iterator& other) const noexcept { return index_ == other.index_; }
+        bool operator!=(const iterator& other) const noexcept { return index_ != other.index_; }
+
+       private:
+        const strided* of_ = nullptr;
+        std::size_t index_ = 0;
+    };
+
+    strided() noexcept = default;
+    strided(const T* data, std::size_t size, std::size_t stride) noexcept
+        : data_(data), size_(size), stride_(stride) {}
+    strided(span<const T> of) noexcept : strided(of.data(), of.size(), sizeof(T)) {}
+
+    const T* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return size_; }
+    std::size_t stride() const noexcept { return stride_; }
+    bool empty() const noexcept { return size_ == 0; }
+    iterator begin() const noexcept { return iterator(this, 0); }
+    iterator end() const noexcept { return iterator(this, size_); }
+    const T& operator[](std::size_t index) const {
+        assert(index < size_);
+        const void* at = reinterpret_cast<const unsigned char*>(data_) + index * stride_;
+        return *static_cast<const T*>(at);
+    }
+
+   private:
+    const T* data_ = nullptr;
+    std::size_t size_ = 0;
+    std::size_t stride_ = sizeof(T);
+};
+
+/// Something that a later call reads: not made of a temporary. Give it a name.
+template <class T>
+class kept {
+   public:
+    constexpr kept(const T& of) noexcept : at_(&of) {}
+    kept(const T&& of) = delete;
+    constexpr const T* get() const noexcept { return at_; }
+
+   private:
+    const T* at_;
+};
+
 using tokens_view = span<const std::uint32_t>;
 using bytes_view = span<const std::uint8_t>;
 
@@ -338,6 +411,298 @@ inline bytes_view bytes_of(std::string_view text) noexcept {
 }
 template <class Text, class = std::enable_if_t<detail::is_dying<Text>>>
 bytes_view bytes_of(Text&& text) = delete;
+
+// ---- Structs of the ABI as their _init prepares them, with setters ----
+
+// ---- Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header ----
+
+namespace detail {
+
+/// inflight_request with its defaults.
+template <class Self>
+struct prepared_request : inflight_request {
+    prepared_request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
+    Self& set_prompt(kept_span<const std::uint32_t> elements) noexcept {
+        prompt = elements.data();
+        prompt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_stop_tokens(kept_span<const std::uint32_t> elements) noexcept {
+        stop_tokens = elements.data();
+        num_stop_tokens = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_salt(kept_span<const std::uint8_t> elements) noexcept {
+        salt = elements.data();
+        salt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_adapter(kept_span<const std::uint8_t> elements) noexcept {
+        adapter = elements.data();
+        adapter_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_contents(kept_span<const inflight_content> elements) noexcept {
+        contents = elements.data();
+        num_contents = elements.size();
+        content_size = sizeof(inflight_content);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_scheduler_config with its defaults.
+template <class Self>
+struct prepared_scheduler_config : inflight_scheduler_config {
+    prepared_scheduler_config() noexcept {
+        inflight_scheduler_config_init(this, sizeof(inflight_scheduler_config));
+    }
+    Self& set_policy(inflight::policy chosen) noexcept {
+        policy = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_group with its defaults.
+template <class Self>
+struct prepared_group : inflight_group {
+    prepared_group() noexcept { inflight_group_init(this, sizeof(inflight_group)); }
+};
+
+/// inflight_scheduler_stats with its defaults.
+template <class Self>
+struct prepared_scheduler_stats : inflight_scheduler_stats {
+    prepared_scheduler_stats() noexcept {
+        inflight_scheduler_stats_init(this, sizeof(inflight_scheduler_stats));
+    }
+};
+
+/// inflight_request_snapshot with its defaults.
+template <class Self>
+struct prepared_request_snapshot : inflight_request_snapshot {
+    prepared_request_snapshot() noexcept {
+        inflight_request_snapshot_init(this, sizeof(inflight_request_snapshot));
+    }
+};
+
+/// inflight_cache_config with its defaults.
+template <class Self>
+struct prepared_cache_config : inflight_cache_config {
+    prepared_cache_config() noexcept {
+        inflight_cache_config_init(this, sizeof(inflight_cache_config));
+    }
+};
+
+/// inflight_cache_stats with its defaults.
+template <class Self>
+struct prepared_cache_stats : inflight_cache_stats {
+    prepared_cache_stats() noexcept {
+        inflight_cache_stats_init(this, sizeof(inflight_cache_stats));
+    }
+};
+
+/// inflight_cache_keys with its defaults.
+template <class Self>
+struct prepared_cache_keys : inflight_cache_keys {
+    prepared_cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
+    Self& set_salt(kept_span<const std::uint8_t> elements) noexcept {
+        salt = elements.data();
+        salt_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_adapter(kept_span<const std::uint8_t> elements) noexcept {
+        adapter = elements.data();
+        adapter_len = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_contents(kept_span<const inflight_content> elements) noexcept {
+        contents = elements.data();
+        num_contents = elements.size();
+        content_size = sizeof(inflight_content);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_cpu_config with its defaults.
+template <class Self>
+struct prepared_cpu_config : inflight_cpu_config {
+    prepared_cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
+    Self& set_cores(kept_span<const std::uint32_t> elements) noexcept {
+        cores = elements.data();
+        num_cores = elements.size();
+        return static_cast<Self&>(*this);
+    }
+    Self& set_isa(inflight::isa chosen) noexcept {
+        isa = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_device_info with its defaults.
+template <class Self>
+struct prepared_device_info : inflight_device_info {
+    prepared_device_info() noexcept {
+        inflight_device_info_init(this, sizeof(inflight_device_info));
+    }
+    Self& set_kind(inflight::device_kind chosen) noexcept {
+        kind = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+    Self& set_isa(inflight::isa chosen) noexcept {
+        isa = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_tensor with its defaults.
+template <class Self>
+struct prepared_tensor : inflight_tensor {
+    prepared_tensor() noexcept { inflight_tensor_init(this, sizeof(inflight_tensor)); }
+    Self& set_dtype(inflight::dtype chosen) noexcept {
+        dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_kv_cache with its defaults.
+template <class Self>
+struct prepared_kv_cache : inflight_kv_cache {
+    prepared_kv_cache() noexcept { inflight_kv_cache_init(this, sizeof(inflight_kv_cache)); }
+};
+
+/// inflight_batch with its defaults.
+template <class Self>
+struct prepared_batch : inflight_batch {
+    prepared_batch() noexcept { inflight_batch_init(this, sizeof(inflight_batch)); }
+};
+
+/// inflight_mask with its defaults.
+template <class Self>
+struct prepared_mask : inflight_mask {
+    prepared_mask() noexcept { inflight_mask_init(this, sizeof(inflight_mask)); }
+};
+
+/// inflight_attention_config with its defaults.
+template <class Self>
+struct prepared_attention_config : inflight_attention_config {
+    prepared_attention_config() noexcept {
+        inflight_attention_config_init(this, sizeof(inflight_attention_config));
+    }
+    Self& set_q_dtype(inflight::dtype chosen) noexcept {
+        q_dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+    Self& set_kv_dtype(inflight::dtype chosen) noexcept {
+        kv_dtype = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_step_limits with its defaults.
+template <class Self>
+struct prepared_step_limits : inflight_step_limits {
+    prepared_step_limits() noexcept {
+        inflight_step_limits_init(this, sizeof(inflight_step_limits));
+    }
+};
+
+/// inflight_attention_args with its defaults.
+template <class Self>
+struct prepared_attention_args : inflight_attention_args {
+    prepared_attention_args() noexcept {
+        inflight_attention_args_init(this, sizeof(inflight_attention_args));
+    }
+};
+
+/// inflight_rope with its defaults.
+template <class Self>
+struct prepared_rope : inflight_rope {
+    prepared_rope() noexcept { inflight_rope_init(this, sizeof(inflight_rope)); }
+    Self& set_pairs(inflight::rope_pairs chosen) noexcept {
+        pairs = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_rope_config with its defaults.
+template <class Self>
+struct prepared_rope_config : inflight_rope_config {
+    prepared_rope_config() noexcept {
+        inflight_rope_config_init(this, sizeof(inflight_rope_config));
+    }
+    Self& set_scaling(inflight::rope_scaling chosen) noexcept {
+        scaling = static_cast<std::uint32_t>(chosen);
+        return static_cast<Self&>(*this);
+    }
+};
+
+/// inflight_append_args with its defaults.
+template <class Self>
+struct prepared_append_args : inflight_append_args {
+    prepared_append_args() noexcept {
+        inflight_append_args_init(this, sizeof(inflight_append_args));
+    }
+};
+
+/// inflight_merge_args with its defaults.
+template <class Self>
+struct prepared_merge_args : inflight_merge_args {
+    prepared_merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
+    Self& set_states(kept_span<const inflight_merge_state> elements) noexcept {
+        states = elements.data();
+        num_states = elements.size();
+        state_size = sizeof(inflight_merge_state);
+        return static_cast<Self&>(*this);
+    }
+};
+
+}  // namespace detail
+
+/// What a scheduler is made for.
+///
+/// Initialise it with `inflight_scheduler_config_init`, then set at least `num_blocks`.
+struct scheduler_config : detail::prepared_scheduler_config<scheduler_config> {};
+
+/// What a group of layers has of the cache in a step: layers that keep the same keys share it. A
+/// model whose layers all do has one group.
+///
+/// Of groups in an array each has the same `struct_size`, and the next begins as many bytes
+/// further. Those of a caller are initialised with `inflight_group_init`.
+struct group : detail::prepared_group<group> {};
+
+/// Counters since a scheduler was made, and its state now.
+struct scheduler_stats : detail::prepared_scheduler_stats<scheduler_stats> {};
+
+/// A request at this moment.
+struct request_snapshot : detail::prepared_request_snapshot<request_snapshot> {};
+
+/// What a cache manager is made for.
+///
+/// Initialise it with `inflight_cache_config_init`, then set at least `num_blocks`.
+struct cache_config : detail::prepared_cache_config<cache_config> {};
+
+/// Counters since a cache manager was made, and its state now.
+struct cache_stats : detail::prepared_cache_stats<cache_stats> {};
+
+/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+/// only where all of it is the same.
+struct cache_keys : detail::prepared_cache_keys<cache_keys> {};
+
+/// How many threads kernels have, where, and with which instructions.
+struct cpu_config : detail::prepared_cpu_config<cpu_config> {};
+
+/// What a device is.
+struct device_info : detail::prepared_device_info<device_info> {};
+
+/// Which of the last keys each query sees: a tree of drafts, or any pattern at all.
+///
+/// Row r's mask is over its last `widths[r]` keys; earlier keys are seen, and with width 0 all are.
+/// Query i has `ceil(widths[r] / 8)` bytes from byte `indptr[r] + i * ceil(widths[r] / 8)` of
+/// `bits`; bit b % 8 (the least significant is 0) of byte b / 8 says whether it sees key `kv_len -
+/// widths[r] + b`. Causality and window hold as well: a pattern that looks ahead needs `causal` 0.
+/// All arrays are in this process's memory, and copied.
+struct mask : detail::prepared_mask<mask> {};
+
+// ---- Written again ----
 
 // ---- Failures ----
 
@@ -574,8 +939,8 @@ inline void set_log_callback(inflight_log_callback callback, void* user_data,
 
 /// A request. Arrays are the caller's, and copied by the call that takes it: they must live until
 /// then.
-struct request : inflight_request {
-    request() noexcept { inflight_request_init(this, sizeof(inflight_request)); }
+struct request : detail::prepared_request<request> {
+    request() noexcept = default;
     request(std::uint64_t request_id, kept_span<const std::uint32_t> prompt_tokens,
             std::uint32_t max_output_tokens) noexcept
         : request() {
@@ -583,37 +948,6 @@ struct request : inflight_request {
         prompt = prompt_tokens.data();
         prompt_len = prompt_tokens.size();
         max_tokens = max_output_tokens;
-    }
-    request& set_stop_tokens(kept_span<const std::uint32_t> tokens) noexcept {
-        stop_tokens = tokens.data();
-        num_stop_tokens = tokens.size();
-        return *this;
-    }
-    request& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
-        salt = bytes.data();
-        salt_len = bytes.size();
-        return *this;
-    }
-    request& set_adapter(kept_span<const std::uint8_t> name) noexcept {
-        adapter = name.data();
-        adapter_len = name.size();
-        return *this;
-    }
-    request& set_contents(kept_span<const inflight_content> behind) noexcept {
-        contents = behind.data();
-        num_contents = behind.size();
-        return *this;
-    }
-};
-
-/// Set at least `num_blocks`.
-struct scheduler_config : inflight_scheduler_config {
-    scheduler_config() noexcept {
-        inflight_scheduler_config_init(this, sizeof(inflight_scheduler_config));
-    }
-    scheduler_config& set_policy(inflight::policy chosen) noexcept {
-        policy = static_cast<std::uint32_t>(chosen);
-        return *this;
     }
 };
 
@@ -626,35 +960,42 @@ class step {
     std::uint64_t id() const noexcept { return raw_.step_id; }
     /// Nothing to run. It is committed or abandoned all the same.
     bool empty() const noexcept { return raw_.num_rows == 0; }
-    span<const inflight_row> rows() const noexcept { return {raw_.rows, raw_.num_rows}; }
+    strided<inflight_row> rows() const noexcept {
+        return {raw_.rows, raw_.num_rows, raw_.row_size};
+    }
     tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
     span<const std::uint32_t> positions() const noexcept {
         return {raw_.positions, raw_.num_tokens};
     }
-    span<const std::int64_t> slot_mapping() const noexcept {
-        return {raw_.slot_mapping, raw_.num_tokens};
-    }
-    /// Empty rows included, as the next two.
+    /// Empty rows included, as with `kv_indptr` and `kv_last_page_len`.
     span<const std::uint32_t> qo_indptr() const noexcept {
         return {raw_.qo_indptr, indptr_len(raw_.qo_indptr)};
     }
-    span<const std::uint32_t> kv_indptr() const noexcept {
-        return {raw_.kv_indptr, indptr_len(raw_.kv_indptr)};
+    /// What each group of layers has of the cache. The next four are of one of them.
+    strided<inflight_group> groups() const noexcept {
+        return {raw_.groups, raw_.num_groups,
+                raw_.num_groups == 0 ? sizeof(inflight_group) : raw_.groups->struct_size};
     }
-    span<const std::uint32_t> kv_last_page_len() const noexcept {
-        return {raw_.kv_last_page_len, raw_.num_padded_rows};
+    span<const std::int64_t> slot_mapping(std::size_t group = 0) const {
+        return {of(group).slot_mapping, raw_.num_tokens};
     }
-    span<const std::uint32_t> kv_indices() const noexcept {
-        return {raw_.kv_indices, raw_.num_kv_blocks};
+    span<const std::uint32_t> kv_indptr(std::size_t group = 0) const {
+        return {of(group).kv_indptr, indptr_len(of(group).kv_indptr)};
+    }
+    span<const std::uint32_t> kv_last_page_len(std::size_t group = 0) const {
+        return {of(group).kv_last_page_len, raw_.num_padded_rows};
+    }
+    span<const std::uint32_t> kv_indices(std::size_t group = 0) const {
+        return {of(group).kv_indices, of(group).num_kv_blocks};
     }
     span<const std::uint32_t> logits_indices() const noexcept {
         return {raw_.logits_indices, raw_.num_logits};
     }
-    span<const inflight_pending_token> pending() const noexcept {
-        return {raw_.pending, raw_.num_pending};
+    strided<inflight_pending_token> pending() const noexcept {
+        return {raw_.pending, raw_.num_pending, raw_.pending_size};
     }
-    span<const inflight_block_op> block_ops() const noexcept {
-        return {raw_.block_ops, raw_.num_block_ops};
+    strided<inflight_block_op> block_ops() const noexcept {
+        return {raw_.block_ops, raw_.num_block_ops, raw_.block_op_size};
     }
     span<const std::uint64_t> preempted() const noexcept {
         return {raw_.preempted, raw_.num_preempted};
@@ -668,16 +1009,20 @@ class step {
         return tokens().subspan(from, to - from);
     }
     /// The block table of a row.
-    span<const std::uint32_t> blocks_of(std::size_t row) const {
+    span<const std::uint32_t> blocks_of(std::size_t row, std::size_t group = 0) const {
         assert(row < raw_.num_rows);
-        const std::uint32_t from = raw_.kv_indptr[row], to = raw_.kv_indptr[row + 1];
-        return kv_indices().subspan(from, to - from);
+        const std::uint32_t from = kv_indptr(group)[row], to = kv_indptr(group)[row + 1];
+        return kv_indices(group).subspan(from, to - from);
     }
 
     const inflight_step_view& raw() const noexcept { return raw_; }
     inflight_step_view* out() noexcept { return &raw_; }
 
    private:
+    /// One of `groups()`; of a step that was never scheduled an empty one.
+    inflight_group of(std::size_t group) const {
+        return raw_.num_groups == 0 ? inflight_group() : groups()[group];
+    }
     std::size_t indptr_len(const std::uint32_t* indptr) const noexcept {
         return indptr == nullptr ? 0 : std::size_t{raw_.num_padded_rows} + 1;
     }
@@ -692,8 +1037,8 @@ class outputs_view {
     outputs_view() noexcept { inflight_outputs_view_init(&raw_, sizeof raw_); }
 
     std::uint64_t step_id() const noexcept { return raw_.step_id; }
-    span<const inflight_output> outputs() const noexcept {
-        return {raw_.outputs, raw_.num_outputs};
+    strided<inflight_output> outputs() const noexcept {
+        return {raw_.outputs, raw_.num_outputs, raw_.output_size};
     }
     /// Of all requests, one after the other.
     tokens_view tokens() const noexcept { return {raw_.tokens, raw_.num_tokens}; }
@@ -705,8 +1050,8 @@ class outputs_view {
         return {raw_.released, raw_.num_released};
     }
     /// What the requests that finished have come to, in the order of their outputs.
-    span<const inflight_request_result> results() const noexcept {
-        return {raw_.results, raw_.num_results};
+    strided<inflight_request_result> results() const noexcept {
+        return {raw_.results, raw_.num_results, raw_.result_size};
     }
     /// Of one of `outputs()`: nullptr where the request goes on.
     const inflight_request_result* result_of(const inflight_output& output) const {
@@ -718,18 +1063,6 @@ class outputs_view {
 
    private:
     inflight_outputs_view raw_;
-};
-
-struct scheduler_stats : inflight_scheduler_stats {
-    scheduler_stats() noexcept {
-        inflight_scheduler_stats_init(this, sizeof(inflight_scheduler_stats));
-    }
-};
-
-struct request_snapshot : inflight_request_snapshot {
-    request_snapshot() noexcept {
-        inflight_request_snapshot_init(this, sizeof(inflight_request_snapshot));
-    }
 };
 
 /// Hands requests to a scheduler that another thread steps: any number of threads may use one. Its
@@ -793,10 +1126,11 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     /// Ends a request after its first `keep_tokens` output tokens; what it has come to.
     result<inflight_request_result> try_finish(std::uint64_t request_id,
                                                std::uint32_t keep_tokens) noexcept {
-        return detail::fill(
-            inflight_request_result(), [&](inflight_request_result& ended, inflight_error* error) {
-                return inflight_scheduler_finish(get(), request_id, keep_tokens, &ended, error);
-            });
+        return detail::fill(inflight_request_result(),
+                            [&](inflight_request_result& ended, inflight_error* error) {
+                                return inflight_scheduler_finish(get(), request_id, keep_tokens,
+                                                                 &ended, sizeof ended, error);
+                            });
     }
     /// Has `wake(user_data)` called, on the thread that submits, when there is something to
     /// schedule again; nullptr for no calls. It must not use this scheduler or its submitters.
@@ -842,14 +1176,14 @@ class scheduler : public detail::handle<inflight_scheduler, inflight_scheduler_f
     }
     /// Takes the oldest events into `room`: those that were there, its first ones.
     result<span<const inflight_event>> try_events(span<inflight_event> room) noexcept {
-        return detail::fill(span<const inflight_event>(),
-                            [&](span<const inflight_event>& taken, inflight_error* error) {
-                                std::size_t count = 0;
-                                const inflight_status code = inflight_scheduler_events(
-                                    get(), room.data(), room.size(), &count, error);
-                                taken = {room.data(), count};
-                                return code;
-                            });
+        return detail::fill(span<const inflight_event>(), [&](span<const inflight_event>& taken,
+                                                              inflight_error* error) {
+            std::size_t count = 0;
+            const inflight_status code = inflight_scheduler_events(
+                get(), room.data(), sizeof(inflight_event), room.size(), &count, error);
+            taken = {room.data(), count};
+            return code;
+        });
     }
     result<scheduler_stats> try_stats() noexcept {
         return detail::fill(scheduler_stats(), [&](scheduler_stats& stats, inflight_error* error) {
@@ -927,35 +1261,6 @@ class step_guard {
 
 // ---- Cache, for stacks that have a scheduler of their own ----
 
-/// Set at least `num_blocks`.
-struct cache_config : inflight_cache_config {
-    cache_config() noexcept { inflight_cache_config_init(this, sizeof(inflight_cache_config)); }
-};
-
-struct cache_stats : inflight_cache_stats {
-    cache_stats() noexcept { inflight_cache_stats_init(this, sizeof(inflight_cache_stats)); }
-};
-
-/// What beside its tokens decides the content of a sequence's blocks. Arrays are copied by `open`.
-struct cache_keys : inflight_cache_keys {
-    cache_keys() noexcept { inflight_cache_keys_init(this, sizeof(inflight_cache_keys)); }
-    cache_keys& set_salt(kept_span<const std::uint8_t> bytes) noexcept {
-        salt = bytes.data();
-        salt_len = bytes.size();
-        return *this;
-    }
-    cache_keys& set_adapter(kept_span<const std::uint8_t> name) noexcept {
-        adapter = name.data();
-        adapter_len = name.size();
-        return *this;
-    }
-    cache_keys& set_contents(kept_span<const inflight_content> behind) noexcept {
-        contents = behind.data();
-        num_contents = behind.size();
-        return *this;
-    }
-};
-
 /// Number of a sequence in a cache.
 enum class sequence : std::uint64_t {};
 
@@ -1015,7 +1320,8 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
                             [&](span<const inflight_block_op>& taken, inflight_error* error) {
                                 std::size_t count = 0;
                                 const inflight_status code = inflight_cache_take_ops(
-                                    get(), room.data(), room.size(), &count, error);
+                                    get(), room.data(), sizeof(inflight_block_op), room.size(),
+                                    &count, error);
                                 taken = {room.data(), count};
                                 return code;
                             });
@@ -1131,23 +1437,6 @@ class cache : public detail::handle<inflight_cache, inflight_cache_free> {
 
 // ---- Devices and their arrays ----
 
-struct cpu_config : inflight_cpu_config {
-    cpu_config() noexcept { inflight_cpu_config_init(this, sizeof(inflight_cpu_config)); }
-    cpu_config& set_cores(kept_span<const std::uint32_t> pinned) noexcept {
-        cores = pinned.data();
-        num_cores = pinned.size();
-        return *this;
-    }
-    cpu_config& set_isa(inflight::isa chosen) noexcept {
-        isa = static_cast<std::uint32_t>(chosen);
-        return *this;
-    }
-};
-
-struct device_info : inflight_device_info {
-    device_info() noexcept { inflight_device_info_init(this, sizeof(inflight_device_info)); }
-};
-
 /// A device that kernels run on. What is made for it keeps what it needs of it.
 class device : public detail::handle<inflight_device, inflight_device_free> {
    public:
@@ -1193,22 +1482,25 @@ class device : public detail::handle<inflight_device, inflight_device_free> {
 #endif
 };
 
-/// Tokens of heads in the device's memory. Fields are those of C; `make_tensor` sets all of them.
-using tensor = inflight_tensor;
+/// Tokens of heads in the device's memory. `make_tensor` sets all fields.
+struct tensor : detail::prepared_tensor<tensor> {};
 /// A layer's K and V in the device's memory. `make_kv_cache` sets all fields but the scales.
-using kv_cache = inflight_kv_cache;
+struct kv_cache : detail::prepared_kv_cache<kv_cache> {
+    /// Those of an fp8 cache: f32 in the device's memory, one, or one for each head.
+    kv_cache& set_scales(const float* of_k, const float* of_v, bool each_head) noexcept {
+        k.scales = of_k;
+        v.scales = of_v;
+        k.scale_head_stride = v.scale_head_stride = each_head ? 1 : 0;
+        return *this;
+    }
+};
 
 /// `[tokens, heads, head_dim]` without gaps.
 inline result<tensor> try_make_tensor(void* data, std::uint64_t tokens, std::uint32_t heads,
                                       std::uint32_t head_dim, dtype type) noexcept {
-    tensor made{};
-    made.data = data;
-    made.tokens = tokens;
-    made.heads = heads;
-    made.head_dim = head_dim;
-    made.dtype = static_cast<std::uint32_t>(type);
-    return detail::fill(made, [](tensor& of, inflight_error* error) {
-        return inflight_tensor_set_strides(&of, error);
+    return detail::fill(tensor(), [&](tensor& made, inflight_error* error) {
+        return inflight_tensor_set_contiguous(&made, static_cast<std::uint32_t>(type), data, tokens,
+                                              heads, head_dim, error);
     });
 }
 
@@ -1217,23 +1509,17 @@ inline result<kv_cache> try_make_kv_cache(void* k, void* v, std::uint64_t num_bl
                                           std::uint32_t block_size, std::uint32_t num_heads,
                                           std::uint32_t head_dim, dtype type,
                                           layout order = layout::nhd) noexcept {
-    kv_cache made{};
-    made.k = k;
-    made.v = v;
-    made.num_blocks = num_blocks;
-    made.block_size = block_size;
-    made.num_heads = num_heads;
-    made.head_dim = head_dim;
-    made.dtype = static_cast<std::uint32_t>(type);
-    return detail::fill(made, [order](kv_cache& of, inflight_error* error) {
-        return inflight_kv_cache_set_strides(&of, static_cast<std::uint32_t>(order), error);
+    return detail::fill(kv_cache(), [&](kv_cache& made, inflight_error* error) {
+        return inflight_kv_cache_set_contiguous(&made, static_cast<std::uint32_t>(order),
+                                                static_cast<std::uint32_t>(type), k, v, num_blocks,
+                                                block_size, num_heads, head_dim, error);
     });
 }
 
 /// Sees an array of DLPack as a tensor; it stays the caller's. `write` is for outputs.
 inline result<tensor> try_tensor_from_dlpack(const device& on, const void* managed, dlpack kind,
                                              bool write) noexcept {
-    return detail::fill(tensor{}, [&](tensor& seen, inflight_error* error) {
+    return detail::fill(tensor(), [&](tensor& seen, inflight_error* error) {
         return inflight_tensor_from_dlpack(on.get(), managed, static_cast<std::uint32_t>(kind),
                                            write ? 1 : 0, &seen, error);
     });
@@ -1242,7 +1528,7 @@ inline result<tensor> try_tensor_from_dlpack(const device& on, const void* manag
 /// Sees two arrays of DLPack as K and V; they stay the caller's.
 inline result<kv_cache> try_kv_cache_from_dlpack(const device& on, const void* k, const void* v,
                                                  dlpack kind, layout order) noexcept {
-    return detail::fill(kv_cache{}, [&](kv_cache& seen, inflight_error* error) {
+    return detail::fill(kv_cache(), [&](kv_cache& seen, inflight_error* error) {
         return inflight_kv_cache_from_dlpack(on.get(), k, v, static_cast<std::uint32_t>(kind),
                                              static_cast<std::uint32_t>(order), &seen, error);
     });
@@ -1286,8 +1572,8 @@ inline void* tensor_to_dlpack(const device& on, const tensor& exported, bool rea
 // ---- Attention ----
 
 /// The rows of a step. Arrays are copied by the calls that take it.
-struct batch : inflight_batch {
-    batch() noexcept { inflight_batch_init(this, sizeof(inflight_batch)); }
+struct batch : detail::prepared_batch<batch> {
+    batch() noexcept = default;
 
     /// Those of a scheduler's step: nothing is copied, and valid as long as the step.
     static result<batch> try_from(const step& of) noexcept {
@@ -1300,16 +1586,9 @@ struct batch : inflight_batch {
 #endif
 };
 
-/// Which of the last keys each query sees.
-struct mask : inflight_mask {
-    mask() noexcept { inflight_mask_init(this, sizeof(inflight_mask)); }
-};
-
 /// The attention of a group of layers; all but these four has defaults.
-struct attention_config : inflight_attention_config {
-    attention_config() noexcept {
-        inflight_attention_config_init(this, sizeof(inflight_attention_config));
-    }
+struct attention_config : detail::prepared_attention_config<attention_config> {
+    attention_config() noexcept = default;
     attention_config(std::uint32_t q_heads, std::uint32_t kv_heads, std::uint32_t elements,
                      dtype type) noexcept
         : attention_config() {
@@ -1317,11 +1596,6 @@ struct attention_config : inflight_attention_config {
         num_kv_heads = kv_heads;
         head_dim = elements;
         q_dtype = static_cast<std::uint32_t>(type);
-    }
-    /// Type of the cache, where it is not that of the queries.
-    attention_config& set_kv_dtype(dtype type) noexcept {
-        kv_dtype = static_cast<std::uint32_t>(type);
-        return *this;
     }
     /// Memory of a GPU for splitting rows, of `attention::workspace_size` bytes. It stays the
     /// caller's, and lives as long as runs use it.
@@ -1333,8 +1607,8 @@ struct attention_config : inflight_attention_config {
 };
 
 /// The largest steps that something is made for.
-struct step_limits : inflight_step_limits {
-    step_limits() noexcept { inflight_step_limits_init(this, sizeof(inflight_step_limits)); }
+struct step_limits : detail::prepared_step_limits<step_limits> {
+    step_limits() noexcept = default;
     step_limits(std::uint32_t rows, std::uint32_t tokens, std::uint32_t blocks,
                 std::uint32_t kv_len) noexcept
         : step_limits() {
@@ -1345,18 +1619,16 @@ struct step_limits : inflight_step_limits {
     }
 };
 
-/// What one layer's attention reads and writes. The cache must live until the call.
-struct attention_args : inflight_attention_args {
-    attention_args() noexcept {
-        inflight_attention_args_init(this, sizeof(inflight_attention_args));
-    }
-    attention_args(const tensor& queries, const tensor& outputs, const kv_cache& of) noexcept
+/// What one layer's attention reads and writes. Tensors and cache must live until the call.
+struct attention_args : detail::prepared_attention_args<attention_args> {
+    attention_args() noexcept = default;
+    attention_args(kept<inflight_tensor> queries, kept<inflight_tensor> outputs,
+                   kept<inflight_kv_cache> of) noexcept
         : attention_args() {
-        q = queries;
-        o = outputs;
-        cache = &of;
+        q = queries.get();
+        o = outputs.get();
+        cache = of.get();
     }
-    attention_args(const tensor& queries, const tensor& outputs, const kv_cache&& of) = delete;
 };
 
 class step_buffer;
@@ -1410,15 +1682,11 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
 };
 
 /// The rotary position embedding of a model.
-struct rope_config : inflight_rope_config {
-    rope_config() noexcept { inflight_rope_config_init(this, sizeof(inflight_rope_config)); }
+struct rope_config : detail::prepared_rope_config<rope_config> {
+    rope_config() noexcept = default;
     explicit rope_config(std::uint32_t rotated, float base = 10000.0f) noexcept : rope_config() {
         rotary_dim = rotated;
         theta = base;
-    }
-    rope_config& set_scaling(rope_scaling chosen) noexcept {
-        scaling = static_cast<std::uint32_t>(chosen);
-        return *this;
     }
 };
 
@@ -1438,8 +1706,8 @@ inline void rope_table(const inflight_rope_config& config, std::uint32_t max_pos
 #endif
 
 /// Rotation of new keys, and of queries in place. Table and queries must live until the call.
-struct rope : inflight_rope {
-    rope() noexcept { inflight_rope_init(this, sizeof(inflight_rope)); }
+struct rope : detail::prepared_rope<rope> {
+    rope() noexcept = default;
     rope(const float* table, std::uint32_t positions, std::uint32_t rotated,
          const tensor* queries = nullptr) noexcept
         : rope() {
@@ -1448,25 +1716,19 @@ struct rope : inflight_rope {
         rotary_dim = rotated;
         q = queries;
     }
-    rope& set_pairs(rope_pairs which) noexcept {
-        pairs = static_cast<std::uint32_t>(which);
-        return *this;
-    }
 };
 
-/// New keys and values of a layer. Cache and rope must live until the call.
-struct append_args : inflight_append_args {
-    append_args() noexcept { inflight_append_args_init(this, sizeof(inflight_append_args)); }
-    append_args(const tensor& keys, const tensor& values, const kv_cache& to,
-                const inflight_rope* rotation = nullptr) noexcept
+/// New keys and values of a layer. Tensors, cache and rope must live until the call.
+struct append_args : detail::prepared_append_args<append_args> {
+    append_args() noexcept = default;
+    append_args(kept<inflight_tensor> keys, kept<inflight_tensor> values,
+                kept<inflight_kv_cache> to, const inflight_rope* rotation = nullptr) noexcept
         : append_args() {
-        k = keys;
-        v = values;
-        cache = &to;
+        k = keys.get();
+        v = values.get();
+        cache = to.get();
         rope = rotation;
     }
-    append_args(const tensor& keys, const tensor& values, const kv_cache&& to,
-                const inflight_rope* rotation = nullptr) = delete;
 };
 
 /// A step's arrays and plans where kernels find them. One thread at a time.
@@ -1527,14 +1789,13 @@ inline void attention::run(step_buffer& uploaded, const inflight_attention_args&
 }
 #endif
 
-/// What a merge reads and writes. The states must live until the call.
-struct merge_args : inflight_merge_args {
-    merge_args() noexcept { inflight_merge_args_init(this, sizeof(inflight_merge_args)); }
-    merge_args(kept_span<const inflight_merge_state> parts, const tensor& outputs) noexcept
+/// What a merge reads and writes. The states and all tensors must live until the call.
+struct merge_args : detail::prepared_merge_args<merge_args> {
+    merge_args() noexcept = default;
+    merge_args(kept_span<const inflight_merge_state> parts, kept<inflight_tensor> outputs) noexcept
         : merge_args() {
-        states = parts.data();
-        num_states = parts.size();
-        o = outputs;
+        set_states(parts);
+        o = outputs.get();
     }
 };
 
@@ -1570,23 +1831,30 @@ class block_mover : public detail::handle<inflight_block_mover, inflight_block_m
                                                device_caches.size(), out, error);
         });
     }
-    result<void> try_run(span<const inflight_block_op> ops, void* stream = nullptr) noexcept {
+    result<void> try_run(strided<inflight_block_op> ops, void* stream = nullptr) noexcept {
         return detail::run([&](inflight_error* error) {
-            return inflight_block_mover_run(get(), ops.data(), ops.size(), stream, error);
+            return inflight_block_mover_run(get(), ops.data(), ops.stride(), ops.size(), stream,
+                                            error);
         });
+    }
+    result<void> try_run(span<const inflight_block_op> ops, void* stream = nullptr) noexcept {
+        return try_run(strided<inflight_block_op>(ops), stream);
     }
 
 #ifndef INFLIGHT_NO_EXCEPTIONS
     block_mover(const device& on, span<const kv_cache> device_caches,
                 span<const kv_cache> host_caches = {})
         : block_mover(try_create(on, device_caches, host_caches).value()) {}
+    void run(strided<inflight_block_op> ops, void* stream = nullptr) {
+        try_run(ops, stream).value();
+    }
     void run(span<const inflight_block_op> ops, void* stream = nullptr) {
         try_run(ops, stream).value();
     }
 #endif
 };
 
-}  // namespace throwing_v0 or expected_v0
+}  // namespace throwing_v1 or expected_v1
 }  // namespace inflight
 
 #endif  // INFLIGHT_HPP

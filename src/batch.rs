@@ -28,66 +28,39 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::cache::BlockOp;
 use crate::error::{Error, Result};
+pub use crate::params::{
+    INFLIGHT_STEP_MAGIC as MAGIC, inflight_pending as Pending, inflight_step as Header,
+};
 use crate::scheduler::{Row, Scheduler, Step};
 use crate::types::{BlockId, PENDING_TOKEN, StepId, Token};
 
 /// Each array starts at a multiple of this many bytes.
 pub const ALIGN: usize = 16;
 
-/// First word of a packed batch: "IFB1" in memory on a little-endian machine.
-pub const MAGIC: u32 = u32::from_le_bytes(*b"IFB1");
-
-/// Start of a packed batch: counts, then the byte offset of each array from the buffer's start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-#[expect(missing_docs, reason = "the table of the module names each array")]
-pub struct Header {
-    /// [`MAGIC`].
-    pub magic: u32,
-    /// Bytes of the buffer in use.
-    pub total_bytes: u32,
-    /// The step, low and high word.
-    pub step: [u32; 2],
-    /// Rows that own tokens.
-    pub num_rows: u32,
-    /// Rows, empty ones for a CUDA graph's bucket included.
-    pub padded_rows: u32,
-    pub num_tokens: u32,
-    pub num_logits: u32,
-    pub num_pending: u32,
-    pub num_ops: u32,
-    pub num_kv_blocks: u32,
-    /// Tokens a block.
-    pub block_size: u32,
-    /// Tokens of the longest row.
-    pub max_q_len: u32,
-    /// KV length of the longest row, this step included.
-    pub max_kv_len: u32,
-    pub tokens: u32,
-    pub positions: u32,
-    pub slot_mapping: u32,
-    pub qo_indptr: u32,
-    pub kv_indptr: u32,
-    pub kv_last_page_len: u32,
-    pub logits_indices: u32,
-    pub pending: u32,
-    pub ops: u32,
-    pub kv_indices: u32,
-    /// Byte offset of each attention group's plan; 0: none.
-    pub plans: [u32; 8],
-}
-
-/// An input token that is not known yet: the device takes it from an earlier step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Pending {
-    /// Index into `tokens`.
-    pub token: u32,
-    /// Its step's id is this much below this step's; at least 1. Steps that were abandoned count,
-    /// since their ids are not given again.
-    pub steps_back: u32,
-    /// Index among that step's logits.
-    pub logits: u32,
+impl Header {
+    /// The same counts, and the offsets of their arrays, one behind the other; `None` where they do
+    /// not fit 4 GiB. The one place that lays a step out.
+    pub(crate) fn laid_out(mut self) -> Option<Self> {
+        let mut at = size_of::<Self>() as u64;
+        let mut place = |len: u32, size: usize| {
+            let start = at;
+            at = (at + u64::from(len) * size as u64).next_multiple_of(ALIGN as u64);
+            start as u32
+        };
+        self.magic = MAGIC;
+        self.tokens = place(self.num_tokens, size_of::<Token>());
+        self.positions = place(self.num_tokens, size_of::<u32>());
+        self.slot_mapping = place(self.num_tokens, size_of::<i64>());
+        self.qo_indptr = place(self.padded_rows + 1, size_of::<u32>());
+        self.kv_indptr = place(self.padded_rows + 1, size_of::<u32>());
+        self.kv_last_page_len = place(self.padded_rows, size_of::<u32>());
+        self.logits_indices = place(self.num_logits, size_of::<u32>());
+        self.pending = place(self.num_pending, size_of::<Pending>());
+        self.ops = place(self.num_ops, size_of::<BlockOp>());
+        self.kv_indices = place(self.num_kv_blocks, size_of::<BlockId>());
+        self.total_bytes = u32::try_from(at).ok()?;
+        Some(self)
+    }
 }
 
 /// The numbers of rows that batches are padded to.
@@ -136,11 +109,39 @@ impl RowBuckets {
 #[repr(C, align(16))]
 struct Chunk([u32; 4]);
 
+/// Memory for a packed step, which grows.
+#[derive(Clone, Debug, Default)]
+struct Memory(Vec<Chunk>);
+
+impl Memory {
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+
+    /// Makes room for so many bytes.
+    fn reserve(&mut self, bytes: usize) {
+        let chunks = bytes.div_ceil(size_of::<Chunk>());
+        if chunks > self.0.len() {
+            self.0.resize(chunks.next_power_of_two(), Chunk::default());
+        }
+    }
+
+    /// Takes the place of what is here, without giving memory back.
+    fn copy_from(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    }
+}
+
 /// The batch of one step; see the [module](self) for its layout.
 #[derive(Debug, Default)]
 pub struct RaggedBatch {
     header: Header,
-    buffer: Vec<Chunk>,
+    buffer: Memory,
 }
 
 impl Clone for RaggedBatch {
@@ -151,9 +152,7 @@ impl Clone for RaggedBatch {
     /// Copies only the bytes in use, into the memory that is there.
     fn clone_from(&mut self, other: &Self) {
         self.header = other.header;
-        let used = other.bytes().len() / size_of::<Chunk>();
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&other.buffer[..used]);
+        self.buffer.copy_from(other.bytes());
     }
 }
 
@@ -169,7 +168,7 @@ macro_rules! arrays {
 
         fn $write(&mut self) -> &mut [$type] {
             let range = Self::range::<$type>(self.header.$name, $len(&self.header));
-            bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<_, u8>(&mut self.buffer)[range])
+            bytemuck::cast_slice_mut(&mut self.buffer.bytes_mut()[range])
         }
     )*};
 }
@@ -206,7 +205,7 @@ impl RaggedBatch {
     /// The packed buffer, header included: what is copied to the device.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.buffer)[..self.header.total_bytes as usize]
+        &self.buffer.bytes()[..self.header.total_bytes as usize]
     }
 
     /// Counts and offsets.
@@ -215,45 +214,35 @@ impl RaggedBatch {
         &self.header
     }
 
-    /// Places the arrays of these counts one after the other.
-    fn lay_out(&mut self, mut header: Header) -> Result<()> {
-        let mut at = size_of::<Header>() as u64;
-        let mut place = |len: u32, size: usize| {
-            let start = at;
-            at = (at + u64::from(len) * size as u64).next_multiple_of(ALIGN as u64);
-            start as u32
-        };
-        header.magic = MAGIC;
-        header.tokens = place(header.num_tokens, size_of::<Token>());
-        header.positions = place(header.num_tokens, size_of::<u32>());
-        header.slot_mapping = place(header.num_tokens, size_of::<i64>());
-        header.qo_indptr = place(header.padded_rows + 1, size_of::<u32>());
-        header.kv_indptr = place(header.padded_rows + 1, size_of::<u32>());
-        header.kv_last_page_len = place(header.padded_rows, size_of::<u32>());
-        header.logits_indices = place(header.num_logits, size_of::<u32>());
-        header.pending = place(header.num_pending, size_of::<Pending>());
-        header.ops = place(header.num_ops, size_of::<BlockOp>());
-        header.kv_indices = place(header.num_kv_blocks, size_of::<BlockId>());
-        header.total_bytes = u32::try_from(at)
-            .map_err(|_| Error::argument("step", "its batch does not fit 4 GiB"))?;
-        self.resize(header.total_bytes as usize);
-        self.header = header;
-        Ok(())
+    /// Memory for a step of so many bytes, to be packed by another; then
+    /// [`read_header`](Self::read_header).
+    pub(crate) fn memory(&mut self, bytes: usize) -> &mut [u8] {
+        self.buffer.reserve(bytes);
+        self.buffer.bytes_mut()
     }
 
-    /// Makes room for so many bytes.
-    fn resize(&mut self, bytes: usize) {
-        let chunks = bytes.div_ceil(size_of::<Chunk>());
-        if chunks > self.buffer.len() {
-            self.buffer.resize(chunks.next_power_of_two(), Chunk::default());
-        }
+    /// The step that was packed into the memory is this batch.
+    pub(crate) fn read_header(&mut self) {
+        let header = &self.buffer.bytes()[..size_of::<Header>()];
+        self.header = *bytemuck::from_bytes(header);
+    }
+
+    /// Makes room for arrays of these counts.
+    fn lay_out(&mut self, counts: Header) -> Result<()> {
+        self.header = counts.laid_out().ok_or_else(too_large)?;
+        self.buffer.reserve(self.header.total_bytes as usize);
+        Ok(())
     }
 
     fn write_header(&mut self) {
         let header = self.header;
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffer);
-        bytes[..size_of::<Header>()].copy_from_slice(bytemuck::bytes_of(&header));
+        let to = &mut self.buffer.bytes_mut()[..size_of::<Header>()];
+        to.copy_from_slice(bytemuck::bytes_of(&header));
     }
+}
+
+fn too_large() -> Error {
+    Error::argument("step", "its batch does not fit 4 GiB")
 }
 
 /// Block tables as a dense matrix, one row a row of the batch, `width` columns; 0, the null
@@ -423,9 +412,8 @@ impl BatchBuilder {
         batch.header.num_kv_blocks += self.grown.len() as u32;
         let end = batch.header.kv_indices as usize + batch.header.num_kv_blocks as usize * 4;
         let total = end.next_multiple_of(ALIGN);
-        batch.header.total_bytes = u32::try_from(total)
-            .map_err(|_| Error::argument("step", "its batch does not fit 4 GiB"))?;
-        batch.resize(total);
+        batch.header.total_bytes = u32::try_from(total).map_err(|_| too_large())?;
+        batch.buffer.reserve(total);
         let block_size = i64::from(batch.header.block_size);
         let mut tail = old_len;
         for (before, &at) in self.grown.iter().enumerate().rev() {
@@ -482,7 +470,9 @@ impl BatchBuilder {
         // Room for the blocks these rows may come to hold, so that going on does not allocate.
         let longest = scheduler.cache().blocks_for(scheduler.config().max_model_len);
         let most = rows.len().saturating_mul(longest).min(scheduler.cache().pool().num_usable());
-        batch.resize(batch.header.kv_indices as usize + 4 * most.max(num_kv_blocks as usize));
+        batch
+            .buffer
+            .reserve(batch.header.kv_indices as usize + 4 * most.max(num_kv_blocks as usize));
         let (mut token, mut logit, mut index) = (0, 0, 0);
         for (i, row) in rows.iter().enumerate() {
             let sequence = scheduler.sequence(row).ok_or(Error::UnknownStep(id))?;

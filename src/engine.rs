@@ -1,18 +1,18 @@
 //! The loop that joins the parts: schedule, run, commit.
 
 use crate::batch::{BatchBuilder, RowBuckets};
-use crate::device::{Device, Job, Samples};
 use crate::error::{Error, Result};
+use crate::executor::{Executor, Job, Samples};
 use crate::request::Request;
 use crate::scheduler::{Config, Ended, Outputs, Policy, Scheduler};
 use crate::types::{RequestId, StepId, Time, Token};
 
-/// A scheduler, a batch builder and a device.
+/// A scheduler, a batch builder and an executor.
 #[derive(Debug)]
-pub struct Engine<D> {
+pub struct Engine<E> {
     scheduler: Scheduler,
     builder: BatchBuilder,
-    device: D,
+    executor: E,
     samples: Samples,
 }
 
@@ -21,22 +21,22 @@ pub struct Engine<D> {
 pub struct Ran<'a> {
     /// What it delivered, and the step itself.
     pub outputs: Outputs<'a>,
-    /// Seconds it took on the device.
+    /// Seconds it took.
     pub seconds: f64,
     /// [`Scheduler::kv_slack`] while it ran.
     pub kv_slack: usize,
 }
 
-impl<D: Device> Engine<D> {
+impl<E: Executor> Engine<E> {
     /// An engine without requests.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field of `config` at fault.
-    pub fn new(config: Config, policy: Policy, device: D) -> Result<Self> {
+    pub fn new(config: Config, policy: Policy, executor: E) -> Result<Self> {
         Self::with_builder(
             Scheduler::new(config, policy)?,
             BatchBuilder::new(RowBuckets::none(), None),
-            device,
+            executor,
         )
     }
 
@@ -44,11 +44,11 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when `overlap` is on or steps are in flight.
-    pub fn with_builder(scheduler: Scheduler, builder: BatchBuilder, device: D) -> Result<Self> {
+    pub fn with_builder(scheduler: Scheduler, builder: BatchBuilder, executor: E) -> Result<Self> {
         if scheduler.config().overlap || scheduler.steps_in_flight().len() > 0 {
             return Err(Error::argument("overlap", "an engine runs one step at a time"));
         }
-        Ok(Self { scheduler, builder, device, samples: Samples::default() })
+        Ok(Self { scheduler, builder, executor, samples: Samples::default() })
     }
 
     /// Queues a request.
@@ -78,7 +78,7 @@ impl<D: Device> Engine<D> {
     /// Runs one step at time `now`; `None` when there is no request.
     ///
     /// # Errors
-    /// [`Error::Stalled`] when the policy lets nobody run; what the device reports, and the step
+    /// [`Error::Stalled`] when the policy lets nobody run; what the executor reports, and the step
     /// is undone: the same requests run with the next call.
     pub fn step(&mut self, now: Time) -> Result<Option<Ran<'_>>> {
         if self.scheduler.num_unfinished() == 0 {
@@ -103,13 +103,13 @@ impl<D: Device> Engine<D> {
         if step.is_empty() {
             return Ok(0.0);
         }
-        let wanted = self.device.wants_batch();
+        let wanted = self.executor.wants_batch();
         if wanted {
             self.builder.build(&self.scheduler, step)?;
         }
         let batch = wanted.then(|| self.builder.batch());
         let dense = self.builder.dense().filter(|_| wanted);
-        let seconds = self.device.run(Job { step, batch, dense }, &mut self.samples)?;
+        let seconds = self.executor.run(Job { step, batch, dense }, &mut self.samples)?;
         match self.samples.num_rows() {
             given if given == step.num_sampling() => Ok(seconds),
             given => Err(Error::OutputMismatch { step: id, expected: step.num_sampling(), given }),
@@ -134,13 +134,13 @@ impl<D: Device> Engine<D> {
         &self.scheduler
     }
 
-    /// The device.
-    pub fn device(&self) -> &D {
-        &self.device
+    /// The executor.
+    pub fn executor(&self) -> &E {
+        &self.executor
     }
 
     /// Takes the engine apart, between two steps.
-    pub fn into_parts(self) -> (Scheduler, BatchBuilder, D) {
-        (self.scheduler, self.builder, self.device)
+    pub fn into_parts(self) -> (Scheduler, BatchBuilder, E) {
+        (self.scheduler, self.builder, self.executor)
     }
 }

@@ -8,13 +8,13 @@
 //!
 //! ```
 //! use inflight::cache::CacheConfig;
-//! use inflight::device::{Device, Job, Samples};
+//! use inflight::executor::{Executor, Job, Samples};
 //! use inflight::{Config, Engine, Policy, Request, RequestId, Time};
 //!
 //! /// "Computes" the sum of a row's input tokens.
 //! struct Sum;
 //!
-//! impl Device for Sum {
+//! impl Executor for Sum {
 //!     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> inflight::Result<f64> {
 //!         let batch = job.batch.expect("it is built unless `wants_batch` says no");
 //!         for (row, bounds) in job.step.rows().iter().zip(batch.qo_indptr().windows(2)) {
@@ -52,7 +52,18 @@ mod capi;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod executor;
 pub mod kernels;
+#[allow(
+    missing_docs,
+    non_camel_case_types,
+    rustdoc::broken_intra_doc_links,
+    clippy::allow_attributes_without_reason,
+    clippy::unnecessary_operation,
+    clippy::identity_op,
+    reason = "names and comments are those of csrc/kernel_params.h"
+)]
+pub mod params;
 pub mod plan;
 pub mod request;
 pub mod scheduler;

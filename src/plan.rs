@@ -21,9 +21,9 @@
 
 #![forbid(unsafe_code)]
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::error::{Error, Result};
+use crate::params::INFLIGHT_WHOLE;
+pub use crate::params::{inflight_merge as Merge, inflight_part as Part};
 
 /// What a plan is made for: one of these for each attention group of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,37 +83,9 @@ pub struct Extent {
     pub kv_len: u32,
 }
 
-/// Part of a tile: queries of a row over a range of keys.
-///
-/// Its state holds, for each query and KV head, output and log-sum-exp; 0 and minus infinity for a
-/// query that sees none of these keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Part {
-    /// Row of the batch.
-    pub row: u32,
-    /// First KV head.
-    pub head: u32,
-    /// KV heads: all or one.
-    pub num_heads: u32,
-    /// First query, counted from the row's first.
-    pub q_start: u32,
-    /// Queries.
-    pub q_len: u32,
-    /// First key, counted from the sequence's first. No earlier one may be read: it may be evicted.
-    pub kv_start: u32,
-    /// One past the last key; `kv_start` where the queries see no key at all.
-    pub kv_end: u32,
-    /// Where its `q_len * num_heads` states begin; [`Part::WHOLE`] when it is its tile's only part
-    /// and writes the output itself.
-    pub partial: u32,
-    /// The [`Merge`] its states belong to; [`Part::WHOLE`] when there is none.
-    pub merge: u32,
-}
-
 impl Part {
     /// No states to merge: the part is its whole tile.
-    pub const WHOLE: u32 = u32::MAX;
+    pub const WHOLE: u32 = INFLIGHT_WHOLE;
 
     /// Its states, if it has any.
     fn states(&self) -> u64 {
@@ -134,29 +106,6 @@ impl Part {
         let each = u64::from(costs.key) + u64::from(costs.query_key) * u64::from(self.q_len);
         each.saturating_mul(u64::from(self.num_heads))
     }
-}
-
-/// A tile computed in parts. The states of its part `p` begin at
-/// `partial + p * q_len * num_heads`, and parts are in the order of their keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Merge {
-    /// Row of the batch.
-    pub row: u32,
-    /// First KV head.
-    pub head: u32,
-    /// KV heads: all or one.
-    pub num_heads: u32,
-    /// First query, counted from the row's first.
-    pub q_start: u32,
-    /// Queries.
-    pub q_len: u32,
-    /// Where the states of its parts begin.
-    pub partial: u32,
-    /// Parts; at least 2.
-    pub count: u32,
-    /// The first of them: they follow one another in [`Plan::parts`].
-    pub first_part: u32,
 }
 
 /// Who computes what.
@@ -363,6 +312,11 @@ impl Plan {
     #[must_use]
     pub fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// Shares; 0 before the first plan.
+    pub(crate) fn num_shares(&self) -> usize {
+        self.share_indptr.len().saturating_sub(1)
     }
 
     /// Share `s` has parts `share_indptr[s]..share_indptr[s + 1]`; maybe none.

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use batch_world::{Counts, Scenario, World, random_request};
 use inflight::batch::{BatchBuilder, RowBuckets};
 use inflight::cache::CacheConfig;
-use inflight::device::{Device, Job, Samples};
+use inflight::executor::{Executor, Job, Samples};
 use inflight::scheduler::Step;
 use inflight::{
     Config, Engine, Error, Policy, Request, RequestId, Sampled, Scheduler, Time, Token,
@@ -481,7 +481,7 @@ struct Flaky {
     failures: usize,
 }
 
-impl Device for Flaky {
+impl Executor for Flaky {
     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64, Error> {
         let fails = self.rng.chance(20);
         if !fails || self.rng.chance(50) {
@@ -524,7 +524,7 @@ fn failed_steps_leave_no_trace() {
         steps += 1;
         assert!(steps < 20_000, "it does not end");
     }
-    let failures = engine.device().failures;
+    let failures = engine.executor().failures;
     println!("{steps} steps, {failures} failed");
     assert!(failures > 100);
     let wrong = truths.iter().filter(|&(id, want)| found.get(id) != Some(want)).count();

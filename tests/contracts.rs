@@ -1,7 +1,7 @@
 //! What holds even when a caller or a policy of his own breaks its side of the bargain.
 
 use inflight::cache::CacheConfig;
-use inflight::device::Decisions;
+use inflight::executor::DryRun;
 use inflight::scheduler::Batching;
 use inflight::scheduler::capacity::Optimistic;
 use inflight::scheduler::queue::{Clock, Fcfs, Queue, Waiting};
@@ -141,8 +141,8 @@ fn a_static_batch_reserves_or_is_refused() {
 
 #[test]
 fn the_end_of_a_batch_is_told_even_if_its_last_member_is_cancelled() {
-    let device = Decisions { sampler: |_, k| k };
-    let mut engine = Engine::new(config(8, 100), Policy::static_batch(), device).expect("sound");
+    let executor = DryRun { sampler: |_, k| k };
+    let mut engine = Engine::new(config(8, 100), Policy::static_batch(), executor).expect("sound");
     engine.submit(request(1, 4, 1, 0)).expect("room");
     engine.submit(request(2, 4, 9, 0)).expect("room");
     let ran = engine.step(Time(0)).expect("it runs").expect("somebody is there");

@@ -14,13 +14,13 @@ use inflight::cache::BlockOp;
 use inflight::device::cpu::{Cpu, CpuConfig};
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream, PinnedBuffer};
 use inflight::kernels::cpu;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, BlockMover, DeviceCache, DeviceScales, DeviceTensor, Merge, Rope, State,
-    StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, BlockMover, Merge, StepBuffer};
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{BatchView, DType, KvCache, KvLayout, KvScales, TensorMut, TensorRef};
+use inflight::kernels::{
+    AppendArgs, BatchView, DType, DeviceCache, DeviceScales, DeviceTensor, KvCache, KvLayout,
+    KvScales, Rope, State, StepArrays, StepLimits, TensorMut, TensorRef,
+};
 
 use device::{Device, device};
 use rng::Rng;

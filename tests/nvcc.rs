@@ -11,6 +11,7 @@ mod cost;
 #[allow(dead_code, reason = "the part that looks for nvcc is for the build")]
 #[path = "../build/nvcc.rs"]
 mod nvcc;
+#[allow(dead_code, reason = "the files are for builds")]
 #[path = "../build/table.rs"]
 mod table;
 

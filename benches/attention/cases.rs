@@ -12,7 +12,7 @@ const LEAST: f64 = 0.03;
 const BF16: DType = DType::Bf16;
 
 fn run(bench: &mut Bench, load: &mut Load) -> Result<f64> {
-    load.run(&bench.all.cpu, &mut bench.arena, LEAST)
+    load.run(false, &mut bench.arena, LEAST)
 }
 
 fn gb(load: &Load) -> f64 {
@@ -236,7 +236,7 @@ fn threads(cases: &mut Cases<'_>) -> Result<()> {
                     true => (gb(&load), "GB/s"),
                     false => (gflop(&load), "GFLOP/s"),
                 };
-                let one = work / load.run(&bench.one.cpu, &mut bench.arena, LEAST)?;
+                let one = work / load.run(true, &mut bench.arena, LEAST)?;
                 let all = work / run(bench, &mut load)?;
                 let sample = Sample::new(name, unit, all);
                 // The target is for two; with more, nine tenths of them.
@@ -270,10 +270,10 @@ fn plans(cases: &mut Cases<'_>) -> Result<()> {
         cases.add(name, |bench| {
             let dtype = if count == 32 { BF16 } else { DType::Fp8E4m3 };
             let mut load = Load::new(bench, Spec::new(dtype, decode(lengths(count, mean))))?;
-            Ok(move |bench: &mut Bench| {
+            Ok(move |_: &mut Bench| {
                 let mut spent = 0.0;
                 for _ in 0..16 {
-                    spent += load.plan(&bench.all.cpu)?;
+                    spent += load.plan(false)?;
                 }
                 Ok(vec![Sample::new(name, "us", spent / 16.0 * 1e6)])
             })

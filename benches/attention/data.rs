@@ -5,11 +5,11 @@ use std::time::Instant;
 use half::{bf16, f16};
 use inflight::device::cpu::{Cpu, CpuConfig, Isa};
 use inflight::device::memory::Buffer;
-use inflight::kernels::cpu::Attention;
+use inflight::kernels::cpu::{Attention, AttentionArgs, StepBuffer};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
-    TensorRef,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepArrays, StepLimits,
+    TensorMut, TensorRef,
 };
 use inflight::{BlockId, Result};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -225,7 +225,8 @@ pub(crate) fn decode(lengths: Vec<u32>) -> Vec<(u32, u32)> {
 pub(crate) struct Load {
     pub(crate) spec: Spec,
     layout: KvLayout,
-    attention: Attention,
+    /// On all threads, and on one.
+    attentions: [(Attention, StepBuffer); 2],
     qo_indptr: Vec<u32>,
     kv_indptr: Vec<u32>,
     last: Vec<u32>,
@@ -258,13 +259,18 @@ impl Load {
         let sets = blocks.chunks_exact(used).take(wanted);
         let sets: Vec<Vec<BlockId>> = sets.map(<[BlockId]>::to_vec).collect();
         assert!(!sets.is_empty(), "the arena does not hold {used} blocks");
+        let on = |cpu: &Cpu| {
+            let attention = Attention::new(cpu, config, StepLimits::MAX)?;
+            let step = StepBuffer::new(StepLimits::MAX, &[&attention])?;
+            Ok::<_, inflight::Error>((attention, step))
+        };
         let words = spec.tokens() * spec.q_heads * head_dim * spec.q_dtype.size() / 8;
         let mut q = vec![0; words];
         fill(bytemuck::cast_slice_mut(&mut q), 5);
         Ok(Self {
             spec,
             layout,
-            attention: Attention::new(config)?,
+            attentions: [on(&bench.all.cpu)?, on(&bench.one.cpu)?],
             qo_indptr,
             kv_indptr,
             last,
@@ -280,8 +286,8 @@ impl Load {
         self.sets.len() * self.spec.kv_bytes()
     }
 
-    /// Plans for the next set of blocks; seconds.
-    pub(crate) fn plan(&mut self, cpu: &Cpu) -> Result<f64> {
+    /// Plans for the next set of blocks, and uploads; seconds.
+    pub(crate) fn plan(&mut self, one: bool) -> Result<f64> {
         self.next = (self.next + 1) % self.sets.len();
         let batch = BatchView {
             qo_indptr: &self.qo_indptr,
@@ -291,12 +297,15 @@ impl Load {
             block_size: self.spec.cache.block_size,
         };
         let start = Instant::now();
-        self.attention.plan(cpu, batch, self.layout.num_blocks)?;
+        let (attention, step) = &mut self.attentions[usize::from(one)];
+        attention.plan(batch, self.layout.num_blocks, None)?;
+        step.upload(&StepArrays::new(batch), &[attention])?;
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Seconds a run, planning apart; as many runs as take `least` seconds together.
-    pub(crate) fn run(&mut self, cpu: &Cpu, arena: &mut Arena, least: f64) -> Result<f64> {
+    /// Seconds a run, planning apart, on all threads or one; as many runs as take `least` seconds
+    /// together.
+    pub(crate) fn run(&mut self, one: bool, arena: &mut Arena, least: f64) -> Result<f64> {
         let cache = arena.cache(self.layout)?;
         let fp8 = self.spec.cache.dtype == DType::Fp8E4m3;
         let scales = if fp8 { KvScales { k: &[0.5], v: &[0.5] } } else { KvScales::NONE };
@@ -304,7 +313,7 @@ impl Load {
         let shape = Shape::contiguous(self.spec.tokens(), q_heads, head_dim);
         let (mut spent, mut runs) = (0.0, 0);
         while spent < least && runs < 256 {
-            self.plan(cpu)?;
+            self.plan(one)?;
             let args = AttentionArgs {
                 q: tensor(&self.q, q_dtype, shape)?,
                 cache: &cache,
@@ -313,10 +322,10 @@ impl Load {
                 lse: None,
                 alibi_slopes: None,
                 sinks: None,
-                mask: None,
             };
             let start = Instant::now();
-            self.attention.run(cpu, args)?;
+            let (attention, step) = &self.attentions[usize::from(one)];
+            attention.run(step, 0, args)?;
             spent += start.elapsed().as_secs_f64();
             runs += 1;
         }

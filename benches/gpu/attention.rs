@@ -4,13 +4,11 @@ use half::bf16;
 use inflight::device::cpu::Cpu;
 use inflight::device::cuda::CudaBuffer;
 use inflight::device::memory::Buffer;
-use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepBuffer,
-    StepLimits,
-};
+use inflight::kernels::cuda::{Attention, StepBuffer};
 use inflight::kernels::tensor::Shape as Extent;
 use inflight::kernels::{
-    self, AttentionConfig, BatchView, DType, Fp8E4m3, KvCache, KvLayout, KvScales, TensorMut,
+    self, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, Fp8E4m3, KvCache, KvLayout, KvScales, StepArrays, StepLimits, TensorMut,
     TensorRef,
 };
 use inflight::{BlockId, Result};
@@ -101,7 +99,7 @@ impl Prepared {
         let mut step = StepBuffer::new(&gpu.cuda, limits, &[&attention])?;
         attention.plan(tables.view(), tables.num_blocks, None)?;
         let batch = tables.view();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         step.upload(&gpu.stream, &arrays, &[&attention])?;
         let len = shape.tokens() * shape.heads.0 * shape.dim;
         Ok(Self {
@@ -246,13 +244,17 @@ fn check(gpu: &Gpu, cpu: &Cpu, shape: &Shape) -> Result<f64> {
         DType::Fp8E4m3 => KvScales { k: &[SCALE], v: &[SCALE] },
         _ => KvScales::NONE,
     };
-    let mut attention = kernels::cpu::Attention::new(config(shape))?;
-    attention.plan(cpu, tables.view(), tables.num_blocks)?;
+    let limits = StepLimits::MAX;
+    let mut attention = kernels::cpu::Attention::new(cpu, config(shape), limits)?;
+    let mut step = kernels::cpu::StepBuffer::new(limits, &[&attention])?;
+    attention.plan(tables.view(), tables.num_blocks, None)?;
+    step.upload(&StepArrays::new(tables.view()), &[&attention])?;
     let extent = Extent::contiguous(shape.tokens(), shape.heads.0, shape.dim);
     let mut o = vec![bf16::ZERO; len];
     attention.run(
-        cpu,
-        kernels::AttentionArgs {
+        &step,
+        0,
+        kernels::cpu::AttentionArgs {
             q: TensorRef::new(&q, extent)?,
             cache: &cache,
             scales,
@@ -260,7 +262,6 @@ fn check(gpu: &Gpu, cpu: &Cpu, shape: &Shape) -> Result<f64> {
             lse: None,
             alibi_slopes: None,
             sinks: None,
-            mask: None,
         },
     )?;
     let differ = |(x, y): (&bf16, &bf16)| (x.to_f32() - y.to_f32()).abs();

@@ -30,6 +30,7 @@ const HELP: &str = "\
 The GPU kernels against what the GPU does; benches/README.md says what the rows mean.
 
   --only PART   cases whose name has this in it
+  --except NAME not this case; may be repeated
   --list        print the names of the cases
   --telling     the twenty cases that tell most
   --rest        all but these
@@ -46,6 +47,7 @@ The GPU kernels against what the GPU does; benches/README.md says what the rows 
 struct Options {
     json: Option<String>,
     only: Option<String>,
+    except: Vec<String>,
     batches: Vec<Shape>,
     rounds: Option<usize>,
     device: usize,
@@ -67,6 +69,7 @@ fn options() -> std::result::Result<Options, String> {
         match arg.as_str() {
             "--json" => options.json = Some(value()?),
             "--only" => options.only = Some(value()?),
+            "--except" => options.except.push(value()?),
             "--rounds" => options.rounds = Some(number(value()?)?),
             "--device" => options.device = number(value()?)?,
             "--batch" => {
@@ -128,6 +131,7 @@ fn shapes(options: &Options) -> Vec<Shape> {
 fn wanted(options: &Options, name: &str, attention: bool) -> bool {
     let telling = if options.smoke { attention } else { shape::TELLING.contains(&name) };
     options.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        && options.except.iter().all(|except| except != name)
         && (!options.telling || telling)
         && (!options.rest || !telling)
 }

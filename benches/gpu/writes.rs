@@ -4,14 +4,12 @@ use half::bf16;
 use inflight::cache::BlockOp;
 use inflight::device::cpu::Cpu;
 use inflight::device::cuda::{CudaBuffer, CudaStream, PinnedBuffer};
-use inflight::kernels::cuda::{
-    Append, AppendArgs, BlockMover, DeviceCache, DeviceScales, DeviceTensor, Merge, Rope, State,
-    StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, BlockMover, Merge, StepBuffer};
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape as Extent;
 use inflight::kernels::{
-    BatchView, DType, Fp8E4m3, KvCache, KvLayout, KvScales, TensorMut, TensorRef, cpu,
+    AppendArgs, BatchView, DType, DeviceCache, DeviceScales, DeviceTensor, Fp8E4m3, KvCache,
+    KvLayout, KvScales, Rope, State, StepArrays, StepLimits, TensorMut, TensorRef, cpu,
 };
 use inflight::{Error, Result};
 

@@ -348,6 +348,8 @@ def main():
     parser.add_argument("--loader", required=True, help="the library: libinflight_loader.so")
     parser.add_argument("--json", help="where the figures go as well")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--except", dest="excepted", action="append", default=[], metavar="NAME",
+                        help="not this case; may be repeated")
     parser.add_argument("--rounds", type=int, default=11, help="samples of each, in turns (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="one small batch against plain Python: no torch, no timing")
     options = parser.parse_args()
@@ -374,7 +376,7 @@ def main():
         timer = Timer(torch)
         print(f"{'µs, × inflight':<44}" + "".join(f"{name:>24}" for name in CONTENDERS))
         for batch in batches():
-            if options.only not in batch.name:
+            if options.only not in batch.name or batch.name in options.excepted:
                 continue
             try:
                 row = compare(torch, timer, batch, options, notes)

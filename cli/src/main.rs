@@ -12,6 +12,7 @@ mod report;
 mod selftest;
 mod sessions;
 mod setup;
+mod simulator;
 mod table;
 mod tensor;
 mod trace;

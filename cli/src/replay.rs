@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use inflight::cache::ExtraKey;
-use inflight::device::{Decisions as NoDevice, Device, Model};
 use inflight::engine::Ran;
+use inflight::executor::{DryRun, Executor};
 use inflight::{Engine, Error, Request, RequestId, Time, Token};
 
 use crate::args::Replay;
@@ -15,6 +15,7 @@ use crate::metrics::{self, Recorder, Run, RunConfig, StepSample, Unit};
 use crate::output::{Output, check_paths};
 use crate::sessions::Sessions;
 use crate::setup::{DeviceKind, Setup};
+use crate::simulator::Simulator;
 use crate::trace::{self, Row};
 use crate::{Failure, print, tell};
 use crate::{report, table};
@@ -34,11 +35,11 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
         let decisions = files.decisions.as_mut().map(|(_, decisions)| decisions);
         let run = match &setup.device {
             DeviceKind::Decisions => {
-                let device = NoDevice { sampler };
+                let device = DryRun { sampler };
                 replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
             }
             &DeviceKind::Model(cost) => {
-                let device = Model { cost, sampler };
+                let device = Simulator { cost, sampler };
                 replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
             }
             DeviceKind::Cpu(on) => {
@@ -154,7 +155,7 @@ fn undecided(error: &std::io::Error) -> Failure {
 }
 
 /// One run of the trace under one policy, and the device after it.
-fn replay<D: Device>(
+fn replay<D: Executor>(
     setup: &Setup,
     policy: &str,
     device: D,
@@ -195,7 +196,7 @@ struct Replayer<'a, D> {
     submitted: u64,
 }
 
-impl<D: Device> Replayer<'_, D> {
+impl<D: Executor> Replayer<'_, D> {
     fn run(mut self) -> Result<(Run, D), Failure> {
         let setup = self.setup;
         let mut rows = setup.trace.rows.iter().filter(|row| row.turn.is_none()).peekable();

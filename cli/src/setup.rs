@@ -1,7 +1,6 @@
 //! What a replay is to do, checked and with its defaults filled in.
 
 use inflight::cache::CacheConfig;
-use inflight::device::cost::{self, CostModel};
 use inflight::scheduler::queue::{Ageing, Priority};
 use inflight::{Config, Policy};
 use serde_json::Value;
@@ -10,6 +9,7 @@ use crate::Failure;
 use crate::args::{Arrival, Replay, Switch};
 use crate::cpu::options::{self, OnCpu};
 use crate::metrics::Unit;
+use crate::simulator::cost::{self, CostModel};
 use crate::trace::{self, Clock, Synthetic, Trace};
 
 /// What runs the steps.

@@ -99,16 +99,6 @@ impl Tensor {
         &mut self.data[..bytes]
     }
 
-    /// The same elements elsewhere.
-    ///
-    /// # Errors
-    /// There is no such memory.
-    pub(crate) fn copy(&self) -> Result<Self> {
-        let mut copy = Self::zeros(self.dtype, self.len)?;
-        copy.bytes_mut().copy_from_slice(self.bytes());
-        Ok(copy)
-    }
-
     /// Tokens of heads from element `start` on.
     ///
     /// # Errors
@@ -161,7 +151,6 @@ mod tests {
             let found: Vec<f64> = (0..5).map(|at| tensor.get(at)).collect();
             let error = (found[3] - 0.1).abs();
             assert!(error < 0.01 && found[..3] == numbers[..3] && found[4] == 448.0, "{found:?}");
-            assert_eq!(tensor.copy().unwrap().bytes(), tensor.bytes());
             assert!(tensor.tokens(0, Shape::contiguous(5, 1, 1)).is_ok());
             assert!(tensor.tokens(1, Shape::contiguous(5, 1, 1)).is_err());
         }

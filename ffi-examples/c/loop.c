@@ -2,7 +2,8 @@
  *
  * The "model" is a function of a token and its position, so that the output can be checked and no
  * weights are needed. A real one computes step.tokens at step.positions, writes their KV to
- * step.slot_mapping, attends over step.kv_indices and samples at step.logits_indices.
+ * step.groups->slot_mapping, attends over step.groups->kv_indices and samples at
+ * step.logits_indices.
  */
 #include <inflight.h>
 #include <stdio.h>
@@ -62,7 +63,7 @@ static void print_step(const inflight_step_view* step) {
     printf("%4llu  %4u  %6u  %6u  ", (unsigned long long)step->step_id, step->num_rows,
            step->num_tokens, step->num_free_blocks);
     for (uint32_t r = 0; r < step->num_rows; r++) {
-        const inflight_row* row = &step->rows[r];
+        const inflight_row* row = INFLIGHT_AT(inflight_row, step->rows, step->row_size, r);
         printf(" %s%llu:%u+%u", row->flags & INFLIGHT_ROW_ADMITTED ? "*" : "",
                (unsigned long long)row->request_id, row->num_computed, row->num_tokens);
     }
@@ -122,7 +123,8 @@ int main(void) {
         check(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, &error),
               &error);
         for (uint32_t i = 0; i < outputs.num_outputs; i++) {
-            const inflight_output* got = &outputs.outputs[i];
+            const inflight_output* got =
+                INFLIGHT_AT(inflight_output, outputs.outputs, outputs.output_size, i);
             for (uint32_t t = 0; t < got->num_tokens; t++) {
                 output[got->request_id][num_output[got->request_id]++] =
                     outputs.tokens[got->first_token + t];

@@ -121,13 +121,12 @@ class paged_model {
         q_.send(tokens, on);
         k_.send(tokens, on);
         v_.send(tokens, on);
-        const auto q = q_.tensor(tokens);
+        const auto q = q_.tensor(tokens), new_k = k_.tensor(tokens), new_v = v_.tensor(tokens);
+        const auto attended = attended_.tensor(tokens);
         const inflight::rope rope(static_cast<const float*>(rope_table_.get()), max_position_,
                                   shape::head_dim, &q);
-        buffer_.append(inflight::append_args(k_.tensor(tokens), v_.tensor(tokens), cache, &rope),
-                       stream());
-        attention_.run(buffer_, inflight::attention_args(q, attended_.tensor(tokens), cache),
-                       stream());
+        buffer_.append(inflight::append_args(new_k, new_v, cache, &rope), stream());
+        attention_.run(buffer_, inflight::attention_args(q, attended, cache), stream());
         attended_.receive(tokens, on);
         for (std::size_t t = 0; t < tokens; t++) {
             model::finish_layer(at, attended_.token(t), &x_[t * shape::hidden]);
@@ -137,7 +136,7 @@ class paged_model {
     /// For calls of inflight: null on a processor.
     void* stream() const { return stream_ ? stream_->handle() : nullptr; }
 
-    void count(inflight::span<const inflight_block_op> ops) {
+    void count(inflight::strided<inflight_block_op> ops) {
         for (const inflight_block_op& op : ops) {
             switch (inflight::kind_of(op)) {
                 case inflight::block_op_kind::copy:

@@ -63,7 +63,7 @@ static inline inflight_status border_abandon(border *b, uint64_t step_id) {
 }
 
 static inline inflight_status border_events(border *b, inflight_event *events, size_t capacity) {
-    return inflight_scheduler_events(b->scheduler, events, capacity, &b->num_events, &b->error);
+    return inflight_scheduler_events(b->scheduler, events, sizeof *events, capacity, &b->num_events, &b->error);
 }
 
 static inline inflight_status border_submit(border *b, const inflight_request *request) {
@@ -96,7 +96,8 @@ static inline inflight_status border_reset_prefix_cache(border *b) {
 }
 
 static inline inflight_status border_finish(border *b, uint64_t id, uint32_t keep_tokens) {
-    return inflight_scheduler_finish(b->scheduler, id, keep_tokens, &b->result, &b->error);
+    return inflight_scheduler_finish(b->scheduler, id, keep_tokens, &b->result, sizeof b->result,
+                                     &b->error);
 }
 
 /* Go's, in wake.go. */

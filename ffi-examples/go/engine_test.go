@@ -166,7 +166,10 @@ func TestContextsEndRequests(t *testing.T) {
 }
 
 func TestAReaderEndsItsRequestAtAStopString(t *testing.T) {
-	e := engine(t, engineConfig, toy.New(engineConfig.Scheduler))
+	model := toy.New(engineConfig.Scheduler)
+	// A thousand tokens take a second, so that the request does not end before it is told to.
+	model.Latency = time.Millisecond
+	e := engine(t, engineConfig, model)
 	whole := generate(t, e, prompt("prompt", 20))
 	if _, err := whole.Collect(); err != nil {
 		t.Fatal(err)

@@ -40,7 +40,7 @@
 // # Building
 //
 // The package is linked with pkg-config: PKG_CONFIG_PATH has to have the folder of inflight.pc, and
-// at run time the loader has to find libinflight.so.0, by LD_LIBRARY_PATH for example.
+// at run time the loader has to find libinflight.so.1, by LD_LIBRARY_PATH for example.
 package inflight
 
 /*

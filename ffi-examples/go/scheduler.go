@@ -117,6 +117,7 @@ func (s *Scheduler) Schedule(now time.Duration) (*Step, error) {
 		return nil, failure("schedule", status, &border.error)
 	}
 	step.view = border.step
+	step.blockSize = step.view.groups.block_size
 	return step, nil
 }
 
@@ -187,62 +188,6 @@ func (s *Scheduler) call(op string, body func(*C.border) C.inflight_status) erro
 	return failure(op, body(border), &border.error)
 }
 
-// EventKind is what happened to a request.
-type EventKind uint32
-
-// Kinds of events.
-const (
-	// EventRefused: a request that a submitter handed over cannot run; [Event.Status] says why.
-	EventRefused EventKind = C.INFLIGHT_EVENT_REFUSED
-	// EventFinished: a request has finished; [Event.Finish] says why.
-	EventFinished EventKind = C.INFLIGHT_EVENT_FINISHED
-	// EventCancelled: a request was cancelled through a submitter.
-	EventCancelled EventKind = C.INFLIGHT_EVENT_CANCELLED
-	// EventPreempted: a request had to give way in a step, and waits again. It goes on later.
-	EventPreempted EventKind = C.INFLIGHT_EVENT_PREEMPTED
-)
-
-// Event is something that happened to a request.
-type Event struct {
-	// RequestID is the request.
-	RequestID uint64
-	// Client is the request's own, which tells requests of one id apart.
-	Client uint64
-	// StepID is the step with which it happened, or 2^64 - 1.
-	StepID uint64
-	// Kind is what happened.
-	Kind EventKind
-	// Status is why it was refused; else 0.
-	Status Status
-	// Finish is why it finished; else [FinishNone].
-	Finish Finish
-	// StopToken is the stop token that ended it, or [NoToken].
-	StopToken Token
-	// Result is what it has come to, where it has finished or was cancelled.
-	Result RequestResult
-}
-
-// RequestResult is what a request has come to. Times are those given to [Scheduler.Schedule].
-type RequestResult struct {
-	// FirstScheduledAt is the time of the step that first admitted it; negative where none did.
-	FirstScheduledAt time.Duration
-	// FirstTokenAt is the time of the step that sampled its first token; negative where none has been
-	// committed.
-	FirstTokenAt time.Duration
-	// NumPrompt is the tokens of its prompt.
-	NumPrompt uint32
-	// NumOutput is the tokens that it has output.
-	NumOutput uint32
-	// NumCached is the tokens that it found in the prefix cache when it was first admitted.
-	NumCached uint32
-	// NumPreemptions is how often it was preempted.
-	NumPreemptions uint32
-	// NumDrafts is the draft tokens that were verified.
-	NumDrafts uint32
-	// NumAccepted is the draft tokens among them that were accepted.
-	NumAccepted uint32
-}
-
 // Events takes the oldest events, as many as events has room for, and returns their number. The
 // others stay for the next call. There are none before the first [Submitter].
 func (s *Scheduler) Events(events []Event) (int, error) {
@@ -259,36 +204,6 @@ func (s *Scheduler) Events(events []Event) (int, error) {
 	return int(border.num_events), nil
 }
 
-// Stats is counters since a scheduler was made, and its state now.
-type Stats struct {
-	// Steps is the steps scheduled, empty ones included.
-	Steps uint64
-	// Admissions includes those after a preemption.
-	Admissions uint64
-	// Preemptions is how often a request had to give way.
-	Preemptions uint64
-	// Finished is the requests that finished, by themselves or by Finish.
-	Finished uint64
-	// Cancelled is the requests that were cancelled.
-	Cancelled uint64
-	// OutputTokens is the tokens delivered.
-	OutputTokens uint64
-	// PrefixQueriedTokens is the tokens of requests that looked for a cached prefix.
-	PrefixQueriedTokens uint64
-	// PrefixHitTokens is the tokens among them that were found.
-	PrefixHitTokens uint64
-	// EvictedBlocks is the blocks whose known content was given up for a new one.
-	EvictedBlocks uint64
-	// NumRunning is the requests that hold a slot now.
-	NumRunning int
-	// NumWaiting is the requests that wait now.
-	NumWaiting int
-	// NumFreeBlocks is the blocks of the device pool that are free now, cached ones included.
-	NumFreeBlocks int
-	// NumFreeHostBlocks is the blocks of the host pool that are free now.
-	NumFreeHostBlocks int
-}
-
 // Stats returns counters and state.
 func (s *Scheduler) Stats() (Stats, error) {
 	border, err := s.enter("stats", nil)
@@ -300,49 +215,7 @@ func (s *Scheduler) Stats() (Stats, error) {
 	if status != C.INFLIGHT_STATUS_OK {
 		return Stats{}, failure("stats", status, &border.error)
 	}
-	c := &border.stats
-	return Stats{
-		Steps:               uint64(c.steps),
-		Admissions:          uint64(c.admissions),
-		Preemptions:         uint64(c.preemptions),
-		Finished:            uint64(c.finished),
-		Cancelled:           uint64(c.cancelled),
-		OutputTokens:        uint64(c.output_tokens),
-		PrefixQueriedTokens: uint64(c.prefix_queried_tokens),
-		PrefixHitTokens:     uint64(c.prefix_hit_tokens),
-		EvictedBlocks:       uint64(c.evicted_blocks),
-		NumRunning:          int(c.num_running),
-		NumWaiting:          int(c.num_waiting),
-		NumFreeBlocks:       int(c.num_free_blocks),
-		NumFreeHostBlocks:   int(c.num_free_host_blocks),
-	}, nil
-}
-
-// Snapshot is a request at a moment.
-type Snapshot struct {
-	// Client is whom it belongs to.
-	Client uint64
-	// Running says that it is among the running requests; else it waits.
-	Running bool
-	// NumPrompt is the tokens of its prompt.
-	NumPrompt int
-	// NumOutput is the tokens output so far.
-	NumOutput int
-	// NumComputed is the tokens whose KV is computed or in flight.
-	NumComputed int
-	// NumPreemptions is how often it was preempted.
-	NumPreemptions int
-	// NumCached is the tokens that it found in the prefix cache when it was first admitted.
-	NumCached int
-	// NumDrafts is the draft tokens that were verified.
-	NumDrafts int
-	// NumAccepted is the draft tokens among them that were accepted.
-	NumAccepted int
-	// FirstScheduledAt is the time of the step that first admitted it; negative where none did.
-	FirstScheduledAt time.Duration
-	// FirstTokenAt is the time of the step that sampled its first token; negative where none has been
-	// committed.
-	FirstTokenAt time.Duration
+	return statsOf(&border.stats), nil
 }
 
 // Request returns a request as it is now; [StatusUnknownRequest] when it has finished, or never
@@ -357,19 +230,5 @@ func (s *Scheduler) Request(id uint64) (Snapshot, error) {
 	if status != C.INFLIGHT_STATUS_OK {
 		return Snapshot{}, failure("request", status, &border.error)
 	}
-	c := &border.snapshot
-	return Snapshot{
-		Client:         uint64(c.client),
-		Running:        c.running != 0,
-		NumPrompt:      int(c.num_prompt),
-		NumOutput:      int(c.num_output),
-		NumComputed:    int(c.num_computed),
-		NumPreemptions: int(c.num_preemptions),
-		NumCached:      int(c.num_cached),
-		NumDrafts:      int(c.num_drafts),
-		NumAccepted:    int(c.num_accepted),
-
-		FirstScheduledAt: time.Duration(c.first_scheduled_at),
-		FirstTokenAt:     time.Duration(c.first_token_at),
-	}, nil
+	return snapshotOf(&border.snapshot), nil
 }

@@ -124,7 +124,7 @@ func TestWhatEndsARequest(t *testing.T) {
 	second := request(2, "p", 9)
 	second.StopTokens = []inflight.Token{7, 8}
 	third := request(3, "p", 9)
-	third.Repetition = &inflight.Repetition{Count: 2, MaxPattern: 4}
+	third.RepetitionCount, third.RepetitionMaxPattern = 2, 4
 	third.Salt, third.Adapter = []byte("salt"), []byte("adapter")
 	third.Contents = []inflight.Content{{ID: []byte("digest"), Start: 0, Len: 1}}
 	third.SkipPrefixCache, third.Client = true, 42

@@ -9,89 +9,8 @@ import (
 	"unsafe"
 )
 
-// RowFlags say what a row does.
-type RowFlags uint32
-
-// Flags of a row.
-const (
-	// RowSamples: the row reaches its request's newest token and so samples.
-	RowSamples RowFlags = C.INFLIGHT_ROW_SAMPLES
-	// RowDecodes: the row computes just its request's newest token (and drafts).
-	RowDecodes RowFlags = C.INFLIGHT_ROW_DECODES
-	// RowAdmitted: the row's request was admitted in this step.
-	RowAdmitted RowFlags = C.INFLIGHT_ROW_ADMITTED
-)
-
-// Row is one request's share of a step.
-type Row struct {
-	// RequestID is the request.
-	RequestID uint64
-	// NumTokens is the tokens it computes, drafts included; at least 1.
-	NumTokens uint32
-	// NumComputed is the tokens whose KV is there before the step.
-	NumComputed uint32
-	// NumDraft is the draft tokens at the end of its tokens.
-	NumDraft uint32
-	// NumOutput is the tokens that it will have output once everything in flight has returned, this
-	// step excluded.
-	NumOutput uint32
-	// Flags say what it does.
-	Flags RowFlags
-	_     uint32
-}
-
 // Samples says whether the row samples: a chunk of a prompt does not, unless it is the last.
 func (r *Row) Samples() bool { return r.Flags&RowSamples != 0 }
-
-// PendingToken is an input token that is not known yet, with [Config.Overlap].
-type PendingToken struct {
-	// Token is an index into [Step.Tokens].
-	Token uint32
-	// StepsBack is how many steps ago it is sampled; at least 1.
-	StepsBack uint32
-	// Logits is an index among that step's logits.
-	Logits uint32
-}
-
-// BlockOpKind says between which pools a block is copied.
-type BlockOpKind uint32
-
-// Kinds of copies.
-const (
-	// BlockCopy is device to device: a sequence is about to write to a block that it shares.
-	BlockCopy BlockOpKind = C.INFLIGHT_BLOCK_COPY
-	// BlockSwapOut is device to host.
-	BlockSwapOut BlockOpKind = C.INFLIGHT_BLOCK_SWAP_OUT
-	// BlockSwapIn is host to device.
-	BlockSwapIn BlockOpKind = C.INFLIGHT_BLOCK_SWAP_IN
-)
-
-// BlockOp is a copy of a block, in every layer's K and V, that is made before anything else of its
-// step.
-type BlockOp struct {
-	// Kind says between which pools.
-	Kind BlockOpKind
-	// Src is the block read.
-	Src uint32
-	// Dst is the block written.
-	Dst uint32
-}
-
-// The Go types lie over C's.
-var (
-	_ = [1]struct{}{}[unsafe.Sizeof(Row{})-C.sizeof_inflight_row]
-	_ = [1]struct{}{}[unsafe.Offsetof(Row{}.Flags)-unsafe.Offsetof(C.inflight_row{}.flags)]
-	_ = [1]struct{}{}[unsafe.Sizeof(PendingToken{})-C.sizeof_inflight_pending_token]
-	_ = [1]struct{}{}[unsafe.Sizeof(BlockOp{})-C.sizeof_inflight_block_op]
-	_ = [1]struct{}{}[unsafe.Sizeof(Output{})-C.sizeof_inflight_output]
-	_ = [1]struct{}{}[unsafe.Offsetof(Output{}.StopToken)-
-		unsafe.Offsetof(C.inflight_output{}.stop_token)]
-	_ = [1]struct{}{}[unsafe.Sizeof(Event{})-C.sizeof_inflight_event]
-	_ = [1]struct{}{}[unsafe.Sizeof(RequestResult{})-C.sizeof_inflight_request_result]
-	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.Result)-unsafe.Offsetof(C.inflight_event{}.result)]
-	_ = [1]struct{}{}[unsafe.Offsetof(Event{}.StopToken)-
-		unsafe.Offsetof(C.inflight_event{}.stop_token)]
-)
 
 // Step is one iteration: which requests compute how many tokens, as a ragged batch. Rows are
 // requests, in order: those that were running, then those admitted. With [Config.MaxPaddedRows] the
@@ -105,6 +24,7 @@ var (
 type Step struct {
 	scheduler *Scheduler
 	view      C.inflight_step_view
+	blockSize C.uint32_t
 	ended     atomic.Bool
 }
 
@@ -119,6 +39,28 @@ func viewOf[T any](s *Step, from unsafe.Pointer, count C.uint32_t) []T {
 		return nil
 	}
 	return unsafe.Slice((*T)(from), int(count))
+}
+
+// structsOf is an array of the library's structs: its own memory, or a copy where a newer library has
+// larger ones than the header that this package was built with.
+func structsOf[T any](from unsafe.Pointer, count int, size C.uint32_t) []T {
+	known := unsafe.Sizeof(*new(T))
+	if count == 0 || uintptr(size) == known {
+		return unsafe.Slice((*T)(from), count)
+	}
+	structs := make([]T, count)
+	for i := range structs {
+		structs[i] = *(*T)(unsafe.Add(from, i*int(size)))
+	}
+	return structs
+}
+
+// group returns what the layers have of the cache: all of them the same.
+func (s *Step) group() C.inflight_group {
+	if s.over() || s.view.num_groups == 0 {
+		return C.inflight_group{}
+	}
+	return *s.view.groups
 }
 
 // ID names the step.
@@ -137,7 +79,7 @@ func (s *Step) NumTokens() int { return int(s.view.num_tokens) }
 func (s *Step) NumSampling() int { return int(s.view.num_sampling) }
 
 // BlockSize returns the tokens of a block.
-func (s *Step) BlockSize() int { return int(s.view.block_size) }
+func (s *Step) BlockSize() int { return int(s.blockSize) }
 
 // MaxQueryLen returns the most tokens of a row.
 func (s *Step) MaxQueryLen() int { return int(s.view.max_q_len) }
@@ -156,7 +98,10 @@ func (s *Step) NumFreeBlocks() int { return int(s.view.num_free_blocks) }
 
 // Rows returns the rows, [NumRows].
 func (s *Step) Rows() []Row {
-	return viewOf[Row](s, unsafe.Pointer(s.view.rows), s.view.num_rows)
+	if s.over() {
+		return nil
+	}
+	return structsOf[Row](unsafe.Pointer(s.view.rows), int(s.view.num_rows), s.view.row_size)
 }
 
 // Tokens returns the input tokens, row by row, [NumTokens].
@@ -171,7 +116,7 @@ func (s *Step) Positions() []uint32 {
 
 // SlotMapping returns where each token's KV is written, block * block size + offset, [NumTokens].
 func (s *Step) SlotMapping() []int64 {
-	return viewOf[int64](s, unsafe.Pointer(s.view.slot_mapping), s.view.num_tokens)
+	return viewOf[int64](s, unsafe.Pointer(s.group().slot_mapping), s.view.num_tokens)
 }
 
 // QueryIndptr returns the offsets of rows: row r owns tokens [r] to [r+1], [NumPaddedRows + 1].
@@ -182,17 +127,18 @@ func (s *Step) QueryIndptr() []uint32 {
 // KVIndptr returns the offsets of block tables: row r reads the blocks of KVIndices from [r] to
 // [r+1], [NumPaddedRows + 1].
 func (s *Step) KVIndptr() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indptr), s.view.num_padded_rows+1)
+	return viewOf[uint32](s, unsafe.Pointer(s.group().kv_indptr), s.view.num_padded_rows+1)
 }
 
 // KVIndices returns the block tables of the rows, one after the other.
 func (s *Step) KVIndices() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_indices), s.view.num_kv_blocks)
+	group := s.group()
+	return viewOf[uint32](s, unsafe.Pointer(group.kv_indices), group.num_kv_blocks)
 }
 
 // KVLastPageLen returns the tokens in each row's last block, this step's included, [NumPaddedRows].
 func (s *Step) KVLastPageLen() []uint32 {
-	return viewOf[uint32](s, unsafe.Pointer(s.view.kv_last_page_len), s.view.num_padded_rows)
+	return viewOf[uint32](s, unsafe.Pointer(s.group().kv_last_page_len), s.view.num_padded_rows)
 }
 
 // LogitsIndices returns the tokens whose logits are needed: one for each row that samples, and one
@@ -203,12 +149,20 @@ func (s *Step) LogitsIndices() []uint32 {
 
 // Pending returns the input tokens that a step in flight samples; Tokens has [NoToken] there.
 func (s *Step) Pending() []PendingToken {
-	return viewOf[PendingToken](s, unsafe.Pointer(s.view.pending), s.view.num_pending)
+	if s.over() {
+		return nil
+	}
+	from, count := unsafe.Pointer(s.view.pending), int(s.view.num_pending)
+	return structsOf[PendingToken](from, count, s.view.pending_size)
 }
 
 // BlockOps returns the copies to make first, in order.
 func (s *Step) BlockOps() []BlockOp {
-	return viewOf[BlockOp](s, unsafe.Pointer(s.view.block_ops), s.view.num_block_ops)
+	if s.over() {
+		return nil
+	}
+	from, count := unsafe.Pointer(s.view.block_ops), int(s.view.num_block_ops)
+	return structsOf[BlockOp](from, count, s.view.block_op_size)
 }
 
 // Preempted returns the requests that had to give way and wait again.
@@ -227,7 +181,7 @@ func (s *Step) Packed() []byte {
 // Copy returns the step with arrays of its own, which last. It cannot be committed: the step that
 // it was made from is. A copy of a step that is over is over.
 func (s *Step) Copy() *Step {
-	c := &Step{view: s.view}
+	c := &Step{view: s.view, blockSize: s.blockSize}
 	if s.over() {
 		c.ended.Store(true)
 		return c
@@ -235,14 +189,20 @@ func (s *Step) Copy() *Step {
 	c.view.rows = (*C.inflight_row)(cloned(s.Rows()))
 	c.view.tokens = (*C.uint32_t)(cloned(s.Tokens()))
 	c.view.positions = (*C.uint32_t)(cloned(s.Positions()))
-	c.view.slot_mapping = (*C.int64_t)(cloned(s.SlotMapping()))
 	c.view.qo_indptr = (*C.uint32_t)(cloned(s.QueryIndptr()))
-	c.view.kv_indptr = (*C.uint32_t)(cloned(s.KVIndptr()))
-	c.view.kv_indices = (*C.uint32_t)(cloned(s.KVIndices()))
-	c.view.kv_last_page_len = (*C.uint32_t)(cloned(s.KVLastPageLen()))
+	group := s.group()
+	group.struct_size = C.sizeof_inflight_group
+	group.slot_mapping = (*C.int64_t)(cloned(s.SlotMapping()))
+	group.kv_indptr = (*C.uint32_t)(cloned(s.KVIndptr()))
+	group.kv_indices = (*C.uint32_t)(cloned(s.KVIndices()))
+	group.kv_last_page_len = (*C.uint32_t)(cloned(s.KVLastPageLen()))
+	c.view.groups = &group
 	c.view.logits_indices = (*C.uint32_t)(cloned(s.LogitsIndices()))
 	c.view.pending = (*C.inflight_pending_token)(cloned(s.Pending()))
 	c.view.block_ops = (*C.inflight_block_op)(cloned(s.BlockOps()))
+	c.view.row_size = C.sizeof_inflight_row
+	c.view.pending_size = C.sizeof_inflight_pending_token
+	c.view.block_op_size = C.sizeof_inflight_block_op
 	c.view.preempted = (*C.uint64_t)(cloned(s.Preempted()))
 	c.view.packed = (*C.uint8_t)(cloned(s.Packed()))
 	return c
@@ -311,25 +271,6 @@ func (s *Step) Abandon() error {
 	return nil
 }
 
-// Finish is why a request ended.
-type Finish uint32
-
-// Reasons to end.
-const (
-	// FinishNone: the request goes on, or did not end by itself.
-	FinishNone Finish = C.INFLIGHT_FINISH_NONE
-	// FinishEOS: it sampled [Request.EOS].
-	FinishEOS Finish = C.INFLIGHT_FINISH_EOS
-	// FinishStopToken: it sampled one of [Request.StopTokens].
-	FinishStopToken Finish = C.INFLIGHT_FINISH_STOP_TOKEN
-	// FinishLength: it reached [Request.MaxTokens] or [Config.MaxModelLen].
-	FinishLength Finish = C.INFLIGHT_FINISH_LENGTH
-	// FinishRepetition: its output repeats itself.
-	FinishRepetition Finish = C.INFLIGHT_FINISH_REPETITION
-	// FinishStopped: the caller ended it, by [Scheduler.Finish] or [Submitter.Finish].
-	FinishStopped Finish = C.INFLIGHT_FINISH_STOPPED
-)
-
 // String names the reason: "eos", "stop", "length", "repetition", or "".
 func (f Finish) String() string {
 	switch f {
@@ -343,20 +284,6 @@ func (f Finish) String() string {
 		return "repetition"
 	}
 	return ""
-}
-
-// Output is what a commit delivers of one request; [Outputs.Tokens] has the tokens.
-type Output struct {
-	// RequestID is the request.
-	RequestID uint64
-	first     uint32
-	num       uint32
-	// Finish is set with its last token.
-	Finish Finish
-	// StopToken is the stop token that ended it, or [NoToken].
-	StopToken Token
-	result    uint32
-	_         uint32
 }
 
 // Outputs is what a commit delivers: a view of the library's memory, valid until the next call with
@@ -384,14 +311,14 @@ func (o *Outputs) Len() int {
 
 // At returns the i-th output, in the order of the step's rows.
 func (o *Outputs) At(i int) Output {
-	return unsafe.Slice((*Output)(unsafe.Pointer(o.view.outputs)), o.Len())[i]
+	return structsOf[Output](unsafe.Pointer(o.view.outputs), o.Len(), o.view.output_size)[i]
 }
 
 // Tokens returns the tokens of the i-th output.
 func (o *Outputs) Tokens(i int) []Token {
 	of := o.At(i)
 	all := unsafe.Slice((*Token)(unsafe.Pointer(o.view.tokens)), int(o.view.num_tokens))
-	return all[of.first : of.first+of.num : of.first+of.num]
+	return all[of.firstToken : of.firstToken+of.numTokens : of.firstToken+of.numTokens]
 }
 
 // Result returns what the request of the i-th output has come to; false where it goes on.
@@ -400,8 +327,8 @@ func (o *Outputs) Result(i int) (RequestResult, bool) {
 	if of.Finish == FinishNone {
 		return RequestResult{}, false
 	}
-	all := unsafe.Slice((*RequestResult)(unsafe.Pointer(o.view.results)), int(o.view.num_results))
-	return all[of.result], true
+	from, count := unsafe.Pointer(o.view.results), int(o.view.num_results)
+	return structsOf[RequestResult](from, count, o.view.result_size)[of.result], true
 }
 
 // Released returns the requests that gave back their slot and blocks: those that finished, or under

@@ -13,7 +13,10 @@ from . import arch
 MOST_BYTES = 64 << 20
 # Tests of the library, and programs of the emulator's crate with the source of each one's image.
 TESTS = ("cuda_attention", "cuda_writes", "cuda_device")
-IMAGES = {"arch": "arch_micro.cu", "arch_hopper": "arch_hopper.cu", "rates": "rates.cu"}
+IMAGES = {"arch": "arch_micro.cu", "arch_hopper": "arch_hopper.cu", "rates": "rates.cu",
+          "rates_hopper": "rates_hopper.cu"}
+# The last one is of the program before it as well.
+PROGRAMS = [name for name in IMAGES if name != "rates_hopper"]
 
 
 def say(text):
@@ -74,7 +77,7 @@ def programs(root, dev, emulated):
     # One profile, so that nvcc compiles once for both; that of benches differs in nothing.
     bench = ["--profile", "dev" if dev else "release"]
     made = cargo(root, "test", "-p", "inflight", "--features", "cuda", "--no-run", *tests)
-    made |= cargo(root, "test", "-p", "simt", "--no-run", *(flag for name in IMAGES for flag in ("--test", name)))
+    made |= cargo(root, "test", "-p", "simt", "--no-run", *(flag for name in PROGRAMS for flag in ("--test", name)))
     made |= cargo(root, "bench", "-p", "inflight", "--features", "cuda", "--no-run", "--bench", "gpu", *bench)
     features = "inflight-cli/cuda,inflight-loader/cuda"
     made |= cargo(root, "build", "-p", "inflight-cli", "-p", "inflight-loader", "--features", features, *release)
@@ -94,7 +97,7 @@ def build(root, kit, dev, emulated):
     made = programs(root, dev, emulated)
     kept = {("gpu", "bench"): "gpu", ("inflight", "bin"): "inflight"}
     kept |= {("inflight_loader", "cdylib"): "libinflight_loader.so"}
-    kept |= {(name, "test"): name for name in (*TESTS, *IMAGES)}
+    kept |= {(name, "test"): name for name in (*TESTS, *PROGRAMS)}
     for key, name in kept.items():
         if emulated:
             (kit / name).symlink_to(made[key])
@@ -122,8 +125,8 @@ def images(root, kit, nvcc, archs):
     """What nvcc makes of the emulator's kernels, where a GPU runs them."""
     common = ["-fatbin", "-std=c++17", "-O3", "-I", "csrc", "-I", "tests/simt/kernels"]
     for name, source in IMAGES.items():
-        # wgmma is for 9.0 and nothing else.
-        of = ["90a"] if name == "arch_hopper" else archs
+        # wgmma is for 9.0 and nothing else: others get kernels that do nothing, and tests that say so.
+        of = ["90a", *(arch_ for arch_ in archs if arch_ != "90")] if name.endswith("hopper") else archs
         gencode = [f"-gencode=arch=compute_{arch_},code=sm_{arch_}" for arch_ in of]
         command = [nvcc, *common, *gencode, f"tests/simt/kernels/{source}", "-o", kit / f"{name}.fatbin"]
         subprocess.run([str(part) for part in command], cwd=root, check=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""That the loops of tests/simt/kernels/rates.cu time what they say, in what nvcc made of them.
+"""That the loops of tests/simt/kernels/rates*.cu time what they say, in what nvcc made of them.
 
     scripts/gpu_round/sass.py [SM...]     for these (90), by NVCC or scripts/cuda-toolkit, and nvdisasm,
                                           which pip installs into target/nvdisasm
@@ -32,15 +32,27 @@ REGISTERS = {
 }
 CLAIMS = {f"rates_{name}_{chains}": (what, STEPS) for name, what in REGISTERS.items() for chains in (1, 8)}
 CLAIMS |= {"rates_bar_1": (r"BAR\.SYNC\..*", STEPS), "rates_pointers": (r"LDG\.E\.64\.STRONG\.GPU", STEPS)}
-CLAIMS |= {f"rates_ldgsts_{name}": (r"LDGSTS\.E.*\.128.*", n) for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
+COPIES = [("1", 1), ("8", 8), ("landed_1", 1), ("landed_8", 8)]
+CLAIMS |= {f"rates_ldgsts_{name}": (r"LDGSTS\.E.*\.128.*", n) for name, n in COPIES}
 # How a reading of the clock is named here: nvcc makes zeros by the same instruction.
 CLOCK = "CLOCK"
 BULK = {"tma": r"UTMALDG\.4D.*", "bulk": r"UBLKCP\..*"}
 CLAIMS |= {f"rates_{unit}_{name}": (what, n)
-           for unit, what in BULK.items() for name, n in [("1", 1), ("8", 8), ("landed_8", 8)]}
-INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
+           for unit, what in BULK.items() for name, n in COPIES}
+# The arrival at the barrier alone, which all figures of the copy engine have in them.
+CLAIMS["rates_tma_0"] = (r"SYNCS\.ARRIVE.*", 1)
+WGMMA = (r"HGMMA\.64x128x16\.F32\.BF16", 16)
+# Next to products of a warpgroup: these, STEPS of each.
+BESIDE = {"rates_wgmma": (), "rates_wgmma_ex2": ("MUFU.EX2",), "rates_wgmma_fmul": ("FMUL",),
+          "rates_wgmma_ex2_fmul": ("MUFU.EX2", "FMUL")}
+CLAIMS |= dict.fromkeys(BESIDE, WGMMA)
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Zx0-9_.]+)\s*(.*?)\s*;")
 # Timed within the loop, where the clock is read as well, and which waits.
 WITHIN = re.compile(r"rates_(ldgsts|tma|bulk)_")
+# Between these readings: moves of an address and a coordinate for a copy, next to the loop's own.
+PER_COPY = 4
+# What makes one thread of many, or one of their values: not where one has been elected.
+CHOICES = ("BRA", "ELECT", "VOTEU", "PLOP3", "WARPSYNC")
 
 
 def functions(text):
@@ -78,23 +90,41 @@ def verdict(name, code):
     claimed = sum(bool(re.fullmatch(what, opcode)) for opcode in inside)
     others = collections.Counter(opcode.split(".")[0] for opcode in inside if not re.fullmatch(what, opcode))
     said = f"{claimed} of {count} {what}, next to {sum(others.values())}: {dict(others.most_common(6))}"
-    turns = 1
     if WITHIN.match(name):
         # nvcc may have put several turns into one.
         turns = claimed // count
-    elif "hmma" in name:
+        if claimed != count * turns or not turns:
+            return f"other instructions than claimed: {said}", said
+        return between(name, inside, what, count, turns)
+    if claimed != count:
+        return f"other instructions than claimed: {said}", said
+    for beside in BESIDE.get(name, ()):
+        if inside.count(beside) != STEPS or others.pop(beside.split(".")[0]) != STEPS:
+            return f"not {STEPS} {beside} next to them: {said}", said
+    if "hmma" in name:
         for padding in PADDING:
             others.pop(padding, None)
-    if claimed != count * turns or not turns:
-        return f"other instructions than claimed: {said}", said
-    if WITHIN.match(name):
-        read = [opcode == CLOCK for opcode in inside if opcode == CLOCK or re.fullmatch(what, opcode)]
-        is_around = read == [True, *[False] * count, True] * turns
-        return (None if is_around else f"the clock is not read around them: {said}"), said
     if sum(others.values()) > OWN or others[CLOCK]:
         return f"more than the loop's own: {said}", said
     if CLOCK not in before or CLOCK not in after:
         return "the clock is not read before and after the loop", said
+    return None, said
+
+
+def between(name, inside, what, count, turns):
+    """The same of a loop that reads the clock: of what stands between two readings of it."""
+    read = [at for at, opcode in enumerate(inside) if opcode == CLOCK]
+    pieces = [inside[begin + 1:end] for begin, end in zip(read[::2], read[1::2])]
+    others = [[opcode for opcode in piece if not re.fullmatch(what, opcode)] for piece in pieces]
+    most = collections.Counter(opcode.split(".")[0] for opcode in max(others, key=len, default=[]))
+    said = f"{count} {what}, next to {sum(most.values())} between readings: {dict(most.most_common(6))}"
+    if len(read) != 2 * turns or any(len(piece) - len(other) != count for piece, other in zip(pieces, others)):
+        return f"the clock is not read around them: {said}", said
+    # A wait has a branch.
+    if "landed" not in name and any(opcode.split(".")[0] in CHOICES for other in others for opcode in other):
+        return f"a choice of one thread between readings: {said}", said
+    if sum(most.values()) > OWN + PER_COPY * count:
+        return f"more than the copies' own: {said}", said
     return None, said
 
 
@@ -108,22 +138,33 @@ def nvdisasm():
 
 
 def disassembly(sm):
+    """Of all kernels; 90 is what it is for alone as well, which has products of warpgroups."""
     install = [ROOT / "scripts/cuda-toolkit"]
     nvcc = os.environ.get("NVCC") or subprocess.check_output(install, text=True).strip()
+    sources = [("rates.cu", sm)] + ([("rates_hopper.cu", "90a")] if sm == "90" else [])
+    text = ""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "rates.cubin")
-        flags = ["-cubin", "-std=c++17", "-O3", "-I", "csrc", "-I", "tests/simt/kernels", f"-arch=sm_{sm}"]
-        subprocess.run([nvcc, *flags, "tests/simt/kernels/rates.cu", "-o", cubin], cwd=ROOT, check=True)
-        return subprocess.run([nvdisasm(), "-c", cubin], check=True, capture_output=True, text=True).stdout
+        for source, of in sources:
+            flags = ["-cubin", "-std=c++17", "-O3", "-I", "csrc", "-I", "tests/simt/kernels", f"-arch=sm_{of}"]
+            subprocess.run([nvcc, *flags, f"tests/simt/kernels/{source}", "-o", cubin], cwd=ROOT, check=True)
+            text += subprocess.run([nvdisasm(), "-c", cubin], check=True, capture_output=True, text=True).stdout
+    return text
+
+
+def is_there(name, sm):
+    """Whether a device has the instructions that a kernel is of."""
+    number = int(re.match(r"\d+", sm)[0])
+    if name in BESIDE:
+        return sm == "90"
+    return number >= 89 if "e4m3" in name else number >= 90 or not re.match("rates_(tma|bulk)", name)
 
 
 def main():
     wrong = 0
     for sm in sys.argv[1:] or ["90"]:
         found = functions(disassembly(sm))
-        for name in CLAIMS:
-            if int(re.match(r"\d+", sm)[0]) < 89 and ("e4m3" in name or re.match("rates_(tma|bulk)", name)):
-                continue
+        for name in (name for name in CLAIMS if is_there(name, sm)):
             fault, said = verdict(name, found[name]) if name in found else ("is not there", "")
             wrong += fault is not None
             print(f"sm_{sm} {name:<24} {'WRONG: ' + fault if fault else said}")

@@ -82,7 +82,7 @@ def state_of(steps):
 
 
 def exit_status(phases):
-    """0: all is well; 1: something failed; 3: nothing did, and not all was done."""
+    """0: all is well; 1: something failed; 3: nothing did, and not all was done, for want of time or of a tool."""
     states = [phase["state"] for phase in phases.values()]
     if "failed" in states:
         return 1

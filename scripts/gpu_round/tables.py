@@ -1,6 +1,8 @@
 """A round's record as a table to read."""
 
 import json
+import re
+from pathlib import Path
 
 
 def predictions(folder, slug):
@@ -18,6 +20,9 @@ def is_of(name, slug):
     """Whether a model's name, as `a100-80g`, is of the GPU `nvidia-a100-sxm4-80gb`."""
     words = slug.split("-")
     first, *others = name.split("-")
+    # Cards of the same name with other clocks and memory.
+    if not {"pcie", "nvl"} & set(words) <= set(others):
+        return False
     return first in words and all(any(word.startswith(other) for word in words) for other in others)
 
 
@@ -29,7 +34,7 @@ def table(record, predicted):
         lines += [", ".join(f"{key} {value}" for key, value in record["nvidia_smi"].items()), ""]
     lines += phases(record["phases"])
     if record.get("rates"):
-        lines += rates(record["rates"])
+        lines += rates(record["rates"], assumed(record["gpu"] or ""))
     for key in ("bench", "benches"):
         if record.get(key):
             lines += bench(record[key], predicted)
@@ -50,23 +55,54 @@ def phases(found):
     return lines
 
 
-def rates(rows):
-    """Cycles per instruction and warp, for a chain of them and for many chains, by warps; then the rest."""
+# What a rate is to the model: numbers of scripts/model/chips.json.
+NUMBERS = {
+    "f2fp_bf16": ["f2fp_pack"], "f2fp_f16": ["f2fp_pack"], "f2fp_from_e4m3": ["f2fp_unpack"], "hmma_bf16": ["hmma"],
+    "hmma_f16": ["hmma"], "ldsm": ["ldsm_latency"], "ldsm_trans": ["ldsm_latency"], "movm": ["shfl_latency"],
+    "shfl": ["shuffle_wavefronts", "shfl_latency"], "ex2": ["mufu", "mufu_latency"], "ffma": ["fma"], "hfma2_bf16": ["half"],
+    "bar": ["bar"], "ldgsts": ["copy_passes"], "clock": ["ghz"], "latency of L2": ["l2_latency"],
+    "latency of memory": ["dram_latency"], "reading of L2": ["l2_bytes_a_clock"], "reading of memory": ["dram_gbs", "dram_share"], "empty launch": ["launch_us"],
+}
+
+
+def assumed(gpu):
+    """What the model takes for each of a GPU's rates, with ranges; nothing of a GPU that it does not know. Rates are
+    cycles of one of four schedulers, latencies are whole."""
+    data = json.loads((Path(__file__).parents[1] / "model/chips.json").read_text())
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    chip = next((numbers for name, numbers in data["chips"].items() if is_of(name, slug)), None)
+    if chip is None:
+        return {}
+    entries = data["common"] | data["chips"].get(chip.get("like"), {}) | chip
+    says = lambda key, value, _, *ends: f"{key} {value}" + (f" ({ends[0]}..{ends[1]})" if ends else "")
+    return {name: ", ".join(says(key, *entries[key]) for key in keys) for name, keys in NUMBERS.items()}
+
+
+def of_model(model, name):
+    """What the model takes for a rate: of `empty launch, 132 blocks` what is before the comma."""
+    return model.get("clock" if name.startswith("clock under ") else name.partition(",")[0], "")
+
+
+def rates(rows, model):
+    """Cycles per instruction and warp, by warps, beside what the model takes for it; then the rest."""
     counts = sorted({row["warps"] for row in rows if "warps" in row})
-    lines = ["", "Cycles per instruction and warp, of dependent ones and of independent ones, by warps of one multiprocessor", "",
-             "| | " + " | ".join(f"{n}" for n in counts) + " | " + " | ".join(f"{n}, independent" for n in counts) + " |",
-             "|---" * (2 * len(counts) + 1) + "|"]
+    lines = ["", "Cycles per instruction and warp, by warps of a block: of dependent ones, and of so many at once", "",
+             "| | " + " | ".join(f"{n}" for n in counts) + " | model |", "|---" * (len(counts) + 2) + "|"]
     cells = {}
     for row in rows:
         if "warps" in row:
-            cells.setdefault(row["name"], {})[row["chains"] == 1, row["warps"]] = row["cycles"]
+            at_once = "" if row["chains"] == 1 else f", {row['chains']} at once"
+            blocks = f", {row['blocks']} blocks" if row.get("blocks", 1) > 1 else ""
+            cells.setdefault(f"{row['name']}{at_once}{blocks}", {})[row["warps"]] = row["cycles"]
     for name, found in cells.items():
-        values = [found.get((dependent, n)) for dependent in (True, False) for n in counts]
-        lines.append(f"| {name} | " + " | ".join("" if value is None else f"{value:.2f}" for value in values) + " |")
+        values = [found.get(n) for n in counts]
+        text = " | ".join("" if value is None else f"{value:.2f}" for value in values)
+        lines.append(f"| {name} | {text} | {of_model(model, name)} |")
     others = [row for row in rows if "value" in row]
     if others:
-        lines += ["", "| | | |", "|---|---|---|"]
-        lines += [f"| {row['name']} | {row['value']:.2f} | {row['unit']} |" for row in others]
+        lines += ["", "| | | | model |", "|---|---|---|---|"]
+        lines += [f"| {row['name']} | {row['value']:.2f} | {row['unit']} | {of_model(model, row['name'])} |"
+                  for row in others]
     return lines
 
 

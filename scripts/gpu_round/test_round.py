@@ -10,7 +10,9 @@ import time
 import unittest
 from pathlib import Path
 
-from gpu_round import arch, program, tables
+from unittest import mock
+
+from gpu_round import arch, phases, program, schedule, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSES = 'echo "test result: ok. 3 passed; 0 failed; 0 ignored"\n'
@@ -142,6 +144,77 @@ class Rounds(unittest.TestCase):
         self.assertEqual(status, 0, text)
         self.assertEqual(self.phases(), {"arch": "ok", "device": "ok"})
         self.assertIn("kernel 32", (self.out / "arch.txt").read_text())
+
+    def test_a_cut_bench_goes_on_where_it_was(self):
+        second = "; ".join([BENCH.strip().replace("a case", "another"), "sleep 600"])
+        self.program("gpu", second)
+        status, _ = self.round("--seconds", "3", "bench")
+        self.assertEqual((status, self.phases()), (3, {"bench": "cut"}))
+        # In its own folder, and in another one, as where the first machine is gone.
+        first = self.out
+        for out in (first, Path(self.folder.name, "other")):
+            self.out = out
+            self.program("gpu", f'echo "$*" >{self.folder.name}/args\n' + BENCH)
+            status, text = self.round("--continue", first / "round.json", "bench")
+            self.assertEqual((status, self.phases()), (0, {"bench": "ok"}), text)
+            for record in (json.loads((out / "round.json").read_text())["bench"], json.loads((out / "bench.json").read_text())):
+                self.assertEqual([row["name"] for row in record["rows"]], ["another", "a case"])
+            self.assertIn("--except another --json", Path(self.folder.name, "args").read_text())
+            if out == first:
+                # Again as it was when it was killed: rows in its file that its record does not have.
+                record = json.loads((out / "round.json").read_text())
+                record["phases"]["bench"] |= {"state": "running", "steps": []}
+                record["bench"]["rows"] = []
+                (out / "round.json").write_text(json.dumps(record))
+                (out / "bench.json").write_text(json.dumps({"rows": [row for row in self.rows(out) if row["name"] == "another"]}))
+
+    def rows(self, out):
+        return json.loads((out / "bench.json").read_text())["rows"]
+
+    def test_a_round_of_its_own_takes_no_rows_of_another(self):
+        self.round("bench")
+        self.program("gpu", f'echo "$*" >{self.folder.name}/args\n' + BENCH.replace("a case", "another"))
+        self.assertEqual(self.round("bench")[0], 0)
+        self.assertEqual([row["name"] for row in self.rows(self.out)], ["another"])
+        self.assertNotIn("--except", Path(self.folder.name, "args").read_text())
+
+    def test_what_has_failed_is_tried_once_more(self):
+        counted = f"echo >>{self.folder.name}/count; exit 1"
+        self.program("cuda_device", counted)
+        for tries in (1, 2, 2):
+            earlier = ["--continue", self.out / "round.json"] if (self.out / "round.json").exists() else []
+            self.assertEqual(self.round(*earlier, "device")[0], 1)
+            self.assertEqual(len(Path(self.folder.name, "count").read_text()), tries)
+
+    def test_a_step_that_was_done_is_not_done_again(self):
+        self.program("rates", 'case "$*" in *copies*) exit 101;; esac\n' + RATES.replace("f2fp", "first").replace(" >", " >>"))
+        self.assertEqual(self.round("rates")[0], 1)
+        self.program("rates", f'echo "$*" >>{self.folder.name}/args\n' + RATES.replace(" >", " >>"))
+        status, text = self.round("--continue", self.out / "round.json", "rates")
+        self.assertEqual(status, 0, text)
+        self.assertEqual(Path(self.folder.name, "args").read_text(), "--nocapture --exact copies\n")
+        table = (self.out / "table.md").read_text()
+        self.assertIn("| first | 4.50 |", table)
+        self.assertIn("| f2fp | 4.50 |", table)
+        earlier, self.out = self.out, Path(self.folder.name, "other")
+        self.assertEqual(self.round("--continue", earlier / "round.json", "rates")[0], 0)
+        self.assertEqual((self.out / "rates.jsonl").read_text(), (earlier / "rates.jsonl").read_text())
+
+    def test_one_that_hangs_leaves_time_to_the_others(self):
+        self.program("rates", 'case "$*" in *instructions*) sleep 600;; esac\n' + RATES)
+        self.assertEqual(self.round("--seconds", "7", "rates")[0], 3)
+        steps = json.loads((self.out / "round.json").read_text())["phases"]["rates"]["steps"]
+        self.assertEqual([step["state"] for step in steps], ["cut"] + ["ok"] * 6)
+
+    def test_no_sanitizer_is_no_success(self):
+        self.out.mkdir()
+        taken = phases.Round(ROOT, self.kit)
+        taken.out = self.out
+        with mock.patch("gpu_round.phases.find_sanitizer", lambda: None), mock.patch("gpu_round.phases.say"):
+            taken.take(next(phase for phase in schedule.PHASES if phase.name == "sanitizer"), 10.0)
+        phase = taken.record["phases"]["sanitizer"]
+        self.assertEqual((phase["state"], phase["note"]), ("skipped", "compute-sanitizer is not here"))
+        self.assertEqual(schedule.exit_status(taken.record["phases"]), 3)
 
     def pid_of_device(self):
         for _ in range(3000):

@@ -52,6 +52,27 @@ class Loops(unittest.TestCase):
         # As many, and nothing between them.
         self.assertIsNotNone(self.fault("rates_ldgsts_1", [turn[1], turn[0], turn[2]] * 4))
 
+    def test_a_choice_between_readings_is_found(self):
+        eight = ["CS2R", "SYNCS.ARRIVE.TRANS64", *["UMOV", "UTMALDG.4D"] * 8, "CS2R"]
+        self.assertIsNone(self.fault("rates_tma_8", eight))
+        self.assertIn("a choice", self.fault("rates_tma_8", [*eight[:4], "ELECT", *eight[4:]]))
+        wait = ["SYNCS.PHASECHK.TRANS64.TRYWAIT", "BRA", "CS2R"]
+        self.assertIsNone(self.fault("rates_tma_landed_8", eight[:-1] + wait))
+        self.assertIn("a choice", self.fault("rates_tma_8", eight[:-1] + wait))
+
+    def test_more_between_readings_than_copies_need_is_found(self):
+        one = ["CS2R", "UTMALDG.4D", *["UMOV"] * 20, "CS2R"]
+        self.assertIsNone(self.fault("rates_tma_1", one))
+        self.assertIn("more than", self.fault("rates_tma_1", one[:2] + ["UMOV"] + one[2:]))
+
+    def test_what_runs_beside_products_is_counted(self):
+        products = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16.F32.BF16"] * 16]
+        self.assertIsNone(self.fault("rates_wgmma", products))
+        self.assertIsNone(self.fault("rates_wgmma_ex2", [*products, *["MUFU.EX2"] * 64]))
+        self.assertIn("not 64 MUFU.EX2", self.fault("rates_wgmma_ex2", [*products, *["MUFU.EX2"] * 63]))
+        self.assertIn("more than", self.fault("rates_wgmma_ex2", [*products, *["MUFU.EX2", "MOV"] * 64]))
+        self.assertIn("more than", self.fault("rates_wgmma", [*products, *["MUFU.EX2"] * 64]))
+
     def test_the_longest_loop_with_the_instruction_is_taken(self):
         text = listing("rates_ffma_1", ["FFMA"] * 64).replace("EXIT ;", "EXIT ;\n.L_x_2:\n" + "".join(
             f"        /*{n:04x}*/                   NOP ;\n" for n in range(90)) + "        /*0a00*/  BRA `(.L_x_2) ;")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 # Of other numbers less is faster.
-MORE_IS_FASTER = {"ghz", "dram_share", "l2_bytes_a_clock", "queue"}
+MORE_IS_FASTER = {"ghz", "dram_share", "l2_bytes_a_clock", "queue", "mufu_ahead"}
 DATA = Path(__file__).with_name("chips.json")
 
 
@@ -31,6 +31,11 @@ class Chip:
         entry = self.entries[key]
         least, most = entry[2:] if len(entry) == 4 else (entry[0], entry[0])
         return least, entry[0], most
+
+    def source(self, key: str) -> tuple[str, str]:
+        """The letter, and the arithmetic from there to the number, if it is not in the source's text."""
+        letter, _, how = self.entries[key][1].partition(":")
+        return letter, how.strip()
 
     def with_(self, **changed) -> "Chip":
         entries = dict(self.entries)

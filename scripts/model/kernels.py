@@ -10,7 +10,7 @@ import kernel_table
 
 from . import coverage, occupancy, toolkit
 from .chips import Chip
-from .flow import Flow
+from .flow import TENSOR, Flow
 from .sass import Function, Instruction
 from .timing import Played, ops_of, play
 
@@ -62,13 +62,6 @@ def rules() -> dict[tuple[str, str, str], list[tuple[str, int]]]:
             raise ValueError(f"{PATHS.name}:{number}: `{text}` is in no line of {file}")
         found.setdefault((family, way, kind), []).extend(lines)
     return found
-
-
-def counted(folder: Path | None = None, kept={}) -> dict:
-    """The executor's counts, once they were given."""
-    if folder:
-        kept.update(coverage.read(folder))
-    return kept
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ class Figures:
     def merge(self, rows: int, parts: int) -> float:
         """Rows are dealt to the warps; of a row's parts up to eight are read at once, where there are as many."""
         trips = parts // 8 + bin(parts % 8).count("1")
-        return -(-rows // self.warps) * (self.merge_row + trips * (self.chip.l2_latency + 60))
+        return -(-rows // self.warps) * (self.merge_row + trips * (self.chip.l2_latency + self.chip.merge_step))
 
     def tflops(self, blocks: int | None = None) -> float:
         blocks = blocks or self.blocks
@@ -139,28 +132,60 @@ class Figures:
 
 
 class Kernel:
-    """Its machine code for one GPU's kind, and the ways through it."""
+    """Its machine code for one GPU's kind, and the ways through it; of a mixed kernel those of one `side`."""
 
-    def __init__(self, names: Names, function: Function):
+    def __init__(self, names: Names, function: Function, shares: dict[str, float], side: str = ""):
         self.names = names
         self.function = function
         self.flow = Flow(function)
-        self.name_in_ptx = function.name
-        heads = self.flow.main_loops()
+        self.family = side or ("prefill" if names.family == "mixed" else names.family)
+        heads = [head for head in self.flow.main_loops() if names.family != "mixed" or self.is_of(head)]
         if not heads:
-            raise ValueError(f"{function.name} has no loop with products")
+            raise ValueError(f"{function.name} has no loop with products of {self.family}")
         self.head = heads[0]
+        self.counts = coverage.of_blocks(self.flow, self.head, shares)
+        self.is_counted = bool(shares)
+
+    def is_of(self, head: int) -> bool:
+        """Whether a loop is of the side's source."""
+        products = [x for block in self.flow.loops[head] for x in self.flow.code(block) if x.base in TENSOR]
+        return any(file == f"{self.family}.cuh" for x in products for file, _ in x.lines)
 
     def rule(self, *ways: str) -> dict:
-        get = lambda kind: [x for way in ways for x in rules().get((self.names.family, way, kind), [])]
+        get = lambda kind: [x for way in ways for x in rules().get((self.family, way, kind), [])]
         return {"asked": get("ask"), "shunned": get("shun")}
 
+    def decisions(self) -> tuple[set[int], set[int]]:
+        """How often a turn masks or rescales depends on the rows: launch.py has it."""
+        if not self.is_counted:
+            return set(), set()
+        return coverage.decisions(self.flow, self.counts, set(self.rule("masked", "rescale")["asked"]))
+
+    def loop_blocks(self, *ways: str) -> list[int]:
+        usual, rare = self.decisions()
+        return self.flow.loop_way(self.head, **self.rule("loop", *ways), usual=usual, rare=rare)
+
     def loop(self, *ways: str) -> list[Instruction]:
-        if not ways and self.name_in_ptx in counted():
-            blocks = coverage.of_blocks(self.flow, counted()[self.name_in_ptx])
-            usual, rare = coverage.decisions(self.flow, self.head, blocks)
-            return self.flow.trace(self.flow.loop_way(self.head, usual=usual, rare=rare))
-        return self.flow.trace(self.flow.loop_way(self.head, **self.rule("loop", *ways)))
+        return self.flow.trace(self.loop_blocks(*ways))
+
+    def disagreements(self) -> list[tuple[int, float | None, bool]]:
+        """Blocks that the counts put on the plain way and that are not on it, or the other way round: instructions,
+        share of turns, and whether it is on the way."""
+        usual, rare = self.decisions()
+        way = set(self.loop_blocks())
+        return [(len(self.flow.code(block)), self.counts[block], block in way)
+                for block in sorted((usual - way) | (rare & way))]
+
+    @property
+    def body(self) -> int:
+        """Instructions of the whole loop, however seldom they are run."""
+        return sum(len(self.flow.code(block)) for block in self.flow.loops[self.head])
+
+    @property
+    def counted(self) -> float:
+        """Instructions of a turn by the counts alone, no way chosen."""
+        return sum(len(self.flow.code(block)) * min(1.0, 1.0 if share is None else share)
+                   for block, share in self.counts.items())
 
     def start(self) -> list[Instruction]:
         way = self.flow.walk(0, lambda _, to: to == self.head, **self.rule("start"))
@@ -198,20 +223,27 @@ class Kernel:
 
 @cache
 def kernel(name: str, code: str, ptx: str) -> Kernel:
+    """`mixed_bf16_same_d128/decode` is one side of a mixed kernel."""
+    name, _, side = name.partition("/")
     names = Names.of(name)
     kernel_table.write()
     found = toolkit.functions(kernel_table.FOLDER / f"{name}.cu", code, ptx, CSRC)
-    return Kernel(names, found[f"inflight_{name}"])
+    return Kernel(names, found[f"inflight_{name}"], coverage.kept().get((name, ptx), {}), side)
 
 
 def shared_bytes(names: Names) -> int:
     return row(names).smem
 
 
+def keys_of(names: Names, family: str) -> int:
+    """Of a block's step."""
+    return row(Names(names.name, family, names.cache, names.dim)).keys
+
+
 def step_of(names: Names) -> tuple[int, int]:
     """Keys of a block's step, and the bytes that it copies."""
-    found = row(names)
-    return found.keys, 2 * found.keys * found.head_dim * found.kv_bytes
+    keys, found = keys_of(names, names.family), row(names)
+    return keys, 2 * keys * found.head_dim * found.kv_bytes
 
 
 def figures(name: str, chip: Chip, policy: str = "fair", starts=STARTS, turns: int = TURNS, whole: bool = True) -> Figures:

@@ -1,6 +1,6 @@
 """Tables: of the loops over keys, and of what docs/kernels.md has."""
 
-from . import kernels, record, toolkit
+from . import kernels, record, toolkit, validation
 from .chips import Chip, load
 from .timing import ops_of, play
 
@@ -13,22 +13,23 @@ BEGIN, END = "<!-- kernel-model -->", "<!-- end of kernel-model -->"
 
 def loop_figures(name: str, chip: Chip) -> dict:
     """A loop over keys with memory that is never waited for: decode by bytes a cycle and multiprocessor, prefill by
-    TFLOP/s, with F2FP at 2, 4 and 8 cycles; cycles of a step with 1 to 4 warps a scheduler, those too that do not
+    TFLOP/s, also with F2FP at 2, 4 and 8 cycles; cycles of a step with 1 to 4 warps a scheduler, those too that do not
     fit."""
     f = kernels.figures(name, chip, whole=False)
     decode = f.names.family == "decode"
 
-    def ceiling(cycles: float) -> float:
-        g = kernels.figures(name, chip.with_(f2fp=cycles), whole=False)
-        return g.bytes_a_clock() if decode else g.tflops()
+    def ceiling(g: kernels.Figures) -> float:
+        return round(g.bytes_a_clock() if decode else g.tflops(), 1)
 
-    # Few conversions: their rate is of no account.
-    rates = (2, 4, 8) if f.classes.get("converts", 0) > 100 else (2,)
+    found = [ceiling(f)]
+    if f.classes.get("converts", 0) > 100:
+        # Their rate is uncertain, and here it counts.
+        found += [ceiling(kernels.figures(name, chip.with_(f2fp_pack=rate, f2fp_unpack=rate), whole=False)) for rate in (2, 4, 8)]
     cycles = [round(f.cycles[b]) if b in f.cycles else round(more_blocks(f, b)) for b in range(1, 16 // f.warps + 1)]
     pipe, share = max(f.busy.items(), key=lambda item: item[1])
     keys = f.keys // f.warps if decode else f.keys
     return {"instructions": len(f.loop), "keys": keys, "classes": f.classes, "registers": f.registers, "blocks": f.blocks,
-            "cycles": cycles, "ceiling": [round(ceiling(rate), 1) for rate in rates],
+            "cycles": cycles, "ceiling": found,
             "unit": "B/clk/SM" if decode else "TFLOP/s", "busy": {k: round(v, 2) for k, v in f.busy.items()},
             "bound": f"{pipe} {share:.0%}" if share > 0.75 else f"latency ({pipe} {share:.0%})", "kb_under_way": under_way(f)}
 
@@ -47,14 +48,13 @@ def under_way(f: kernels.Figures) -> int:
 def kernel_table(chip: Chip, only: str = "") -> str:
     lines = [f"{chip.title}: {chip.dram_bytes_a_clock:.1f} B a cycle and SM from memory, {chip.peak_tflops:.0f} TFLOP/s", "",
              f"{'kernel':24} {'instr.':>6} {'keys':>4} {'regs':>4} {'fit':>3}  {'cycles, 1 to 4 warps a scheduler':36} "
-             f"{'ceiling at F2FP 2 / 4 / 8':28} bound"]
+             f"{'ceiling (at F2FP 2 / 4 / 8)':32} bound"]
     for name in SHOWN:
         if only in name:
             x = loop_figures(name, chip)
             cycles = " / ".join(str(n) if b < x["blocks"] else f"({n})" for b, n in enumerate(x["cycles"]))
-            ceilings = " / ".join(f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in x["ceiling"])
             lines.append(f"{name:24} {x['instructions']:6} {x['keys']:4} {x['registers']:4} {x['blocks']:3}  {cycles:36} "
-                         f"{ceilings + ' ' + x['unit']:28} {x['bound']}, {x['kb_under_way']} KB under way")
+                         f"{ceilings(x['ceiling']) + ' ' + x['unit']:32} {x['bound']}, {x['kb_under_way']} KB under way")
             lines.append(f"{'':24} {', '.join(f'{n} {what}' for what, n in x['classes'].items())}")
     return "\n".join(lines) + "\n"
 
@@ -83,20 +83,40 @@ CASES = (
 )
 
 
+def cell(case: dict, gpu: str, kept: dict) -> str:
+    """Microseconds, bars, share."""
+    low, high = validation.bars(case, gpu, case["name"].partition(" ")[0], kept)
+    return f"{case['predicted_us']:,.0f} ({low:,.0f} to {high:,.0f}), {case['share']:.0%}"
+
+
+def ceilings(found: list[float]) -> str:
+    own, *others = [f"{v:,.0f}" if v >= 100 else f"{v:.1f}" for v in found]
+    return own + (f" ({' / '.join(others)})" if others else "")
+
+
 def docs_table() -> str:
     records = {gpu: record.read(gpu) for gpu in record.GPUS}
+    kept = validation.read_errors()
     rows = {gpu: {case["name"]: case for case in made["cases"]} for gpu, made in records.items()}
     titles = [load()[gpu].title.split()[0] for gpu in record.GPUS]
-    lines = [f"| predicted, us | {' | '.join(titles)} | published |", "|---" * (len(titles) + 2) + "|"]
+    marked = [title if gpu in validation.VALIDATED else f"{title}, not validated" for title, gpu in zip(titles, record.GPUS)]
+    lines = [f"| predicted, us (bars), share | {' | '.join(marked)} | published |", "|---" * (len(titles) + 2) + "|"]
     for name in dict.fromkeys(CASES):
-        cells = [f"{rows[gpu][name]['predicted_us']:,.0f} ({rows[gpu][name]['share']:.0%})" for gpu in record.GPUS]
+        cells = [cell(rows[gpu][name], gpu, kept) for gpu in record.GPUS]
         said = "; ".join(f"{gpu.upper()}: {text}" for gpu, text in PUBLISHED.get(name, {}).items())
         lines.append(f"| {name} | {' | '.join(cells)} | {said} |")
-    lines += ["", "Loops with memory that is never waited for, where there are three figures with F2FP at 2, 4 and 8 cycles:", "",
+    lines += ["", "Bars are the ends of what is uncertain in the model, widened by how far it was off in speed, which is, of kernels like these:", "",
+              f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for family in ("decode", "prefill"):
+        found = [validation.errors(gpu, family, kept) for gpu in record.GPUS]
+        cells = [f"{low:+.0%} to {high:+.0%}" for low, high in found]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    lines += ["", "Loops with memory that is never waited for; in brackets with every F2FP at 2, 4 and 8 cycles (it is 8 to bf16 and"
+              " f16 and 2 from e4m3 on H100 and H200, 4 elsewhere):", "",
               f"| kernel | instructions, of keys a warp | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
     for name in SHOWN:
         loops = {gpu: made["loops"][name] for gpu, made in records.items()}
-        cells = [f"{' / '.join(f'{v:,.0f}' if v >= 100 else f'{v:.1f}' for v in x['ceiling'])}" for x in loops.values()]
+        cells = [ceilings(x["ceiling"]) for x in loops.values()]
         x = loops["h100"]
         lines.append(f"| {name}, {x['unit']} | {x['instructions']}, {x['keys']} | {' | '.join(cells)} |")
     memory = [f"{load()[gpu].dram_bytes_a_clock:.1f}" for gpu in record.GPUS]

@@ -84,7 +84,7 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
     if base.startswith("IMAD"):
         return on("imad", chip.imad)
     if base in ("F2FP", "F2FP2"):
-        return on("f2fp", chip.f2fp)
+        return on("f2fp", chip.f2fp_unpack if "UNPACK" in x.opcode else chip.f2fp_pack)
     if base == "MUFU":
         return on("mufu", chip.mufu, chip.mufu_latency)
     if base in ALU:
@@ -98,7 +98,7 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
     if base == "LDGSTS":
         op.kind, op.amount = "copy", 32 * width(x)
         # It passes the tags and is written to shared memory when it comes.
-        return on("mio", width(x) / 4 * 2, chip.lds_latency)
+        return on("mio", width(x) / 4 * chip.copy_passes, chip.lds_latency)
     if base in ("LDG", "LD", "LDL", "STG", "STL", "ST", "ATOMG", "RED", "ATOMS", "ATOM"):
         if base in ("ATOMG", "ATOM", "RED"):
             load_latency = chip.l2_latency
@@ -122,7 +122,7 @@ def op_of(x: Instruction, chip: Chip, load_latency: float) -> Op:
         return on("", 0.0, getattr(chip, SLOW[base]))
     if base == "SYNCS":
         return on("", 0.0, chip.lds_latency)
-    op.latency = 20.0
+    op.latency = chip.other_latency
     return op
 
 
@@ -221,7 +221,7 @@ class Player:
             if pipe and pipe != "gmma":
                 is_free = self.queue[s][0] if pipe == "mio" else free.get(pipe, 0.0)
                 if pipe == "mufu":
-                    is_free -= 8.0
+                    is_free -= self.chip.mufu_ahead
                 if is_free > at:
                     at = is_free
             if at < now:
@@ -345,7 +345,7 @@ class Player:
                 del x.gmma[:-8]
         elif kind == "gmma_wait":
             if len(x.gmma) > op.amount:
-                x.ready = max(x.ready, x.gmma[-1 - op.amount] + 16)
+                x.ready = max(x.ready, x.gmma[-1 - op.amount] + self.chip.gmma_wait)
         elif kind in ("arrive", "take_turn"):
             return self.turn(t, x, op, kind == "take_turn")
         elif kind == "bar" and self.block_size[x.block] > 1:

@@ -52,7 +52,8 @@ def sources_hash(folder: Path) -> str:
 def functions(source: Path, code: str, ptx: str, include: Path) -> dict[str, sass.Function]:
     """The kernels of one source, compiled for sm_`code` by way of PTX of `ptx`."""
     compiler = nvcc()
-    key = "\n".join([sources_hash(include), str(source.name), code, ptx, version(compiler), NVDISASM, *FLAGS])
+    reader = Path(sass.__file__).read_text(encoding="utf-8")
+    key = "\n".join([sources_hash(include), str(source.name), code, ptx, version(compiler), NVDISASM, *FLAGS, reader])
     kept = KEPT / f"{source.stem}.{code}.{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not kept.with_suffix(kept.suffix + ".pickle").exists():
         KEPT.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,8 @@ pub use hash::{BlockHash, ExtraKey, HashChain};
 pub use pool::BlockPool;
 pub use table::SeqId;
 
+pub use crate::params::inflight_block_op as BlockOp;
+
 use crate::error::{Error, Pool, Result};
 use crate::types::BlockId;
 use prefix::PrefixIndex;
@@ -74,18 +76,6 @@ pub struct CacheConfig {
     pub prefix_cache: bool,
     /// Blocks of the host pool that sequences can be swapped out to; 0 for none.
     pub num_host_blocks: usize,
-}
-
-/// A copy the device makes before the step's kernels run, in the order listed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct BlockOp {
-    /// One of [`BlockOp::COPY`], [`BlockOp::SWAP_OUT`], [`BlockOp::SWAP_IN`].
-    pub kind: u32,
-    /// Block read: of the host pool for a swap in, else of the device pool.
-    pub src: u32,
-    /// Block written: of the host pool for a swap out, else of the device pool.
-    pub dst: u32,
 }
 
 impl BlockOp {

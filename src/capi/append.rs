@@ -1,18 +1,16 @@
 //! Appending new keys and values to a cache.
 
 use std::ffi::c_void;
-use std::ptr;
 
-use super::device::Backend;
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, plain, read, shared};
+use super::device::stream_of;
+use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
-use super::steps::{CpuStep, Kind, inflight_step_buffer};
-use super::tensor::inflight_tensor;
-use crate::device::cpu::Cpu;
+use super::steps::inflight_step_buffer;
+use super::tensor::{device_tensor, inflight_tensor};
 use crate::error::Error;
-use crate::kernels::cpu;
+use crate::kernels::{AppendArgs, Rope};
 
 /// New keys and values of a layer, in the device's memory.
 #[repr(C)]
@@ -22,9 +20,9 @@ pub struct inflight_append_args {
     pub struct_size: usize,
     /// New keys, `[tokens, num_kv_heads, head_dim]`: of the cache's type, or for an fp8 cache F32 (on
     /// a processor only), F16 or BF16. Tokens beyond the step's are not looked at.
-    pub k: inflight_tensor,
+    pub k: *const inflight_tensor,
     /// New values, alike.
-    pub v: inflight_tensor,
+    pub v: *const inflight_tensor,
     /// Where they go, to the slots of the step. Numbers of an fp8 cache are divided by the scales and
     /// rounded to nearest even; what is beyond 448 becomes 448, NaN stays NaN.
     pub cache: *const inflight_kv_cache,
@@ -32,30 +30,8 @@ pub struct inflight_append_args {
     pub rope: *const inflight_rope,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_append_args {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            k: inflight_tensor::NONE,
-            v: inflight_tensor::NONE,
-            cache: ptr::null(),
-            rope: ptr::null(),
-        }
-    }
-}
-
-/// Prepares an `inflight_append_args`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_append_args)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_append_args_init(args: *mut inflight_append_args, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(args, size) }
+versioned! {
+    inflight_append_args_init(args: inflight_append_args ..= rope) {}
 }
 
 /// Writes the new keys and values of a layer to the slots that the step uploaded last has, rotated
@@ -67,8 +43,8 @@ pub unsafe extern "C" fn inflight_append_args_init(args: *mut inflight_append_ar
 ///
 /// Outputs: the slots of `args->cache`; `args->rope->q` where there is one.
 /// Fails, and nothing is written: INVALID_ARGUMENT naming the field of `args`, `slot_mapping` or
-/// `positions` where the step's are missing or out of range, `step` likewise on a GPU; STRUCT_SIZE,
-/// IN_USE, POISONED, NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
+/// `positions` where the step's are missing or out of range; STRUCT_SIZE, IN_USE, POISONED,
+/// NO_KERNEL_IMAGE. CUDA: the slots may hold anything.
 /// Threads: one at a time. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_append(
@@ -87,25 +63,12 @@ pub unsafe extern "C" fn inflight_append(
             // SAFETY: a rotation of the caller's.
             false => Some(unsafe { read("rope", args.rope) }?),
         };
-        match (&state.kind, &state.backend) {
-            (Kind::Cpu(step), Backend::Cpu(cpu)) => {
-                Backend::no_stream(stream)?;
-                // SAFETY: as the caller of this function promises.
-                unsafe { append(cpu, step, &args, rope) }
-            }
-            #[cfg(feature = "cuda-driver")]
-            (Kind::Cuda(step), Backend::Cuda(backend)) => {
-                // SAFETY: NULL or a stream that lives.
-                let stream = unsafe { backend.stream(stream) }?;
-                // SAFETY: as the caller of this function promises.
-                let args = unsafe { device_args(&args, rope) }?;
-                let kernel = backend.append(args.k.dtype(), args.cache.layout().dtype)?;
-                // SAFETY: as the caller of this function promises.
-                unsafe { kernel.run(&stream, step, &args) }.map_err(failure)
-            }
-            #[cfg(feature = "cuda-driver")]
-            _ => Err(Failure::new(inflight_status::Corrupt, "", "a step of two devices")),
-        }
+        // SAFETY: NULL or a stream that lives.
+        let stream = unsafe { stream_of(state.backend.device(), stream) }?;
+        // SAFETY: as the caller of this function promises.
+        let args = unsafe { device_args(&args, rope) }?;
+        // SAFETY: as the caller of this function promises.
+        unsafe { state.buffer.append(stream.as_ref(), &args) }.map_err(failure)
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -113,102 +76,43 @@ pub unsafe extern "C" fn inflight_append(
 
 /// The failure of an append, its field as C spells it.
 fn failure(error: Error) -> Failure {
-    let names = [("scales.k", "cache.k_scales"), ("scales.v", "cache.v_scales")];
-    Failure::from(error).renamed(&names)
-}
-
-/// # Safety
-/// Pointers are NULL, or to as much as they are said to have.
-unsafe fn append(
-    cpu: &Cpu,
-    step: &CpuStep,
-    args: &inflight_append_args,
-    rope: Option<inflight_rope>,
-) -> Result<()> {
-    let tokens = step.num_tokens;
-    if step.slot_mapping.len() != tokens {
-        return Err(Failure::argument("slot_mapping", "the step was uploaded without"));
-    }
-    // SAFETY: as the caller promises.
-    let given = unsafe { cache_of(args.cache) }?;
-    // SAFETY: as the caller promises.
-    let mut cache = unsafe { given.host() }?;
-    if tokens > 0 && cache.layout().block_size != step.block_size {
-        let (has, of) = (cache.layout().block_size, step.block_size);
-        let reason = format!("has blocks of {has}, the step of {of}");
-        return Err(Failure::argument("cache.block_size", reason));
-    }
-    let rope = match rope {
-        None => None,
-        Some(rope) => {
-            if step.positions.len() != tokens {
-                return Err(Failure::argument("positions", "the step was uploaded without"));
-            }
-            let rotary_dim = at_most("rotary_dim", rope.rotary_dim.into(), 256)?;
-            let len = at_most_max("max_position", rope.max_position.into())? * rotary_dim;
-            Some(cpu::Rope {
-                positions: &step.positions,
-                // SAFETY: as the caller promises.
-                cos_sin: unsafe { array("cos_sin", rope.cos_sin, len) }?,
-                rotary_dim,
-                pairs: rope.pairs()?,
-                q: match rope.q.is_null() {
-                    true => None,
-                    false => {
-                        // SAFETY: as the caller promises.
-                        let q = unsafe { plain("q", rope.q) }?;
-                        // SAFETY: as the caller promises.
-                        Some(unsafe { q.host_mut("q") }?)
-                    }
-                },
-            })
-        }
-    };
-    let new = cpu::Append {
-        // SAFETY: as the caller promises.
-        k: unsafe { args.k.host("k") }?,
-        // SAFETY: as the caller promises.
-        v: unsafe { args.v.host("v") }?,
-        slot_mapping: &step.slot_mapping,
-        // SAFETY: as the caller promises.
-        scales: unsafe { given.host_scales() }?,
-        rope,
-    };
-    cpu::append(cpu, &mut cache, new).map_err(failure)
+    Failure::from(error).renamed(&[
+        ("new", "k"),
+        ("dtype", "cache.k.dtype"),
+        ("scales.k", "cache.k.scales"),
+        ("scales.v", "cache.v.scales"),
+    ])
 }
 
 /// # Safety
 /// All addresses are as the functions of the ABI ask for.
-#[cfg(feature = "cuda-driver")]
 unsafe fn device_args(
     args: &inflight_append_args,
     rope: Option<inflight_rope>,
-) -> Result<crate::kernels::cuda::AppendArgs> {
+) -> Result<AppendArgs> {
     let rope = match rope {
         None => None,
-        Some(rope) => Some(crate::kernels::cuda::Rope {
-            cos_sin: rope.cos_sin.addr() as u64,
-            max_position: rope.max_position,
+        Some(rope) => Some(Rope {
+            cos_sin: rope.cos_sin.expose_provenance() as u64,
+            max_position: at_most_max("max_position", rope.max_position.into())? as u32,
             rotary_dim: rope.rotary_dim as usize,
             pairs: rope.pairs()?,
             q: match rope.q.is_null() {
                 true => None,
                 false => {
                     // SAFETY: as the caller promises.
-                    let q = unsafe { plain("q", rope.q) }?;
-                    // SAFETY: as the caller promises.
-                    Some(unsafe { q.device("q") }?)
+                    Some(unsafe { device_tensor("q", rope.q) }?)
                 }
             },
         }),
     };
     // SAFETY: as the caller promises.
     let cache = unsafe { cache_of(args.cache) }?;
-    Ok(crate::kernels::cuda::AppendArgs {
+    Ok(AppendArgs {
         // SAFETY: as the caller promises.
-        k: unsafe { args.k.device("k") }?,
+        k: unsafe { device_tensor("k", args.k) }?,
         // SAFETY: as the caller promises.
-        v: unsafe { args.v.device("v") }?,
+        v: unsafe { device_tensor("v", args.v) }?,
         // SAFETY: as the caller promises.
         cache: unsafe { cache.device() }?,
         rope,

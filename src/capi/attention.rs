@@ -1,16 +1,15 @@
 //! Attention over a paged cache: what it is made for.
 
 use std::ffi::c_void;
-use std::ptr;
 use std::sync::Arc;
 
-use super::batch::MOST;
-use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, Versioned, call, create, flag, free, output, read};
-use super::plan::{CpuAttention, State};
+use super::device::{backend, inflight_device};
+use super::guard::{
+    Exclusive, Result, Versioned, call, count, create, flag, free, output, read, versioned,
+};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::dtype_of;
-use crate::kernels::AttentionConfig;
+use crate::kernels::{Attention, AttentionConfig, StepLimits, Workspace};
 
 /// No window: queries see keys however far back.
 pub const INFLIGHT_NO_WINDOW: u32 = u32::MAX;
@@ -30,9 +29,10 @@ pub struct inflight_attention_config {
     pub num_kv_heads: u32,
     /// Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
     pub head_dim: u32,
-    /// Type of queries and outputs: F32 (on a processor only), F16 or BF16.
+    /// Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
     pub q_dtype: u32,
-    /// Type of the cache: that of the queries, or FP8_E4M3; 0 (the default) for that of the queries.
+    /// Type of the cache, `INFLIGHT_DTYPE_*`: that of the queries, or FP8_E4M3; 0 (the default) for
+    /// that of the queries.
     pub kv_dtype: u32,
     /// Factor of the dot products, within 1e30 of 0; 0 (the default) for `1 / sqrt(head_dim)`.
     pub scale: f32,
@@ -55,41 +55,11 @@ pub struct inflight_attention_config {
     pub workspace_size: u64,
 }
 
-// SAFETY: integers, floats and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_attention_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_q_heads: 0,
-            num_kv_heads: 0,
-            head_dim: 0,
-            q_dtype: 0,
-            kv_dtype: 0,
-            scale: 0.0,
-            causal: 1,
-            window_left: INFLIGHT_NO_WINDOW,
-            soft_cap: 0.0,
-            fixed_split: 0,
-            workspace: ptr::null_mut(),
-            workspace_size: 0,
-        }
+versioned! {
+    inflight_attention_config_init(config: inflight_attention_config ..= workspace_size) {
+        causal: 1,
+        window_left: INFLIGHT_NO_WINDOW,
     }
-}
-
-/// Prepares an `inflight_attention_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_attention_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_attention_config_init(
-    config: *mut inflight_attention_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 impl inflight_attention_config {
@@ -113,35 +83,25 @@ impl inflight_attention_config {
         Ok(config)
     }
 
-    /// Refuses a workspace on a processor: it would be memory for nothing.
-    fn no_workspace(&self) -> Result<()> {
-        if self.workspace.is_null() && self.workspace_size == 0 {
-            return Ok(());
-        }
-        Err(Failure::argument("workspace", "a processor takes none: NULL, of 0 bytes"))
-    }
-
-    /// The caller's workspace on a GPU.
-    #[cfg(feature = "cuda-driver")]
-    fn workspace(&self) -> Result<Option<crate::kernels::cuda::Workspace>> {
+    /// The caller's workspace.
+    fn workspace(&self) -> Result<Option<Workspace>> {
+        let bytes = count("workspace_size", self.workspace_size)?;
         if self.workspace.is_null() {
-            return match self.workspace_size {
+            return match bytes {
                 0 => Ok(None),
                 bytes => Err(Failure::argument("workspace", format!("is NULL, of {bytes} bytes"))),
             };
         }
-        let bytes = super::guard::count("workspace_size", self.workspace_size)?;
-        let address = self.workspace.addr() as u64;
         // SAFETY: as the caller of `inflight_attention_create` promises.
-        Ok(Some(unsafe { crate::kernels::cuda::Workspace::new(address, bytes) }))
+        Ok(Some(unsafe { Workspace::new(self.workspace.addr() as u64, bytes) }))
     }
 }
 
 /// The largest steps that something is made for: later calls refuse larger ones. On a GPU memory is
 /// allocated for them once; a captured graph may be replayed with any step within them.
 ///
-/// Initialise it with `inflight_step_limits_init`, then set at least the four above
-/// `max_mask_bytes`.
+/// Initialise it with `inflight_step_limits_init`, then set at least `max_rows`, `max_tokens`,
+/// `max_blocks` and `max_kv_len`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_step_limits {
@@ -161,83 +121,24 @@ pub struct inflight_step_limits {
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_step_limits {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            max_rows: 0,
-            max_tokens: 0,
-            max_blocks: 0,
-            max_kv_len: 0,
-            max_mask_bytes: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
+versioned! {
+    inflight_step_limits_init(limits: inflight_step_limits ..= reserved) where reserved is 0 {}
 }
 
-/// Prepares an `inflight_step_limits`: size set, zeros.
+/// The limits of the caller's, which whatever is made with them checks.
 ///
-/// `size` is `sizeof(inflight_step_limits)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_step_limits_init(limits: *mut inflight_step_limits, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(limits, size) }
-}
-
-/// Limits that have been checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
-    pub(super) rows: usize,
-    pub(super) tokens: usize,
-    pub(super) blocks: usize,
-    pub(super) kv_len: usize,
-    pub(super) mask_bytes: usize,
-}
-
-impl Limits {
-    /// The limits of the caller's.
-    ///
-    /// # Safety
-    /// `limits` is NULL or the caller's.
-    pub(super) unsafe fn of(limits: *const inflight_step_limits) -> Result<Self> {
-        // SAFETY: as the caller promises.
-        let given = unsafe { read("limits", limits) }?;
-        if given.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
-        let within = |field, value: u32, least: u32| {
-            if (u64::from(least)..=MOST).contains(&value.into()) {
-                return Ok(value as usize);
-            }
-            Err(Failure::argument(field, format!("{value} is not within {least} to 2^30")))
-        };
-        Ok(Self {
-            rows: within("max_rows", given.max_rows, 1)?,
-            tokens: within("max_tokens", given.max_tokens, 1)?,
-            blocks: within("max_blocks", given.max_blocks, 1)?,
-            kv_len: within("max_kv_len", given.max_kv_len, 1)?,
-            mask_bytes: within("max_mask_bytes", given.max_mask_bytes, 0)?,
-        })
-    }
-
-    /// Refuses what is larger.
-    pub(super) fn check<const N: usize>(&self, sizes: [(&str, usize, usize); N]) -> Result<()> {
-        match sizes.into_iter().find(|&(_, has, most)| has > most) {
-            None => Ok(()),
-            Some((what, has, most)) => {
-                Err(Failure::argument("limits", format!("{has} {what}, and {most} are the most")))
-            }
-        }
-    }
+/// # Safety
+/// `limits` is NULL or the caller's.
+pub(super) unsafe fn limits_of(limits: *const inflight_step_limits) -> Result<StepLimits> {
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("limits", limits) }?;
+    Ok(StepLimits {
+        max_rows: given.max_rows as usize,
+        max_tokens: given.max_tokens as usize,
+        max_blocks: given.max_blocks as usize,
+        max_kv_len: given.max_kv_len as usize,
+        max_mask_bytes: given.max_mask_bytes as usize,
+    })
 }
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
@@ -253,16 +154,8 @@ impl Limits {
 /// One thread at a time: a call that finds another inside returns IN_USE. Layers that run at the same
 /// time need one each, and a step buffer each.
 pub struct inflight_attention {
-    pub(super) shared: Arc<Shared>,
-}
-
-/// An attention, which step buffers know as well.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) backend: Backend,
-    pub(super) config: AttentionConfig,
-    pub(super) limits: Limits,
-    pub(super) state: Exclusive<State>,
+    /// Step buffers know it as well.
+    pub(super) state: Arc<Exclusive<Attention>>,
 }
 
 /// Attention on a device, for steps within `limits`.
@@ -290,22 +183,13 @@ pub unsafe extern "C" fn inflight_attention_create(
         let backend = unsafe { backend(device) }?;
         // SAFETY: NULL or a config.
         let given = unsafe { read("config", config) }?;
-        let config = given.config()?;
         // SAFETY: NULL or limits.
-        let limits = unsafe { Limits::of(limits) }?;
-        let state = match &backend {
-            Backend::Cpu(_) => {
-                given.no_workspace()?;
-                State::Cpu(Box::new(CpuAttention::new(config)?))
-            }
-            #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
-                let made = backend.attention(config, limits.into(), given.workspace()?)?;
-                State::Cuda(Box::new(made))
-            }
-        };
-        let shared = Shared { backend, config, limits, state: Exclusive::new(state) };
-        Ok(inflight_attention { shared: Arc::new(shared) })
+        let limits = unsafe { limits_of(limits) }?;
+        let made = Attention::new(&backend, given.config()?, limits, given.workspace()?);
+        let attention = made.map_err(|error| {
+            Failure::from(error).renamed(&[("workspace.bytes", "workspace_size")])
+        })?;
+        Ok(inflight_attention { state: Arc::new(Exclusive::new(attention)) })
     };
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
@@ -352,15 +236,8 @@ pub unsafe extern "C" fn inflight_attention_workspace_size(
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?.config()?;
         // SAFETY: NULL or limits.
-        let limits = unsafe { Limits::of(limits) }?;
-        bytes.write(match (&backend, limits) {
-            // All that it would refuse later it refuses now.
-            (Backend::Cpu(_), _) => CpuAttention::new(config).map(|_| 0)?,
-            #[cfg(feature = "cuda-driver")]
-            (Backend::Cuda(backend), limits) => {
-                backend.workspace_bytes(&config, &limits.into())? as u64
-            }
-        });
+        let limits = unsafe { limits_of(limits) }?;
+        bytes.write(Attention::workspace_bytes(&backend, &config, &limits)? as u64);
         Ok(())
     };
     // SAFETY: `error` is NULL or the caller's.

@@ -1,11 +1,9 @@
 //! The rows of a step, and masks over their keys.
 
-use std::ptr;
-
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, write};
+use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::inflight_step_view;
-use crate::kernels::{BatchView, Mask};
+use super::step::{inflight_group, inflight_step_view};
+use crate::kernels::{BatchView, Mask, StepArrays, StepSource};
 use crate::types::BlockId;
 
 /// The rows of a step: how many queries each has, and where its keys are. All arrays are in this
@@ -22,62 +20,31 @@ pub struct inflight_batch {
     pub struct_size: usize,
     /// Row r owns query tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_rows + 1]`.
     pub qo_indptr: *const u32,
-    /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_rows + 1]`.
-    pub kv_indptr: *const u32,
-    /// Block tables, one after the other, `[num_kv_blocks]`. Attention only reads them: rows may share
-    /// a block, and a row may name one several times.
-    pub kv_indices: *const u32,
-    /// Tokens in the last block of each row, this step's included; 0 for a row without blocks,
-    /// `[num_rows]`.
-    pub kv_last_page_len: *const u32,
-    /// Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
-    /// `[num_tokens]`, or NULL where nothing is appended.
-    pub slot_mapping: *const i64,
     /// Position of each token, for rotary embeddings alone; `[num_tokens]`, or NULL.
     pub positions: *const u32,
     /// Input tokens, for kernels of the caller's on a GPU; `[num_tokens]`, or NULL.
     pub tokens: *const u32,
-    /// Rows, empty ones included: at most 2^30, as the next two.
+    /// Block tables and slots of each group of layers, `[num_groups]`.
+    pub groups: *const inflight_group,
+    /// A step's `packed`, where the arrays of this batch are those of that step and lie in it, so that
+    /// it may be copied as it is; NULL (the default) where they lie anywhere.
+    pub packed: *const u8,
+    /// Bytes of `packed`.
+    pub packed_size: usize,
+    /// Rows, empty ones included: at most 2^30, as the next.
     pub num_rows: u32,
     /// Query tokens: the last of `qo_indptr`.
     pub num_tokens: u32,
-    /// Elements of `kv_indices`.
-    pub num_kv_blocks: u32,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
-    pub block_size: u32,
+    /// Elements of `groups`: 1 (the default), since kernels of this version know no others.
+    pub num_groups: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_batch {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            qo_indptr: ptr::null(),
-            kv_indptr: ptr::null(),
-            kv_indices: ptr::null(),
-            kv_last_page_len: ptr::null(),
-            slot_mapping: ptr::null(),
-            positions: ptr::null(),
-            tokens: ptr::null(),
-            num_rows: 0,
-            num_tokens: 0,
-            num_kv_blocks: 0,
-            block_size: 0,
-        }
+versioned! {
+    inflight_batch_init(batch: inflight_batch ..= reserved) where reserved is 0 {
+        num_groups: 1,
     }
-}
-
-/// Prepares an `inflight_batch`: size set, empty.
-///
-/// `size` is `sizeof(inflight_batch)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_batch_init(batch: *mut inflight_batch, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(batch, size) }
 }
 
 /// The rows of a scheduler's step. Nothing is copied: the arrays are the step's, and valid as long.
@@ -97,16 +64,15 @@ pub unsafe extern "C" fn inflight_batch_from_step(
         let made = inflight_batch {
             struct_size: 0,
             qo_indptr: step.qo_indptr,
-            kv_indptr: step.kv_indptr,
-            kv_indices: step.kv_indices,
-            kv_last_page_len: step.kv_last_page_len,
-            slot_mapping: step.slot_mapping,
             positions: step.positions,
             tokens: step.tokens,
+            groups: step.groups,
+            packed: step.packed,
+            packed_size: step.packed_size,
             num_rows: step.num_padded_rows,
             num_tokens: step.num_tokens,
-            num_kv_blocks: step.num_kv_blocks,
-            block_size: step.block_size,
+            num_groups: step.num_groups,
+            reserved: 0,
         };
         // SAFETY: NULL or the caller's to be written.
         unsafe { write("batch", batch, made) }
@@ -115,18 +81,8 @@ pub unsafe extern "C" fn inflight_batch_from_step(
     unsafe { call(error, body) }
 }
 
-/// The arrays of a batch.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Arrays<'a> {
-    pub(super) rows: BatchView<'a>,
-    /// Empty where there are none; likewise the others.
-    pub(super) slot_mapping: &'a [i64],
-    pub(super) positions: &'a [u32],
-    pub(super) tokens: &'a [u32],
-}
-
 /// Rows, tokens, blocks and bytes of mask that a step has at most.
-pub(super) const MOST: u64 = 1 << 30;
+const MOST: u64 = 1 << 30;
 
 const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 
@@ -135,26 +91,32 @@ const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 /// # Safety
 /// `batch` is NULL or a batch, whose arrays are NULL or as long as it says, and written by nobody
 /// during 'a.
-pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Arrays<'a>> {
+pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<StepArrays<'a>> {
     // SAFETY: as the caller promises.
     let given = unsafe { read("batch", batch) }?;
     let rows = at_most("num_rows", given.num_rows.into(), MOST)?;
     let tokens = at_most("num_tokens", given.num_tokens.into(), MOST)?;
-    let blocks = at_most("num_kv_blocks", given.num_kv_blocks.into(), MOST)?;
-    let block_size = at_most_max("block_size", given.block_size.into())?;
+    if given.num_groups != 1 {
+        let reason = format!("is {}: attention is over one group of layers", given.num_groups);
+        return Err(Failure::argument("num_groups", reason));
+    }
+    // SAFETY: as the caller promises.
+    let group = unsafe { read("groups", given.groups) }?;
+    let blocks = at_most("num_kv_blocks", group.num_kv_blocks.into(), MOST)?;
+    let block_size = at_most_max("block_size", group.block_size.into())?;
     // SAFETY: as the caller promises.
     let qo_indptr = unsafe { array("qo_indptr", given.qo_indptr, rows + 1) }?;
     // SAFETY: as the caller promises.
-    let kv_indptr = unsafe { array("kv_indptr", given.kv_indptr, rows + 1) }?;
-    let kv_indices = given.kv_indices.cast::<BlockId>();
+    let kv_indptr = unsafe { array("kv_indptr", group.kv_indptr, rows + 1) }?;
+    let kv_indices = group.kv_indices.cast::<BlockId>();
     // SAFETY: as the caller promises; a block id is a number.
     let kv_indices = unsafe { array("kv_indices", kv_indices, blocks) }?;
     // SAFETY: as the caller promises.
-    let last = unsafe { array("kv_last_page_len", given.kv_last_page_len, rows) }?;
+    let last = unsafe { array("kv_last_page_len", group.kv_last_page_len, rows) }?;
     let of = |null: bool| if null { 0 } else { tokens };
-    let slots = of(given.slot_mapping.is_null());
+    let slots = of(group.slot_mapping.is_null());
     // SAFETY: as the caller promises.
-    let slot_mapping = unsafe { array("slot_mapping", given.slot_mapping, slots) }?;
+    let slot_mapping = unsafe { array("slot_mapping", group.slot_mapping, slots) }?;
     let placed = of(given.positions.is_null());
     // SAFETY: as the caller promises.
     let positions = unsafe { array("positions", given.positions, placed) }?;
@@ -165,8 +127,23 @@ pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<Array
         let reason = format!("is {tokens}, and qo_indptr ends at {}", qo_indptr[rows]);
         return Err(Failure::argument("num_tokens", reason));
     }
-    let rows = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
-    Ok(Arrays { rows, slot_mapping, positions, tokens: names })
+    let batch = BatchView { qo_indptr, kv_indptr, kv_indices, kv_last_page_len: last, block_size };
+    Ok(StepArrays { batch, slot_mapping, positions, tokens: names })
+}
+
+/// The same, and the bytes that they lie in where the batch names them.
+///
+/// # Safety
+/// As for [`arrays_of`]; `packed` is NULL or of as many bytes.
+pub(super) unsafe fn source_of<'a>(batch: *const inflight_batch) -> Result<StepSource<'a>> {
+    // SAFETY: as the caller promises.
+    let arrays = unsafe { arrays_of(batch) }?;
+    // SAFETY: as the caller promises.
+    let given = unsafe { read("batch", batch) }?;
+    let len = if given.packed.is_null() { 0 } else { given.packed_size };
+    // SAFETY: as the caller promises.
+    let bytes = unsafe { array("packed", given.packed, len) }?;
+    Ok(StepSource::packed(bytes, arrays))
 }
 
 /// Which of the last keys each query sees: a tree of drafts, or any pattern at all.
@@ -191,30 +168,8 @@ pub struct inflight_mask {
     pub widths: *const u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_mask {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            bits: ptr::null(),
-            num_bytes: 0,
-            indptr: ptr::null(),
-            widths: ptr::null(),
-        }
-    }
-}
-
-/// Prepares an `inflight_mask`: size set, empty.
-///
-/// `size` is `sizeof(inflight_mask)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_mask_init(mask: *mut inflight_mask, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(mask, size) }
+versioned! {
+    inflight_mask_init(mask: inflight_mask ..= widths) {}
 }
 
 /// The mask of the caller's for so many rows; none for NULL.

@@ -2,15 +2,14 @@
 
 use std::ffi::c_void;
 
-use super::device::{Backend, backend, inflight_device};
-use super::guard::{Exclusive, Result, array, at_most, at_most_max, call, create, free, shared};
-use super::kv::inflight_kv_cache;
+use super::device::{backend, inflight_device, stream_of};
+use super::elements::elements;
+use super::guard::{Exclusive, Result, at_most, at_most_max, call, create, free, shared};
+use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
 use crate::cache::BlockOp;
-use crate::device::cpu::Cpu;
-use crate::kernels::KvCache;
-use crate::kernels::cpu::move_blocks;
+use crate::kernels::{Backend, BlockMover};
 
 /// Carries out block operations on every layer's K and V: those of a step, or of
 /// `inflight_cache_take_ops`.
@@ -23,38 +22,7 @@ pub struct inflight_block_mover {
 #[derive(Debug)]
 struct Mover {
     backend: Backend,
-    kind: Kind,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Cpu(Layers),
-    #[cfg(feature = "cuda-driver")]
-    Cuda(Box<crate::kernels::cuda::BlockMover>),
-}
-
-/// The caches of all layers, in memory of the caller's.
-#[derive(Debug)]
-struct Layers {
-    device: Vec<inflight_kv_cache>,
-    host: Vec<inflight_kv_cache>,
-}
-
-// SAFETY: the pointers are the caller's, who lets any thread use them.
-unsafe impl Send for Layers {}
-
-impl Layers {
-    /// # Safety
-    /// All caches are memory that nobody else uses meanwhile.
-    unsafe fn run(&self, cpu: &Cpu, ops: &[BlockOp]) -> Result<()> {
-        let views = |caches: &[inflight_kv_cache]| {
-            // SAFETY: as the caller promises.
-            let of = |cache: &inflight_kv_cache| unsafe { cache.host() };
-            caches.iter().map(of).collect::<Result<Vec<KvCache<'_>>>>()
-        };
-        let (mut device, mut host) = (views(&self.device)?, views(&self.host)?);
-        Ok(move_blocks(cpu, ops, &mut device, &mut host)?)
-    }
+    mover: BlockMover,
 }
 
 /// Layers of a mover at most.
@@ -62,7 +30,7 @@ const MAX_LAYERS: u64 = 1 << 16;
 
 /// A mover for the caches of `num_layers` layers, 1 to 65536: `device_caches`, and where operations
 /// swap `host_caches`, their counterparts in the host pool (NULL otherwise), which may have another
-/// number of blocks and distance between them. The structs are copied; the memory that they name
+/// number of blocks and distance between them. All of an array have one `struct_size`. The structs are copied; the memory that they name
 /// stays until the mover is freed.
 ///
 /// On a GPU all have one shape, blocks are contiguous, and the host's are page-locked memory, at the
@@ -86,33 +54,20 @@ pub unsafe extern "C" fn inflight_block_mover_create(
         let backend = unsafe { backend(device) }?;
         at_most("num_layers", num_layers as u64, MAX_LAYERS)?;
         // SAFETY: NULL or of so many layers.
-        let caches = unsafe { array("device_caches", device_caches, num_layers) }?;
+        let caches = unsafe { caches_of("device_caches", device_caches, num_layers) }?;
         let hosts = if host_caches.is_null() { 0 } else { num_layers };
         // SAFETY: NULL or of so many layers.
-        let hosts = unsafe { array("host_caches", host_caches, hosts) }?;
+        let hosts = unsafe { caches_of("host_caches", host_caches, hosts) }?;
         if caches.is_empty() {
             return Err(Failure::argument("num_layers", "is 0"));
         }
-        let kind = match &backend {
-            Backend::Cpu(cpu) => {
-                let layers = Layers { device: caches.to_vec(), host: hosts.to_vec() };
-                // Without operations all is checked, and nothing done.
-                // SAFETY: as the caller of this function promises.
-                unsafe { layers.run(cpu, &[]) }.map_err(Failure::for_layers)?;
-                Kind::Cpu(layers)
-            }
-            #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
-                // SAFETY: as the caller of this function promises.
-                let of = |cache: &inflight_kv_cache| unsafe { cache.device() };
-                let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
-                let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
-                let mover = crate::kernels::cuda::BlockMover::new(&backend.cuda, &device, &host)
-                    .map_err(|error| Failure::for_layers(super::kv::failure(error)))?;
-                Kind::Cuda(Box::new(mover))
-            }
-        };
-        Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, kind }) })
+        // SAFETY: as the caller of this function promises.
+        let of = |cache: &inflight_kv_cache| unsafe { cache.device() };
+        let device = caches.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let host = hosts.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let mover = BlockMover::new(&backend, &device, &host)
+            .map_err(|error| super::kv::failure(error).for_layers())?;
+        Ok(inflight_block_mover { state: Exclusive::new(Mover { backend, mover }) })
     };
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
@@ -127,8 +82,9 @@ pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mo
     unsafe { free(mover) }
 }
 
-/// Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order. A block
-/// copied to itself stays.
+/// Carries out at most `INFLIGHT_MAX_COUNT` operations, with the result of doing so in order; each has
+/// `op_size` bytes, as a view's `block_op_size` says, or `sizeof(inflight_block_op)`. A block copied to
+/// itself stays.
 ///
 /// On a GPU it queues the work on `stream`, which may not be in capture, and waits where four calls
 /// before it are not done yet. On a processor `stream` is NULL.
@@ -141,6 +97,7 @@ pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mo
 pub unsafe extern "C" fn inflight_block_mover_run(
     mover: *mut inflight_block_mover,
     ops: *const inflight_block_op,
+    op_size: usize,
     num_ops: usize,
     stream: *mut c_void,
     error: *mut inflight_error,
@@ -151,23 +108,11 @@ pub unsafe extern "C" fn inflight_block_mover_run(
         at_most_max("num_ops", num_ops as u64)?;
         // The same three numbers.
         // SAFETY: NULL or of so many operations.
-        let ops = unsafe { array("ops", ops.cast::<BlockOp>(), num_ops) }?;
-        let Mover { backend, kind } = &mut *state;
-        match (kind, &*backend) {
-            (Kind::Cpu(layers), Backend::Cpu(cpu)) => {
-                Backend::no_stream(stream)?;
-                // SAFETY: as the caller of this function promises.
-                unsafe { layers.run(cpu, ops) }.map_err(Failure::for_layers)
-            }
-            #[cfg(feature = "cuda-driver")]
-            (Kind::Cuda(mover), Backend::Cuda(backend)) => {
-                // SAFETY: NULL or a stream that lives.
-                let stream = unsafe { backend.stream(stream) }?;
-                mover.run(&stream, ops).map_err(|error| Failure::from(error).for_layers())
-            }
-            #[cfg(feature = "cuda-driver")]
-            _ => Err(Failure::new(inflight_status::Corrupt, "", "a mover of two devices")),
-        }
+        let ops = unsafe { elements(["ops", "op_size"], ops.cast::<BlockOp>(), op_size, num_ops) }?;
+        let Mover { backend, mover } = &mut *state;
+        // SAFETY: NULL or a stream that lives.
+        let stream = unsafe { stream_of(backend.device(), stream) }?;
+        mover.run(stream.as_ref(), &ops).map_err(|error| Failure::from(error).for_layers())
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }

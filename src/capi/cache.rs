@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::elements::Room;
 use super::guard::{
-    Entered, Exclusive, Result, Versioned, array_mut, at_most_max, call, create, flag, free,
-    output, read, shared, write,
+    Entered, Exclusive, Result, Versioned, at_most_max, call, create, flag, free, output, read,
+    shared, versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::inflight_block_op;
@@ -31,33 +32,11 @@ pub struct inflight_cache_config {
     pub prefix_cache: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_blocks: 0,
-            num_host_blocks: 0,
-            block_size: 16,
-            prefix_cache: 1,
-        }
+versioned! {
+    inflight_cache_config_init(config: inflight_cache_config ..= prefix_cache) {
+        block_size: 16,
+        prefix_cache: 1,
     }
-}
-
-/// Prepares an `inflight_cache_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_cache_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_config_init(
-    config: *mut inflight_cache_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// Decides which block of a paged KV cache holds which tokens of which sequence: block tables,
@@ -147,7 +126,8 @@ pub unsafe extern "C" fn inflight_cache_free(cache: *mut inflight_cache) {
 }
 
 /// Takes the oldest copies that the device has to make before the kernels of the next step, in
-/// order, at most `capacity` of them: `inflight_block_mover_run` makes them.
+/// order, at most `capacity` of them, each in `op_size` bytes, which is `sizeof(inflight_block_op)`:
+/// `inflight_block_mover_run` makes them.
 ///
 /// Outputs: `ops[0..*num_ops]`; what does not fit stays for the next call: call until fewer than
 /// `capacity` come. `ops` may be NULL if `capacity` is 0.
@@ -157,6 +137,7 @@ pub unsafe extern "C" fn inflight_cache_free(cache: *mut inflight_cache) {
 pub unsafe extern "C" fn inflight_cache_take_ops(
     cache: *mut inflight_cache,
     ops: *mut inflight_block_op,
+    op_size: usize,
     capacity: usize,
     num_ops: *mut usize,
     error: *mut inflight_error,
@@ -167,12 +148,12 @@ pub unsafe extern "C" fn inflight_cache_take_ops(
         // SAFETY: NULL or a cache that lives.
         let mut state = unsafe { enter(cache) }?;
         // SAFETY: NULL or of so many operations.
-        let to = unsafe { array_mut("ops", ops, capacity) }?;
+        let mut room = unsafe { Room::new(["ops", "op_size"], ops, op_size, capacity) }?;
         let State { cache, ops, .. } = &mut *state;
         cache.take_ops(ops);
-        let taken = ops.len().min(to.len());
-        for (to, BlockOp { kind, src, dst }) in to.iter_mut().zip(ops.drain(..taken)) {
-            *to = inflight_block_op { kind, src, dst };
+        let taken = ops.len().min(room.len());
+        for (at, BlockOp { kind, src, dst }) in ops.drain(..taken).enumerate() {
+            room.write(at, inflight_block_op { kind, src, dst });
         }
         num_ops.write(taken);
         Ok(())
@@ -240,34 +221,8 @@ pub struct inflight_cache_stats {
     pub num_sequences: u64,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_stats {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            queried_tokens: 0,
-            hit_tokens: 0,
-            evicted_blocks: 0,
-            num_usable_blocks: 0,
-            num_free_blocks: 0,
-            num_cached_blocks: 0,
-            num_free_host_blocks: 0,
-            num_sequences: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_cache_stats`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_cache_stats)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_stats_init(stats: *mut inflight_cache_stats, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(stats, size) }
+versioned! {
+    inflight_cache_stats_init(stats: inflight_cache_stats ..= num_sequences) {}
 }
 
 /// Counters and state.

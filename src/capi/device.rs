@@ -1,16 +1,16 @@
 //! Devices: this machine's processor, and GPUs.
 
 use std::ffi::{c_char, c_void};
-use std::sync::Arc;
 
-#[cfg(feature = "cuda-driver")]
-use super::cuda::CudaBackend;
 use super::guard::{
-    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, write,
+    Result, Versioned, array, at_most, call, create, free, output, read, shared, text, versioned,
+    write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::cpu::{Cpu, CpuConfig, Isa};
+use crate::device::{Device, Queue};
 use crate::error::Error;
+use crate::kernels::Backend;
 
 /// The processor. Pointers given with it are to memory of the process, streams are NULL, and calls
 /// return when their work is done.
@@ -60,65 +60,16 @@ pub struct inflight_cpu_config {
     pub isa: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_cpu_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            cores: std::ptr::null(),
-            num_cores: 0,
-            threads: 0,
-            isa: INFLIGHT_ISA_BEST,
-        }
+versioned! {
+    inflight_cpu_config_init(config: inflight_cpu_config ..= isa) {
+        isa: INFLIGHT_ISA_BEST,
     }
-}
-
-/// Prepares an `inflight_cpu_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_cpu_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cpu_config_init(config: *mut inflight_cpu_config, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// A device that kernels run on. What is made for it keeps what it needs of it: it may be freed
 /// first.
 pub struct inflight_device {
     backend: Backend,
-}
-
-/// What runs kernels.
-#[derive(Clone, Debug)]
-pub(super) enum Backend {
-    Cpu(Arc<Cpu>),
-    #[cfg(feature = "cuda-driver")]
-    Cuda(Arc<CudaBackend>),
-}
-
-impl Backend {
-    /// Refuses streams for processors: work that is meant to be behind other work would not be.
-    pub(super) fn no_stream(stream: *mut c_void) -> Result<()> {
-        match stream.is_null() {
-            true => Ok(()),
-            false => Err(Failure::argument("stream", "a processor has none: NULL")),
-        }
-    }
-
-    /// Whether both are one device.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Cpu(one), Self::Cpu(other)) => Arc::ptr_eq(one, other),
-            #[cfg(feature = "cuda-driver")]
-            (Self::Cuda(one), Self::Cuda(other)) => one.cuda.context() == other.cuda.context(),
-            #[cfg(feature = "cuda-driver")]
-            _ => false,
-        }
-    }
 }
 
 /// The backend of a device.
@@ -128,6 +79,21 @@ impl Backend {
 pub(super) unsafe fn backend(device: *const inflight_device) -> Result<Backend> {
     // SAFETY: as the caller promises.
     Ok(unsafe { shared("device", device) }?.backend.clone())
+}
+
+/// The caller's stream; none on a processor.
+///
+/// # Safety
+/// `stream` is NULL, or a stream that lives.
+pub(super) unsafe fn stream_of(device: &Device, stream: *mut c_void) -> Result<Option<Queue>> {
+    match device {
+        // Work that is meant to be behind other work would not be.
+        Device::Cpu(_) if stream.is_null() => Ok(None),
+        Device::Cpu(_) => Err(Failure::argument("stream", "a processor has none: NULL")),
+        #[cfg(feature = "cuda-driver")]
+        // SAFETY: as the caller promises.
+        Device::Cuda(cuda) => Ok(Some(unsafe { Queue::borrowed(cuda, stream) }?)),
+    }
 }
 
 /// The processor, with threads of its own that sleep between calls. `config` may be NULL.
@@ -164,7 +130,7 @@ pub unsafe extern "C" fn inflight_device_create_cpu(
             cores: (!cores.is_empty()).then(|| cores.iter().map(|&core| core as usize).collect()),
             isa,
         })?;
-        Ok(inflight_device { backend: Backend::Cpu(Arc::new(cpu)) })
+        Ok(inflight_device { backend: Backend::new(&cpu) })
     };
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
@@ -213,18 +179,18 @@ pub unsafe extern "C" fn inflight_device_create_cuda(
     out: *mut *mut inflight_device,
     error: *mut inflight_error,
 ) -> inflight_status {
-    let make = || Ok(inflight_device { backend: cuda(ordinal)? });
+    let make = || Ok(inflight_device { backend: Backend::new(cuda(ordinal)?) });
     // SAFETY: `out` and `error` are NULL or the caller's to be written.
     unsafe { create("out", out, error, make) }
 }
 
 #[cfg(feature = "cuda-driver")]
-fn cuda(ordinal: u32) -> Result<Backend> {
-    Ok(Backend::Cuda(Arc::new(CudaBackend::new(ordinal as usize)?)))
+fn cuda(ordinal: u32) -> Result<Device> {
+    Ok(Device::Cuda(crate::device::cuda::Cuda::new(ordinal as usize)?))
 }
 
 #[cfg(not(feature = "cuda-driver"))]
-fn cuda(_ordinal: u32) -> Result<Backend> {
+fn cuda(_ordinal: u32) -> Result<Device> {
     Err(Error::NoCuda(crate::error::CudaUnavailable::NotBuilt).into())
 }
 
@@ -272,37 +238,8 @@ pub struct inflight_device_info {
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_device_info {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            memory: 0,
-            name: [0; INFLIGHT_DEVICE_NAME_SIZE],
-            uuid: [0; 16],
-            kind: 0,
-            ordinal: 0,
-            compute_capability_major: 0,
-            compute_capability_minor: 0,
-            multiprocessors: 0,
-            threads: 0,
-            isa: 0,
-            reserved: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_device_info`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_device_info)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_device_info_init(info: *mut inflight_device_info, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(info, size) }
+versioned! {
+    inflight_device_info_init(info: inflight_device_info ..= reserved) {}
 }
 
 /// Says what a device is.
@@ -318,7 +255,7 @@ pub unsafe extern "C" fn inflight_device_get_info(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or a device that lives.
-        let found = info_of(&unsafe { backend(device) }?);
+        let found = info_of(unsafe { backend(device) }?.device());
         // SAFETY: NULL or the caller's to be written.
         unsafe { write("info", info, found) }
     };
@@ -326,10 +263,10 @@ pub unsafe extern "C" fn inflight_device_get_info(
     unsafe { call(error, body) }
 }
 
-fn info_of(backend: &Backend) -> inflight_device_info {
+fn info_of(device: &Device) -> inflight_device_info {
     let mut info = inflight_device_info::initial();
-    match backend {
-        Backend::Cpu(cpu) => {
+    match device {
+        Device::Cpu(cpu) => {
             let isa = ISAS.iter().find(|(_, isa)| *isa == cpu.isa());
             info.kind = INFLIGHT_DEVICE_CPU;
             info.isa = isa.map_or(INFLIGHT_ISA_BEST, |&(number, _)| number);
@@ -337,8 +274,8 @@ fn info_of(backend: &Backend) -> inflight_device_info {
             text(&mut info.name, cpu.isa().name());
         }
         #[cfg(feature = "cuda-driver")]
-        Backend::Cuda(backend) => {
-            let of = backend.cuda.info();
+        Device::Cuda(cuda) => {
+            let of = cuda.info();
             info.kind = INFLIGHT_DEVICE_CUDA;
             info.memory = of.memory as u64;
             info.uuid = of.uuid;
@@ -365,13 +302,13 @@ pub unsafe extern "C" fn inflight_device_check_pointer(
 ) -> inflight_status {
     let body = || {
         // SAFETY: NULL or a device that lives.
-        match unsafe { backend(device) }? {
-            Backend::Cpu(_) if pointer.is_null() => Err(Failure::argument("pointer", "is NULL")),
-            Backend::Cpu(_) => Ok(()),
+        match unsafe { backend(device) }?.device() {
+            Device::Cpu(_) if pointer.is_null() => Err(Failure::argument("pointer", "is NULL")),
+            Device::Cpu(_) => Ok(()),
             #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
+            Device::Cuda(cuda) => {
                 let address = pointer.addr() as u64;
-                Ok(crate::device::cuda::check_pointer(&backend.cuda, "pointer", address)?)
+                Ok(crate::device::cuda::check_pointer(cuda, "pointer", address)?)
             }
         }
     };

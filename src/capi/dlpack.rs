@@ -3,11 +3,14 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use super::device::{Backend, backend, inflight_device};
-use super::guard::{Result, call, flag, give, output, plain};
-use super::kv::{INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, inflight_kv_cache};
+use super::device::{backend, inflight_device};
+use super::guard::{Result, call, flag, give, plain};
+use super::kv::{
+    INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, Layer, inflight_kv_array, inflight_kv_cache,
+};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::{inflight_tensor, number_of};
+use super::tensor::{inflight_tensor, number_of, tensor_of};
+use crate::device::Device;
 use crate::kernels::DType;
 
 /// A `DLManagedTensor`: what a capsule named "dltensor" holds.
@@ -81,7 +84,7 @@ struct Array {
 /// numbers as it has dimensions.
 unsafe fn array_of(
     field: &'static str,
-    backend: &Backend,
+    device: &Device,
     managed: *const c_void,
     kind: u32,
     write: bool,
@@ -109,7 +112,7 @@ unsafe fn array_of(
         }
         other => return Err(Failure::argument("kind", format!("there is none of {other}"))),
     };
-    check_device(field, backend, &tensor)?;
+    check_device(field, device, &tensor)?;
     let dtype = match (tensor.code, tensor.bits, tensor.lanes) {
         (FLOAT, 32, 1) => DType::F32,
         (FLOAT, 16, 1) => DType::F16,
@@ -153,12 +156,12 @@ fn compact(shape: &[i64]) -> Option<Vec<i64>> {
     Some(strides)
 }
 
-fn check_device(field: &'static str, backend: &Backend, tensor: &Tensor) -> Result<()> {
-    let here = match backend {
-        Backend::Cpu(_) => matches!(tensor.device_type, CPU | CUDA_HOST),
+fn check_device(field: &'static str, device: &Device, tensor: &Tensor) -> Result<()> {
+    let here = match device {
+        Device::Cpu(_) => matches!(tensor.device_type, CPU | CUDA_HOST),
         #[cfg(feature = "cuda-driver")]
-        Backend::Cuda(backend) => match tensor.device_type {
-            CUDA => usize::try_from(tensor.device_id) == Ok(backend.cuda.info().ordinal),
+        Device::Cuda(cuda) => match tensor.device_type {
+            CUDA => usize::try_from(tensor.device_id) == Ok(cuda.info().ordinal),
             CUDA_MANAGED => true,
             _ => false,
         },
@@ -181,7 +184,7 @@ fn check_device(field: &'static str, backend: &Backend, tensor: &Tensor) -> Resu
 ///
 /// `write` is 1 for outputs, which may not be read-only.
 ///
-/// Outputs: `*tensor`.
+/// Outputs: `*tensor`, prepared with `inflight_tensor_init`.
 /// Fails, and nothing is written: INVALID_ARGUMENT naming `managed` for another device, type, number
 /// of dimensions or major version.
 /// Threads: any. Since 0.1.
@@ -199,12 +202,13 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
         let backend = unsafe { backend(device) }?;
         let write = flag("write", write)?;
         // SAFETY: as the caller of this function promises.
-        let array = unsafe { array_of("managed", &backend, managed, kind, write, 3) }?;
+        let array = unsafe { array_of("managed", backend.device(), managed, kind, write, 3) }?;
         let small = |size: i64| {
             let reason = format!("has a dimension of {size}");
             u32::try_from(size).map_err(|_| Failure::argument("managed", reason))
         };
         let made = inflight_tensor {
+            struct_size: 0,
             data: array.data,
             tokens: array.shape[0] as u64,
             token_stride: array.strides[0],
@@ -221,9 +225,8 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
             ..made
         };
         made.parts("managed")?;
-        // SAFETY: NULL or the caller's to be written.
-        unsafe { output("tensor", tensor) }?.write(made);
-        Ok(())
+        // SAFETY: NULL or a tensor of the caller's.
+        unsafe { super::guard::write("tensor", tensor, made) }
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -234,7 +237,7 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
 /// is that of both; all else is as with `inflight_tensor_from_dlpack`. Scales of an fp8 cache are the
 /// caller's to set: they are NULL.
 ///
-/// Outputs: `*cache`.
+/// Outputs: `*cache`, prepared with `inflight_kv_cache_init`.
 /// Fails, and nothing is written: INVALID_ARGUMENT naming `k`, `v`, `layout`, or the field of the
 /// cache that would result.
 /// Threads: any. Since 0.1.
@@ -258,9 +261,9 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
             other => return Err(Failure::argument("layout", format!("there is none of {other}"))),
         };
         // SAFETY: as the caller of this function promises.
-        let k = unsafe { array_of("k", &backend, k, kind, true, 4) }?;
+        let k = unsafe { array_of("k", backend.device(), k, kind, true, 4) }?;
         // SAFETY: as the caller of this function promises.
-        let v = unsafe { array_of("v", &backend, v, kind, true, 4) }?;
+        let v = unsafe { array_of("v", backend.device(), v, kind, true, 4) }?;
         if k.shape != v.shape || k.dtype != v.dtype {
             return Err(Failure::argument("v", "differs from k in shape or type"));
         }
@@ -272,29 +275,24 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
             0 | 1 => 0,
             _ => array.strides[at],
         };
+        let dim = small(3)?;
+        let of = |array: &Array| inflight_kv_array {
+            block_stride: stride(array, 0),
+            token_stride: stride(array, token),
+            head_stride: stride(array, head),
+            ..inflight_kv_array::of(array.data, number_of(array.dtype), dim)
+        };
         let made = inflight_kv_cache {
-            k: k.data,
-            v: v.data,
-            k_scales: ptr::null(),
-            v_scales: ptr::null(),
-            k_block_stride: stride(&k, 0),
-            k_token_stride: stride(&k, token),
-            k_head_stride: stride(&k, head),
-            v_block_stride: stride(&v, 0),
-            v_token_stride: stride(&v, token),
-            v_head_stride: stride(&v, head),
+            struct_size: 0,
             num_blocks: k.shape[0] as u64,
             block_size: small(token)?,
             num_heads: small(head)?,
-            head_dim: small(3)?,
-            dtype: number_of(k.dtype),
-            num_scales: 0,
-            reserved: [0; 9],
+            k: of(&k),
+            v: of(&v),
         };
-        made.layout()?;
-        // SAFETY: NULL or the caller's to be written.
-        unsafe { output("cache", cache) }?.write(made);
-        Ok(())
+        Layer::try_from(&made)?;
+        // SAFETY: NULL or a cache of the caller's.
+        unsafe { super::guard::write("cache", cache, made) }
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -346,13 +344,13 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
 ) -> inflight_status {
     let make = || {
         // SAFETY: NULL or a device that lives.
-        let (device_type, device_id) = match &unsafe { backend(device) }? {
-            Backend::Cpu(_) => (CPU, 0),
+        let (device_type, device_id) = match unsafe { backend(device) }?.device() {
+            Device::Cpu(_) => (CPU, 0),
             #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => (CUDA, backend.cuda.info().ordinal as i32),
+            Device::Cuda(cuda) => (CUDA, cuda.info().ordinal as i32),
         };
         // SAFETY: NULL or a tensor of the caller's.
-        let tensor = unsafe { plain("tensor", tensor) }?;
+        let tensor = unsafe { tensor_of("tensor", tensor) }?;
         let (dtype, _) = tensor.parts("tensor")?;
         let code = match dtype {
             DType::F32 | DType::F16 => FLOAT,

@@ -1,5 +1,6 @@
 //! What happened to requests, for whoever answers their clients.
 
+use super::elements::Element;
 use super::request::{INFLIGHT_NO_TOKEN, inflight_request_result};
 use super::status::inflight_status;
 use super::step::{INFLIGHT_FINISH_NONE, INFLIGHT_FINISH_STOPPED, finish_of};
@@ -16,7 +17,8 @@ pub const INFLIGHT_EVENT_CANCELLED: u32 = 3;
 /// A request had to give way in step `step_id`, and waits again. It goes on later.
 pub const INFLIGHT_EVENT_PREEMPTED: u32 = 4;
 
-/// Something that happened to a request. Kinds may be added: pass over those that you do not know.
+/// Something that happened to a request. Kinds may be added: pass over those that you do not know. In
+/// arrays `event_size` bytes from one to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct inflight_event {
@@ -34,9 +36,14 @@ pub struct inflight_event {
     pub finish: u32,
     /// The stop token that ended it, or `INFLIGHT_NO_TOKEN`.
     pub stop_token: u32,
+    /// Zeros.
+    pub reserved: [u64; 2],
     /// Its counts and times, where it has finished or was cancelled; else zeros, and no times.
     pub result: inflight_request_result,
 }
+
+// SAFETY: integers, without padding.
+unsafe impl Element for inflight_event {}
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum EventKind {
@@ -56,6 +63,7 @@ impl inflight_event {
             status: 0,
             finish: INFLIGHT_FINISH_NONE,
             stop_token: INFLIGHT_NO_TOKEN,
+            reserved: [0; 2],
             result: inflight_request_result::NONE,
         }
     }

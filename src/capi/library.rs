@@ -16,7 +16,7 @@ pub const INFLIGHT_VERSION_PATCH: u32 = 0;
 pub const INFLIGHT_VERSION_NUMBER: u32 = 1_000;
 /// Version of the ABI of this header: the number in the library's SONAME. It changes where a
 /// program that was compiled before would break, and only there.
-pub const INFLIGHT_ABI_VERSION: u32 = 0;
+pub const INFLIGHT_ABI_VERSION: u32 = 1;
 
 /// Most blocks, tokens or requests, where a field says no other maximum: their numbers are of 31
 /// bits.
@@ -73,7 +73,7 @@ pub struct inflight_build_info {
 
 // SAFETY: integers and pointers, without padding, the size first.
 unsafe impl Versioned for inflight_build_info {
-    const FIRST_SIZE: usize = std::mem::offset_of!(Self, cuda_toolkit);
+    const FIRST_SIZE: usize = size_of::<Self>();
 
     fn initial() -> Self {
         const TARGET: &str = concat!(env!("INFLIGHT_TARGET"), "\0");

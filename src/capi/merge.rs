@@ -3,12 +3,12 @@
 use std::ffi::c_void;
 use std::ptr;
 
-use super::device::{Backend, backend, inflight_device};
-use super::guard::{Result, Versioned, array, array_mut, call, read};
+use super::device::{backend, inflight_device, stream_of};
+use super::elements::{Element, elements};
+use super::guard::{Result, Versioned, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::tensor::inflight_tensor;
-use crate::device::cpu::Cpu;
-use crate::kernels::cpu;
+use super::tensor::{device_tensor, inflight_tensor};
+use crate::kernels::State;
 
 /// States of one merge at most.
 pub const INFLIGHT_MAX_STATES: usize = 16;
@@ -19,11 +19,14 @@ pub const INFLIGHT_MAX_STATES: usize = 16;
 pub struct inflight_merge_state {
     /// Outputs, `[tokens, heads, head_dim]`: F32, F16 or BF16 on a processor, on a GPU of the result's
     /// type and all with the same strides.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// LSE, f32 `[tokens, heads]`. A row of minus infinity, or of plus infinity as FlashAttention
     /// marks rows without keys, is neutral, its outputs not read.
     pub lse: *const f32,
 }
+
+// SAFETY: pointers, without padding.
+unsafe impl Element for inflight_merge_state {}
 
 /// What a merge reads and writes.
 #[repr(C)]
@@ -35,36 +38,16 @@ pub struct inflight_merge_args {
     pub states: *const inflight_merge_state,
     /// Elements of `states`, 1 to `INFLIGHT_MAX_STATES`.
     pub num_states: usize,
+    /// `sizeof(inflight_merge_state)`.
+    pub state_size: usize,
     /// Takes the outputs, of the states' shape. On a GPU it may be that of a state.
-    pub o: inflight_tensor,
+    pub o: *const inflight_tensor,
     /// Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
     pub lse: *mut f32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_merge_args {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            states: ptr::null(),
-            num_states: 0,
-            o: inflight_tensor::NONE,
-            lse: ptr::null_mut(),
-        }
-    }
-}
-
-/// Prepares an `inflight_merge_args`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_merge_args)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_merge_args_init(args: *mut inflight_merge_args, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(args, size) }
+versioned! {
+    inflight_merge_args_init(args: inflight_merge_args ..= lse) {}
 }
 
 /// Merges states over disjoint keys, in the order given, into the attention over all of them: for
@@ -95,60 +78,27 @@ pub unsafe extern "C" fn inflight_merge(
             return Err(Failure::argument("states", reason));
         }
         // SAFETY: NULL or of so many states.
-        let states = unsafe { array("states", args.states, args.num_states) }?;
+        let states = unsafe {
+            elements(["states", "state_size"], args.states, args.state_size, args.num_states)
+        }?;
         if !args.lse.is_null() && states.iter().any(|state| ptr::eq(state.lse, args.lse)) {
             return Err(Failure::argument("lse", "is that of a state"));
         }
-        match &backend {
-            Backend::Cpu(cpu) => {
-                Backend::no_stream(stream)?;
-                // SAFETY: as the caller of this function promises.
-                unsafe { merge(cpu, states, &args) }
-            }
-            #[cfg(feature = "cuda-driver")]
-            Backend::Cuda(backend) => {
-                // SAFETY: NULL or a stream that lives.
-                let stream = unsafe { backend.stream(stream) }?;
-                // SAFETY: as the caller of this function promises.
-                let o = unsafe { args.o.device("o") }?;
-                let kernel = backend.merge(o.dtype())?;
-                let of = |state: &inflight_merge_state| {
-                    // SAFETY: as the caller of this function promises.
-                    let o = unsafe { state.o.device("states") }?;
-                    Ok(crate::kernels::cuda::State { o, lse: state.lse.addr() as u64 })
-                };
-                let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;
-                // SAFETY: as the caller of this function promises.
-                Ok(unsafe { kernel.run(&stream, &states, o, args.lse.addr() as u64) }?)
-            }
-        }
+        // SAFETY: NULL or a stream that lives.
+        let stream = unsafe { stream_of(backend.device(), stream) }?;
+        // SAFETY: as the caller of this function promises.
+        let o = unsafe { device_tensor("o", args.o) }?;
+        let of = |state: &inflight_merge_state| {
+            // SAFETY: as the caller of this function promises.
+            let o = unsafe { device_tensor("states", state.o) }?;
+            Ok(State { o, lse: state.lse.expose_provenance() as u64 })
+        };
+        let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let lse = args.lse.expose_provenance() as u64;
+        // SAFETY: as the caller of this function promises.
+        let merged = unsafe { backend.merge(stream.as_ref(), &states, o, lse) };
+        merged.map_err(|error| Failure::from(error).renamed(&[("dtype", "o")]))
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
-}
-
-/// # Safety
-/// Pointers are NULL, or to as much as they are said to have.
-unsafe fn merge(
-    cpu: &Cpu,
-    states: &[inflight_merge_state],
-    args: &inflight_merge_args,
-) -> Result<()> {
-    // SAFETY: as the caller promises.
-    let o = unsafe { args.o.host_mut("o") }?;
-    let rows = o.shape().tokens.checked_mul(o.shape().heads);
-    let rows = rows.ok_or_else(|| Failure::argument("o", "its rows do not fit the memory"))?;
-    let of = |state: &inflight_merge_state| {
-        Ok(cpu::State {
-            // SAFETY: as the caller promises.
-            o: unsafe { state.o.host("states") }?,
-            // SAFETY: as the caller promises.
-            lse: unsafe { array("states", state.lse, rows) }?,
-        })
-    };
-    let states = states.iter().map(of).collect::<Result<Vec<_>>>()?;
-    let wanted = if args.lse.is_null() { 0 } else { rows };
-    // SAFETY: as the caller promises.
-    let lse = unsafe { array_mut("lse", args.lse, wanted) }?;
-    Ok(cpu::merge(cpu, &states, o, (!args.lse.is_null()).then_some(lse))?)
 }

@@ -18,10 +18,9 @@ mod attention;
 mod batch;
 mod blocks;
 mod cache;
-#[cfg(feature = "cuda-driver")]
-mod cuda;
 mod device;
 mod dlpack;
+mod elements;
 mod event;
 mod guard;
 mod handle;
@@ -39,6 +38,7 @@ mod step;
 mod steps;
 mod submitter;
 mod tensor;
+mod versioned;
 
 #[cfg(test)]
 mod tests;

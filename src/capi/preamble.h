@@ -58,13 +58,19 @@
  *   child (INFLIGHT_STATUS_NO_CUDA).
  *
  * Structs
- *   Configurations, requests and views begin with struct_size and are prepared by their _init with
- *   sizeof as the program sees it. They only ever grow at the end: a program built with an older
- *   header keeps working with a newer library, and with an older library as long as it leaves newer
- *   fields at 0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts
- *   are at most INFLIGHT_MAX_COUNT where a field says no other maximum.
+ *   Most begin with struct_size and are prepared by their _init with sizeof as the program sees it.
+ *   Others stand in arrays: one of the library's comes with the bytes from one element to the next
+ *   (rows with row_size), and a call that reads or fills one of the caller's is told sizeof an element
+ *   (event_size). INFLIGHT_AT finds an element. In arrays of structs with a struct_size the next is as
+ *   many bytes further. All of them only ever grow at the end: a program built with an older header
+ *   keeps working with a newer library, and with an older library as long as it leaves newer fields at
+ *   0. Fields named "reserved" are 0. Flags are 0 or 1, anything else is refused. Counts are at most
+ *   INFLIGHT_MAX_COUNT where a field says no other maximum.
  *
  * Versions
- *   INFLIGHT_ABI_VERSION is in the library's SONAME. Within one, functions and constants are only
- *   added. "Since" names the first version that has a function.
+ *   INFLIGHT_ABI_VERSION is in the library's SONAME. What is here is frozen within one: names, values,
+ *   prototypes, and the fields of structs, where they are and what they mean. Later versions append:
+ *   functions, constants, numbers of kinds, reasons and statuses (pass over those that you do not
+ *   know), and fields at the end of structs, so a request grows by its size. Texts of messages are not
+ *   frozen. "Since" names the first version that has a function.
  */

@@ -1,7 +1,7 @@
 //! Looking at a scheduler: counters, requests, invariants.
 
 use super::cache::held;
-use super::guard::{Result, Versioned, call, write};
+use super::guard::{Result, Versioned, call, versioned, write};
 use super::request::inflight_request_result;
 use super::scheduler::{State, enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
@@ -42,42 +42,8 @@ pub struct inflight_scheduler_stats {
     pub num_free_host_blocks: u64,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_scheduler_stats {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            steps: 0,
-            admissions: 0,
-            preemptions: 0,
-            finished: 0,
-            cancelled: 0,
-            output_tokens: 0,
-            prefix_queried_tokens: 0,
-            prefix_hit_tokens: 0,
-            evicted_blocks: 0,
-            num_running: 0,
-            num_waiting: 0,
-            num_free_blocks: 0,
-            num_free_host_blocks: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_scheduler_stats`: size set, zeros.
-///
-/// `size` is `sizeof(inflight_scheduler_stats)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_scheduler_stats_init(
-    stats: *mut inflight_scheduler_stats,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(stats, size) }
+versioned! {
+    inflight_scheduler_stats_init(stats: inflight_scheduler_stats ..= num_free_host_blocks) {}
 }
 
 /// Counters and state.
@@ -155,40 +121,11 @@ pub struct inflight_request_snapshot {
     pub first_token_at: u64,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_request_snapshot {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            client: 0,
-            running: 0,
-            num_prompt: 0,
-            num_output: 0,
-            num_computed: 0,
-            num_preemptions: 0,
-            num_cached: 0,
-            num_drafts: 0,
-            num_accepted: 0,
-            first_scheduled_at: u64::MAX,
-            first_token_at: u64::MAX,
-        }
+versioned! {
+    inflight_request_snapshot_init(snapshot: inflight_request_snapshot ..= first_token_at) {
+        first_scheduled_at: u64::MAX,
+        first_token_at: u64::MAX,
     }
-}
-
-/// Prepares an `inflight_request_snapshot`: size set, zeros and no times.
-///
-/// `size` is `sizeof(inflight_request_snapshot)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_request_snapshot_init(
-    snapshot: *mut inflight_request_snapshot,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(snapshot, size) }
 }
 
 /// A request at this moment.

@@ -1,6 +1,7 @@
 //! What a caller asks for.
 
-use super::guard::{Result, Versioned, bounded, copied, flag};
+use super::elements::{Element, elements};
+use super::guard::{Result, Versioned, at_most, bounded, copied, flag, versioned};
 use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
@@ -13,8 +14,8 @@ pub const INFLIGHT_NO_TOKEN: u32 = u32::MAX;
 /// The time of the last `inflight_scheduler_schedule`: for a request that says no `arrival`.
 pub const INFLIGHT_NOW: u64 = u64::MAX;
 
-/// Counts and times of a request at its end: of an `inflight_output` and in an `inflight_event`. As it
-/// stands in arrays, it does not grow within a version of the ABI.
+/// Counts and times of a request at its end: of an `inflight_output`, and at the end of an
+/// `inflight_event`, which grows with it. In arrays `result_size` bytes from one to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct inflight_request_result {
@@ -37,6 +38,9 @@ pub struct inflight_request_result {
     /// Draft tokens among them that were accepted.
     pub num_accepted: u32,
 }
+
+// SAFETY: integers, without padding.
+unsafe impl Element for inflight_request_result {}
 
 impl inflight_request_result {
     /// Where a request has not ended.
@@ -83,7 +87,11 @@ pub struct inflight_content {
     pub len: u32,
 }
 
-/// A request to generate from a prompt. Everything it points to is copied by the call that takes it.
+// SAFETY: integers and pointers, without padding.
+unsafe impl Element for inflight_content {}
+
+/// A request to generate from a prompt. Everything it points to is copied by the call that takes it. What
+/// later versions ask of a request is added at its end.
 ///
 /// Initialise it with `inflight_request_init`, then set at least `id`, `prompt`, `prompt_len` and
 /// `max_tokens`.
@@ -115,6 +123,8 @@ pub struct inflight_request {
     pub contents: *const inflight_content,
     /// Elements of `contents`, at most 65536.
     pub num_contents: usize,
+    /// `sizeof(inflight_content)`, where there are contents.
+    pub content_size: usize,
     /// Whom the request belongs to: for policies that are fair to clients, and for the caller.
     pub client: u64,
     /// When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is given;
@@ -141,48 +151,11 @@ pub struct inflight_request {
     pub skip_prefix_cache: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_request {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        let (none, bytes) = (std::ptr::null(), std::ptr::null());
-        Self {
-            struct_size: size_of::<Self>(),
-            id: 0,
-            prompt: none,
-            prompt_len: 0,
-            stop_tokens: none,
-            num_stop_tokens: 0,
-            salt: bytes,
-            salt_len: 0,
-            adapter: bytes,
-            adapter_len: 0,
-            contents: std::ptr::null(),
-            num_contents: 0,
-            client: 0,
-            arrival: INFLIGHT_NOW,
-            max_tokens: 0,
-            min_tokens: 0,
-            eos: INFLIGHT_NO_TOKEN,
-            priority: 0,
-            repetition_count: 0,
-            repetition_min_pattern: 0,
-            repetition_max_pattern: 0,
-            skip_prefix_cache: 0,
-        }
+versioned! {
+    inflight_request_init(request: inflight_request ..= skip_prefix_cache) {
+        arrival: INFLIGHT_NOW,
+        eos: INFLIGHT_NO_TOKEN,
     }
-}
-
-/// Prepares an `inflight_request`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_request)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_request_init(request: *mut inflight_request, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(request, size) }
 }
 
 /// Elements of what a request points to beside its prompt: enough for all there is, and copied
@@ -220,8 +193,9 @@ impl inflight_request {
         let salt = (self.salt, self.salt_len);
         let adapter = (self.adapter, self.adapter_len);
         // SAFETY: as the caller promises.
-        let extra_keys =
-            unsafe { extra_keys_of(salt, adapter, (self.contents, self.num_contents)) }?;
+        let extra_keys = unsafe {
+            extra_keys_of(salt, adapter, (self.contents, self.content_size, self.num_contents))
+        }?;
         let repetition = (self.repetition_count != 0).then_some(Repetition {
             min_pattern: self.repetition_min_pattern,
             max_pattern: self.repetition_max_pattern,
@@ -251,14 +225,16 @@ impl inflight_request {
 pub(super) unsafe fn extra_keys_of(
     salt: (*const u8, usize),
     adapter: (*const u8, usize),
-    contents: (*const inflight_content, usize),
+    contents: (*const inflight_content, usize, usize),
 ) -> Result<Vec<ExtraKey>> {
     // SAFETY: as the caller promises.
     let salt = unsafe { bounded(["salt", "salt_len"], salt.0, salt.1, MOST) }?;
     // SAFETY: as the caller promises.
     let adapter = unsafe { bounded(["adapter", "adapter_len"], adapter.0, adapter.1, MOST) }?;
+    at_most("num_contents", contents.2 as u64, MOST)?;
+    let names = ["contents", "content_size"];
     // SAFETY: as the caller promises.
-    let contents = unsafe { bounded(["contents", "num_contents"], contents.0, contents.1, MOST) }?;
+    let contents = unsafe { elements(names, contents.0, contents.1, contents.2) }?;
     let mut extra_keys = Vec::new();
     if !salt.is_empty() {
         extra_keys.push(ExtraKey::Salt(salt.to_vec()));
@@ -266,7 +242,7 @@ pub(super) unsafe fn extra_keys_of(
     if !adapter.is_empty() {
         extra_keys.push(ExtraKey::Adapter(adapter.to_vec()));
     }
-    for content in contents {
+    for content in &*contents {
         // SAFETY: as the caller promises.
         let id = unsafe {
             bounded(["contents.id", "contents.id_len"], content.id, content.id_len, MOST)

@@ -1,8 +1,6 @@
 //! Rotary position embedding.
 
-use std::ptr;
-
-use super::guard::{Result, Versioned, array_mut, at_most_max, call, flag, read};
+use super::guard::{Result, Versioned, array_mut, at_most_max, call, flag, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::inflight_tensor;
 use crate::kernels::rope::{RopeConfig, RopePairs, RopeScaling};
@@ -38,24 +36,9 @@ pub struct inflight_rope {
     pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_rope {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            cos_sin: ptr::null(),
-            q: ptr::null(),
-            max_position: 0,
-            rotary_dim: 0,
-            pairs: INFLIGHT_ROPE_PAIRS_HALF,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
+versioned! {
+    inflight_rope_init(rope: inflight_rope ..= reserved) where reserved is 0 {
+        pairs: INFLIGHT_ROPE_PAIRS_HALF,
     }
 }
 
@@ -71,17 +54,6 @@ impl inflight_rope {
             other => Err(Failure::argument("pairs", format!("there are none of {other}"))),
         }
     }
-}
-
-/// Prepares an `inflight_rope`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_rope)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_rope_init(rope: *mut inflight_rope, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(rope, size) }
 }
 
 /// Frequencies as they are. The default.
@@ -138,44 +110,17 @@ pub struct inflight_rope_config {
     pub reserved: u32,
 }
 
-// SAFETY: integers and floats, without padding, the size first.
-unsafe impl Versioned for inflight_rope_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            rotary_dim: 0,
-            theta: 10_000.0,
-            scaling: INFLIGHT_ROPE_SCALING_NONE,
-            factor: 1.0,
-            original_max_position: 0,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            attention_factor: 0.0,
-            mscale: 0.0,
-            mscale_all_dim: 0.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            truncate: 1,
-            reserved: 0,
-        }
+versioned! {
+    inflight_rope_config_init(config: inflight_rope_config ..= reserved) where reserved is 0 {
+        theta: 10_000.0,
+        scaling: INFLIGHT_ROPE_SCALING_NONE,
+        factor: 1.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        truncate: 1,
     }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_rope_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_rope_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_rope_config_init(config: *mut inflight_rope_config, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 impl inflight_rope_config {

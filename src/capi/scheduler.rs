@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::ptr;
 
+use super::elements::Room;
 use super::guard::{
     Entered, Exclusive, Result, Versioned, array, at_most, at_most_max, call, check, create, flag,
-    free, output, read, shared, write,
+    free, output, read, shared, versioned, write,
 };
 use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::step::{
-    Delivered, inflight_outputs_view, inflight_row, inflight_samples, inflight_step_view, view_of,
+    Delivered, inflight_group, inflight_outputs_view, inflight_row, inflight_samples,
+    inflight_step_view, view_of,
 };
 use crate::batch::{BatchBuilder, RaggedBatch, RowBuckets};
 use crate::cache::CacheConfig;
@@ -87,60 +88,27 @@ pub struct inflight_scheduler_config {
     /// The largest number of rows that batches are padded to, for CUDA graphs: 1, 2, 4, then by 8
     /// to 256, by 16 beyond; at most 65536. 0 (the default) for no padding.
     pub max_padded_rows: u32,
-    /// 1 (the default) to collect events from the creation of the first `inflight_submitter` on, freed
-    /// or not; the caller then takes them with `inflight_scheduler_events` after each step, until when
-    /// they are kept, however many. 0 for none.
+    /// 1 (the default) if events are collected from the creation of the first `inflight_submitter` on,
+    /// freed or not; the caller then takes them with `inflight_scheduler_events` after each step, until
+    /// when they are kept, however many.
     pub events: u32,
     /// 0.
     pub reserved: u32,
 }
 
-// SAFETY: integers, without padding, the size first.
-unsafe impl Versioned for inflight_scheduler_config {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            num_blocks: 0,
-            num_host_blocks: 0,
-            max_waiting: u64::MAX,
-            block_size: 16,
-            max_num_seqs: 256,
-            max_num_batched_tokens: 8192,
-            max_model_len: 0,
-            long_prefill_token_threshold: 0,
-            max_steps_in_flight: 1,
-            prefix_cache: 1,
-            chunked_prefill: 1,
-            overlap: 0,
-            swap: 0,
-            policy: INFLIGHT_POLICY_CONTINUOUS,
-            bypass_bound: 0,
-            bypass_lookahead: 0,
-            max_padded_rows: 0,
-            events: 1,
-            reserved: 0,
-        }
+versioned! {
+    inflight_scheduler_config_init(config: inflight_scheduler_config ..= reserved)
+    where reserved is 0 {
+        max_waiting: u64::MAX,
+        block_size: 16,
+        max_num_seqs: 256,
+        max_num_batched_tokens: 8192,
+        max_steps_in_flight: 1,
+        prefix_cache: 1,
+        chunked_prefill: 1,
+        policy: INFLIGHT_POLICY_CONTINUOUS,
+        events: 1,
     }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_scheduler_config`: size set, defaults in all other fields.
-///
-/// `size` is `sizeof(inflight_scheduler_config)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_scheduler_config_init(
-    config: *mut inflight_scheduler_config,
-    size: usize,
-) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(config, size) }
 }
 
 /// Rows of the largest bucket at most: each size of the ladder takes memory.
@@ -212,6 +180,7 @@ pub struct inflight_scheduler {
 struct InFlight {
     id: StepId,
     rows: Vec<inflight_row>,
+    groups: Vec<inflight_group>,
     /// Where several steps may be in flight: the builder has the newest alone.
     batch: Option<RaggedBatch>,
 }
@@ -284,7 +253,10 @@ impl State {
             event.step_id = id.0;
             Self::tell(events, event);
         }
-        let view = view_of(step, kept.batch.as_ref().unwrap_or(built), &kept.rows);
+        let batch = kept.batch.as_ref().unwrap_or(built);
+        kept.groups.clear();
+        kept.groups.push(batch.into());
+        let view = view_of(step, batch, &kept.rows, &kept.groups);
         in_flight.push_back(kept);
         Ok(view)
     }
@@ -411,7 +383,8 @@ pub unsafe extern "C" fn inflight_scheduler_cancel(
 /// finished; later output tokens do not count, samples in flight are dropped, and its full blocks
 /// serve later requests. There is no event: the call says it all.
 ///
-/// Outputs: `*result`, what it has come to; NULL if the caller does not care.
+/// Outputs: `*result`, what it has come to, as much as `result_size`, the `sizeof` of the caller's, has
+/// room for; NULL if the caller does not care.
 /// Fails, and nothing has changed: UNKNOWN_REQUEST when it has finished, or never was;
 /// INVALID_ARGUMENT, IN_USE, POISONED.
 /// Threads: one at a time; `inflight_submitter_finish` is for any. Since 0.1.
@@ -421,19 +394,19 @@ pub unsafe extern "C" fn inflight_scheduler_finish(
     request_id: u64,
     keep_tokens: u32,
     result: *mut inflight_request_result,
+    result_size: usize,
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
-        let result = match result.is_null() {
-            true => None,
-            // SAFETY: the caller's to be written.
-            false => Some(unsafe { output("result", result) }?),
-        };
+        let wanted = usize::from(!result.is_null());
+        // SAFETY: NULL or the caller's to be written.
+        let mut room =
+            unsafe { Room::new(["result", "result_size"], result, result_size, wanted) }?;
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
         let ended = state.scheduler.finish(RequestId(request_id), keep_tokens)?;
-        if let Some(result) = result {
-            result.write((&ended.last).into());
+        if room.len() > 0 {
+            room.write(0, (&ended.last).into());
         }
         Ok(())
     };
@@ -628,7 +601,8 @@ pub unsafe extern "C" fn inflight_scheduler_abandon(
     unsafe { call(error, body) }
 }
 
-/// Takes the oldest events, at most `capacity` of them. There are none before a scheduler's first
+/// Takes the oldest events, at most `capacity` of them, each in `event_size` bytes, which is
+/// `sizeof(inflight_event)`. There are none before a scheduler's first
 /// submitter: its commits, and the `preempted` of its steps, say the same.
 ///
 /// Outputs: `events[0..*num_events]`; what does not fit stays for the next call. `events` may be
@@ -639,6 +613,7 @@ pub unsafe extern "C" fn inflight_scheduler_abandon(
 pub unsafe extern "C" fn inflight_scheduler_events(
     scheduler: *mut inflight_scheduler,
     events: *mut inflight_event,
+    event_size: usize,
     capacity: usize,
     num_events: *mut usize,
     error: *mut inflight_error,
@@ -646,8 +621,9 @@ pub unsafe extern "C" fn inflight_scheduler_events(
     let body = || {
         // SAFETY: NULL or a scheduler that lives.
         let mut state = unsafe { enter(scheduler) }?;
-        // SAFETY: NULL or of so many events; only written here.
-        unsafe { array("events", events.cast_const(), capacity) }?;
+        // SAFETY: NULL or of so many events.
+        let mut room =
+            unsafe { Room::new(["events", "event_size"], events, event_size, capacity) }?;
         // SAFETY: NULL or the caller's to be written.
         let num_events = unsafe { output("num_events", num_events) }?;
         let Some(all) = &mut state.events else {
@@ -655,11 +631,8 @@ pub unsafe extern "C" fn inflight_scheduler_events(
             return Ok(());
         };
         let taken = all.len().min(capacity);
-        for (i, event) in all.drain(..taken).enumerate() {
-            // SAFETY: below `capacity`.
-            let to = unsafe { events.add(i) };
-            // SAFETY: the caller's to be written.
-            unsafe { ptr::write(to, event) };
+        for (at, event) in all.drain(..taken).enumerate() {
+            room.write(at, event);
         }
         num_events.write(taken);
         Ok(())

@@ -1,9 +1,9 @@
 //! The sequences of a cache manager.
 
-use std::ptr;
-
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{Result, Versioned, append, bounded, call, copied, count, lent, output, read};
+use super::guard::{
+    Result, Versioned, append, bounded, call, copied, count, lent, output, read, versioned,
+};
 use super::library::INFLIGHT_MAX_COUNT;
 use super::request::{extra_keys_of, inflight_content};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -29,34 +29,12 @@ pub struct inflight_cache_keys {
     pub contents: *const inflight_content,
     /// Elements of `contents`.
     pub num_contents: usize,
+    /// `sizeof(inflight_content)`, where there are contents.
+    pub content_size: usize,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_cache_keys {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            salt: ptr::null(),
-            salt_len: 0,
-            adapter: ptr::null(),
-            adapter_len: 0,
-            contents: ptr::null(),
-            num_contents: 0,
-        }
-    }
-}
-
-/// Prepares an `inflight_cache_keys`: size set, empty.
-///
-/// `size` is `sizeof(inflight_cache_keys)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_cache_keys_init(keys: *mut inflight_cache_keys, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(keys, size) }
+versioned! {
+    inflight_cache_keys_init(keys: inflight_cache_keys ..= content_size) {}
 }
 
 /// Starts a sequence without tokens and blocks, under `keys`, which are copied; NULL for none.
@@ -82,8 +60,9 @@ pub unsafe extern "C" fn inflight_cache_open(
             false => unsafe { read("keys", keys) }?,
         };
         let (salt, adapter) = ((keys.salt, keys.salt_len), (keys.adapter, keys.adapter_len));
+        let contents = (keys.contents, keys.content_size, keys.num_contents);
         // SAFETY: NULL or of so many elements.
-        let keys = unsafe { extra_keys_of(salt, adapter, (keys.contents, keys.num_contents)) }?;
+        let keys = unsafe { extra_keys_of(salt, adapter, contents) }?;
         let chain = HashChain::new(state.cache.block_size(), &keys);
         let opened = state.cache.open().to_bits();
         state.sequences.insert(opened, Sequence { tokens: Vec::new(), chain, queried: None });

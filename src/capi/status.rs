@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
-use super::guard::{Versioned, text};
+use super::guard::{Versioned, text, versioned};
 use crate::error::Error;
 use crate::types::RequestId;
 
@@ -189,34 +189,8 @@ pub struct inflight_error {
     pub message: [c_char; INFLIGHT_ERROR_MESSAGE_SIZE],
 }
 
-// SAFETY: integers only, without padding, the size first.
-unsafe impl Versioned for inflight_error {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            request_id: 0,
-            code: 0,
-            has_request: 0,
-            field: [0; INFLIGHT_ERROR_FIELD_SIZE],
-            message: [0; INFLIGHT_ERROR_MESSAGE_SIZE],
-        }
-    }
-}
-
-/// Prepares an `inflight_error`: size set, code 0, strings empty.
-///
-/// `size` is `sizeof(inflight_error)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-///
-/// # Safety
-/// `error` is NULL or points to `size` bytes that may be written.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_error_init(error: *mut inflight_error, size: usize) {
-    // SAFETY: as the caller promises.
-    unsafe { super::guard::init(error, size) }
+versioned! {
+    inflight_error_init(error: inflight_error ..= message) {}
 }
 
 /// Why a call failed.

@@ -1,8 +1,9 @@
 //! What an iteration runs, and what came of it: views of flat arrays.
 
-use std::ptr;
+use std::mem::offset_of;
 
-use super::guard::{Versioned, lent};
+use super::elements::Element;
+use super::guard::{Versioned, lent, versioned};
 use super::request::inflight_request_result;
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;
@@ -17,7 +18,7 @@ pub const INFLIGHT_ROW_DECODES: u32 = 2;
 /// The row's request was admitted in this step.
 pub const INFLIGHT_ROW_ADMITTED: u32 = 4;
 
-/// One request's share of a step.
+/// One request's share of a step. In arrays `row_size` bytes from one to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_row {
@@ -63,7 +64,8 @@ pub const INFLIGHT_BLOCK_SWAP_OUT: u32 = 1;
 /// Host to device.
 pub const INFLIGHT_BLOCK_SWAP_IN: u32 = 2;
 
-/// A copy of a block, in every layer's K and V, that the device makes before the step's kernels.
+/// A copy of a block, in every layer's K and V, that the device makes before the step's kernels. In
+/// arrays `block_op_size` bytes from one to the next, or what the caller passes as `op_size`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_block_op {
@@ -75,7 +77,8 @@ pub struct inflight_block_op {
     pub dst: u32,
 }
 
-/// An input token that is not known yet, with `overlap`: the device takes it from an earlier step.
+/// An input token that is not known yet, with `overlap`: the device takes it from an earlier step. In
+/// arrays `pending_size` bytes from one to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_pending_token {
@@ -88,9 +91,71 @@ pub struct inflight_pending_token {
     pub logits: u32,
 }
 
-// Seen as the library's own.
-const _: () = assert!(size_of::<inflight_block_op>() == size_of::<BlockOp>());
-const _: () = assert!(size_of::<inflight_pending_token>() == size_of::<Pending>());
+/// Asserts that a struct of the header is one of `csrc/kernel_params.h`: callers see the library's
+/// arrays as they are.
+macro_rules! assert_same {
+    ($ours:ident, $kernels:ident { $($field:ident)* }) => {
+        const _: () = {
+            assert!(size_of::<$ours>() == size_of::<$kernels>());
+            $(assert!(offset_of!($ours, $field) == offset_of!($kernels, $field));)*
+        };
+    };
+}
+assert_same!(inflight_block_op, BlockOp { kind src dst });
+assert_same!(inflight_pending_token, Pending { token steps_back logits });
+
+// SAFETY: integers, without padding.
+unsafe impl Element for inflight_block_op {}
+// SAFETY: the same three numbers.
+unsafe impl Element for BlockOp {}
+
+/// What a group of layers has of the cache in a step: layers that keep the same keys share it. A model
+/// whose layers all do has one group.
+///
+/// Of groups in an array each has the same `struct_size`, and the next begins as many bytes further.
+/// Those of a caller are initialised with `inflight_group_init`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct inflight_group {
+    /// `sizeof(inflight_group)` as its maker sees it.
+    pub struct_size: usize,
+    /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, one more than rows, empty ones
+    /// included.
+    pub kv_indptr: *const u32,
+    /// Block tables of the rows, one after the other, `[num_kv_blocks]`. Attention only reads them:
+    /// rows may share a block, and a row may name one several times.
+    pub kv_indices: *const u32,
+    /// Tokens in the last block of each row, this step's included; 0 for a row without blocks.
+    pub kv_last_page_len: *const u32,
+    /// Where each token's KV is written, `block * block_size + offset`; a negative one is skipped.
+    /// `[num_tokens]`, or NULL where nothing is appended.
+    pub slot_mapping: *const i64,
+    /// Elements of `kv_indices`; at most 2^30.
+    pub num_kv_blocks: u32,
+    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+    pub block_size: u32,
+}
+
+versioned! {
+    inflight_group_init(group: inflight_group ..= block_size) {}
+}
+
+// SAFETY: the pointers are into a batch of the scheduler's, which goes with them.
+unsafe impl Send for inflight_group {}
+
+impl From<&RaggedBatch> for inflight_group {
+    fn from(batch: &RaggedBatch) -> Self {
+        Self {
+            kv_indptr: lent(batch.kv_indptr()),
+            kv_indices: lent(batch.kv_indices()).cast(),
+            kv_last_page_len: lent(batch.kv_last_page_len()),
+            slot_mapping: lent(batch.slot_mapping()),
+            num_kv_blocks: batch.header().num_kv_blocks,
+            block_size: batch.header().block_size,
+            ..Self::initial()
+        }
+    }
+}
 
 /// One iteration: which requests compute how many tokens, as a ragged batch. All arrays are the
 /// library's, valid until the step's commit or abandon, and NULL where they are empty.
@@ -110,16 +175,11 @@ pub struct inflight_step_view {
     pub tokens: *const u32,
     /// Position of each token in its sequence, `[num_tokens]`.
     pub positions: *const u32,
-    /// Where each token's KV is written, `block * block_size + offset`, `[num_tokens]`.
-    pub slot_mapping: *const i64,
     /// Row r owns tokens `qo_indptr[r]..qo_indptr[r + 1]`, `[num_padded_rows + 1]`.
     pub qo_indptr: *const u32,
-    /// Row r reads blocks `kv_indices[kv_indptr[r]..kv_indptr[r + 1]]`, `[num_padded_rows + 1]`.
-    pub kv_indptr: *const u32,
-    /// Block tables of the rows, one after the other, `[num_kv_blocks]`.
-    pub kv_indices: *const u32,
-    /// Tokens in each row's last block, this step's included, `[num_padded_rows]`.
-    pub kv_last_page_len: *const u32,
+    /// Block tables and slots of each group of layers, `[num_groups]`: one, as the scheduler of this
+    /// version knows no others.
+    pub groups: *const inflight_group,
     /// Tokens whose logits are needed: one for each row that samples, and one for each of its
     /// drafts before it, `[num_logits]`.
     pub logits_indices: *const u32,
@@ -130,7 +190,7 @@ pub struct inflight_step_view {
     pub block_ops: *const inflight_block_op,
     /// Requests that had to give way and wait again, `[num_preempted]`.
     pub preempted: *const u64,
-    /// One buffer with all arrays but `rows` and `preempted`, for one copy to a device: an array is
+    /// One buffer with all arrays but `rows`, `groups` and `preempted`, and those of the groups, for one copy to a device: an array is
     /// as far from its start there as here. 16-byte aligned, as is each array. What else is in it is
     /// the library's own, and may change.
     pub packed: *const u8,
@@ -146,16 +206,20 @@ pub struct inflight_step_view {
     pub num_sampling: u32,
     /// Positions whose logits are needed.
     pub num_logits: u32,
-    /// Elements of `kv_indices`.
-    pub num_kv_blocks: u32,
+    /// Elements of `groups`.
+    pub num_groups: u32,
     /// Elements of `pending`.
     pub num_pending: u32,
     /// Elements of `block_ops`.
     pub num_block_ops: u32,
     /// Elements of `preempted`.
     pub num_preempted: u32,
-    /// Tokens a block.
-    pub block_size: u32,
+    /// Bytes from one of `rows` to the next.
+    pub row_size: u32,
+    /// Bytes from one of `pending` to the next.
+    pub pending_size: u32,
+    /// Bytes from one of `block_ops` to the next.
+    pub block_op_size: u32,
     /// Most tokens of a row.
     pub max_q_len: u32,
     /// Most keys of a row, this step's included.
@@ -170,61 +234,8 @@ pub struct inflight_step_view {
     pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_step_view {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            step_id: 0,
-            rows: ptr::null(),
-            tokens: ptr::null(),
-            positions: ptr::null(),
-            slot_mapping: ptr::null(),
-            qo_indptr: ptr::null(),
-            kv_indptr: ptr::null(),
-            kv_indices: ptr::null(),
-            kv_last_page_len: ptr::null(),
-            logits_indices: ptr::null(),
-            pending: ptr::null(),
-            block_ops: ptr::null(),
-            preempted: ptr::null(),
-            packed: ptr::null(),
-            packed_size: 0,
-            num_rows: 0,
-            num_padded_rows: 0,
-            num_tokens: 0,
-            num_sampling: 0,
-            num_logits: 0,
-            num_kv_blocks: 0,
-            num_pending: 0,
-            num_block_ops: 0,
-            num_preempted: 0,
-            block_size: 0,
-            max_q_len: 0,
-            max_kv_len: 0,
-            num_running: 0,
-            num_waiting: 0,
-            num_free_blocks: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_step_view`: size set, empty.
-///
-/// `size` is `sizeof(inflight_step_view)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_step_view_init(view: *mut inflight_step_view, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(view, size) }
+versioned! {
+    inflight_step_view_init(view: inflight_step_view ..= reserved) where reserved is 0 {}
 }
 
 /// The view of a step, its batch and its rows.
@@ -232,6 +243,7 @@ pub(super) fn view_of(
     step: &Step,
     batch: &RaggedBatch,
     rows: &[inflight_row],
+    groups: &[inflight_group],
 ) -> inflight_step_view {
     let h = batch.header();
     inflight_step_view {
@@ -240,11 +252,8 @@ pub(super) fn view_of(
         rows: lent(rows),
         tokens: lent(batch.tokens()),
         positions: lent(batch.positions()),
-        slot_mapping: lent(batch.slot_mapping()),
         qo_indptr: lent(batch.qo_indptr()),
-        kv_indptr: lent(batch.kv_indptr()),
-        kv_indices: lent(batch.kv_indices()).cast(),
-        kv_last_page_len: lent(batch.kv_last_page_len()),
+        groups: lent(groups),
         logits_indices: lent(batch.logits_indices()),
         pending: lent(batch.pending()).cast(),
         block_ops: lent(batch.ops()).cast(),
@@ -256,11 +265,13 @@ pub(super) fn view_of(
         num_tokens: h.num_tokens,
         num_sampling: step.num_sampling() as u32,
         num_logits: h.num_logits,
-        num_kv_blocks: h.num_kv_blocks,
+        num_groups: groups.len() as u32,
         num_pending: h.num_pending,
         num_block_ops: h.num_ops,
         num_preempted: step.preempted().len() as u32,
-        block_size: h.block_size,
+        row_size: size_of::<inflight_row>() as u32,
+        pending_size: size_of::<inflight_pending_token>() as u32,
+        block_op_size: size_of::<inflight_block_op>() as u32,
         max_q_len: h.max_q_len,
         max_kv_len: h.max_kv_len,
         num_running: step.running() as u32,
@@ -290,26 +301,8 @@ pub struct inflight_samples {
     pub indptr_len: usize,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_samples {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        let none = ptr::null();
-        let struct_size = size_of::<Self>();
-        Self { struct_size, tokens: none, num_tokens: 0, indptr: none, indptr_len: 0 }
-    }
-}
-
-/// Prepares an `inflight_samples`: size set, empty.
-///
-/// `size` is `sizeof(inflight_samples)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_samples_init(samples: *mut inflight_samples, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(samples, size) }
+versioned! {
+    inflight_samples_init(samples: inflight_samples ..= indptr_len) {}
 }
 
 /// The request goes on.
@@ -337,7 +330,7 @@ pub(super) fn finish_of(reason: Option<FinishReason>) -> (u32, u32) {
     }
 }
 
-/// What a commit delivers of one request.
+/// What a commit delivers of one request. In arrays `output_size` bytes from one to the next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_output {
@@ -386,45 +379,16 @@ pub struct inflight_outputs_view {
     pub num_results: u32,
     /// Blocks free after the commit.
     pub num_free_blocks: u32,
+    /// Bytes from one of `outputs` to the next.
+    pub output_size: u32,
+    /// Bytes from one of `results` to the next.
+    pub result_size: u32,
     /// 0.
     pub reserved: u32,
 }
 
-// SAFETY: integers and pointers, without padding, the size first.
-unsafe impl Versioned for inflight_outputs_view {
-    const FIRST_SIZE: usize = size_of::<Self>();
-
-    fn initial() -> Self {
-        Self {
-            struct_size: size_of::<Self>(),
-            step_id: 0,
-            outputs: ptr::null(),
-            tokens: ptr::null(),
-            released: ptr::null(),
-            results: ptr::null(),
-            num_outputs: 0,
-            num_tokens: 0,
-            num_released: 0,
-            num_results: 0,
-            num_free_blocks: 0,
-            reserved: 0,
-        }
-    }
-
-    fn reserved(&self) -> u32 {
-        self.reserved
-    }
-}
-
-/// Prepares an `inflight_outputs_view`: size set, empty.
-///
-/// `size` is `sizeof(inflight_outputs_view)`. NULL does nothing.
-///
-/// Threads: any. Since 0.1.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_outputs_view_init(view: *mut inflight_outputs_view, size: usize) {
-    // SAFETY: the caller's struct has `size` bytes.
-    unsafe { super::guard::init(view, size) }
+versioned! {
+    inflight_outputs_view_init(view: inflight_outputs_view ..= reserved) where reserved is 0 {}
 }
 
 /// What the view of a commit points to.
@@ -468,6 +432,8 @@ impl Delivered {
             num_released: outputs.released().len() as u32,
             num_results: self.results.len() as u32,
             num_free_blocks: outputs.free_blocks() as u32,
+            output_size: size_of::<inflight_output>() as u32,
+            result_size: size_of::<inflight_request_result>() as u32,
             reserved: 0,
         }
     }

@@ -2,10 +2,10 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, at_most_max, call, output};
+use super::guard::{Result, Versioned, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::kernels::tensor::Shape;
-use crate::kernels::{DType, TensorMut, TensorRef};
+use crate::kernels::{DType, DeviceTensor};
 
 /// IEEE binary32.
 pub const INFLIGHT_DTYPE_F32: u32 = 1;
@@ -39,11 +39,13 @@ pub(super) fn number_of(dtype: DType) -> u32 {
 
 /// Tokens of heads: queries, outputs, new keys and values. The elements of a head are contiguous.
 ///
-/// `inflight_tensor_set_strides` fills in the strides of one without gaps. It has no `_init`: zero it
-/// first (`inflight_tensor tensor = {0};`).
+/// Initialise it with `inflight_tensor_init`; `inflight_tensor_set_contiguous` then sets all fields of
+/// one without gaps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct inflight_tensor {
+    /// `sizeof(inflight_tensor)`.
+    pub struct_size: usize,
     /// The first element; NULL only where there are no tokens. On a processor at a multiple of the
     /// element's size, on a GPU of 16 bytes.
     pub data: *mut c_void,
@@ -64,25 +66,42 @@ pub struct inflight_tensor {
     pub reserved: u32,
 }
 
-/// Sets the strides of a tensor whose other fields are set: nothing between its heads and tokens.
+versioned! {
+    inflight_tensor_init(tensor: inflight_tensor ..= reserved) where reserved is 0 {}
+}
+
+/// Sets a tensor without anything between its heads and tokens.
 ///
-/// Fails, and nothing has changed: INVALID_ARGUMENT, also when the strides do not fit 64 bits.
+/// Outputs: `*tensor`, prepared with `inflight_tensor_init`.
+/// Fails, and nothing has changed: INVALID_ARGUMENT when the strides do not fit 64 bits; STRUCT_SIZE.
+/// What kernels refuse is looked at by the calls that take the tensor.
 /// Threads: any. Since 0.1.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn inflight_tensor_set_strides(
+pub unsafe extern "C" fn inflight_tensor_set_contiguous(
     tensor: *mut inflight_tensor,
+    dtype: u32,
+    data: *mut c_void,
+    tokens: u64,
+    heads: u32,
+    head_dim: u32,
     error: *mut inflight_error,
 ) -> inflight_status {
     let body = || {
+        let token_stride = i64::from(heads).checked_mul(head_dim.into());
+        let too_large = || Failure::argument("heads", "the strides do not fit 64 bits");
+        let made = inflight_tensor {
+            struct_size: 0,
+            data,
+            tokens,
+            token_stride: token_stride.ok_or_else(too_large)?,
+            head_stride: head_dim.into(),
+            heads,
+            head_dim,
+            dtype,
+            reserved: 0,
+        };
         // SAFETY: NULL or a tensor of the caller's.
-        let given = unsafe { super::guard::plain("tensor", tensor.cast_const()) }.copied()?;
-        let token_stride = i64::from(given.heads).checked_mul(given.head_dim.into());
-        let too_large = || Failure::argument("tensor", "its strides do not fit 64 bits");
-        let token_stride = token_stride.ok_or_else(too_large)?;
-        let set = inflight_tensor { token_stride, head_stride: given.head_dim.into(), ..given };
-        // SAFETY: the caller's to be written; not NULL, as seen above.
-        unsafe { output("tensor", tensor) }?.write(set);
-        Ok(())
+        unsafe { write("tensor", tensor, made) }
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -94,18 +113,6 @@ pub(super) fn stride(field: &'static str, stride: i64) -> Result<usize> {
 }
 
 impl inflight_tensor {
-    /// No tensor: all zeros.
-    pub(super) const NONE: Self = Self {
-        data: std::ptr::null_mut(),
-        tokens: 0,
-        token_stride: 0,
-        head_stride: 0,
-        heads: 0,
-        head_dim: 0,
-        dtype: 0,
-        reserved: 0,
-    };
-
     /// Type and shape, checked as far as that goes without its memory.
     pub(super) fn parts(&self, field: &'static str) -> Result<(DType, Shape)> {
         let refused = |reason: &str| Err(Failure::argument(field, reason));
@@ -117,9 +124,6 @@ impl inflight_tensor {
             token_stride: stride(field, self.token_stride)?,
             head_stride: stride(field, self.head_stride)?,
         };
-        if self.reserved != 0 {
-            return refused("reserved is not 0");
-        }
         if self.heads == 0 || self.head_dim == 0 {
             return refused("has no heads, or heads of no elements");
         }
@@ -143,24 +147,32 @@ impl inflight_tensor {
             _ => refused("its extent does not fit the memory"),
         }
     }
+}
 
-    /// The view of a tensor in this process's memory, to read.
-    ///
-    /// # Safety
-    /// All elements are memory that nobody writes during 'a.
-    pub(super) unsafe fn host<'a>(&self, field: &'static str) -> Result<TensorRef<'a>> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorRef::from_raw(self.data.cast_const().cast(), dtype, shape) })
-    }
+/// The tensor that a pointer names.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's.
+pub(super) unsafe fn tensor_of(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<inflight_tensor> {
+    // SAFETY: as the caller promises.
+    unsafe { read(field, tensor) }
+}
 
-    /// The view of a tensor in this process's memory, to write.
-    ///
-    /// # Safety
-    /// All elements are memory that nobody else uses during 'a.
-    pub(super) unsafe fn host_mut<'a>(&self, field: &'static str) -> Result<TensorMut<'a>> {
-        let (dtype, shape) = self.parts(field)?;
-        // SAFETY: as the caller promises; the extent was checked.
-        Ok(unsafe { TensorMut::from_raw(self.data.cast(), dtype, shape) })
-    }
+/// The tensor in the device's memory.
+///
+/// # Safety
+/// `tensor` is NULL or the caller's; the rest as [`DeviceTensor::new`].
+pub(super) unsafe fn device_tensor(
+    field: &'static str,
+    tensor: *const inflight_tensor,
+) -> Result<DeviceTensor> {
+    // SAFETY: as the caller promises.
+    let tensor = unsafe { tensor_of(field, tensor) }?;
+    let (dtype, shape) = tensor.parts(field)?;
+    let address = tensor.data.expose_provenance() as u64;
+    // SAFETY: as the caller promises; `parts` found it aligned.
+    Ok(unsafe { DeviceTensor::new(address, dtype, shape) })
 }

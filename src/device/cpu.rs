@@ -3,6 +3,7 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rayon::{ThreadBuilder, ThreadPool, ThreadPoolBuilder};
@@ -125,16 +126,20 @@ pub struct CpuConfig {
 /// for the pool's threads. Small calls run on the caller's thread. More threads than cores only
 /// cost.
 ///
-/// Its threads have ended when it has been dropped. They are not there after a `fork`: in the child,
-/// kernels return [`Error::Forked`] with it, and it may be dropped. Make another there.
-pub struct Cpu {
+/// Clones are the same, and have one pool. Its threads have ended when the last has been dropped.
+/// They are not there after a `fork`: in the child, kernels return [`Error::Forked`] with it, and it
+/// may be dropped. Make another there.
+#[derive(Clone)]
+pub struct Cpu(Arc<Pool>);
+
+struct Pool {
     pool: ManuallyDrop<ThreadPool>,
     threads: ManuallyDrop<Threads>,
     isa: Isa,
     made_in: Generation,
 }
 
-impl Drop for Cpu {
+impl Drop for Pool {
     fn drop(&mut self) {
         if !self.made_in.is_current() {
             // The pool's locks may be held, and the threads waited for, for ever: both are left.
@@ -172,7 +177,7 @@ impl Drop for Threads {
 
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cpu").field("threads", &self.threads()).field("isa", &self.isa).finish()
+        f.debug_struct("Cpu").field("threads", &self.threads()).field("isa", &self.isa()).finish()
     }
 }
 
@@ -216,19 +221,24 @@ impl Cpu {
             });
         let pool = builder.build().map_err(|error| Error::Device(error.to_string()))?;
         let (pool, threads) = (ManuallyDrop::new(pool), ManuallyDrop::new(started));
-        Ok(Self { pool, threads, isa, made_in })
+        Ok(Self(Arc::new(Pool { pool, threads, isa, made_in })))
     }
 
     /// Threads of the pool.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.0.pool.current_num_threads()
     }
 
     /// The instructions that kernels use.
     #[must_use]
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.0.isa
+    }
+
+    /// Whether both are clones of one.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The pool, whether the call is large enough for it or not: whether it can be made does not
@@ -237,8 +247,8 @@ impl Cpu {
     /// # Errors
     /// [`Error::Forked`] where its threads are those of a parent process.
     pub(crate) fn pool(&self) -> Result<&ThreadPool> {
-        match self.made_in.is_current() {
-            true => Ok(&self.pool),
+        match self.0.made_in.is_current() {
+            true => Ok(&self.0.pool),
             false => Err(Error::Forked { what: "the CPU" }),
         }
     }

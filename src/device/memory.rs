@@ -50,6 +50,11 @@ impl Buffer {
         unsafe { start.as_ptr().write_bytes(0, layout.size()) };
         Ok(Self { start, len, layout })
     }
+
+    /// Its address, exposed: kernels that are given it may use its memory.
+    pub(super) fn expose_address(&self) -> u64 {
+        self.start.as_ptr().expose_provenance() as u64
+    }
 }
 
 impl Drop for Buffer {

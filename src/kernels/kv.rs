@@ -325,3 +325,72 @@ impl KvScales<'_> {
         }
     }
 }
+
+/// Scales of an fp8 cache in device memory: f32, one for all heads or one a KV head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceScales {
+    /// Address of K's.
+    pub k: u64,
+    /// Address of V's.
+    pub v: u64,
+    /// Whether there is one a KV head.
+    pub per_head: bool,
+}
+
+/// The paged KV cache of one layer by its addresses in a device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceCache {
+    pub(super) k: u64,
+    pub(super) v: u64,
+    layout: KvLayout,
+    pub(super) scales: Option<DeviceScales>,
+}
+
+impl DeviceCache {
+    /// K and V, whose first elements are at `k` and `v`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field of `layout`, `k`, `v` or `scales`.
+    ///
+    /// # Safety
+    /// Until all work that is queued with it is done, and whenever a graph that such work was
+    /// recorded in is launched, every element that `layout` spans and every scale lies in memory
+    /// that the device can reach, and nothing else writes what the work reads.
+    pub unsafe fn new(
+        k: u64,
+        v: u64,
+        layout: KvLayout,
+        scales: Option<DeviceScales>,
+    ) -> Result<Self> {
+        layout.check()?;
+        for (field, address) in [("k", k), ("v", v)] {
+            if address == 0 {
+                return Err(Error::argument(field, "is null"));
+            }
+            if address % KV_ALIGN as u64 != 0 {
+                let reason = format!("begins at {address:#x}, not a multiple of {KV_ALIGN} bytes");
+                return Err(Error::argument(field, reason));
+            }
+        }
+        check_apart(k, v)?;
+        let at = scales.map_or([("scales.k", 4), ("scales.v", 4)], |scales| {
+            [("scales.k", scales.k), ("scales.v", scales.v)]
+        });
+        if let Some((field, _)) = at.into_iter().find(|&(_, at)| at == 0 || at % 4 != 0) {
+            return Err(Error::argument(field, "are null, or not at a multiple of 4 bytes"));
+        }
+        match (layout.dtype, scales) {
+            (DType::Fp8E4m3, None) => Err(Error::argument("scales", "an fp8 cache has some")),
+            (DType::Fp8E4m3, Some(_)) | (_, None) => Ok(Self { k, v, layout, scales }),
+            (dtype, Some(_)) => {
+                Err(Error::argument("scales", format!("a cache of {dtype} has none")))
+            }
+        }
+    }
+
+    /// Shape and strides.
+    #[must_use]
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+}

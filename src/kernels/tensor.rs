@@ -344,3 +344,45 @@ impl<'a> TensorMut<'a> {
         Err(Error::argument(field, "its strides make rows overlap"))
     }
 }
+
+/// Tokens of heads by their address in a device's memory: queries, outputs, new keys and values.
+///
+/// A processor's memory is the process's, and an address there one that a pointer was exposed as
+/// (`expose_provenance`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceTensor {
+    address: u64,
+    dtype: DType,
+    shape: Shape,
+}
+
+impl DeviceTensor {
+    /// The tensor whose first element is at `address`.
+    ///
+    /// # Safety
+    /// Until all work that is queued with it is done, and whenever a graph that such work was
+    /// recorded in is launched, every element of `shape` lies in memory that the device can reach,
+    /// aligned as its type asks for, for reads, and where it is written for writes by nothing else.
+    #[must_use]
+    pub unsafe fn new(address: u64, dtype: DType, shape: Shape) -> Self {
+        Self { address, dtype, shape }
+    }
+
+    /// The address of its first element.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The type of its elements.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+}

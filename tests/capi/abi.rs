@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::build::{program, root, run, scratch};
 use super::generic::initialised;
-use super::parse::{Function, Header, header};
+use super::parse::{Function, Header, header, text};
 
 /// The size that a struct had first, below which its initialiser writes nothing: that of the oldest
 /// programs.
@@ -33,12 +33,12 @@ fn printer(header: &Header) -> String {
     let mut out = |line: String| {
         writeln!(c, "    {line}").expect("a String takes all");
     };
-    for name in &header.constants {
+    for (name, _) in &header.constants {
         out(format!("printf(\"constant {name} = %llu\\n\", (unsigned long long)({name}));"));
     }
     for (name, values) in &header.enums {
         out(format!("printf(\"enum {name}, %zu bytes\\n\", sizeof({name}));"));
-        for value in values {
+        for (value, _) in values {
             out(format!("printf(\"    {value} = %d\\n\", (int){value});"));
         }
     }
@@ -123,7 +123,7 @@ fn is_what_programs_were_compiled_for() {
         return;
     }
     let source = scratch("abi").join("print.c");
-    fs::write(&source, printer(&header())).expect("the target directory is writable");
+    fs::write(&source, printer(&header(&text()))).expect("the target directory is writable");
     let printed = run(&mut Command::new(program("abi", &source, &[]))).stdout;
     let now = String::from_utf8(printed).expect("the header is ASCII");
     let path = root().join("tests/data/abi.txt");

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { BLOCKS = 16, SIZE = 4, HEADS = 2, DIM = 8, MOST = 64 };
 
@@ -21,8 +22,10 @@ static void must(inflight_status status, const char* call) {
 #define MUST(call) must(call, #call)
 
 static inflight_tensor tensor(float* data, uint64_t tokens) {
-    inflight_tensor made = {data, tokens, 0, 0, HEADS, DIM, INFLIGHT_DTYPE_F32, 0};
-    MUST(inflight_tensor_set_strides(&made, &error));
+    inflight_tensor made;
+    inflight_tensor_init(&made, sizeof made);
+    MUST(inflight_tensor_set_contiguous(&made, INFLIGHT_DTYPE_F32, data, tokens, HEADS, DIM,
+                                        &error));
     return made;
 }
 
@@ -65,15 +68,12 @@ int main(void) {
     MUST(inflight_step_buffer_create(device, &limits, &attention, 1, &step, &error));
     inflight_device_free(device);
 
-    inflight_kv_cache cache = {0};
-    cache.k = (void*)(((uintptr_t)memory[0] + 15) / 16 * 16);
-    cache.v = (void*)(((uintptr_t)memory[1] + 15) / 16 * 16);
-    cache.num_blocks = BLOCKS;
-    cache.block_size = SIZE;
-    cache.num_heads = HEADS;
-    cache.head_dim = DIM;
-    cache.dtype = INFLIGHT_DTYPE_F32;
-    MUST(inflight_kv_cache_set_strides(&cache, INFLIGHT_LAYOUT_NHD, &error));
+    void* const k = (void*)(((uintptr_t)memory[0] + 15) / 16 * 16);
+    void* const v = (void*)(((uintptr_t)memory[1] + 15) / 16 * 16);
+    inflight_kv_cache cache;
+    inflight_kv_cache_init(&cache, sizeof cache);
+    MUST(inflight_kv_cache_set_contiguous(&cache, INFLIGHT_LAYOUT_NHD, INFLIGHT_DTYPE_F32, k, v,
+                                          BLOCKS, SIZE, HEADS, DIM, &error));
 
     int rows = 0;
     for (uint64_t now = 0;; now++) {
@@ -97,13 +97,16 @@ int main(void) {
         }
         inflight_append_args append;
         inflight_append_args_init(&append, sizeof append);
-        append.k = append.v = tensor(kv, view.num_tokens);
+        const inflight_tensor new_kv = tensor(kv, view.num_tokens);
+        append.k = append.v = &new_kv;
         append.cache = &cache;
         MUST(inflight_append(step, &append, NULL, &error));
         inflight_attention_args args;
         inflight_attention_args_init(&args, sizeof args);
-        args.q = tensor(q, view.num_tokens);
-        args.o = tensor(o, view.num_tokens);
+        const inflight_tensor queries = tensor(q, view.num_tokens);
+        const inflight_tensor outputs = tensor(o, view.num_tokens);
+        args.q = &queries;
+        args.o = &outputs;
         args.cache = &cache;
         MUST(inflight_attention_run(attention, step, &args, NULL, &error));
         for (uint32_t t = 0; t < view.num_tokens; t++) {
@@ -115,6 +118,20 @@ int main(void) {
                     return 1;
                 }
             }
+        }
+        /* The same from arrays that are not said to lie in one buffer. */
+        static float again[MOST * HEADS * DIM];
+        inflight_batch apart = batch;
+        apart.packed = NULL;
+        apart.packed_size = 0;
+        const inflight_tensor others = tensor(again, view.num_tokens);
+        args.o = &others;
+        MUST(inflight_step_buffer_upload(step, &apart, NULL, &error));
+        MUST(inflight_attention_run(attention, step, &args, NULL, &error));
+        if (batch.packed == NULL ||
+            memcmp(again, o, view.num_tokens * HEADS * DIM * sizeof *o) != 0) {
+            fprintf(stderr, "another upload gives other outputs\n");
+            return 1;
         }
         rows += (int)view.num_rows;
         const uint32_t tokens[3] = {8, 8, 8};

@@ -148,7 +148,7 @@ static void config_faults(void) {
 
 static void request_faults(void) {
     struct world w = open_world();
-    const inflight_request good = new_request(100, PROMPT, 20, 4);
+    inflight_request good = new_request(100, PROMPT, 20, 4);
     inflight_request request = good;
     const inflight_content content = {(const uint8_t*)"image", 5, 0, 4};
     inflight_content bad_content = {NULL, 5, 0, 4};
@@ -186,6 +186,8 @@ static void request_faults(void) {
     REQUEST(BAD, "adapter", request.adapter_len = 1);
     REQUEST(BAD, "adapter_len", request.adapter = (const uint8_t*)"a", request.adapter_len = 65537);
     REQUEST(BAD, "adapter_len", request.adapter_len = SIZE_MAX);
+    REQUEST(SIZE, "content_size", request.num_contents = 1);
+    good.content_size = sizeof content;
     REQUEST(BAD, "contents", request.num_contents = 1);
     REQUEST(BAD, "contents", request.contents = MISALIGNED(&content), request.num_contents = 1);
     REQUEST(BAD, "num_contents", request.contents = &content, request.num_contents = 65537);
@@ -246,10 +248,16 @@ static void request_faults(void) {
     REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",
             inflight_scheduler_cancel(w.scheduler, 999, error));
     inflight_request_result ended[2] = {{.num_prompt = 77}};
-    REFUSED(BAD, "scheduler", inflight_scheduler_finish(NULL, 0, 1, ended, error));
-    REFUSED(BAD, "result", inflight_scheduler_finish(w.scheduler, 0, 1, MISALIGNED(ended), error));
+    REFUSED(BAD, "scheduler",
+            inflight_scheduler_finish(NULL, 0, 1, ended, sizeof(inflight_request_result), error));
+    REFUSED(BAD, "result",
+            inflight_scheduler_finish(w.scheduler, 0, 1, MISALIGNED(ended),
+                                      sizeof(inflight_request_result), error));
+    REFUSED(SIZE, "result_size",
+            inflight_scheduler_finish(w.scheduler, 0, 1, ended, sizeof *ended - 8, error));
     REFUSED(INFLIGHT_STATUS_UNKNOWN_REQUEST, "",
-            inflight_scheduler_finish(w.scheduler, 999, 1, ended, error));
+            inflight_scheduler_finish(w.scheduler, 999, 1, ended, sizeof(inflight_request_result),
+                                      error));
     CHECK(ended[0].num_prompt == 77);
     REFUSED(BAD, "submitter", inflight_submitter_finish(NULL, 0, 1, error));
     REFUSED(BAD, "scheduler", inflight_scheduler_set_wake(NULL, NULL, NULL, error));
@@ -462,7 +470,8 @@ static size_t events_of(inflight_scheduler* scheduler, uint64_t id) {
     CHECK(inflight_scheduler_submit(scheduler, &request, NULL) == INFLIGHT_STATUS_OK);
     CHECK(inflight_scheduler_schedule(scheduler, 1, &step, NULL) == INFLIGHT_STATUS_OK);
     CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, NULL, NULL) == 0);
-    CHECK(inflight_scheduler_events(scheduler, events, 8, &num_events, NULL) == 0);
+    CHECK(inflight_scheduler_events(scheduler, events, sizeof(inflight_event), 8, &num_events,
+                                    NULL) == 0);
     return num_events;
 }
 
@@ -506,19 +515,33 @@ static void report_faults(void) {
     CHECK(inflight_submitter_cancel(w.submitter, 0, NULL) == INFLIGHT_STATUS_OK);
     CHECK(inflight_scheduler_abandon(w.scheduler, w.step.step_id, NULL) == INFLIGHT_STATUS_OK);
     CHECK(inflight_scheduler_schedule(w.scheduler, 2, &w.step, NULL) == INFLIGHT_STATUS_OK);
-    REFUSED(BAD, "scheduler", inflight_scheduler_events(NULL, events, 2, &num_events, error));
-    REFUSED(BAD, "events", inflight_scheduler_events(w.scheduler, NULL, 2, &num_events, error));
+    REFUSED(BAD, "scheduler",
+            inflight_scheduler_events(NULL, events, sizeof(inflight_event), 2, &num_events, error));
     REFUSED(BAD, "events",
-            inflight_scheduler_events(w.scheduler, MISALIGNED(events), 1, &num_events, error));
+            inflight_scheduler_events(w.scheduler, NULL, sizeof(inflight_event), 2, &num_events,
+                                      error));
     REFUSED(BAD, "events",
-            inflight_scheduler_events(w.scheduler, events, SIZE_MAX / 16, &num_events, error));
+            inflight_scheduler_events(w.scheduler, MISALIGNED(events), sizeof(inflight_event), 1,
+                                      &num_events, error));
+    REFUSED(BAD, "events",
+            inflight_scheduler_events(w.scheduler, events, sizeof(inflight_event), SIZE_MAX / 16,
+                                      &num_events, error));
+    const size_t no_sizes[] = {0, sizeof *events - 8, sizeof *events + 4, 1 << 20, SIZE_MAX};
+    for (size_t i = 0; i < sizeof no_sizes / sizeof *no_sizes; i++) {
+        REFUSED(SIZE, "event_size",
+                inflight_scheduler_events(w.scheduler, events, no_sizes[i], 1, &num_events, error));
+    }
     CHECK(num_events == 77);
-    REFUSED(BAD, "num_events", inflight_scheduler_events(w.scheduler, events, 2, NULL, error));
     REFUSED(BAD, "num_events",
-            inflight_scheduler_events(w.scheduler, events, 2, MISALIGNED(&num_events), error));
-    CHECK(inflight_scheduler_events(w.scheduler, NULL, 0, &num_events, NULL) == 0);
+            inflight_scheduler_events(w.scheduler, events, sizeof(inflight_event), 2, NULL, error));
+    REFUSED(BAD, "num_events",
+            inflight_scheduler_events(w.scheduler, events, sizeof(inflight_event), 2,
+                                      MISALIGNED(&num_events), error));
+    CHECK(inflight_scheduler_events(w.scheduler, NULL, sizeof(inflight_event), 0, &num_events,
+                                    NULL) == 0);
     CHECK(num_events == 0);
-    CHECK(inflight_scheduler_events(w.scheduler, events, 2, &num_events, NULL) == 0);
+    CHECK(inflight_scheduler_events(w.scheduler, events, sizeof(inflight_event), 2, &num_events,
+                                    NULL) == 0);
     CHECK(num_events == 1 && events[0].kind == INFLIGHT_EVENT_CANCELLED);
     CHECK(events[0].request_id == 0);
     close_world(&w);

@@ -45,12 +45,14 @@ static struct state look(const struct world* w) {
 
 static struct world w;
 static inflight_kv_cache cache;
+static inflight_group group;
 
 static void open_world(void) {
     w.device = new_device();
     const inflight_step_limits limits = new_limits();
     CHECK(inflight_step_buffer_create(w.device, &limits, NULL, 0, &w.step, NULL) == 0);
-    w.batch = new_batch();
+    group = new_group();
+    w.batch = new_batch(&group);
     CHECK(inflight_step_buffer_upload(w.step, &w.batch, NULL, NULL) == INFLIGHT_STATUS_OK);
     fill(w.k, CACHE_SIZE, 1);
     fill(w.v, CACHE_SIZE, 2);
@@ -76,8 +78,10 @@ static void open_world(void) {
 static void append_faults(void) {
     inflight_append_args args;
     inflight_append_args_init(&args, sizeof args);
-    args.k = new_tensor(w.new_k, TOKENS, KV_HEADS);
-    args.v = new_tensor(w.new_v, TOKENS, KV_HEADS);
+    inflight_tensor k = new_tensor(w.new_k, TOKENS, KV_HEADS);
+    inflight_tensor v = new_tensor(w.new_v, TOKENS, KV_HEADS);
+    args.k = &k;
+    args.v = &v;
     args.cache = &cache;
 #define APPEND inflight_append(w.step, &args, NULL, error)
     REFUSED(BAD, "step", inflight_append(NULL, &args, NULL, error));
@@ -85,20 +89,20 @@ static void append_faults(void) {
     REFUSED(BAD, "args", inflight_append(w.step, MISALIGNED(&args), NULL, error));
     REFUSED(BAD, "stream", inflight_append(w.step, &args, &w, error));
     REFUSED_SIZES(args, "args", APPEND);
-    STEP_TENSOR_FAULTS(args.k, "k", APPEND);
-    STEP_TENSOR_FAULTS(args.v, "v", APPEND);
-    REFUSED_FIELD(args, k.heads = Q_HEADS, "k", APPEND);
-    REFUSED_FIELD(args, v.heads = UINT32_MAX, "v", APPEND);
-    REFUSED_FIELD(args, k.dtype = INFLIGHT_DTYPE_F16, "k", APPEND);
-    REFUSED_FIELD(args, v.dtype = INFLIGHT_DTYPE_BF16, "v", APPEND);
+    STEP_TENSOR_FAULTS(k, "k", APPEND);
+    STEP_TENSOR_FAULTS(v, "v", APPEND);
+    REFUSED_FIELD(args, k = NULL, "k", APPEND);
+    REFUSED_FIELD(args, v = MISALIGNED(&v), "v", APPEND);
+    REFUSED_FIELD(k, heads = Q_HEADS, "k", APPEND);
+    REFUSED_FIELD(v, heads = UINT32_MAX, "v", APPEND);
+    REFUSED_FIELD(k, dtype = INFLIGHT_DTYPE_F16, "k", APPEND);
+    REFUSED_FIELD(v, dtype = INFLIGHT_DTYPE_BF16, "v", APPEND);
     REFUSED_FIELD(args, cache = NULL, "cache", APPEND);
     REFUSED_FIELD(args, cache = MISALIGNED(&cache), "cache", APPEND);
-    KV_FAULTS(cache, APPEND);
-    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache.block_size", APPEND);
+    KV_FAULTS(cache, "cache", APPEND);
+    REFUSED_FIELD(cache, block_size = PAGE - 1, "cache", APPEND);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "slot_mapping", APPEND);
     REFUSED_FIELD(cache, num_heads = 1, "k", APPEND);
-    REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", APPEND);
-    REFUSED_FIELD(cache, num_scales = UINT32_MAX, "cache.num_scales", APPEND);
 
     /* Rotation. */
     inflight_tensor q = new_tensor(w.q, TOKENS, Q_HEADS);
@@ -130,8 +134,8 @@ static void append_faults(void) {
 #define Q_FAULT(assignment) REFUSED_FIELD(q, assignment, "q", APPEND)
     Q_FAULT(data = NULL);
     Q_FAULT(data = MISALIGNED(w.q));
-    Q_FAULT(data = args.k.data);
-    Q_FAULT(data = args.v.data);
+    Q_FAULT(data = k.data);
+    Q_FAULT(data = v.data);
     Q_FAULT(tokens = TOKENS - 1);
     Q_FAULT(tokens = UINT64_MAX);
     Q_FAULT(heads = 0);
@@ -143,35 +147,38 @@ static void append_faults(void) {
     Q_FAULT(head_stride = INT64_MIN);
     Q_FAULT(dtype = INFLIGHT_DTYPE_FP8_E4M3);
     Q_FAULT(dtype = 5);
-    Q_FAULT(reserved = 1);
+    REFUSED_FIELD(q, reserved = 1, "reserved", APPEND);
+    REFUSED_SIZES(q, "q", APPEND);
 
     /* What the step has: no slots, no positions, slots that are not there, or twice. */
     inflight_error* error = NULL;
 #define STEP_FAULT(assignment, name)                                           \
     do {                                                                       \
         const inflight_batch right_batch = w.batch;                            \
-        w.batch.assignment;                                                    \
+        const inflight_group right_group = group;                              \
+        assignment;                                                            \
         CHECK(inflight_step_buffer_upload(w.step, &w.batch, NULL, NULL) == 0); \
         REFUSED(BAD, name, APPEND);                                            \
         w.batch = right_batch;                                                 \
+        group = right_group;                                                   \
     } while (0)
     const int64_t past[] = {6, 7, 8, 9, 10, 17, BLOCKS * PAGE};
     const int64_t farthest[] = {6, 7, 8, 9, 10, INT64_MAX, 20};
     const int64_t twice[] = {6, 7, 8, 9, 10, 17, 6};
     const uint32_t late[] = {2, 3, 4, 5, 6, POSITIONS_OF_TABLE, 0};
     const uint32_t latest[] = {2, 3, 4, 5, 6, UINT32_MAX, 0};
-    STEP_FAULT(slot_mapping = NULL, "slot_mapping");
-    STEP_FAULT(slot_mapping = past, "slot_mapping");
-    STEP_FAULT(slot_mapping = farthest, "slot_mapping");
-    STEP_FAULT(slot_mapping = twice, "slot_mapping");
-    STEP_FAULT(positions = NULL, "positions");
-    STEP_FAULT(positions = late, "positions");
-    STEP_FAULT(positions = latest, "positions");
-    STEP_FAULT(block_size = PAGE + 1, "cache.block_size");
+    STEP_FAULT(group.slot_mapping = NULL, "slot_mapping");
+    STEP_FAULT(group.slot_mapping = past, "slot_mapping");
+    STEP_FAULT(group.slot_mapping = farthest, "slot_mapping");
+    STEP_FAULT(group.slot_mapping = twice, "slot_mapping");
+    STEP_FAULT(w.batch.positions = NULL, "positions");
+    STEP_FAULT(w.batch.positions = late, "positions");
+    STEP_FAULT(w.batch.positions = latest, "positions");
+    STEP_FAULT(group.block_size = PAGE + 1, "cache");
 
     /* A negative slot is none: just that token is left out. */
     const int64_t skipped[] = {6, 7, 8, 9, 10, -1, INT64_MIN};
-    w.batch.slot_mapping = skipped;
+    group.slot_mapping = skipped;
     CHECK(inflight_step_buffer_upload(w.step, &w.batch, NULL, NULL) == 0);
     struct state before = look(&w);
     args.rope = NULL;
@@ -183,19 +190,22 @@ static void append_faults(void) {
             is_new ? &w.new_v[(slot - 6) * KV_HEADS * DIM + in_slot] : &before.v[at];
         CHECK(memcmp(&w.v[at], from, sizeof *from) == 0);
     }
-    w.batch.slot_mapping = SLOTS;
+    group.slot_mapping = SLOTS;
 }
 
 static void merge_faults(void) {
     inflight_merge_state states[2];
     inflight_merge_args args;
     inflight_merge_args_init(&args, sizeof args);
+    inflight_tensor parts[2], o = new_tensor(w.o, TOKENS, Q_HEADS);
     for (int i = 0; i < 2; i++) {
-        states[i] = (inflight_merge_state){new_tensor(w.parts[i], TOKENS, Q_HEADS), w.part_lse[i]};
+        parts[i] = new_tensor(w.parts[i], TOKENS, Q_HEADS);
+        states[i] = (inflight_merge_state){&parts[i], w.part_lse[i]};
     }
     args.states = states;
     args.num_states = 2;
-    args.o = new_tensor(w.o, TOKENS, Q_HEADS);
+    args.state_size = sizeof *states;
+    args.o = &o;
     args.lse = w.lse;
 #define MERGE inflight_merge(w.device, &args, NULL, error)
     REFUSED(BAD, "device", inflight_merge(NULL, &args, NULL, error));
@@ -208,13 +218,21 @@ static void merge_faults(void) {
     REFUSED_FIELD(args, num_states = 0, "states", MERGE);
     REFUSED_FIELD(args, num_states = INFLIGHT_MAX_STATES + 1, "states", MERGE);
     REFUSED_FIELD(args, num_states = SIZE_MAX, "states", MERGE);
-    TENSOR_FAULTS(args.o, "o", MERGE);
-    OVERLAPS(args.o, "o", MERGE);
-    REFUSED_FIELD(args, o.dtype = INFLIGHT_DTYPE_FP8_E4M3, "o", MERGE);
-    REFUSED_FIELD(args, o.tokens = TOKENS + 1, "states", MERGE);
-    REFUSED_FIELD(args, o.heads = KV_HEADS, "states", MERGE);
-    STEP_TENSOR_FAULTS(states[1].o, "states", MERGE);
-    REFUSED_FIELD(states[1], o.heads = KV_HEADS, "states", MERGE);
+    const size_t no_sizes[] = {0, 8, sizeof *states + 4, 1 << 20, SIZE_MAX};
+    for (size_t i = 0; i < sizeof no_sizes / sizeof *no_sizes; i++) {
+        args.state_size = no_sizes[i];
+        REFUSED(SIZE, "state_size", MERGE);
+    }
+    args.state_size = sizeof *states;
+    REFUSED_FIELD(args, o = NULL, "o", MERGE);
+    TENSOR_FAULTS(o, "o", MERGE);
+    OVERLAPS(o, "o", MERGE);
+    REFUSED_FIELD(o, dtype = INFLIGHT_DTYPE_FP8_E4M3, "o", MERGE);
+    REFUSED_FIELD(o, tokens = TOKENS + 1, "states", MERGE);
+    REFUSED_FIELD(o, heads = KV_HEADS, "states", MERGE);
+    STEP_TENSOR_FAULTS(parts[1], "states", MERGE);
+    REFUSED_FIELD(parts[1], heads = KV_HEADS, "states", MERGE);
+    REFUSED_FIELD(states[1], o = NULL, "states", MERGE);
     REFUSED_FIELD(states[0], lse = NULL, "states", MERGE);
     REFUSED_FIELD(states[1], lse = MISALIGNED(w.part_lse[1]), "states", MERGE);
     REFUSED_FIELD(args, lse = MISALIGNED(w.lse), "lse", MERGE);
@@ -254,11 +272,14 @@ static void mover_faults(void) {
     REFUSED(BAD, "out", inflight_block_mover_create(w.device, &cache, &host, 1, NULL, error));
     REFUSED(BAD, "out",
             inflight_block_mover_create(w.device, &cache, &host, 1, MISALIGNED(&out), error));
-    KV_FAULTS(cache, CREATE);
-    KV_FAULTS(host, CREATE);
+    KV_FAULTS(cache, "device_caches", CREATE);
+    KV_FAULTS(host, "host_caches", CREATE);
     REFUSED_FIELD(host, block_size = PAGE - 1, "host_caches", CREATE);
     REFUSED_FIELD(host, num_heads = 1, "host_caches", CREATE);
-    REFUSED_FIELD(host, dtype = INFLIGHT_DTYPE_BF16, "host_caches", CREATE);
+    REFUSED_FIELD(host, k.dtype = host.v.dtype = INFLIGHT_DTYPE_BF16, "host_caches", CREATE);
+    inflight_kv_cache two[2] = {cache, cache};
+    two[1].struct_size += 8;
+    REFUSED(BAD, "device_caches", inflight_block_mover_create(w.device, two, NULL, 2, &out, error));
     CHECK(out == NULL);
 
     inflight_error* error = NULL;
@@ -267,14 +288,24 @@ static void mover_faults(void) {
     CHECK(inflight_block_mover_create(w.device, &cache, NULL, 1, &alone, NULL) == 0);
     /* A right one before the wrong one: nothing is copied. */
     inflight_block_op ops[2] = {{INFLIGHT_BLOCK_COPY, 1, 2}, {INFLIGHT_BLOCK_COPY, 2, 3}};
-#define MOVE inflight_block_mover_run(mover, ops, 2, NULL, error)
+#define MOVE inflight_block_mover_run(mover, ops, sizeof(inflight_block_op), 2, NULL, error)
 #define OP(assignment, name) REFUSED_FIELD(ops[1], assignment, name, MOVE)
-    REFUSED(BAD, "mover", inflight_block_mover_run(NULL, ops, 2, NULL, error));
-    REFUSED(BAD, "ops", inflight_block_mover_run(mover, NULL, 2, NULL, error));
-    REFUSED(BAD, "ops", inflight_block_mover_run(mover, MISALIGNED(ops), 1, NULL, error));
-    REFUSED(BAD, "num_ops", inflight_block_mover_run(mover, ops, ABOVE_MAX, NULL, error));
-    REFUSED(BAD, "num_ops", inflight_block_mover_run(mover, ops, SIZE_MAX, NULL, error));
-    REFUSED(BAD, "stream", inflight_block_mover_run(mover, ops, 2, &w, error));
+    REFUSED(BAD, "mover",
+            inflight_block_mover_run(NULL, ops, sizeof(inflight_block_op), 2, NULL, error));
+    REFUSED(BAD, "ops",
+            inflight_block_mover_run(mover, NULL, sizeof(inflight_block_op), 2, NULL, error));
+    REFUSED(BAD, "ops",
+            inflight_block_mover_run(mover, MISALIGNED(ops), sizeof(inflight_block_op), 1, NULL,
+                                     error));
+    REFUSED(SIZE, "op_size", inflight_block_mover_run(mover, ops, 8, 2, NULL, error));
+    REFUSED(SIZE, "op_size", inflight_block_mover_run(mover, ops, 14, 1, NULL, error));
+    REFUSED(
+        BAD, "num_ops",
+        inflight_block_mover_run(mover, ops, sizeof(inflight_block_op), ABOVE_MAX, NULL, error));
+    REFUSED(BAD, "num_ops",
+            inflight_block_mover_run(mover, ops, sizeof(inflight_block_op), SIZE_MAX, NULL, error));
+    REFUSED(BAD, "stream",
+            inflight_block_mover_run(mover, ops, sizeof(inflight_block_op), 2, &w, error));
     OP(kind = 3, "ops");
     OP(kind = UINT32_MAX, "ops");
     OP(src = BLOCKS, "ops");
@@ -284,11 +315,13 @@ static void mover_faults(void) {
     ops[1] = (inflight_block_op){INFLIGHT_BLOCK_SWAP_OUT, 5, 1};
     OP(dst = 2, "ops");
     OP(src = BLOCKS, "ops");
-    REFUSED(BAD, "host_caches", inflight_block_mover_run(alone, ops, 2, NULL, error));
+    REFUSED(BAD, "host_caches",
+            inflight_block_mover_run(alone, ops, sizeof(inflight_block_op), 2, NULL, error));
     ops[1] = (inflight_block_op){INFLIGHT_BLOCK_SWAP_IN, 1, 5};
     OP(src = 2, "ops");
     OP(dst = BLOCKS, "ops");
-    REFUSED(BAD, "host_caches", inflight_block_mover_run(alone, ops, 2, NULL, error));
+    REFUSED(BAD, "host_caches",
+            inflight_block_mover_run(alone, ops, sizeof(inflight_block_op), 2, NULL, error));
 
     /* The null block is a block like others to a mover, and a block copied to itself stays. */
     ops[0] = (inflight_block_op){INFLIGHT_BLOCK_COPY, 4, 4};
@@ -298,7 +331,8 @@ static void mover_faults(void) {
     const size_t block = CACHE_SIZE / BLOCKS;
     CHECK(memcmp(w.k, &before.k[block], block * sizeof(float)) == 0);
     CHECK(memcmp(&w.k[block], &before.k[block], (CACHE_SIZE - block) * sizeof(float)) == 0);
-    CHECK(inflight_block_mover_run(mover, NULL, 0, NULL, NULL) == INFLIGHT_STATUS_OK);
+    CHECK(inflight_block_mover_run(mover, NULL, sizeof(inflight_block_op), 0, NULL, NULL) ==
+          INFLIGHT_STATUS_OK);
     inflight_block_mover_free(mover);
     inflight_block_mover_free(alone);
 }

@@ -41,6 +41,8 @@ static struct state look(const struct world* w) {
 
 static struct world w;
 static inflight_kv_cache cache;
+static inflight_tensor q, o;
+static inflight_group group;
 static inflight_attention_args args;
 /* What a right run writes. */
 static float right_o[Q_SIZE], right_lse[LSE_SIZE];
@@ -71,14 +73,17 @@ static void open_world(void) {
     const inflight_step_limits limits = new_limits();
     CHECK(inflight_attention_create(w.device, &config, &limits, &w.attention, NULL) == 0);
     CHECK(inflight_step_buffer_create(w.device, &limits, &w.attention, 1, &w.step, NULL) == 0);
-    w.batch = new_batch();
+    group = new_group();
+    w.batch = new_batch(&group);
     fill(w.k, CACHE_SIZE, 1);
     fill(w.v, CACHE_SIZE, 2);
     fill(w.q, Q_SIZE, 3);
     cache = new_kv_cache(w.k, w.v);
     inflight_attention_args_init(&args, sizeof args);
-    args.q = new_tensor(w.q, TOKENS, Q_HEADS);
-    args.o = new_tensor(w.o, TOKENS, Q_HEADS);
+    q = new_tensor(w.q, TOKENS, Q_HEADS);
+    o = new_tensor(w.o, TOKENS, Q_HEADS);
+    args.q = &q;
+    args.o = &o;
     args.cache = &cache;
     args.lse = w.lse;
     w.bytes = UINT64_MAX;
@@ -244,17 +249,17 @@ static void buffer_faults(void) {
         REFUSED_FIELD(w.batch, qo_indptr = MISALIGNED(QO_INDPTR), "qo_indptr", call);            \
         REFUSED_FIELD(w.batch, qo_indptr = falls, "qo_indptr", call);                            \
         REFUSED_FIELD(w.batch, qo_indptr = late, "qo_indptr", call);                             \
-        REFUSED_FIELD(w.batch, kv_indptr = NULL, "kv_indptr", call);                             \
-        REFUSED_FIELD(w.batch, kv_indptr = MISALIGNED(KV_INDPTR), "kv_indptr", call);            \
-        REFUSED_FIELD(w.batch, kv_indptr = falls, "kv_indptr", call);                            \
-        REFUSED_FIELD(w.batch, kv_indptr = late, "kv_indptr", call);                             \
-        REFUSED_FIELD(w.batch, kv_indptr = short_of, "kv_indices", call);                        \
-        REFUSED_FIELD(w.batch, kv_indices = NULL, "kv_indices", call);                           \
-        REFUSED_FIELD(w.batch, kv_indices = MISALIGNED(KV_INDICES), "kv_indices", call);         \
-        REFUSED_FIELD(w.batch, kv_last_page_len = NULL, "kv_last_page_len", call);               \
-        REFUSED_FIELD(w.batch, kv_last_page_len = MISALIGNED(LAST_PAGE_LEN), "kv_last_page_len", \
+        REFUSED_FIELD(group, kv_indptr = NULL, "kv_indptr", call);                               \
+        REFUSED_FIELD(group, kv_indptr = MISALIGNED(KV_INDPTR), "kv_indptr", call);              \
+        REFUSED_FIELD(group, kv_indptr = falls, "kv_indptr", call);                              \
+        REFUSED_FIELD(group, kv_indptr = late, "kv_indptr", call);                               \
+        REFUSED_FIELD(group, kv_indptr = short_of, "kv_indices", call);                          \
+        REFUSED_FIELD(group, kv_indices = NULL, "kv_indices", call);                             \
+        REFUSED_FIELD(group, kv_indices = MISALIGNED(KV_INDICES), "kv_indices", call);           \
+        REFUSED_FIELD(group, kv_last_page_len = NULL, "kv_last_page_len", call);                 \
+        REFUSED_FIELD(group, kv_last_page_len = MISALIGNED(LAST_PAGE_LEN), "kv_last_page_len",   \
                       call);                                                                     \
-        REFUSED_FIELD(w.batch, slot_mapping = MISALIGNED(SLOTS), "slot_mapping", call);          \
+        REFUSED_FIELD(group, slot_mapping = MISALIGNED(SLOTS), "slot_mapping", call);            \
         REFUSED_FIELD(w.batch, positions = MISALIGNED(POSITIONS), "positions", call);            \
         REFUSED_FIELD(w.batch, tokens = MISALIGNED(POSITIONS), "tokens", call);                  \
         REFUSED_FIELD(w.batch, num_rows = (1 << 30) + 1, "num_rows", call);                      \
@@ -263,12 +268,19 @@ static void buffer_faults(void) {
         REFUSED_FIELD(w.batch, num_tokens = UINT32_MAX, "num_tokens", call);                     \
         REFUSED_FIELD(w.batch, num_tokens = 0, "num_tokens", call);                              \
         REFUSED_FIELD(w.batch, num_tokens = TOKENS - 1, "num_tokens", call);                     \
-        REFUSED_FIELD(w.batch, num_kv_blocks = (1 << 30) + 1, "num_kv_blocks", call);            \
-        REFUSED_FIELD(w.batch, num_kv_blocks = UINT32_MAX, "num_kv_blocks", call);               \
-        REFUSED_FIELD(w.batch, num_kv_blocks = 4, "kv_indices", call);                           \
-        REFUSED_FIELD(w.batch, block_size = 0, "block_size", call);                              \
-        REFUSED_FIELD(w.batch, block_size = ABOVE_MAX, "block_size", call);                      \
-        REFUSED_FIELD(w.batch, block_size = UINT32_MAX, "block_size", call);                     \
+        REFUSED_FIELD(group, num_kv_blocks = (1 << 30) + 1, "num_kv_blocks", call);              \
+        REFUSED_FIELD(group, num_kv_blocks = UINT32_MAX, "num_kv_blocks", call);                 \
+        REFUSED_FIELD(group, num_kv_blocks = 4, "kv_indices", call);                             \
+        REFUSED_FIELD(group, block_size = 0, "block_size", call);                                \
+        REFUSED_FIELD(group, block_size = ABOVE_MAX, "block_size", call);                        \
+        REFUSED_FIELD(group, block_size = UINT32_MAX, "block_size", call);                       \
+        REFUSED_FIELD(w.batch, groups = NULL, "groups", call);                                   \
+        REFUSED_FIELD(w.batch, groups = MISALIGNED(&group), "groups", call);                     \
+        REFUSED_FIELD(w.batch, num_groups = 0, "num_groups", call);                              \
+        REFUSED_FIELD(w.batch, num_groups = 2, "num_groups", call);                              \
+        REFUSED_FIELD(w.batch, num_groups = UINT32_MAX, "num_groups", call);                     \
+        REFUSED_FIELD(w.batch, reserved = 1, "reserved", call);                                  \
+        REFUSED_SIZES(group, "groups", call);                                                    \
         REFUSED_SIZES(w.batch, "batch", call);                                                   \
     } while (0)
 
@@ -293,27 +305,27 @@ static void plan_faults(void) {
     plans_again();
     BATCH_FAULTS(PLAN);
     plans_again();
-#define INDICES(...)                                                    \
-    do {                                                                \
-        const uint32_t wrong[] = {__VA_ARGS__};                         \
-        REFUSED_FIELD(w.batch, kv_indices = wrong, "kv_indices", PLAN); \
+#define INDICES(...)                                                  \
+    do {                                                              \
+        const uint32_t wrong[] = {__VA_ARGS__};                       \
+        REFUSED_FIELD(group, kv_indices = wrong, "kv_indices", PLAN); \
     } while (0)
     INDICES(1, 2, 3, 4, BLOCKS);
     INDICES(UINT32_MAX, 2, 3, 4, 5);
     INDICES(1, 2, 3, ABOVE_MAX, 5);
     plans_again();
-#define LAST_PAGES(...)                                                             \
-    do {                                                                            \
-        const uint32_t wrong[] = {__VA_ARGS__};                                     \
-        REFUSED_FIELD(w.batch, kv_last_page_len = wrong, "kv_last_page_len", PLAN); \
+#define LAST_PAGES(...)                                                           \
+    do {                                                                          \
+        const uint32_t wrong[] = {__VA_ARGS__};                                   \
+        REFUSED_FIELD(group, kv_last_page_len = wrong, "kv_last_page_len", PLAN); \
     } while (0)
     LAST_PAGES(0, 2, 1);
     LAST_PAGES(3, PAGE + 1, 1);
     LAST_PAGES(3, 2, UINT32_MAX);
     const uint32_t none_last[] = {0, 3, 5, 5};
-    REFUSED_FIELD(w.batch, kv_indptr = none_last, "kv_last_page_len", PLAN);
+    REFUSED_FIELD(group, kv_indptr = none_last, "kv_last_page_len", PLAN);
     /* Keys of a row that no 31 bits count. */
-    REFUSED_FIELD(w.batch, block_size = INFLIGHT_MAX_COUNT, "kv_indptr", PLAN);
+    REFUSED_FIELD(group, block_size = INFLIGHT_MAX_COUNT, "kv_indptr", PLAN);
     plans_again();
     const uint64_t no_blocks[] = {ABOVE_MAX, (uint64_t)UINT32_MAX + 2, UINT64_MAX};
     for (size_t i = 0; i < sizeof no_blocks / sizeof *no_blocks; i++) {
@@ -329,28 +341,34 @@ static void plan_faults(void) {
     const uint32_t four[] = {0, 5, 6, 7, 7}, four_kv[] = {0, 2, 4, 5, 5},
                    four_last[] = {3, 2, 1, 0};
     inflight_batch larger = w.batch;
+    inflight_group of = group;
+    larger.groups = &of;
     larger.qo_indptr = four;
-    larger.kv_indptr = four_kv;
-    larger.kv_last_page_len = four_last;
+    of.kv_indptr = four_kv;
+    of.kv_last_page_len = four_last;
     larger.num_rows = 4;
 #define LARGER inflight_attention_plan(w.attention, &larger, BLOCKS, NULL, error)
     REFUSED(BAD, "limits", LARGER);
     const uint32_t eight[] = {0, 5, 6, 8};
     larger = w.batch;
+    larger.groups = &of;
+    of = group;
     larger.qo_indptr = eight;
     larger.num_tokens = 8;
-    larger.slot_mapping = NULL;
+    of.slot_mapping = NULL;
     larger.positions = NULL;
     REFUSED(BAD, "limits", LARGER);
     const uint32_t six_kv[] = {0, 2, 4, 6}, six[] = {1, 2, 3, 4, 5, 0};
     larger = w.batch;
-    larger.kv_indptr = six_kv;
-    larger.kv_indices = six;
-    larger.num_kv_blocks = 6;
+    larger.groups = &of;
+    of = group;
+    of.kv_indptr = six_kv;
+    of.kv_indices = six;
+    of.num_kv_blocks = 6;
     REFUSED(BAD, "limits", LARGER);
     const uint32_t long_last[] = {PAGE, 2, 1};
-    larger = w.batch;
-    larger.kv_last_page_len = long_last;
+    of = group;
+    of.kv_last_page_len = long_last;
     REFUSED(BAD, "limits", LARGER);
     plans_again();
 }
@@ -404,11 +422,10 @@ static void upload_faults(void) {
     REFUSED(BAD, "stream", inflight_step_buffer_upload(w.step, &w.batch, &w, error));
     BATCH_FAULTS(UPLOAD);
     runs_as_before();
-    /* Other rows than those that were planned. */
-    const uint32_t others[] = {1, 2, 4, 3, 5}, last[] = {2, 2, 1};
-    REFUSED_FIELD(w.batch, kv_indices = others, "attentions", UPLOAD);
-    REFUSED_FIELD(w.batch, kv_last_page_len = last, "attentions", UPLOAD);
-    REFUSED_FIELD(w.batch, block_size = PAGE + 1, "attentions", UPLOAD);
+    /* Rows of other lengths than those that were planned. */
+    const uint32_t last[] = {2, 2, 1};
+    REFUSED_FIELD(group, kv_last_page_len = last, "attentions", UPLOAD);
+    REFUSED_FIELD(group, block_size = PAGE + 1, "attentions", UPLOAD);
     runs_as_before();
     /* A buffer without attentions has limits too. */
     inflight_step_limits limits = new_limits();
@@ -429,28 +446,27 @@ static void run_faults(void) {
             inflight_attention_run(w.attention, w.step, MISALIGNED(&args), NULL, error));
     REFUSED(BAD, "stream", inflight_attention_run(w.attention, w.step, &args, &w, error));
     REFUSED_SIZES(args, "args", RUN);
-    STEP_TENSOR_FAULTS(args.q, "q", RUN);
-    STEP_TENSOR_FAULTS(args.o, "o", RUN);
-    OVERLAPS(args.o, "o", RUN);
-    REFUSED_FIELD(args, q.heads = KV_HEADS, "q", RUN);
-    REFUSED_FIELD(args, q.heads = UINT32_MAX, "q", RUN);
-    REFUSED_FIELD(args, o.heads = KV_HEADS, "o", RUN);
-    REFUSED_FIELD(args, q.dtype = INFLIGHT_DTYPE_F16, "q", RUN);
-    REFUSED_FIELD(args, o.dtype = INFLIGHT_DTYPE_BF16, "o", RUN);
-    REFUSED_FIELD(args, o.data = w.q, "o", RUN);
-    REFUSED_FIELD(args, q.data = w.o, "o", RUN);
+    STEP_TENSOR_FAULTS(q, "q", RUN);
+    STEP_TENSOR_FAULTS(o, "o", RUN);
+    OVERLAPS(o, "o", RUN);
+    REFUSED_FIELD(q, heads = KV_HEADS, "q", RUN);
+    REFUSED_FIELD(q, heads = UINT32_MAX, "q", RUN);
+    REFUSED_FIELD(o, heads = KV_HEADS, "o", RUN);
+    REFUSED_FIELD(q, dtype = INFLIGHT_DTYPE_F16, "q", RUN);
+    REFUSED_FIELD(o, dtype = INFLIGHT_DTYPE_BF16, "o", RUN);
+    REFUSED_FIELD(o, data = w.q, "o", RUN);
+    REFUSED_FIELD(q, data = w.o, "o", RUN);
     REFUSED_FIELD(args, cache = NULL, "cache", RUN);
     REFUSED_FIELD(args, cache = MISALIGNED(&cache), "cache", RUN);
-    KV_FAULTS(cache, RUN);
+    KV_FAULTS(cache, "cache", RUN);
     REFUSED_FIELD(cache, num_blocks = BLOCKS - 1, "cache", RUN);
     REFUSED_FIELD(cache, block_size = PAGE - 1, "cache", RUN);
     REFUSED_FIELD(cache, num_heads = 1, "cache", RUN);
-    REFUSED_FIELD(cache, num_scales = 1, "cache.num_scales", RUN);
-    REFUSED_FIELD(cache, num_scales = 3, "cache.num_scales", RUN);
-    cache.num_scales = KV_HEADS;
+    cache.k.scales = cache.v.scales = w.sinks;
     SAYS("fp8 caches only", RUN);
-    cache.num_scales = 0;
-    REFUSED_FIELD(cache, num_scales = UINT32_MAX, "cache.num_scales", RUN);
+    cache.k.scales = cache.v.scales = NULL;
+    REFUSED_FIELD(args, q = NULL, "q", RUN);
+    REFUSED_FIELD(args, o = MISALIGNED(&o), "o", RUN);
     REFUSED_FIELD(args, lse = MISALIGNED(w.lse), "lse", RUN);
     REFUSED_FIELD(args, alibi_slopes = MISALIGNED(w.slopes), "alibi_slopes", RUN);
     REFUSED_FIELD(args, sinks = MISALIGNED(w.sinks), "sinks", RUN);
@@ -496,36 +512,35 @@ static void scale_faults(void) {
     static _Alignas(64) uint8_t k[2 * CACHE_SIZE], v[2 * CACHE_SIZE];
     float scales[KV_HEADS] = {1, 1};
     inflight_kv_cache fp8 = cache;
-    fp8.k = k;
-    fp8.v = v;
-    fp8.dtype = INFLIGHT_DTYPE_FP8_E4M3;
-    fp8.head_dim = DIM;
-    fp8.k_head_stride = fp8.v_head_stride = 16;
-    fp8.k_token_stride = fp8.v_token_stride = 16 * KV_HEADS;
-    fp8.k_block_stride = fp8.v_block_stride = 16 * KV_HEADS * PAGE;
-    fp8.k_scales = fp8.v_scales = scales;
-    fp8.num_scales = KV_HEADS;
+    fp8.k.data = k;
+    fp8.v.data = v;
+    fp8.k.dtype = fp8.v.dtype = INFLIGHT_DTYPE_FP8_E4M3;
+    fp8.k.head_stride = fp8.v.head_stride = 16;
+    fp8.k.token_stride = fp8.v.token_stride = 16 * KV_HEADS;
+    fp8.k.block_stride = fp8.v.block_stride = 16 * KV_HEADS * PAGE;
+    fp8.k.scales = fp8.v.scales = scales;
+    fp8.k.scale_head_stride = fp8.v.scale_head_stride = 1;
     inflight_attention_args with = args;
     with.cache = &fp8;
 #undef RUN
 #define RUN inflight_attention_run(attention, step, &with, NULL, error)
     REFUSED_FIELD(with, cache = &cache, "cache", RUN);
-    REFUSED_FIELD(fp8, num_scales = 0, "cache.k_scales", RUN);
-    REFUSED_FIELD(fp8, num_scales = KV_HEADS + 1, "cache.num_scales", RUN);
-    REFUSED_FIELD(fp8, k_scales = NULL, "cache.k_scales", RUN);
-    REFUSED_FIELD(fp8, k_scales = MISALIGNED(scales), "cache.k_scales", RUN);
-    REFUSED_FIELD(fp8, v_scales = NULL, "cache.v_scales", RUN);
-    REFUSED_FIELD(fp8, v_scales = MISALIGNED(scales), "cache.v_scales", RUN);
-    REFUSED_FIELD(fp8, k_head_stride = DIM, "cache.k", RUN);
+    REFUSED_FIELD(fp8, k.scales = fp8.v.scales = NULL, "cache.k.scales", RUN);
+    REFUSED_FIELD(fp8, k.scale_head_stride = 0, "cache.v.scale_head_stride", RUN);
+    REFUSED_FIELD(fp8, k.scales = NULL, "cache.k.scales", RUN);
+    REFUSED_FIELD(fp8, k.scales = MISALIGNED(scales), "cache.k.scales", RUN);
+    REFUSED_FIELD(fp8, v.scales = NULL, "cache.v.scales", RUN);
+    REFUSED_FIELD(fp8, v.scales = MISALIGNED(scales), "cache.v.scales", RUN);
+    REFUSED_FIELD(fp8, k.head_stride = DIM, "cache.k", RUN);
     const float no_scales[] = {NAN, INFINITY, -INFINITY, 0, -1};
     for (size_t i = 0; i < sizeof no_scales / sizeof *no_scales; i++) {
         const float bad[KV_HEADS] = {1, no_scales[i]};
-        REFUSED_FIELD(fp8, k_scales = bad, "cache.k_scales", RUN);
-        REFUSED_FIELD(fp8, v_scales = bad, "cache.v_scales", RUN);
+        REFUSED_FIELD(fp8, k.scales = bad, "cache.k.scales", RUN);
+        REFUSED_FIELD(fp8, v.scales = bad, "cache.v.scales", RUN);
     }
     /* Times the scale of attention it is beyond f32. */
     const float huge[KV_HEADS] = {3e38F, 3e38F};
-    REFUSED_FIELD(fp8, k_scales = huge, "cache.k_scales", RUN);
+    REFUSED_FIELD(fp8, k.scales = huge, "cache.k.scales", RUN);
     inflight_error* error = NULL;
     CHECK(RUN == INFLIGHT_STATUS_OK);
     poison();

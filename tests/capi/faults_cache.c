@@ -110,7 +110,8 @@ static void close_world(struct world* w) {
     CHECK(inflight_cache_swap_in(w->cache, w->sequences[SWAPPED], NULL) == INFLIGHT_STATUS_OK);
     inflight_block_op ops[16];
     size_t num_ops;
-    CHECK(inflight_cache_take_ops(w->cache, ops, 16, &num_ops, NULL) == 0);
+    CHECK(inflight_cache_take_ops(w->cache, ops, sizeof(inflight_block_op), 16, &num_ops, NULL) ==
+          0);
     /* Three out, one copy, three in. */
     CHECK(num_ops == 7 && ops[0].kind == INFLIGHT_BLOCK_SWAP_OUT);
     CHECK(ops[3].kind == INFLIGHT_BLOCK_COPY && ops[4].kind == INFLIGHT_BLOCK_SWAP_IN);
@@ -172,14 +173,25 @@ static void config_faults(void) {
     REFUSED(BAD, "cache", inflight_cache_reset(NULL, error));
     /* Sequences hold blocks. */
     REFUSED(INFLIGHT_STATUS_OUT_OF_BLOCKS, "", inflight_cache_reset(w.cache, error));
-    REFUSED(BAD, "cache", inflight_cache_take_ops(NULL, w.ops, 2, &w.count, error));
-    REFUSED(BAD, "ops", inflight_cache_take_ops(w.cache, NULL, 2, &w.count, error));
-    REFUSED(BAD, "ops", inflight_cache_take_ops(w.cache, MISALIGNED(w.ops), 1, &w.count, error));
-    REFUSED(BAD, "ops", inflight_cache_take_ops(w.cache, w.ops, SIZE_MAX, &w.count, error));
-    REFUSED(BAD, "ops", inflight_cache_take_ops(w.cache, w.ops, SIZE_MAX / 12, &w.count, error));
-    REFUSED(BAD, "num_ops", inflight_cache_take_ops(w.cache, w.ops, 2, NULL, error));
+    REFUSED(BAD, "cache",
+            inflight_cache_take_ops(NULL, w.ops, sizeof(inflight_block_op), 2, &w.count, error));
+    REFUSED(BAD, "ops",
+            inflight_cache_take_ops(w.cache, NULL, sizeof(inflight_block_op), 2, &w.count, error));
+    REFUSED(BAD, "ops",
+            inflight_cache_take_ops(w.cache, MISALIGNED(w.ops), sizeof(inflight_block_op), 1,
+                                    &w.count, error));
+    REFUSED(BAD, "ops",
+            inflight_cache_take_ops(w.cache, w.ops, sizeof(inflight_block_op), SIZE_MAX, &w.count,
+                                    error));
+    REFUSED(BAD, "ops",
+            inflight_cache_take_ops(w.cache, w.ops, sizeof(inflight_block_op), SIZE_MAX / 12,
+                                    &w.count, error));
+    REFUSED(SIZE, "op_size", inflight_cache_take_ops(w.cache, w.ops, 8, 2, &w.count, error));
     REFUSED(BAD, "num_ops",
-            inflight_cache_take_ops(w.cache, w.ops, 2, MISALIGNED(&w.count), error));
+            inflight_cache_take_ops(w.cache, w.ops, sizeof(inflight_block_op), 2, NULL, error));
+    REFUSED(BAD, "num_ops",
+            inflight_cache_take_ops(w.cache, w.ops, sizeof(inflight_block_op), 2,
+                                    MISALIGNED(&w.count), error));
     close_world(&w);
 }
 
@@ -202,6 +214,10 @@ static void keys_faults(void) {
     KEYS(adapter_len = 1, "adapter");
     KEYS(adapter_len = 65537, "adapter_len");
     KEYS(adapter_len = SIZE_MAX, "adapter_len");
+    keys.num_contents = 1;
+    REFUSED(SIZE, "content_size", OPEN);
+    keys.num_contents = 0;
+    keys.content_size = sizeof no_id;
     KEYS(num_contents = 1, "contents");
     KEYS(num_contents = 65537, "num_contents");
     KEYS(num_contents = SIZE_MAX, "num_contents");

@@ -43,8 +43,8 @@ struct world {
 
 struct state {
     inflight_device_info info;
-    inflight_tensor tensor;
-    inflight_kv_cache cache;
+    unsigned char tensor[sizeof(inflight_tensor) - sizeof(size_t)];
+    unsigned char cache[sizeof(inflight_kv_cache) - sizeof(size_t)];
     unsigned char batch[sizeof(inflight_batch) - sizeof(size_t)];
     float table[64];
     uint32_t count, releases;
@@ -56,8 +56,8 @@ static struct state look(const struct world* w) {
     memcpy(&state.info, &w->info, sizeof state.info);
     /* The tables of sizes write them. */
     state.info.struct_size = 0;
-    memcpy(&state.tensor, &w->tensor, sizeof state.tensor);
-    memcpy(&state.cache, &w->cache, sizeof state.cache);
+    memcpy(state.tensor, (const char*)&w->tensor + sizeof(size_t), sizeof state.tensor);
+    memcpy(state.cache, (const char*)&w->cache + sizeof(size_t), sizeof state.cache);
     memcpy(state.batch, (const char*)&w->batch + sizeof(size_t), sizeof state.batch);
     memcpy(state.table, w->table, sizeof state.table);
     state.count = w->count;
@@ -68,6 +68,7 @@ static struct state look(const struct world* w) {
 #include "faults.h"
 
 static struct world w;
+static float ELEMENTS[2 * 4 * 2 * 8 + 4], OTHERS[2 * 4 * 2 * 8 + 4];
 
 static void device_faults(void) {
     inflight_cpu_config config;
@@ -127,28 +128,41 @@ static void device_faults(void) {
 }
 
 static void layout_faults(void) {
-    const inflight_tensor right_tensor = w.tensor;
-    REFUSED(BAD, "tensor", inflight_tensor_set_strides(NULL, error));
-    REFUSED(BAD, "tensor", inflight_tensor_set_strides(MISALIGNED(&w.tensor), error));
-    w.tensor.heads = w.tensor.head_dim = UINT32_MAX;
-    REFUSED(BAD, "tensor", inflight_tensor_set_strides(&w.tensor, error));
-    w.tensor = right_tensor;
+    uint32_t dtype = INFLIGHT_DTYPE_F32, layout = INFLIGHT_LAYOUT_NHD, most = UINT32_MAX;
+    inflight_tensor* tensor = &w.tensor;
+#define TENSOR(heads, dim) \
+    inflight_tensor_set_contiguous(tensor, dtype, ELEMENTS, 4, heads, dim, error)
+    REFUSED(BAD, "heads", TENSOR(most, most));
+    REFUSED_SIZES(w.tensor, "tensor", TENSOR(2, 8));
+    tensor = NULL;
+    REFUSED(BAD, "tensor", TENSOR(2, 8));
+    tensor = MISALIGNED(&w.tensor);
+    REFUSED(BAD, "tensor", TENSOR(2, 8));
 
-    const inflight_kv_cache right_cache = w.cache;
-#define STRIDES inflight_kv_cache_set_strides(&w.cache, INFLIGHT_LAYOUT_NHD, error)
-    REFUSED(BAD, "cache", inflight_kv_cache_set_strides(NULL, INFLIGHT_LAYOUT_NHD, error));
-    REFUSED(BAD, "cache",
-            inflight_kv_cache_set_strides(MISALIGNED(&w.cache), INFLIGHT_LAYOUT_NHD, error));
+    inflight_kv_cache* cache = &w.cache;
+#define CACHE(size, heads, dim)                                                                \
+    inflight_kv_cache_set_contiguous(cache, layout, dtype, ELEMENTS, ELEMENTS, 2, size, heads, \
+                                     dim, error)
+    REFUSED_SIZES(w.cache, "cache", CACHE(4, 2, 8));
     const uint32_t no_layouts[] = {0, 3, UINT32_MAX};
     for (size_t i = 0; i < sizeof no_layouts / sizeof *no_layouts; i++) {
-        REFUSED(BAD, "layout", inflight_kv_cache_set_strides(&w.cache, no_layouts[i], error));
+        layout = no_layouts[i];
+        REFUSED(BAD, "layout", CACHE(4, 2, 8));
     }
-    REFUSED_FIELD(w.cache, dtype = 0, "cache.dtype", STRIDES);
-    REFUSED_FIELD(w.cache, dtype = UINT32_MAX, "cache.dtype", STRIDES);
-    w.cache.block_size = w.cache.num_heads = w.cache.head_dim = UINT32_MAX;
-    REFUSED(BAD, "cache", STRIDES);
-    REFUSED(BAD, "cache", inflight_kv_cache_set_strides(&w.cache, INFLIGHT_LAYOUT_HND, error));
-    w.cache = right_cache;
+    for (layout = INFLIGHT_LAYOUT_NHD; layout <= INFLIGHT_LAYOUT_HND; layout++) {
+        REFUSED(BAD, "cache", CACHE(most, most, most));
+    }
+    layout = INFLIGHT_LAYOUT_NHD;
+    const uint32_t no_dtypes[] = {0, 5, UINT32_MAX};
+    for (size_t i = 0; i < sizeof no_dtypes / sizeof *no_dtypes; i++) {
+        dtype = no_dtypes[i];
+        REFUSED(BAD, "dtype", CACHE(4, 2, 8));
+    }
+    dtype = INFLIGHT_DTYPE_F32;
+    cache = NULL;
+    REFUSED(BAD, "cache", CACHE(4, 2, 8));
+    cache = MISALIGNED(&w.cache);
+    REFUSED(BAD, "cache", CACHE(4, 2, 8));
 
     inflight_step_view view = new_step();
 #define FROM_STEP inflight_batch_from_step(&view, &w.batch, error)
@@ -220,8 +234,6 @@ static void rope_faults(void) {
     }
     ROPE(high_freq_factor = 1, "high_freq_factor");
 }
-
-static float ELEMENTS[2 * 4 * 2 * 8 + 4];
 
 static dl_tensor array(int32_t ndim, int64_t* shape, int64_t* strides) {
     uintptr_t aligned = ((uintptr_t)ELEMENTS + 15) / 16 * 16;
@@ -325,6 +337,7 @@ static void cache_from_dlpack_faults(void) {
     int64_t shape[] = {2, 4, 2, 8}, strides[] = {64, 16, 8, 1}, other[] = {2, 4, 1, 8};
     const dl_versioned right = {1, 0, NULL, NULL, 0, array(4, shape, strides)};
     dl_versioned k = right, v = right;
+    v.tensor.data = (void*)(((uintptr_t)OTHERS + 15) / 16 * 16);
     uint32_t kind = INFLIGHT_DLPACK_VERSIONED, layout = INFLIGHT_LAYOUT_NHD;
 #undef SEE
 #define SEE inflight_kv_cache_from_dlpack(w.device, &k, &v, kind, layout, &w.cache, error)
@@ -372,6 +385,7 @@ static void cache_from_dlpack_faults(void) {
     /* The cache that would result. */
     REFUSED_FIELD(k, tensor.data = NULL, "cache.k", SEE);
     REFUSED_FIELD(v, tensor.byte_offset = 4, "cache.v", SEE);
+    REFUSED_FIELD(v, tensor.data = k.tensor.data, "cache.v", SEE);
     const int64_t no_strides[][4] = {
         {-64, 16, 8, 1}, {64, 18, 8, 1}, {0, 16, 8, 1}, {64, 16, 4, 1}, {INT64_MAX, 16, 8, 1}};
     for (size_t i = 0; i < sizeof no_strides / sizeof *no_strides; i++) {
@@ -386,7 +400,7 @@ static void cache_from_dlpack_faults(void) {
         {{0, 4, 2, 8}, "cache.num_blocks"}, {{INT64_C(1) << 31, 4, 2, 8}, "cache.num_blocks"},
         {{2, 0, 2, 8}, "cache.block_size"}, {{2, INT64_C(1) << 31, 2, 8}, "cache.block_size"},
         {{2, 4, 0, 8}, "cache.num_heads"},  {{2, 4, 65537, 8}, "cache.num_heads"},
-        {{2, 4, 2, 0}, "cache.head_dim"},   {{2, 4, 2, 12}, "cache.head_dim"},
+        {{2, 4, 2, 0}, "cache.k.head_dim"}, {{2, 4, 2, 12}, "cache.k.head_dim"},
         {{2, INT64_C(1) << 32, 2, 8}, "k"}, {{2, 4, INT64_MAX, 8}, "k"}};
     for (size_t i = 0; i < sizeof no_shapes / sizeof *no_shapes; i++) {
         memcpy(shape, no_shapes[i].shape, sizeof shape);
@@ -449,7 +463,7 @@ int main(void) {
     inflight_device_info_init(&w.info, sizeof w.info);
     inflight_batch_init(&w.batch, sizeof w.batch);
     w.tensor = new_tensor(ELEMENTS, 4, 2);
-    w.cache = new_kv_cache(ELEMENTS, ELEMENTS);
+    w.cache = new_kv_cache(ELEMENTS, OTHERS);
     memset(w.table, 0xa5, sizeof w.table);
     w.count = 77;
     device_faults();

@@ -114,13 +114,13 @@ static void refuses_schedulers(inflight_scheduler* scheduler, inflight_submitter
     inflight_submitter* none = submitter;
     FORKED(inflight_scheduler_submit(scheduler, &request, &error));
     FORKED(inflight_scheduler_cancel(scheduler, 1, &error));
-    FORKED(inflight_scheduler_finish(scheduler, 1, 1, NULL, &error));
+    FORKED(inflight_scheduler_finish(scheduler, 1, 1, NULL, 0, &error));
     FORKED(inflight_scheduler_set_wake(scheduler, NULL, NULL, &error));
     FORKED(inflight_scheduler_set_draft(scheduler, 1, tokens, 2, &error));
     FORKED(inflight_scheduler_schedule(scheduler, 0, &view, &error));
     FORKED(inflight_scheduler_commit(scheduler, in_flight.step_id, NULL, NULL, &error));
     FORKED(inflight_scheduler_abandon(scheduler, in_flight.step_id, &error));
-    FORKED(inflight_scheduler_events(scheduler, &event, 1, &n, &error));
+    FORKED(inflight_scheduler_events(scheduler, &event, sizeof(inflight_event), 1, &n, &error));
     FORKED(inflight_scheduler_get_stats(scheduler, &stats, &error));
     FORKED(inflight_scheduler_get_request(scheduler, 1, &snapshot, &error));
     FORKED(inflight_scheduler_verify(scheduler, &error));
@@ -139,7 +139,7 @@ static void refuses_caches(inflight_cache* cache) {
     inflight_block_op op;
     inflight_cache_stats stats;
     inflight_cache_stats_init(&stats, sizeof stats);
-    FORKED(inflight_cache_take_ops(cache, &op, 1, &n, &error));
+    FORKED(inflight_cache_take_ops(cache, &op, sizeof(inflight_block_op), 1, &n, &error));
     FORKED(inflight_cache_reset(cache, &error));
     FORKED(inflight_cache_get_stats(cache, &stats, &error));
     FORKED(inflight_cache_verify(cache, &error));
@@ -176,6 +176,7 @@ static void refuses_layers(struct layer* of) {
     inflight_tensor tensor = tensor_of(queries, ROWS);
     inflight_kv_cache cache = of->cache;
     inflight_block_op op = {INFLIGHT_BLOCK_COPY, 1, 1};
+    const inflight_batch batch = batch_of_layer();
     uint64_t bytes;
     void* managed;
     FORKED(inflight_device_get_info(of->device, &info, &error));
@@ -189,11 +190,11 @@ static void refuses_layers(struct layer* of) {
     FORKED(inflight_kv_cache_from_dlpack(of->device, NULL, NULL, 0, 0, &cache, &error));
     FORKED(inflight_tensor_to_dlpack(of->device, &tensor, 0, NULL, NULL, &managed, &error));
     CHECK(attention == NULL && step == NULL && mover == NULL && managed == NULL);
-    FORKED(inflight_attention_plan(of->attention, &of->batch, BLOCKS, NULL, &error));
-    FORKED(inflight_step_buffer_upload(of->step, &of->batch, NULL, &error));
+    FORKED(inflight_attention_plan(of->attention, &batch, BLOCKS, NULL, &error));
+    FORKED(inflight_step_buffer_upload(of->step, &batch, NULL, &error));
     FORKED(inflight_append(of->step, &append, NULL, &error));
     FORKED(inflight_attention_run(of->attention, of->step, &args, NULL, &error));
-    FORKED(inflight_block_mover_run(of->mover, &op, 1, NULL, &error));
+    FORKED(inflight_block_mover_run(of->mover, &op, sizeof(inflight_block_op), 1, NULL, &error));
     /* Next to what the child has made. */
     inflight_device* own = device_of(1);
     FORKED(inflight_step_buffer_create(own, &limits, &of->attention, 1, &step, &error));

@@ -18,7 +18,6 @@ struct layer {
     inflight_step_buffer* step;
     inflight_block_mover* mover;
     inflight_kv_cache cache;
-    inflight_batch batch;
     float* o;
 };
 
@@ -30,8 +29,10 @@ static uint32_t last_page_len[ROWS];
 static inline void* aligned(float* memory) { return (void*)(((uintptr_t)memory + 15) / 16 * 16); }
 
 static inline inflight_tensor tensor_of(float* data, uint64_t tokens) {
-    inflight_tensor tensor = {data, tokens, 0, 0, Q_HEADS, DIM, INFLIGHT_DTYPE_F32, 0};
-    CHECK(inflight_tensor_set_strides(&tensor, NULL) == INFLIGHT_STATUS_OK);
+    inflight_tensor tensor;
+    inflight_tensor_init(&tensor, sizeof tensor);
+    CHECK(inflight_tensor_set_contiguous(&tensor, INFLIGHT_DTYPE_F32, data, tokens, Q_HEADS, DIM,
+                                         NULL) == 0);
     return tensor;
 }
 
@@ -85,52 +86,60 @@ static inline struct layer new_layer(uint32_t threads) {
     CHECK(inflight_attention_create(layer.device, &config, &limits, &layer.attention, NULL) == 0);
     CHECK(inflight_step_buffer_create(layer.device, &limits, &layer.attention, 1, &layer.step,
                                       NULL) == 0);
-    layer.cache.k = aligned(keys);
-    layer.cache.v = aligned(values);
-    layer.cache.num_blocks = BLOCKS;
-    layer.cache.block_size = PAGE;
-    layer.cache.num_heads = KV_HEADS;
-    layer.cache.head_dim = DIM;
-    layer.cache.dtype = INFLIGHT_DTYPE_F32;
-    CHECK(inflight_kv_cache_set_strides(&layer.cache, INFLIGHT_LAYOUT_NHD, NULL) == 0);
+    inflight_kv_cache_init(&layer.cache, sizeof layer.cache);
+    CHECK(inflight_kv_cache_set_contiguous(&layer.cache, INFLIGHT_LAYOUT_NHD, INFLIGHT_DTYPE_F32,
+                                           aligned(keys), aligned(values), BLOCKS, PAGE, KV_HEADS,
+                                           DIM, NULL) == 0);
     CHECK(inflight_block_mover_create(layer.device, &layer.cache, NULL, 1, &layer.mover, NULL) ==
           0);
-    inflight_batch_init(&layer.batch, sizeof layer.batch);
-    layer.batch.qo_indptr = qo_indptr;
-    layer.batch.kv_indptr = kv_indptr;
-    layer.batch.kv_indices = kv_indices;
-    layer.batch.kv_last_page_len = last_page_len;
-    layer.batch.num_rows = layer.batch.num_tokens = ROWS;
-    layer.batch.num_kv_blocks = BLOCKS - 1;
-    layer.batch.block_size = PAGE;
     layer.o = calloc(O_SIZE, sizeof *layer.o);
     CHECK(layer.o != NULL);
     return layer;
 }
 
+static inline inflight_batch batch_of_layer(void) {
+    static inflight_group group;
+    inflight_group_init(&group, sizeof group);
+    group.kv_indptr = kv_indptr;
+    group.kv_indices = kv_indices;
+    group.kv_last_page_len = last_page_len;
+    group.num_kv_blocks = BLOCKS - 1;
+    group.block_size = PAGE;
+    inflight_batch batch;
+    inflight_batch_init(&batch, sizeof batch);
+    batch.qo_indptr = qo_indptr;
+    batch.groups = &group;
+    batch.num_rows = batch.num_tokens = ROWS;
+    return batch;
+}
+
 static inline void run_layer(struct layer* layer) {
-    CHECK(inflight_attention_plan(layer->attention, &layer->batch, BLOCKS, NULL, NULL) == 0);
-    CHECK(inflight_step_buffer_upload(layer->step, &layer->batch, NULL, NULL) == 0);
+    const inflight_tensor q = tensor_of(queries, ROWS), o = tensor_of(layer->o, ROWS);
+    const inflight_batch batch = batch_of_layer();
+    CHECK(inflight_attention_plan(layer->attention, &batch, BLOCKS, NULL, NULL) == 0);
+    CHECK(inflight_step_buffer_upload(layer->step, &batch, NULL, NULL) == 0);
     inflight_attention_args args;
     inflight_attention_args_init(&args, sizeof args);
-    args.q = tensor_of(queries, ROWS);
-    args.o = tensor_of(layer->o, ROWS);
+    args.q = &q;
+    args.o = &o;
     args.cache = &layer->cache;
     CHECK(inflight_attention_run(layer->attention, layer->step, &args, NULL, NULL) == 0);
 }
 
 static inline void run_merge(const inflight_device* device, float* o) {
     static const float lse[MERGED * Q_HEADS];
+    const inflight_tensor of = tensor_of(states, MERGED), to = tensor_of(o, MERGED);
     inflight_merge_state from[STATES];
     for (int i = 0; i < STATES; i++) {
-        from[i].o = tensor_of(states, MERGED);
+        from[i].o = &of;
         from[i].lse = lse;
     }
     inflight_merge_args args;
     inflight_merge_args_init(&args, sizeof args);
     args.states = from;
     args.num_states = STATES;
-    args.o = tensor_of(o, MERGED);
+    args.state_size = sizeof *from;
+    args.o = &to;
     CHECK(inflight_merge(device, &args, NULL, NULL) == 0);
 }
 
@@ -140,7 +149,7 @@ static inline void run_mover(inflight_block_mover* mover) {
     for (uint32_t i = 0; i < 32; i++) {
         ops[i] = (inflight_block_op){INFLIGHT_BLOCK_COPY, 1 + i, 0};
     }
-    CHECK(inflight_block_mover_run(mover, ops, 32, NULL, NULL) == 0);
+    CHECK(inflight_block_mover_run(mover, ops, sizeof(inflight_block_op), 32, NULL, NULL) == 0);
 }
 
 static inline void free_layer(struct layer* layer, int device_first) {
@@ -167,7 +176,8 @@ static inline uint32_t step_once(inflight_scheduler* scheduler, uint64_t now) {
     inflight_event events[64];
     size_t n = 0;
     do {
-        CHECK(inflight_scheduler_events(scheduler, events, 64, &n, NULL) == 0);
+        CHECK(inflight_scheduler_events(scheduler, events, sizeof(inflight_event), 64, &n, NULL) ==
+              0);
     } while (n == 64);
     return view.num_rows;
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 
 use super::build::{SANITIZED, program, run, scratch};
-use super::parse::{Function, Header, header};
+use super::parse::{Function, Header, header, text};
 
 const PRELUDE: &str = r#"#include "check.h"
 
@@ -140,13 +140,13 @@ fn generate(header: &Header) -> String {
 #[test]
 fn every_function_refuses_null_misaligned_and_missized_pointers() {
     let source = scratch("generic").join("generic.c");
-    fs::write(&source, generate(&header())).expect("the target directory is writable");
+    fs::write(&source, generate(&header(&text()))).expect("the target directory is writable");
     run(&mut Command::new(program("generic", &source, &SANITIZED)));
 }
 
 #[test]
 fn every_struct_with_a_size_has_an_initialiser() {
-    let header = header();
+    let header = header(&text());
     for (name, fields) in &header.structs {
         let sized = fields.first().is_some_and(|field| field.name == "struct_size");
         let count = header.functions.iter().filter(|f| initialised(f) == Some(name)).count();
@@ -156,7 +156,7 @@ fn every_struct_with_a_size_has_an_initialiser() {
 
 #[test]
 fn every_handle_can_be_freed_and_every_create_takes_its_out() {
-    let header = header();
+    let header = header(&text());
     let has = |name: String| header.functions.iter().any(|function| function.name == name);
     for handle in &header.opaque {
         assert!(has(format!("{handle}_free")), "{handle} cannot be freed");

@@ -130,7 +130,7 @@ fn versions_are_those_of_the_library() {
 
 #[test]
 fn the_library_exports_the_functions_of_the_header_and_nothing_else() {
-    let header = header();
+    let header = header(&text());
     let declared: BTreeSet<&str> = header.functions.iter().map(|f| f.name.as_str()).collect();
     let library = library_dir().join("libinflight.so");
     let listed = run(Command::new("nm").args(["-D", "--defined-only"]).arg(library)).stdout;

@@ -25,38 +25,42 @@ static inline inflight_device* new_device(void) {
 }
 
 static inline inflight_tensor new_tensor(float* data, uint64_t tokens, uint32_t heads) {
-    inflight_tensor tensor = {data, tokens, 0, 0, heads, DIM, INFLIGHT_DTYPE_F32, 0};
-    CHECK(inflight_tensor_set_strides(&tensor, NULL) == INFLIGHT_STATUS_OK);
+    inflight_tensor tensor;
+    inflight_tensor_init(&tensor, sizeof tensor);
+    CHECK(inflight_tensor_set_contiguous(&tensor, INFLIGHT_DTYPE_F32, data, tokens, heads, DIM,
+                                         NULL) == INFLIGHT_STATUS_OK);
     return tensor;
 }
 
 static inline inflight_kv_cache new_kv_cache(float* k, float* v) {
     inflight_kv_cache cache;
-    memset(&cache, 0, sizeof cache);
-    cache.k = k;
-    cache.v = v;
-    cache.num_blocks = BLOCKS;
-    cache.block_size = PAGE;
-    cache.num_heads = KV_HEADS;
-    cache.head_dim = DIM;
-    cache.dtype = INFLIGHT_DTYPE_F32;
-    CHECK(inflight_kv_cache_set_strides(&cache, INFLIGHT_LAYOUT_NHD, NULL) == INFLIGHT_STATUS_OK);
+    inflight_kv_cache_init(&cache, sizeof cache);
+    CHECK(inflight_kv_cache_set_contiguous(&cache, INFLIGHT_LAYOUT_NHD, INFLIGHT_DTYPE_F32, k, v,
+                                           BLOCKS, PAGE, KV_HEADS, DIM,
+                                           NULL) == INFLIGHT_STATUS_OK);
     return cache;
 }
 
-static inline inflight_batch new_batch(void) {
+static inline inflight_group new_group(void) {
+    inflight_group group;
+    inflight_group_init(&group, sizeof group);
+    group.kv_indptr = KV_INDPTR;
+    group.kv_indices = KV_INDICES;
+    group.kv_last_page_len = LAST_PAGE_LEN;
+    group.slot_mapping = SLOTS;
+    group.num_kv_blocks = 5;
+    group.block_size = PAGE;
+    return group;
+}
+
+static inline inflight_batch new_batch(const inflight_group* group) {
     inflight_batch batch;
     inflight_batch_init(&batch, sizeof batch);
     batch.qo_indptr = QO_INDPTR;
-    batch.kv_indptr = KV_INDPTR;
-    batch.kv_indices = KV_INDICES;
-    batch.kv_last_page_len = LAST_PAGE_LEN;
-    batch.slot_mapping = SLOTS;
     batch.positions = POSITIONS;
+    batch.groups = group;
     batch.num_rows = ROWS;
     batch.num_tokens = TOKENS;
-    batch.num_kv_blocks = 5;
-    batch.block_size = PAGE;
     return batch;
 }
 
@@ -100,7 +104,8 @@ static inline void fill(float* numbers, size_t len, uint64_t seed) {
         REFUSED_FIELD(tensor, dtype = 0, name, call);                        \
         REFUSED_FIELD(tensor, dtype = 5, name, call);                        \
         REFUSED_FIELD(tensor, dtype = UINT32_MAX, name, call);               \
-        REFUSED_FIELD(tensor, reserved = 1, name, call);                     \
+        REFUSED_FIELD(tensor, reserved = 1, "reserved", call);               \
+        REFUSED_SIZES(tensor, name, call);                                   \
     } while (0)
 
 /* The same, and what does not fit the step. */
@@ -122,42 +127,55 @@ static inline void fill(float* numbers, size_t len, uint64_t seed) {
         REFUSED_FIELD(tensor, head_stride = DIM - 1, name, call); \
     } while (0)
 
-/* Every fault of a cache of F32, K and V alike. */
-#define KV_FAULTS(cache, call)                                                   \
-    do {                                                                         \
-        SIDE_FAULTS(cache, k, "cache.k", call);                                  \
-        SIDE_FAULTS(cache, v, "cache.v", call);                                  \
-        REFUSED_FIELD(cache, v = (cache).k, "cache.v", call);                    \
-        REFUSED_FIELD(cache, num_blocks = 0, "cache.num_blocks", call);          \
-        REFUSED_FIELD(cache, num_blocks = ABOVE_MAX, "cache.num_blocks", call);  \
-        REFUSED_FIELD(cache, num_blocks = UINT64_MAX, "cache.num_blocks", call); \
-        REFUSED_FIELD(cache, block_size = 0, "cache.block_size", call);          \
-        REFUSED_FIELD(cache, block_size = ABOVE_MAX, "cache.block_size", call);  \
-        REFUSED_FIELD(cache, block_size = UINT32_MAX, "cache.block_size", call); \
-        REFUSED_FIELD(cache, num_heads = 0, "cache.num_heads", call);            \
-        REFUSED_FIELD(cache, num_heads = 65537, "cache.num_heads", call);        \
-        REFUSED_FIELD(cache, num_heads = UINT32_MAX, "cache.num_heads", call);   \
-        REFUSED_FIELD(cache, head_dim = 0, "cache.head_dim", call);              \
-        REFUSED_FIELD(cache, head_dim = 4, "cache.head_dim", call);              \
-        REFUSED_FIELD(cache, head_dim = 264, "cache.head_dim", call);            \
-        REFUSED_FIELD(cache, head_dim = UINT32_MAX, "cache.head_dim", call);     \
-        REFUSED_FIELD(cache, dtype = 0, "cache.dtype", call);                    \
-        REFUSED_FIELD(cache, dtype = 5, "cache.dtype", call);                    \
-        REFUSED_FIELD(cache, dtype = UINT32_MAX, "cache.dtype", call);           \
-        REFUSED_FIELD(cache, reserved[0] = 1, "cache.reserved", call);           \
-        REFUSED_FIELD(cache, reserved[8] = 1, "cache.reserved", call);           \
+/* Every fault of a cache of F32 that calls name `name`. */
+#define KV_FAULTS(cache, name, call)                                                               \
+    do {                                                                                           \
+        REFUSED_SIZES(cache, name, call);                                                          \
+        SIDE_FAULTS(cache, k, "cache.k", call);                                                    \
+        SIDE_FAULTS(cache, v, "cache.v", call);                                                    \
+        REFUSED_FIELD(cache, v.data = (cache).k.data, "cache.v", call);                            \
+        REFUSED_FIELD(cache, k.head_dim = 2 * DIM, "cache.v.head_dim", call);                      \
+        REFUSED_FIELD(cache, v.head_dim = 2 * DIM, "cache.v.head_dim", call);                      \
+        REFUSED_FIELD(cache, v.dtype = INFLIGHT_DTYPE_F16, "cache.v.dtype", call);                 \
+        REFUSED_FIELD(cache, num_blocks = 0, "cache.num_blocks", call);                            \
+        REFUSED_FIELD(cache, num_blocks = ABOVE_MAX, "cache.num_blocks", call);                    \
+        REFUSED_FIELD(cache, num_blocks = UINT64_MAX, "cache.num_blocks", call);                   \
+        REFUSED_FIELD(cache, block_size = 0, "cache.block_size", call);                            \
+        REFUSED_FIELD(cache, block_size = ABOVE_MAX, "cache.block_size", call);                    \
+        REFUSED_FIELD(cache, block_size = UINT32_MAX, "cache.block_size", call);                   \
+        REFUSED_FIELD(cache, num_heads = 0, "cache.num_heads", call);                              \
+        REFUSED_FIELD(cache, num_heads = 65537, "cache.num_heads", call);                          \
+        REFUSED_FIELD(cache, num_heads = UINT32_MAX, "cache.num_heads", call);                     \
+        const uint32_t no_dims[] = {0, 4, 264, UINT32_MAX};                                        \
+        for (size_t d = 0; d < sizeof no_dims / sizeof *no_dims; d++) {                            \
+            REFUSED_FIELD(cache, k.head_dim = (cache).v.head_dim = no_dims[d], "cache.k.head_dim", \
+                          call);                                                                   \
+        }                                                                                          \
     } while (0)
 
-/* Pointer and strides of one side: what is negative, no multiple of 16 bytes, does not fit 64 bits
- * or makes rows overlap. */
-#define SIDE_FAULTS(cache, side, name, call)                             \
-    do {                                                                 \
-        REFUSED_FIELD(cache, side = NULL, name, call);                   \
-        REFUSED_FIELD(cache, side = (float*)cache.side + 1, name, call); \
-        REFUSED_FIELD(cache, side = MISALIGNED(cache.side), name, call); \
-        STRIDE_FAULTS(cache, side##_block_stride, name, call);           \
-        STRIDE_FAULTS(cache, side##_token_stride, name, call);           \
-        STRIDE_FAULTS(cache, side##_head_stride, name, call);            \
+/* What one array of a cache has: pointer, type, scales, and strides that are negative, no multiple
+ * of 16 bytes, do not fit 64 bits or make rows overlap. */
+#define SIDE_FAULTS(cache, array, name, call)                                                    \
+    do {                                                                                         \
+        static const float one = 1;                                                              \
+        REFUSED_FIELD(cache, array.data = NULL, name, call);                                     \
+        REFUSED_FIELD(cache, array.data = (float*)(cache).array.data + 1, name, call);           \
+        REFUSED_FIELD(cache, array.data = MISALIGNED((cache).array.data), name, call);           \
+        STRIDE_FAULTS(cache, array.block_stride, name, call);                                    \
+        STRIDE_FAULTS(cache, array.token_stride, name, call);                                    \
+        STRIDE_FAULTS(cache, array.head_stride, name, call);                                     \
+        REFUSED_FIELD(cache, array.dtype = 0, name ".dtype", call);                              \
+        REFUSED_FIELD(cache, array.dtype = 5, name ".dtype", call);                              \
+        REFUSED_FIELD(cache, array.dtype = UINT32_MAX, name ".dtype", call);                     \
+        REFUSED_FIELD(cache, array.scales = &one, name ".scales", call);                         \
+        REFUSED_FIELD(cache, array.scale_block_stride = 1, name ".scales", call);                \
+        REFUSED_FIELD(cache, array.scale_token_stride = -1, name ".scales", call);               \
+        REFUSED_FIELD(cache, array.scale_head_stride = 2, name ".scale_head_stride", call);      \
+        REFUSED_FIELD(cache, array.scale_dtype = INFLIGHT_DTYPE_F16, name ".scale_dtype", call); \
+        REFUSED_FIELD(cache, array.scale_dtype = UINT32_MAX, name ".scale_dtype", call);         \
+        REFUSED_FIELD(cache, array.scale_elements = 16, name ".scale_elements", call);           \
+        REFUSED_FIELD(cache, array.reserved[0] = 1, name ".reserved", call);                     \
+        REFUSED_FIELD(cache, array.reserved[1] = 1, name ".reserved", call);                     \
     } while (0)
 
 #define STRIDE_FAULTS(cache, stride, name, call)                       \
@@ -167,8 +185,8 @@ static inline void fill(float* numbers, size_t len, uint64_t seed) {
         REFUSED_FIELD(cache, stride = INT64_MIN, name, call);          \
         REFUSED_FIELD(cache, stride = INT64_MAX, name, call);          \
         REFUSED_FIELD(cache, stride = INT64_MAX / 16 * 4, name, call); \
-        REFUSED_FIELD(cache, stride = cache.stride + 1, name, call);   \
-        REFUSED_FIELD(cache, stride = cache.stride + 2, name, call);   \
+        REFUSED_FIELD(cache, stride = (cache).stride + 1, name, call); \
+        REFUSED_FIELD(cache, stride = (cache).stride + 2, name, call); \
         REFUSED_FIELD(cache, stride = 0, name, call);                  \
         REFUSED_FIELD(cache, stride = DIM / 2, name, call);            \
     } while (0)

@@ -21,7 +21,7 @@ static inflight_status cancel(inflight_error* e) {
     return inflight_scheduler_cancel(scheduler, 0, e);
 }
 static inflight_status finish(inflight_error* e) {
-    return inflight_scheduler_finish(scheduler, 0, 1, NULL, e);
+    return inflight_scheduler_finish(scheduler, 0, 1, NULL, sizeof(inflight_request_result), e);
 }
 static inflight_status set_wake(inflight_error* e) {
     return inflight_scheduler_set_wake(scheduler, NULL, NULL, e);
@@ -39,7 +39,7 @@ static inflight_status abandon(inflight_error* e) {
     return inflight_scheduler_abandon(scheduler, 0, e);
 }
 static inflight_status events(inflight_error* e) {
-    return inflight_scheduler_events(scheduler, NULL, 0, &num_events, e);
+    return inflight_scheduler_events(scheduler, NULL, sizeof(inflight_event), 0, &num_events, e);
 }
 static inflight_status get_stats(inflight_error* e) {
     return inflight_scheduler_get_stats(scheduler, &stats, e);

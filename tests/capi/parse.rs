@@ -1,8 +1,4 @@
-//! What `include/inflight.h` declares.
-
-use std::fs;
-
-use super::build::root;
+//! What `include/inflight.h` declares. `tests/header` reads it as well.
 
 #[derive(Debug)]
 pub(crate) struct Variable {
@@ -20,8 +16,9 @@ pub(crate) struct Function {
 
 #[derive(Debug, Default)]
 pub(crate) struct Header {
-    pub(crate) constants: Vec<String>,
-    pub(crate) enums: Vec<(String, Vec<String>)>,
+    /// Names and values.
+    pub(crate) constants: Vec<(String, String)>,
+    pub(crate) enums: Vec<(String, Vec<(String, String)>)>,
     pub(crate) structs: Vec<(String, Vec<Variable>)>,
     pub(crate) opaque: Vec<String>,
     /// Other type names, with their whole declaration.
@@ -29,8 +26,10 @@ pub(crate) struct Header {
     pub(crate) functions: Vec<Function>,
 }
 
+#[allow(dead_code, reason = "`tests/header` reads a header that it has just made")]
 pub(crate) fn text() -> String {
-    fs::read_to_string(root().join("include/inflight.h")).expect("the header is there")
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/include/inflight.h");
+    std::fs::read_to_string(path).expect("the header is there")
 }
 
 /// Its text without comments.
@@ -85,17 +84,16 @@ fn body(declaration: &str) -> &str {
     &declaration[from..declaration.rfind('}').expect("it ends")]
 }
 
-pub(crate) fn header() -> Header {
-    let code = code(&text());
+pub(crate) fn header(text: &str) -> Header {
+    let code = code(text).replace("\\\n", " ");
     let mut header = Header::default();
     let mut plain = String::new();
     for line in code.lines() {
         if let Some(define) = line.trim().strip_prefix("#define ") {
             let mut words = define.split_whitespace();
             let name = words.next().expect("it has a name");
-            if words.next().is_some() && !name.contains('(') {
-                header.constants.push(name.to_owned());
-            }
+            let value = words.next().filter(|_| !name.contains('('));
+            header.constants.extend(value.map(|value| (name.to_owned(), value.to_owned())));
         } else if !line.trim().starts_with('#') {
             plain.push_str(line);
             plain.push('\n');
@@ -115,7 +113,10 @@ pub(crate) fn header() -> Header {
                 header.structs.push((name.to_owned(), fields));
             }
             ["enum", name, ..] if has_body => {
-                let of = |value: &String| value.split('=').next().unwrap_or("").trim().to_owned();
+                let of = |value: &String| {
+                    let (name, number) = value.split_once('=').expect("a value is given");
+                    (name.trim().to_owned(), number.trim().to_owned())
+                };
                 let values = split(body(&declaration), ',').iter().map(of).collect();
                 header.enums.push((name.to_owned(), values));
             }

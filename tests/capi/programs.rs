@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::build::{SANITIZED, program, run};
-use super::parse::{Function, header};
+use super::parse::{Function, header, text};
 
 fn both(name: &str, args: &[&str]) {
     let source = format!("{name}.c");
@@ -60,7 +60,7 @@ fn children_refuse_what_their_parent_made_and_make_their_own() {
     let output = run(Command::new(program).arg("20"));
     print!("{}", String::from_utf8_lossy(&output.stdout));
     // All functions that there are.
-    let (header, program) = (header(), include_str!("fork.c"));
+    let (header, program) = (header(&text()), include_str!("fork.c"));
     let has_handle = |f: &&Function| {
         let is_one =
             |of: &str| header.opaque.iter().any(|handle| of.contains(&format!("{handle} ")));
@@ -78,7 +78,7 @@ fn children_refuse_what_their_parent_made_and_make_their_own() {
 fn reserved_fields_are_refused_when_they_are_not_0() {
     both("reserved", &[]);
     // All structs that a caller fills in: those that a function or another struct reads.
-    let (header, program) = (header(), include_str!("reserved.c"));
+    let (header, program) = (header(&text()), include_str!("reserved.c"));
     let params = header.functions.iter().flat_map(|function| &function.params);
     let given = header.structs.iter().filter(|(name, _)| !name.ends_with("_view"));
     let fields = given.flat_map(|(_, fields)| fields);
@@ -121,7 +121,7 @@ fn every_function_has_a_table_of_faults() {
         };
         TABLES.iter().any(|(_, table)| table.split(&call).skip(1).any(is_row))
     };
-    let header = header();
+    let header = header(&text());
     let without = header.functions.iter().filter(fails).filter(|f| !tabled(f));
     let without: Vec<_> = without.map(|f| &f.name).collect();
     assert!(without.is_empty(), "no table of faults has {without:?}");

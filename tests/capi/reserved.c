@@ -16,6 +16,8 @@ static inflight_attention_config config;
 static inflight_rope_config rotation;
 static inflight_rope rope;
 static inflight_kv_cache cache;
+static inflight_tensor tensor;
+static inflight_batch batch;
 static inflight_append_args append;
 static inflight_attention_args args;
 static inflight_device* device;
@@ -44,9 +46,9 @@ static inflight_status make_step_buffer(void) {
 }
 
 static inflight_status batch_from_step(void) {
-    inflight_batch batch;
-    inflight_batch_init(&batch, sizeof batch);
-    return inflight_batch_from_step(&view, &batch, &error);
+    inflight_batch of;
+    inflight_batch_init(&of, sizeof of);
+    return inflight_batch_from_step(&view, &of, &error);
 }
 
 static inflight_status make_table(void) {
@@ -55,6 +57,10 @@ static inflight_status make_table(void) {
 }
 
 static inflight_status append_rows(void) { return inflight_append(step, &append, NULL, &error); }
+
+static inflight_status plan(void) {
+    return inflight_attention_plan(attention, &batch, BLOCKS, NULL, &error);
+}
 
 static inflight_status run(void) {
     return inflight_attention_run(attention, step, &args, NULL, &error);
@@ -94,38 +100,30 @@ int main(void) {
     CHECK(inflight_attention_create(device, &config, &limits, &attention, &error) == 0);
     CHECK(inflight_step_buffer_create(device, &limits, &attention, 1, &step, &error) == 0);
 
-    inflight_batch batch;
+    inflight_group group;
+    inflight_group_init(&group, sizeof group);
+    group.kv_indptr = kv_indptr;
+    group.kv_indices = kv_indices;
+    group.kv_last_page_len = last;
+    group.slot_mapping = slots;
+    group.num_kv_blocks = 1;
+    group.block_size = SIZE;
     inflight_batch_init(&batch, sizeof batch);
+    batch.qo_indptr = qo_indptr;
+    batch.positions = positions;
+    batch.groups = &group;
     batch.num_rows = 1;
     batch.num_tokens = TOKENS;
-    batch.block_size = SIZE;
-    batch.qo_indptr = qo_indptr;
-    batch.kv_indptr = kv_indptr;
-    batch.kv_indices = kv_indices;
-    batch.num_kv_blocks = 1;
-    batch.kv_last_page_len = last;
-    batch.slot_mapping = slots;
-    batch.positions = positions;
     CHECK(inflight_attention_plan(attention, &batch, BLOCKS, NULL, &error) == 0);
     CHECK(inflight_step_buffer_upload(step, &batch, NULL, &error) == 0);
 
-    inflight_tensor tensor;
-    memset(&tensor, 0, sizeof tensor);
-    tensor.data = rows;
-    tensor.tokens = TOKENS;
-    tensor.heads = HEADS;
-    tensor.head_dim = DIM;
-    tensor.dtype = INFLIGHT_DTYPE_F32;
-    CHECK(inflight_tensor_set_strides(&tensor, &error) == 0);
-    memset(&cache, 0, sizeof cache);
-    cache.k = memory[0];
-    cache.v = memory[1];
-    cache.num_blocks = BLOCKS;
-    cache.block_size = SIZE;
-    cache.num_heads = HEADS;
-    cache.head_dim = DIM;
-    cache.dtype = INFLIGHT_DTYPE_F32;
-    CHECK(inflight_kv_cache_set_strides(&cache, INFLIGHT_LAYOUT_NHD, &error) == 0);
+    inflight_tensor_init(&tensor, sizeof tensor);
+    CHECK(inflight_tensor_set_contiguous(&tensor, INFLIGHT_DTYPE_F32, rows, TOKENS, HEADS, DIM,
+                                         &error) == 0);
+    inflight_kv_cache_init(&cache, sizeof cache);
+    CHECK(inflight_kv_cache_set_contiguous(&cache, INFLIGHT_LAYOUT_NHD, INFLIGHT_DTYPE_F32,
+                                           memory[0], memory[1], BLOCKS, SIZE, HEADS, DIM,
+                                           &error) == 0);
     inflight_rope_config_init(&rotation, sizeof rotation);
     rotation.rotary_dim = DIM;
     inflight_rope_init(&rope, sizeof rope);
@@ -133,13 +131,15 @@ int main(void) {
     rope.max_position = TOKENS;
     rope.rotary_dim = DIM;
     inflight_append_args_init(&append, sizeof append);
-    append.k = append.v = tensor;
+    append.k = append.v = &tensor;
     append.cache = &cache;
     append.rope = &rope;
     inflight_attention_args_init(&args, sizeof args);
     static float outputs[TOKENS * HEADS * DIM];
-    args.q = args.o = tensor;
-    args.o.data = outputs;
+    inflight_tensor o = tensor;
+    o.data = outputs;
+    args.q = &tensor;
+    args.o = &o;
     args.cache = &cache;
 
     inflight_scheduler* scheduler = new_scheduler(&scheduling);
@@ -151,10 +151,11 @@ int main(void) {
     RESERVED(inflight_step_limits, limits, make_step_buffer());
     RESERVED(inflight_rope_config, rotation, make_table());
     RESERVED(inflight_rope, rope, append_rows());
-    RESERVED(inflight_kv_cache, cache, append_rows());
-    RESERVED(inflight_kv_cache, cache, run());
-    RESERVED(inflight_tensor, append.k, append_rows());
-    RESERVED(inflight_tensor, args.q, run());
+    RESERVED(inflight_kv_array, cache.k, append_rows());
+    RESERVED(inflight_kv_array, cache.v, run());
+    RESERVED(inflight_tensor, tensor, append_rows());
+    RESERVED(inflight_tensor, tensor, run());
+    RESERVED(inflight_batch, batch, plan());
     inflight_scheduler_free(scheduler);
     inflight_step_buffer_free(step);
     inflight_attention_free(attention);

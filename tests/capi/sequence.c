@@ -46,7 +46,7 @@ static uint64_t digest_of(const inflight_step_view* step) {
     add(step->step_id);
     add(step->num_rows);
     for (uint32_t r = 0; r < step->num_rows; r++) {
-        const inflight_row* row = &step->rows[r];
+        const inflight_row* row = INFLIGHT_AT(inflight_row, step->rows, step->row_size, r);
         add(row->request_id);
         add(row->num_tokens);
         add(row->num_computed);
@@ -56,18 +56,20 @@ static uint64_t digest_of(const inflight_step_view* step) {
     }
     ADD_ALL(step->tokens, step->num_tokens);
     ADD_ALL(step->positions, step->num_tokens);
-    ADD_ALL(step->slot_mapping, step->num_tokens);
+    CHECK(step->num_groups == 1 && step->groups->struct_size == sizeof(inflight_group));
+    const inflight_group* group = step->groups;
+    ADD_ALL(group->slot_mapping, step->num_tokens);
     ADD_ALL(step->qo_indptr, step->num_padded_rows + 1);
-    ADD_ALL(step->kv_indptr, step->num_padded_rows + 1);
-    ADD_ALL(step->kv_indices, step->num_kv_blocks);
-    ADD_ALL(step->kv_last_page_len, step->num_padded_rows);
+    ADD_ALL(group->kv_indptr, step->num_padded_rows + 1);
+    ADD_ALL(group->kv_indices, group->num_kv_blocks);
+    ADD_ALL(group->kv_last_page_len, step->num_padded_rows);
     ADD_ALL(step->logits_indices, step->num_logits);
     ADD_ALL((const uint32_t*)step->pending, 3 * step->num_pending);
     ADD_ALL((const uint32_t*)step->block_ops, 3 * step->num_block_ops);
     ADD_ALL(step->preempted, step->num_preempted);
     ADD_ALL(step->packed, (uint32_t)step->packed_size);
     add(step->num_sampling);
-    add(step->block_size);
+    add(group->block_size);
     add(step->max_q_len);
     add(step->max_kv_len);
     add(step->num_running);
@@ -193,7 +195,7 @@ static void commit(void) {
         const inflight_step_view* step = &flying[which];
         CHECK(digest_of(step) == digests[which]);
         for (uint32_t r = 0; r < step->num_rows; r++) {
-            const inflight_row* row = &step->rows[r];
+            const inflight_row* row = INFLIGHT_AT(inflight_row, step->rows, step->row_size, r);
             if (!(row->flags & INFLIGHT_ROW_SAMPLES)) {
                 continue;
             }
@@ -223,14 +225,16 @@ static void commit(void) {
         memmove(digests, digests + 1, num_flying * sizeof *digests);
         add(view.step_id);
         for (uint32_t i = 0; i < view.num_outputs; i++) {
-            const inflight_output* output = &view.outputs[i];
+            const inflight_output* output =
+                INFLIGHT_AT(inflight_output, view.outputs, view.output_size, i);
             add(output->request_id);
             add(output->finish);
             add(output->stop_token);
             ADD_ALL(view.tokens + output->first_token, output->num_tokens);
             if (output->finish != INFLIGHT_FINISH_NONE) {
                 CHECK(output->result < view.num_results);
-                add_result(&view.results[output->result]);
+                add_result(INFLIGHT_AT(inflight_request_result, view.results, view.result_size,
+                                       output->result));
             }
         }
         add(view.num_tokens);
@@ -270,7 +274,8 @@ static void draft(void) {
 static void take_events(void) {
     inflight_event events[8];
     size_t n = 77, capacity = below(&rng, 9);
-    inflight_status status = inflight_scheduler_events(scheduler, events, capacity, &n, &error);
+    inflight_status status =
+        inflight_scheduler_events(scheduler, events, sizeof(inflight_event), capacity, &n, &error);
     CHECK(n <= capacity);
     begin_digest();
     for (size_t i = 0; i < n; i++) {
@@ -291,7 +296,8 @@ static void finish(uint64_t id) {
     inflight_request_result result;
     uint32_t keep = below(&rng, 6);
     inflight_request_result* to = one_in(4) ? NULL : &result;
-    inflight_status status = inflight_scheduler_finish(scheduler, id, keep, to, &error);
+    inflight_status status =
+        inflight_scheduler_finish(scheduler, id, keep, to, sizeof(inflight_request_result), &error);
     begin_digest();
     if (status == INFLIGHT_STATUS_OK && to != NULL) {
         add_result(to);
@@ -366,10 +372,12 @@ static void wrong(void) {
             status = inflight_scheduler_commit(scheduler, 0, &samples, NULL, &error);
             break;
         case 6:
-            status = inflight_scheduler_events(scheduler, NULL, 3, &n, &error);
+            status =
+                inflight_scheduler_events(scheduler, NULL, sizeof(inflight_event), 3, &n, &error);
             break;
         case 7:
-            status = inflight_scheduler_events(scheduler, &event, 1, NULL, &error);
+            status = inflight_scheduler_events(scheduler, &event, sizeof(inflight_event), 1, NULL,
+                                               &error);
             break;
     }
     CHECK(status >= 100 && status < 200);

@@ -82,7 +82,8 @@ static void take_events(void) {
     size_t n = 0;
     do {
         inflight_status status;
-        PATIENTLY(status, inflight_scheduler_events(scheduler, events, 32, &n, NULL));
+        PATIENTLY(status, inflight_scheduler_events(scheduler, events, sizeof(inflight_event), 32,
+                                                    &n, NULL));
         CHECK(status == INFLIGHT_STATUS_OK);
         for (size_t i = 0; i < n; i++) {
             if (events[i].kind != INFLIGHT_EVENT_PREEMPTED) {

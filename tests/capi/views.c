@@ -13,25 +13,30 @@ static void is_packed(const inflight_step_view* step, const void* array, size_t 
 }
 
 static void is_step(const inflight_step_view* step) {
+    CHECK(step->num_groups == 1 && step->groups->struct_size == sizeof(inflight_group));
+    const inflight_group* group = step->groups;
+    CHECK(step->row_size == sizeof(inflight_row));
+    CHECK(step->pending_size == sizeof(inflight_pending_token));
+    CHECK(step->block_op_size == sizeof(inflight_block_op));
     CHECK((uintptr_t)step->packed % 16 == 0);
     is_packed(step, step->tokens, 4 * (size_t)step->num_tokens);
     is_packed(step, step->positions, 4 * (size_t)step->num_tokens);
-    is_packed(step, step->slot_mapping, 8 * (size_t)step->num_tokens);
+    is_packed(step, group->slot_mapping, 8 * (size_t)step->num_tokens);
     is_packed(step, step->qo_indptr, 4 * ((size_t)step->num_padded_rows + 1));
-    is_packed(step, step->kv_indptr, 4 * ((size_t)step->num_padded_rows + 1));
-    is_packed(step, step->kv_indices, 4 * (size_t)step->num_kv_blocks);
-    is_packed(step, step->kv_last_page_len, 4 * (size_t)step->num_padded_rows);
+    is_packed(step, group->kv_indptr, 4 * ((size_t)step->num_padded_rows + 1));
+    is_packed(step, group->kv_indices, 4 * (size_t)group->num_kv_blocks);
+    is_packed(step, group->kv_last_page_len, 4 * (size_t)step->num_padded_rows);
     is_packed(step, step->logits_indices, 4 * (size_t)step->num_logits);
     is_packed(step, step->pending, 12 * (size_t)step->num_pending);
     is_packed(step, step->block_ops, 12 * (size_t)step->num_block_ops);
     is_array(step->rows, step->num_rows);
     is_array(step->tokens, step->num_tokens);
     is_array(step->positions, step->num_tokens);
-    is_array(step->slot_mapping, step->num_tokens);
+    is_array(group->slot_mapping, step->num_tokens);
     is_array(step->qo_indptr, step->num_padded_rows + 1);
-    is_array(step->kv_indptr, step->num_padded_rows + 1);
-    is_array(step->kv_indices, step->num_kv_blocks);
-    is_array(step->kv_last_page_len, step->num_padded_rows);
+    is_array(group->kv_indptr, step->num_padded_rows + 1);
+    is_array(group->kv_indices, group->num_kv_blocks);
+    is_array(group->kv_last_page_len, step->num_padded_rows);
     is_array(step->logits_indices, step->num_logits);
     is_array(step->pending, step->num_pending);
     is_array(step->block_ops, step->num_block_ops);
@@ -54,6 +59,8 @@ static void empty_arrays_are_null(void) {
         num_empty += step.num_rows == 0;
         inflight_samples samples = new_samples(PROMPT, step.num_sampling);
         CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, &outputs, NULL) == 0);
+        CHECK(outputs.output_size == sizeof(inflight_output));
+        CHECK(outputs.result_size == sizeof(inflight_request_result));
         is_array(outputs.outputs, outputs.num_outputs);
         is_array(outputs.tokens, outputs.num_tokens);
         is_array(outputs.released, outputs.num_released);
@@ -113,7 +120,43 @@ static void pending_tokens_name_their_step(void) {
     inflight_scheduler_free(scheduler);
 }
 
+/* A program of a later version has larger elements: they are read and written at its distances. */
+static void elements_are_as_far_apart_as_said(void) {
+    const uint8_t id[4] = {1, 2, 3, 4};
+    struct {
+        inflight_content known;
+        uint64_t later;
+    } contents[2] = {{{id, 4, 0, 1}, 0}, {{id, 4, 1, 1}, 0}};
+    struct {
+        inflight_event known;
+        uint64_t later;
+    } events[2];
+    inflight_scheduler_config config = new_config(64);
+    inflight_scheduler* scheduler = new_scheduler(&config);
+    inflight_submitter* submitter = new_submitter(scheduler);
+    inflight_request request = new_request(7, PROMPT, 20, 1);
+    request.contents = &contents[0].known;
+    request.num_contents = 2;
+    request.content_size = sizeof *contents;
+    contents[1].later = 1;
+    CHECK(inflight_submitter_submit(submitter, &request, NULL) == INFLIGHT_STATUS_STRUCT_SIZE);
+    contents[1].later = 0;
+    CHECK(inflight_submitter_submit(submitter, &request, NULL) == INFLIGHT_STATUS_OK);
+    inflight_step_view step = new_step();
+    CHECK(inflight_scheduler_schedule(scheduler, 0, &step, NULL) == INFLIGHT_STATUS_OK);
+    inflight_samples samples = new_samples(PROMPT, step.num_sampling);
+    CHECK(inflight_scheduler_commit(scheduler, step.step_id, &samples, NULL, NULL) == 0);
+    memset(events, 0xa5, sizeof events);
+    size_t n = 0;
+    CHECK(inflight_scheduler_events(scheduler, &events[0].known, sizeof *events, 2, &n, NULL) == 0);
+    CHECK(n == 1 && events[0].known.request_id == 7 && events[0].known.result.num_output == 1);
+    CHECK(events[0].later == 0 && events[1].later == UINT64_C(0xa5a5a5a5a5a5a5a5));
+    inflight_submitter_free(submitter);
+    inflight_scheduler_free(scheduler);
+}
+
 int main(void) {
+    elements_are_as_far_apart_as_said();
     pending_tokens_name_their_step();
     a_failed_call_writes_nothing();
     empty_arrays_are_null();

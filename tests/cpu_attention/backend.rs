@@ -1,17 +1,12 @@
 //! The processor, as tests of every backend see it.
 
-use inflight::batch::RaggedBatch;
+use inflight::device::Stream;
 use inflight::device::cpu::Cpu;
-use inflight::kernels::cpu::{Append, Attention, append, move_blocks};
-use inflight::kernels::tensor::Shape;
-use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
-    TensorRef,
-};
-use inflight::{Config, Result};
+use inflight::kernels::{Backend, DType};
 
 use crate::attention::{Answer, Case, TokenLayout};
 use crate::cpus;
+use crate::layer::{Layer, MakeLayer, Place};
 
 pub(crate) const DIMS: &[usize] = &[8, 64, 72, 80, 96, 112, 128, 192, 256];
 pub(crate) const GROUPS: &[usize] = &[1, 3, 4, 5, 7, 8, 16];
@@ -46,89 +41,24 @@ pub(crate) fn answers(case: &mut Case, turn: usize) -> Vec<(String, Answer)> {
 pub(crate) const STEPS_TYPE: DType = DType::F32;
 pub(crate) const STEPS_DIM: usize = 16;
 
-/// A layer of a model, with its cache: block operations, append and attention of a step.
-pub(crate) trait Layer {
-    fn name(&self) -> String;
-
-    /// Outputs of these new queries, keys and values, `[token, head, dim]` each.
-    fn run(&mut self, batch: &RaggedBatch, qkv: [&[f32]; 3]) -> Result<Vec<f32>>;
-}
-
-pub(crate) type MakeLayer = Box<dyn Fn(AttentionConfig, &Config) -> Box<dyn Layer>>;
-
-/// One on each of the processors.
+/// A layer on each of the processors.
 pub(crate) fn layers(turn: usize) -> Vec<MakeLayer> {
     let make = |cpu: &'static Cpu| -> MakeLayer {
-        Box::new(move |config, limits| Box::new(OnCpu::new(cpu, config, limits)))
+        Box::new(move |config, limits| Layer::new(Box::new(cpu), config, limits).expect("a layer"))
     };
     cpus::each(turn).map(make).collect()
 }
 
-struct OnCpu {
-    cpu: &'static Cpu,
-    attention: Attention,
-    layout: KvLayout,
-    device: [Vec<u128>; 2],
-    host: [Vec<u128>; 2],
-    host_layout: KvLayout,
-}
-
-impl OnCpu {
-    fn new(cpu: &'static Cpu, config: AttentionConfig, limits: &Config) -> Self {
-        let (blocks, size) = (limits.cache.num_blocks, limits.cache.block_size);
-        let layout =
-            KvLayout::nhd(config.kv_dtype, blocks, size, config.num_kv_heads, config.head_dim);
-        let host_layout = KvLayout { num_blocks: limits.cache.num_host_blocks.max(1), ..layout };
-        let memory = |layout: KvLayout| {
-            let chunks = layout.k_extent().expect("it is small") / 4;
-            [vec![u128::MAX; chunks], vec![u128::MAX; chunks]]
-        };
-        Self {
-            cpu,
-            attention: Attention::new(config).expect("it is sound"),
-            layout,
-            device: memory(layout),
-            host: memory(host_layout),
-            host_layout,
-        }
-    }
-}
-
-fn caches(memory: &mut [Vec<u128>; 2], layout: KvLayout) -> KvCache<'_> {
-    let [k, v] = memory;
-    KvCache::new(k, v, layout).expect("a sound layout")
-}
-
-impl Layer for OnCpu {
+impl Place for &'static Cpu {
     fn name(&self) -> String {
-        format!("{:?}", self.cpu)
+        format!("{self:?}")
     }
 
-    fn run(&mut self, batch: &RaggedBatch, [q, k, v]: [&[f32]; 3]) -> Result<Vec<f32>> {
-        if !batch.ops().is_empty() {
-            let device = &mut [caches(&mut self.device, self.layout)];
-            let host = &mut [caches(&mut self.host, self.host_layout)];
-            move_blocks(self.cpu, batch.ops(), device, host)?;
-        }
-        let (n, config) = (batch.tokens().len(), *self.attention.config());
-        let shape = |heads| Shape::contiguous(n, heads, config.head_dim);
-        let (few, many) = (shape(config.num_kv_heads), shape(config.num_q_heads));
-        let mut cache = caches(&mut self.device, self.layout);
-        let (new_k, new_v) = (TensorRef::new(k, few)?, TensorRef::new(v, few)?);
-        append(self.cpu, &mut cache, Append::new(new_k, new_v, batch.slot_mapping()))?;
-        let mut o = vec![f32::NAN; q.len()];
-        self.attention.plan(self.cpu, BatchView::from(batch), self.layout.num_blocks)?;
-        let args = AttentionArgs {
-            q: TensorRef::new(q, many)?,
-            cache: &cache,
-            scales: KvScales::NONE,
-            o: TensorMut::new(&mut o, many)?,
-            lse: None,
-            alibi_slopes: None,
-            sinks: None,
-            mask: None,
-        };
-        self.attention.run(self.cpu, args)?;
-        Ok(o)
+    fn backend(&self) -> Backend {
+        Backend::new(*self)
+    }
+
+    fn stream(&self) -> Stream<'_> {
+        None
     }
 }

@@ -6,8 +6,8 @@ use inflight::kernels::tensor::Shape;
 use inflight::kernels::{AttentionConfig, DType, TensorMut, TensorRef};
 
 use crate::attention::{
-    Alibi, Answer, Case, Layout, Mask, MaskKind, Scales, Sinks, Spec, TokenLayout, judge, naive,
-    oracle,
+    Alibi, Answer, Case, Layout, Mask, MaskKind, OnCpu, Scales, Sinks, Spec, TokenLayout, judge,
+    naive, oracle,
 };
 use crate::cpus;
 use crate::rng::Rng;
@@ -70,16 +70,16 @@ fn the_same_call_gives_the_same_bits() {
     for types in TYPES {
         let mut case = Case::new(&busy(2, types));
         for cpu in cpus::all() {
-            let mut attention = case.attention();
-            case.plan(cpu, &mut attention).expect("a sound batch");
-            let first = case.execute(cpu, &mut attention, true).expect("sound arguments");
+            let mut on = case.attention(cpu);
+            case.plan(&mut on).expect("a sound batch");
+            let first = case.execute(&on, true).expect("sound arguments");
             for _ in 0..3 {
                 // Layer by layer on one plan.
-                let again = case.execute(cpu, &mut attention, true).expect("sound arguments");
+                let again = case.execute(&on, true).expect("sound arguments");
                 assert_eq!(again.bits(), first.bits(), "{cpu:?} {:?}", case.spec);
                 calls += 1;
             }
-            let without = case.execute(cpu, &mut attention, false).expect("sound arguments");
+            let without = case.execute(&on, false).expect("sound arguments");
             let same = without.o.iter().zip(&first.o).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && without.lse.iter().all(|x| x.to_bits() == u32::MAX), "{cpu:?}");
             assert_eq!(case.answer(cpu).bits(), first.bits(), "another object, {cpu:?}");
@@ -95,7 +95,7 @@ fn plans_follow_one_another() {
     for cpu in cpus::each(2) {
         let mut rng = Rng::new(3);
         let config = config(TYPES[0], (4, 2), 32);
-        let mut attention = inflight::kernels::cpu::Attention::new(config).expect("sound");
+        let mut on = OnCpu::new(cpu, config);
         for step in 0..40 {
             let most = [1, 3, 12, 2, 30][step % 5];
             let n = rng.below(most + 1);
@@ -112,14 +112,16 @@ fn plans_follow_one_another() {
                 ..Spec::new(step as u64, config, &rows)
             };
             let mut case = Case::new(&spec);
-            case.plan(cpu, &mut attention).expect("a sound batch");
+            case.plan(&mut on).expect("a sound batch");
             if step % 7 == 3 {
-                // A plan that is refused leaves the one before.
+                // After a plan that is refused there is none, not even the one before.
                 let mut bad = case.clone();
                 bad.qo_indptr[0] = 1;
-                bad.plan(cpu, &mut attention).expect_err("qo_indptr begins with 1");
+                bad.plan(&mut on).expect_err("qo_indptr begins with 1");
+                case.execute(&on, true).expect_err("there is no plan");
+                case.plan(&mut on).expect("a sound batch");
             }
-            let found = case.execute(cpu, &mut attention, true).expect("sound arguments");
+            let found = case.execute(&on, true).expect("sound arguments");
             let (reference, plain) = (oracle(&case), naive(&case, None));
             let verdict = judge(&case, &reference, &plain, &found);
             verdict.unwrap_or_else(|why| panic!("step {step}, {cpu:?}: {why}"));

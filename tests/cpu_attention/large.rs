@@ -3,13 +3,13 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 use inflight::BlockId;
-use inflight::kernels::cpu::Attention;
+use inflight::kernels::cpu::AttentionArgs;
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, KvStrides,
-    TensorMut, TensorRef,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, KvStrides, TensorMut, TensorRef,
 };
 
+use crate::attention::OnCpu;
 use crate::cpus;
 
 /// Zeroed memory that the system maps as it is touched.
@@ -95,8 +95,8 @@ fn blocks_beyond_32_bits() {
             block_size: bs,
         };
         for cpu in cpus::each(1) {
-            let mut attention = Attention::new(config).expect("it is sound");
-            attention.plan(cpu, batch, num_blocks).expect("it is sound");
+            let mut on = OnCpu::new(cpu, config);
+            on.plan(batch, num_blocks, None).expect("it is sound");
             let shape = Shape::contiguous(1, 4, dim);
             let (q, mut o) = (vec![1.0_f32; 256], vec![f32::NAN; 256]);
             let q16: Vec<_> = q.iter().map(|&x| half::bf16::from_f32(x)).collect();
@@ -116,9 +116,8 @@ fn blocks_beyond_32_bits() {
                 lse: Some(&mut lse),
                 alibi_slopes: None,
                 sinks: None,
-                mask: None,
             };
-            attention.run(cpu, args).expect("it is sound");
+            on.run(args).expect("it is sound");
             if !wide {
                 o.iter_mut().zip(&o16).for_each(|(o, x)| *o = x.to_f32());
             }

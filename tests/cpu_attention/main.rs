@@ -18,6 +18,8 @@ mod defects;
 mod extreme;
 mod invariance;
 mod large;
+#[path = "../common/every_backend/layer.rs"]
+mod layer;
 mod refused;
 #[path = "../common/every_backend/steps.rs"]
 mod steps;

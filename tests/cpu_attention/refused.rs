@@ -1,15 +1,15 @@
 //! What is refused: the field is named, and nothing is written.
 
 use half::f16;
-use inflight::kernels::cpu::Attention;
+use inflight::kernels::cpu::{Attention, AttentionArgs};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, Mask, TensorMut,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, Mask, StepLimits, TensorMut,
     TensorRef,
 };
 use inflight::{BlockId, Error};
 
-use crate::attention::{Case, Scales, Spec};
+use crate::attention::{Case, OnCpu, Scales, Spec};
 use crate::cpus;
 
 fn field(result: Result<(), Error>) -> String {
@@ -61,7 +61,7 @@ fn configurations() {
     for (i, (want, change)) in cases.into_iter().enumerate() {
         let mut config = AttentionConfig::new(4, 2, 64, DType::F32);
         change(&mut config);
-        let found = field(Attention::new(config).map(|_| ()));
+        let found = field(Attention::new(&cpus::all()[0], config, StepLimits::MAX).map(|_| ()));
         if found != want || field(config.check()) != want {
             wrong.push(format!("{i}: {found}, not {want}: {config:?}"));
         }
@@ -117,7 +117,7 @@ fn batches() {
         kv_last_page_len: vec![4, 16, 0],
         block_size: 16,
     };
-    let plan = |attention: &mut Attention, batch: &Batch| {
+    let plan = |on: &mut OnCpu, batch: &Batch| {
         let kv_indices: Vec<BlockId> = batch.kv_indices.iter().map(|&b| BlockId(b)).collect();
         let view = BatchView {
             qo_indptr: &batch.qo_indptr,
@@ -126,22 +126,22 @@ fn batches() {
             kv_last_page_len: &batch.kv_last_page_len,
             block_size: batch.block_size,
         };
-        attention.plan(&cpus::all()[0], view, 5)
+        on.plan(view, 5, None)
     };
     let config = AttentionConfig::new(4, 2, 64, DType::F32);
-    let mut attention = Attention::new(config).expect("it is sound");
-    plan(&mut attention, &good).expect("it is sound");
+    let mut on = OnCpu::new(&cpus::all()[0], config);
+    plan(&mut on, &good).expect("it is sound");
     let mut wrong = Vec::new();
     for (i, (want, change)) in cases.into_iter().enumerate() {
         let mut batch = good.clone();
         change(&mut batch);
-        let found = field(plan(&mut attention, &batch));
+        let found = field(plan(&mut on, &batch));
         if found != want {
             wrong.push(format!("{i}: {found}, not {want}"));
         }
     }
     // Rows may share blocks.
-    plan(&mut attention, &Batch { kv_indices: vec![4, 1, 4], ..good }).expect("it is sound");
+    plan(&mut on, &Batch { kv_indices: vec![4, 1, 4], ..good }).expect("it is sound");
     let none = BatchView {
         qo_indptr: &[0],
         kv_indptr: &[0],
@@ -149,7 +149,7 @@ fn batches() {
         kv_last_page_len: &[],
         block_size: 16,
     };
-    attention.plan(&cpus::all()[0], none, 1).expect("no rows are a batch");
+    on.plan(none, 1, None).expect("no rows are a batch");
     report(&wrong, cases.len());
 }
 
@@ -184,7 +184,13 @@ impl Args {
         }
     }
 
-    fn run(mut self, attention: &mut Attention) -> String {
+    /// Plans, where there is a batch to plan, and runs.
+    fn run(mut self, on: &mut OnCpu, batch: Option<BatchView<'_>>) -> String {
+        let mask = self.mask.as_ref();
+        let mask = mask.map(|(bits, indptr, widths)| Mask { bits, indptr, widths });
+        if let Some(refused) = batch.and_then(|batch| on.plan(batch, 5, mask).err()) {
+            return field(Err(refused));
+        }
         let mut cache = [vec![0_u128; 1 << 15], vec![0_u128; 1 << 15]];
         let [k, v] = &mut cache;
         let cache = KvCache::new(k, v, self.layout).expect("it is sound");
@@ -197,23 +203,15 @@ impl Args {
         };
         // SAFETY: the slice holds every shape that the tests give, which a safe view checks.
         let o = unsafe { TensorMut::from_raw(self.o.0.as_mut_ptr().cast(), DType::F32, self.o.1) };
-        let result = attention.run(
-            &cpus::all()[0],
-            AttentionArgs {
-                q: q.expect("it fits"),
-                cache: &cache,
-                scales: KvScales { k: &self.k_scale, v: &self.v_scale },
-                o,
-                lse: self.lse.is_some().then_some(&mut lse[..]),
-                alibi_slopes: self.alibi.as_deref(),
-                sinks: self.sinks.as_deref(),
-                mask: self.mask.as_ref().map(|(bits, indptr, widths)| Mask {
-                    bits,
-                    indptr,
-                    widths,
-                }),
-            },
-        );
+        let result = on.run(AttentionArgs {
+            q: q.expect("it fits"),
+            cache: &cache,
+            scales: KvScales { k: &self.k_scale, v: &self.v_scale },
+            o,
+            lse: self.lse.is_some().then_some(&mut lse[..]),
+            alibi_slopes: self.alibi.as_deref(),
+            sinks: self.sinks.as_deref(),
+        });
         let touched = self.o.0.iter().chain(&lse).any(|x| !x.is_nan());
         assert_eq!(touched, result.is_ok(), "{result:?}");
         field(result)
@@ -295,7 +293,7 @@ fn arguments() {
     for (dtype, changes) in lists {
         let mut config = AttentionConfig::new(4, 2, 64, DType::F32);
         config.kv_dtype = dtype;
-        let mut attention = Attention::new(config).expect("it is sound");
+        let mut on = OnCpu::new(&cpus::all()[0], config);
         let args = || {
             let mut args = Args::new(dtype);
             if dtype == DType::Fp8E4m3 {
@@ -304,15 +302,14 @@ fn arguments() {
             args
         };
         // Before any plan there is nothing that could be run.
-        let found = args().run(&mut attention);
+        let found = args().run(&mut on, None);
         if found.starts_with("Ok") || found.starts_with("Err") {
             wrong.push(format!("run before plan: {found}"));
         }
-        attention.plan(&cpus::all()[0], batch, 5).expect("it is sound");
         for (i, (want, change)) in changes.iter().enumerate() {
             let mut args = args();
             change(&mut args);
-            let found = args.run(&mut attention);
+            let found = args.run(&mut on, Some(batch));
             if found != *want {
                 wrong.push(format!("{dtype}, {i}: {found}, not {want}"));
             }
@@ -323,7 +320,7 @@ fn arguments() {
         sound.layout.num_blocks = 7;
         sound.sinks = Some(vec![f32::NEG_INFINITY, 0.0, 1e30, -1e30]);
         sound.mask = Some((vec![0xff; 64], vec![3, 20, 30, 40], vec![20, 0, 0]));
-        let found = sound.run(&mut attention);
+        let found = sound.run(&mut on, Some(batch));
         if found != "Ok(())" {
             wrong.push(format!("{dtype}, sound: {found}"));
         }
@@ -339,13 +336,13 @@ fn a_refused_run_leaves_the_plan() {
     let spec = Spec { scales: Scales::PerHead, ..Spec::new(1, config, &[(3, 100), (1, 17)]) };
     let mut case = Case::new(&spec);
     for cpu in cpus::each(0) {
-        let mut attention = case.attention();
-        case.plan(cpu, &mut attention).expect("it is sound");
-        let before = case.execute(cpu, &mut attention, true).expect("it is sound");
+        let mut on = case.attention(cpu);
+        case.plan(&mut on).expect("it is sound");
+        let before = case.execute(&on, true).expect("it is sound");
         let scales = std::mem::replace(&mut case.k_scale, vec![f32::NAN]);
-        case.execute(cpu, &mut attention, true).expect_err("NaN is no scale");
+        case.execute(&on, true).expect_err("NaN is no scale");
         case.k_scale = scales;
-        let after = case.execute(cpu, &mut attention, true).expect("it is sound");
+        let after = case.execute(&on, true).expect("it is sound");
         assert_eq!(before.bits(), after.bits());
     }
 }

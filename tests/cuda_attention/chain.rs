@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use inflight::Result;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, DeviceTensor, Fusion, Merge, Rope, State,
-    StepArrays, StepBuffer,
-};
+use inflight::kernels::cuda::{Append, Attention, Fusion, Merge, StepBuffer};
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, DType, DeviceTensor, Rope, State, StepArrays,
+};
 
 use crate::attention::{Case, Spec};
 use crate::gpu::{self, Gpu, OnDevice};

@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use inflight::cache::BlockOp;
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaEvent, CudaStream, PinnedBuffer};
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, BlockMover, HEAD_DIMS, Merge, State, StepArrays,
-    StepBuffer,
-};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, HEAD_DIMS, Merge, StepBuffer};
+use inflight::kernels::{AppendArgs, AttentionArgs, AttentionConfig, DType, State, StepArrays};
 use inflight::{Error, Result};
 
 use crate::attention::{Answer, Case, Spec, judge, naive, oracle};
@@ -89,8 +86,7 @@ impl Everything {
         let shape = inflight::kernels::tensor::Shape::contiguous(case.num_tokens(), heads, dim);
         let q = self.memory.args.q;
         // SAFETY: queries have more heads than keys.
-        let new =
-            unsafe { inflight::kernels::cuda::DeviceTensor::new(q.address(), q.dtype(), shape) };
+        let new = unsafe { inflight::kernels::DeviceTensor::new(q.address(), q.dtype(), shape) };
         let args = AppendArgs { k: new, v: new, cache: self.memory.args.cache, rope: None };
         // SAFETY: all memory lives until the stream is done.
         unsafe { self.append.run(&self.stream, &self.step, &args) }

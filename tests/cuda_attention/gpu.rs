@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
-use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Fusion, StepArrays,
-    StepBuffer, StepLimits,
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{
+    AttentionArgs, DType, DeviceCache, DeviceScales, DeviceTensor, StepArrays, StepLimits,
 };
-use inflight::kernels::{DType, Mask};
 use inflight::{Error, Result};
 
 use crate::attention::{Answer, Case};
@@ -70,14 +69,6 @@ pub(crate) fn limits(case: &Case) -> StepLimits {
         max_kv_len: case.rows.iter().map(|row| row.1).max().unwrap_or(0).max(1),
         max_mask_bytes: case.mask.as_ref().map_or(0, |mask| mask.bits.len()),
     }
-}
-
-pub(crate) fn mask(case: &Case) -> Option<Mask<'_>> {
-    case.mask.as_ref().map(|mask| Mask {
-        bits: &mask.bits,
-        indptr: &mask.indptr,
-        widths: &mask.widths,
-    })
 }
 
 /// A case's tensors in device memory.
@@ -199,8 +190,8 @@ pub(crate) fn answer_with(gpu: &Gpu, case: &Case, attention: &mut Attention) -> 
     let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[attention])
         .unwrap_or_else(|error| what(error));
     let blocks = case.cache.layout.num_blocks;
-    attention.plan(case.batch(), blocks, mask(case)).unwrap_or_else(|error| what(error));
-    let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+    attention.plan(case.batch(), blocks, case.kernel_mask()).unwrap_or_else(|error| what(error));
+    let arrays = StepArrays::new(case.batch());
     step.upload(&gpu.stream, &arrays, &[attention]).unwrap_or_else(|error| what(error));
     // SAFETY: all memory lives until the stream is done.
     unsafe { attention.run(&gpu.stream, &step, 0, &on_device.args) }

@@ -1,10 +1,10 @@
 //! A whole step as a CUDA graph, replayed while lengths grow.
 
-use inflight::kernels::cuda::{Attention, StepArrays, StepBuffer, StepLimits};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, StepLimits};
 
 use crate::attention::{Case, Mask, MaskKind, Spec, judge, naive, oracle};
-use crate::gpu::{self, OnDevice, mask};
+use crate::gpu::{self, OnDevice};
 use crate::rng::Rng;
 
 #[test]
@@ -38,8 +38,7 @@ fn a_graph_is_replayed_with_new_lengths() {
         let case = largest.with_rows(rows);
         gpu.set_seed(n as u64);
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let (graph, on_device) = graph.get_or_insert_with(|| {
             let on_device = OnDevice::new(&gpu, &largest);
@@ -90,9 +89,8 @@ fn a_graph_is_replayed_with_other_masks() {
         case.spec.mask = rng.pick(&[MaskKind::None, MaskKind::Tree, MaskKind::Any, MaskKind::Full]);
         case.mask = Mask::new(case.spec.mask, &rows, &mut rng);
         gpu.set_seed(replay);
-        attention.plan(case.batch(), case.cache.layout.num_blocks, mask(&case)).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        attention.plan(case.batch(), case.cache.layout.num_blocks, case.kernel_mask()).unwrap();
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             let run = |stream: &inflight::device::cuda::CudaStream| {
@@ -133,8 +131,7 @@ fn replays_and_uploads_are_in_order() {
     }
     for (n, (case, copy)) in queued.iter().enumerate() {
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             let run = |stream: &inflight::device::cuda::CudaStream| {

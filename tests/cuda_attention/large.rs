@@ -5,12 +5,12 @@ use half::{bf16, f16};
 use inflight::BlockId;
 use inflight::cache::BlockOp;
 use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, BlockMover, DeviceCache, DeviceScales,
-    DeviceTensor, StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Append, Attention, BlockMover, StepBuffer};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, Fp8E4m3, KvLayout, KvStrides};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, Fp8E4m3, KvLayout, KvStrides, StepArrays, StepLimits,
+};
 
 use crate::gpu::{self, Gpu};
 
@@ -150,7 +150,7 @@ fn appended_and_read_far_away() {
             block_size: BLOCK_SIZE,
         };
         attention.plan(batch, NUM_BLOCKS, None).unwrap();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let elements = 42 * 4 * DIM;
         let q: Vec<u8> = (0..elements).flat_map(|_| encode(new, 1.0)).collect();

@@ -2,8 +2,8 @@
 
 use inflight::BlockId;
 use inflight::device::cuda::Cuda;
-use inflight::kernels::cuda::{Attention, StepArrays, StepBuffer, StepLimits};
-use inflight::kernels::{AttentionConfig, BatchView, Mask};
+use inflight::kernels::cuda::{Attention, StepBuffer};
+use inflight::kernels::{AttentionConfig, BatchView, Mask, StepArrays, StepLimits};
 
 use crate::attention::{Case, MaskKind, Spec, judge, naive, oracle};
 use crate::gpu::{self, TYPES};

@@ -26,6 +26,8 @@ mod gpu;
 mod graphs;
 mod invariance;
 mod large;
+#[path = "../common/every_backend/layer.rs"]
+mod layer;
 mod limits;
 mod mixed;
 #[path = "../common/every_backend/sweep.rs"]

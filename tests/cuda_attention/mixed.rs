@@ -1,7 +1,7 @@
 //! Rows of both kinds in one launch.
 
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer, StepLimits};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, StepLimits};
 
 use crate::attention::{Alibi, Case, MaskKind, Sinks, Spec, judge, naive, oracle};
 use crate::gpu::{self, Gpu, OnDevice, TYPES};
@@ -192,8 +192,7 @@ fn replay(gpu: &Gpu, config: AttentionConfig, fusion: Fusion, captured: usize) {
         gpu.set_seed(n as u64);
         attention.plan(case.batch(), case.cache.layout.num_blocks, None).unwrap();
         fused.push(attention.is_fused());
-        let arrays =
-            StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(case.batch());
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let graph = graph.get_or_insert_with(|| {
             gpu.stream

@@ -1,13 +1,13 @@
 //! What is refused: the field named, nothing written.
 
 use inflight::Error;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, DeviceCache, DeviceScales, DeviceTensor, Fusion,
-    Merge, Rope, State, StepArrays, StepBuffer,
-};
+use inflight::kernels::cuda::{Append, Attention, Fusion, Merge, StepBuffer};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout};
+use inflight::kernels::{
+    AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceScales,
+    DeviceTensor, KvLayout, Rope, State, StepArrays,
+};
 
 use crate::attention::{Case, Spec};
 use crate::gpu::{self, Gpu, OnDevice};
@@ -50,7 +50,7 @@ fn calls_that_do_not_fit() {
     let mut attention = Attention::new(&gpu.cuda, config, gpu::limits(&case)).unwrap();
     let mut step = StepBuffer::new(&gpu.cuda, *attention.limits(), &[&attention]).unwrap();
     let device = OnDevice::new(&gpu, &case);
-    let arrays = StepArrays { batch: case.batch(), slot_mapping: &[], positions: &[], tokens: &[] };
+    let arrays = StepArrays::new(case.batch());
     let blocks = case.cache.layout.num_blocks;
 
     // SAFETY: all memory lives until the stream is done.
@@ -147,6 +147,15 @@ fn addresses_and_strides_that_kernels_cannot_use() {
         assert_eq!(field(result), want, "{i}");
     }
 
+    let layout = KvLayout { dtype: DType::F32, ..case.cache.layout };
+    let f32s = device.args.q.address();
+    // SAFETY: it is refused.
+    let cache = unsafe { DeviceCache::new(f32s, f32s + 16, layout, None) }.unwrap();
+    // SAFETY: as above.
+    let result =
+        unsafe { attention.run(&gpu.stream, &step, 0, &AttentionArgs { cache, ..device.args }) };
+    assert_eq!(field(result), "dtype", "of f32, a processor's");
+
     let base = device.args.q.address();
     let kv = |k: u64, v: u64, layout: KvLayout, scales| {
         // SAFETY: it is refused.
@@ -165,15 +174,14 @@ fn addresses_and_strides_that_kernels_cannot_use() {
     assert_eq!(kv(base, base, good, None), "v", "in the place of k");
     assert_eq!(kv(base, base + 16, with(|l| l.k.block += 4), None), "layout.k");
     assert_eq!(kv(base, base + 16, with(|l| l.v.block += 1), None), "layout.v");
-    assert_eq!(kv(base, base + 16, with(|l| l.dtype = DType::F32), None), "dtype");
     let scales = |k, v| Some(DeviceScales { k, v, per_head: false });
     assert_eq!(kv(base, base + 16, good, scales(base, base)), "scales");
     let fp8 = with(|l| l.dtype = DType::Fp8E4m3);
     assert_eq!(kv(base, base + 16, fp8, None), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(0, base)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base, 0)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base + 2, base)), "scales");
-    assert_eq!(kv(base, base + 16, fp8, scales(base, base + 1)), "scales");
+    assert_eq!(kv(base, base + 16, fp8, scales(0, base)), "scales.k");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, 0)), "scales.v");
+    assert_eq!(kv(base, base + 16, fp8, scales(base + 2, base)), "scales.k");
+    assert_eq!(kv(base, base + 16, fp8, scales(base, base + 1)), "scales.v");
 
     let append = Append::new(&gpu.cuda, DType::Bf16, DType::Bf16).unwrap();
     let new = tensor(device.args.q, 0, |s| (s.heads, s.token_stride) = (2, 256));
@@ -258,7 +266,7 @@ fn batches_that_do_not_hold_together() {
         assert_eq!(field(attention.plan(batch, blocks, None)), want);
         // And again where the step is packed, whatever was planned.
         attention.plan(good, blocks, None).unwrap();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         assert_eq!(field(step.upload(&gpu.stream, &arrays, &[&attention])), want);
     }
     let foreign = StepArrays { batch: good, slot_mapping: &[], positions: &[1], tokens: &[] };

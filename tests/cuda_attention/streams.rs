@@ -1,11 +1,11 @@
 //! Several streams, attentions and steps at a time, and uploads far ahead of their use.
 
 use inflight::device::cuda::CudaStream;
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays};
 
 use crate::attention::{Answer, Case, Mask, MaskKind, Sinks, Spec, judge, naive, oracle};
-use crate::gpu::{self, Gpu, OnDevice, mask};
+use crate::gpu::{self, Gpu, OnDevice};
 use crate::rng::Rng;
 
 /// One model's attention on a stream of its own: every step's results go to their own memory.
@@ -30,9 +30,9 @@ impl Lane {
         // Written on another stream, as that waits.
         let memory = OnDevice::new(gpu, &case);
         let blocks = case.cache.layout.num_blocks;
-        self.attention.plan(case.batch(), blocks, mask(&case)).unwrap();
+        self.attention.plan(case.batch(), blocks, case.kernel_mask()).unwrap();
         let batch = case.batch();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         self.step.upload(&self.stream, &arrays, &[&self.attention]).unwrap();
         // SAFETY: all memory lives until the stream is done.
         unsafe { self.attention.run(&self.stream, &self.step, 0, &memory.args) }.unwrap();
@@ -163,10 +163,10 @@ fn groups_share_a_step() {
         // Made alike, they have one block table.
         assert!(cases.iter().all(|case| case.kv_indices == cases[0].kv_indices));
         for (group, case) in groups.iter_mut().zip(&cases) {
-            group.plan(case.batch(), case.cache.layout.num_blocks, mask(case)).unwrap();
+            group.plan(case.batch(), case.cache.layout.num_blocks, case.kernel_mask()).unwrap();
         }
         let batch = cases[0].batch();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         let all: Vec<_> = groups.iter().collect();
         step.upload(&gpu.stream, &arrays, &all[..there]).unwrap();
         for (at, (group, memory)) in groups.iter().zip(&memory).enumerate() {
@@ -223,7 +223,7 @@ fn layers_share_states_and_counters() {
         let of_each = attention.parts().map(|plan| plan.merges().len());
         merges.iter_mut().zip(of_each).for_each(|(all, some)| *all += some);
         let batch = case.batch();
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         step.upload(&gpu.stream, &arrays, &[&attention]).unwrap();
         let layers: Vec<_> = (0..10).map(|_| OnDevice::new(&gpu, &case)).collect();
         for (layer, memory) in layers.iter().enumerate() {

@@ -2,8 +2,8 @@
 
 use inflight::Error;
 use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{Attention, Fusion, StepArrays, StepBuffer, Workspace};
-use inflight::kernels::{AttentionConfig, DType};
+use inflight::kernels::cuda::{Attention, Fusion, StepBuffer};
+use inflight::kernels::{AttentionConfig, DType, StepArrays, Workspace};
 
 use crate::attention::{Case, Spec};
 use crate::gpu::{self, OnDevice};
@@ -39,7 +39,7 @@ fn attentions_on_one_stream_share_one() {
                 assert!(merges > 0, "nothing is split");
                 let mut step = StepBuffer::new(&gpu.cuda, limits, &[&*attention]).unwrap();
                 let batch = case.batch();
-                let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+                let arrays = StepArrays::new(batch);
                 step.upload(&gpu.stream, &arrays, &[&*attention]).unwrap();
                 steps.push(step);
             }

@@ -129,7 +129,7 @@ impl Sources {
     fn key(&self, compiler: &cc::Tool) -> std::io::Result<u64> {
         let mut key = DefaultHasher::new();
         (compiler.path(), version(compiler), var("CXXFLAGS"), &self.ptx).hash(&mut key);
-        version_of_rustc().hash(&mut key);
+        (said_by_rustc(&["-vV"]), said_by_rustc(&["--print", "cfg", NATIVE])).hash(&mut key);
         for file in &self.all {
             (file, fs::read(file)?).hash(&mut key);
         }
@@ -189,7 +189,7 @@ impl Sources {
         let executor = objects_in.join("libptx.a");
         let ran = Command::new(var("RUSTC"))
             .args(["--crate-type", "staticlib", "--crate-name", "ptx", "--edition", "2024"])
-            .args(["-Copt-level=3", "-Cpanic=abort", "-Ctarget-cpu=native", "-Ccodegen-units=2"])
+            .args(["-Copt-level=3", NATIVE, "-Ccodegen-units=2"])
             .args(["--cfg", "emulated", "--cap-lints", "allow", "-o"])
             .args([executor.as_path(), &self.executor.join("lib.rs")])
             .env("PTX_FOLDER", &self.ptx)
@@ -207,8 +207,11 @@ impl Sources {
     }
 }
 
-fn version_of_rustc() -> String {
-    let said = Command::new(var("RUSTC")).arg("-vV").output();
+/// The executor is for the processor that it is compiled on: what that has is in the key.
+const NATIVE: &str = "-Ctarget-cpu=native";
+
+fn said_by_rustc(arguments: &[&str]) -> String {
+    let said = Command::new(var("RUSTC")).args(arguments).output();
     said.map_or_else(|_| String::new(), |said| String::from_utf8_lossy(&said.stdout).into_owned())
 }
 

@@ -12,17 +12,20 @@ use std::time::Instant;
 use inflight::batch::RaggedBatch;
 use inflight::device::cpu::Cpu;
 use inflight::device::memory::Buffer;
-use inflight::device::{Device, Job, Sampler, Samples, work};
-use inflight::kernels::cpu::{Append, Attention, Rope, append, move_blocks};
+use inflight::executor::{Executor, Job, Sampler, Samples};
+use inflight::kernels::cpu::{
+    Append, Attention, AttentionArgs, Rope, StepBuffer, append, move_blocks,
+};
 use inflight::kernels::rope::{RopeConfig, RopePairs};
 use inflight::kernels::tensor::Shape;
 use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepArrays, StepLimits,
 };
 use inflight::scheduler::Step;
 use inflight::{Error, Result};
 
 use crate::metrics::Measured;
+use crate::simulator::work;
 use crate::tensor::{Tensor, available_bytes};
 use crate::trace::SplitMix64;
 use rectangle::Rectangle;
@@ -68,6 +71,7 @@ pub(crate) struct CpuDevice<'a> {
     layout: KvLayout,
     sampler: Sampler,
     attention: Attention,
+    step: StepBuffer,
     /// K and V of each layer.
     layers: Vec<(Buffer, Buffer)>,
     /// `[position, head_dim]`: cosines, then sines.
@@ -120,12 +124,14 @@ impl<'a> CpuDevice<'a> {
         let layers = (0..geometry.layers).map(layer).collect::<Result<_>>()?;
         // A batch of the longest prompt and, in another row, the longest output.
         let positions = max_model_len.saturating_mul(2).min((num_blocks - 1) * block_size);
+        let attention = Attention::new(cpu, geometry.attention, StepLimits::MAX)?;
         Ok(Self {
             cpu,
             geometry,
             layout,
             sampler,
-            attention: Attention::new(geometry.attention)?,
+            step: StepBuffer::new(StepLimits::MAX, &[&attention])?,
+            attention,
             layers,
             cos_sin: RopeConfig::new(geometry.attention.head_dim, ROPE_BASE).table(positions)?,
             tokens: Tokens::new(&geometry.attention, FRESH_TOKENS)?,
@@ -142,14 +148,18 @@ impl<'a> CpuDevice<'a> {
 
     /// Runs the step's attention: tokens of requests, then those that only pad.
     fn compute(&mut self, batch: &RaggedBatch, padded: bool) -> Result<()> {
-        let Self { cpu, geometry, layout, attention, tokens, rectangle, spare, .. } = self;
+        let Self { cpu, geometry, layout, attention, step, tokens, rectangle, spare, .. } = self;
         let caches = self.layers.iter_mut().map(|(k, v)| KvCache::new(k, v, *layout));
         let mut caches = caches.collect::<Result<Vec<_>>>()?;
         move_blocks(cpu, batch.ops(), &mut caches, &mut [])?;
         let view = if padded { rectangle.view() } else { BatchView::from(batch) };
         let all = view.num_tokens();
         let real = batch.positions().len().min(all);
-        attention.plan(cpu, view, layout.num_blocks)?;
+        attention.plan(view, layout.num_blocks, None)?;
+        match padded {
+            true => step.upload(&StepArrays::new(view), &[attention])?,
+            false => step.upload(batch, &[attention])?,
+        }
         let scales: &[f32] = if layout.dtype == DType::Fp8E4m3 { &[1.0 / 64.0] } else { &[] };
         let scales = KvScales { k: scales, v: scales };
         let config = &geometry.attention;
@@ -163,7 +173,7 @@ impl<'a> CpuDevice<'a> {
                 let new = new(&spare.slots, rectangle.positions());
                 tokens.append(cpu, &mut cache, real, &new)?;
             }
-            tokens.attend(cpu, attention, cache, scales, all)?;
+            tokens.attend(attention, step, cache, scales, all)?;
         }
         Ok(())
     }
@@ -186,7 +196,7 @@ impl<'a> CpuDevice<'a> {
     }
 }
 
-impl Device for CpuDevice<'_> {
+impl Executor for CpuDevice<'_> {
     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64> {
         let no_batch = || Error::Device("the step came without its batch".to_owned());
         let batch = job.batch.ok_or_else(no_batch)?;
@@ -267,8 +277,8 @@ impl Tokens {
     /// Computes a layer's attention for the step that was planned.
     fn attend(
         &mut self,
-        cpu: &Cpu,
-        attention: &mut Attention,
+        attention: &Attention,
+        step: &StepBuffer,
         cache: &KvCache<'_>,
         scales: KvScales<'_>,
         tokens: usize,
@@ -276,9 +286,8 @@ impl Tokens {
         let AttentionConfig { num_q_heads, head_dim, .. } = *attention.config();
         let shape = Shape::contiguous(tokens, num_q_heads, head_dim);
         let (q, o) = (self.q.tokens(0, shape)?, self.o.tokens_mut(0, shape)?);
-        let none = (None, None, None, None);
-        let (lse, alibi_slopes, sinks, mask) = none;
-        attention.run(cpu, AttentionArgs { q, cache, scales, o, lse, alibi_slopes, sinks, mask })
+        let (lse, alibi_slopes, sinks) = (None, None, None);
+        attention.run(step, 0, AttentionArgs { q, cache, scales, o, lse, alibi_slopes, sinks })
     }
 }
 

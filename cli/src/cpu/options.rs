@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use inflight::device::Sampler;
 use inflight::device::cpu::{Cpu, CpuConfig};
+use inflight::executor::Sampler;
 use inflight::kernels::{AttentionConfig, DType};
 use inflight::{Config, Error};
 use serde_json::Value;

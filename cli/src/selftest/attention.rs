@@ -1,13 +1,9 @@
 //! Attention against the reference.
 
-use inflight::kernels::cpu::Attention;
-use inflight::kernels::tensor::Shape;
-use inflight::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, Mask,
-};
+use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout, Mask};
 use inflight::{BlockId, Result};
 
-use super::gpu::Step;
+use super::device::Step;
 use super::reference::{self, Features, Heads, Row};
 use super::{Device, Outcome, Worst, random};
 use crate::tensor::Tensor;
@@ -39,7 +35,7 @@ const TYPES: [(DType, DType, f64); 4] = [
 ];
 
 /// All cases of attention.
-pub(super) fn run(device: Device<'_>, outcomes: &mut Vec<Outcome>) {
+pub(super) fn run(device: &Device, outcomes: &mut Vec<Outcome>) {
     let causal = Features { causal: true, ..Features::default() };
     let kinds = [("prefill", PREFILL), ("chunked", CHUNKED), ("decode", DECODE), ("mixed", MIXED)];
     for (name, rows) in kinds {
@@ -80,7 +76,7 @@ fn sees(query: usize, key: usize) -> bool {
 }
 
 fn of_all_types(
-    device: Device<'_>,
+    device: &Device,
     outcomes: &mut Vec<Outcome>,
     name: &str,
     rows: Rows,
@@ -101,7 +97,7 @@ fn of_all_types(
 }
 
 /// Bytes of a row's output that differ when the row is computed without the others.
-fn alone(device: Device<'_>, q_dtype: DType, kv_dtype: DType) -> Result<Worst> {
+fn alone(device: &Device, q_dtype: DType, kv_dtype: DType) -> Result<Worst> {
     let mut worst = Worst::default();
     let causal = Features { causal: true, ..Features::default() };
     let rows: Rows = &[(3, 700), (1, 1100), (140, 150), (1, 33)];
@@ -214,7 +210,7 @@ impl World {
     /// Outputs and LSE of some of its rows.
     fn run(
         &self,
-        device: Device<'_>,
+        device: &Device,
         features: &Features,
         config: AttentionConfig,
         rows: std::ops::Range<usize>,
@@ -253,7 +249,6 @@ impl World {
             block_size: self.layout.block_size,
         };
         let token = self.q.heads * self.q.dim;
-        let shape = Shape::contiguous(tokens, self.q.heads, self.q.dim);
         let mut o = Tensor::zeros(self.types.0, tokens * token)?;
         o.bytes_mut().fill(0xff);
         let mut lse = vec![f32::NAN; tokens * self.q.heads];
@@ -264,47 +259,23 @@ impl World {
         let mask = Mask { bits: &bits, indptr: &mask_indptr, widths: &widths };
         let mask = features.mask.map(|_| mask);
         let fp8 = self.types.1 == DType::Fp8E4m3;
-        match device {
-            Device::Cpu(cpu) => {
-                let mut attention = Attention::new(config)?;
-                attention.plan(cpu, view, self.layout.num_blocks)?;
-                let (mut keys, mut values) = (self.keys.copy()?, self.values.copy()?);
-                let cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), self.layout)?;
-                let args = AttentionArgs {
-                    q: self.queries.tokens(before * token, shape)?,
-                    cache: &cache,
-                    scales: match fp8 {
-                        true => KvScales { k: &SCALES[0], v: &SCALES[1] },
-                        false => KvScales::NONE,
-                    },
-                    o: o.tokens_mut(0, shape)?,
-                    lse: Some(&mut lse),
-                    alibi_slopes: slopes.as_deref(),
-                    sinks: sinks.as_deref(),
-                    mask,
-                };
-                attention.run(cpu, args)?;
-            }
-            Device::Gpu(gpu) => {
-                let size = token * self.types.0.size();
-                let step = Step {
-                    batch: view,
-                    mask,
-                    q: &self.queries.bytes()[before * size..(before + tokens) * size],
-                    cache: (&self.keys, &self.values),
-                    layout: self.layout,
-                    scales: if fp8 { [&SCALES[0], &SCALES[1]] } else { [&[], &[]] },
-                    slopes: slopes.as_deref(),
-                    sinks: sinks.as_deref(),
-                };
-                gpu.attention(config, &step, o.bytes_mut(), &mut lse)?;
-            }
-        }
+        let size = token * self.types.0.size();
+        let step = Step {
+            batch: view,
+            mask,
+            q: &self.queries.bytes()[before * size..(before + tokens) * size],
+            cache: (&self.keys, &self.values),
+            layout: self.layout,
+            scales: if fp8 { [&SCALES[0], &SCALES[1]] } else { [&[], &[]] },
+            slopes: slopes.as_deref(),
+            sinks: sinks.as_deref(),
+        };
+        device.attention(config, &step, o.bytes_mut(), &mut lse)?;
         Ok((o, lse))
     }
 
     /// Runs all of it, and the reference beside it.
-    fn compare(&self, device: Device<'_>, features: &Features, worst: &mut Worst) -> Result<()> {
+    fn compare(&self, device: &Device, features: &Features, worst: &mut Worst) -> Result<()> {
         let config = self.config(features);
         let (o, lse) = self.run(device, features, config, 0..self.rows.len())?;
         let group = self.q.heads / KV_HEADS;

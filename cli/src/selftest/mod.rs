@@ -1,13 +1,13 @@
 //! `inflight selftest`: the kernels of a device against plain arithmetic in f64.
 
 mod attention;
-mod gpu;
+mod device;
 mod reference;
 mod writes;
 
 use std::time::Instant;
 
-use inflight::device::cpu::{Cpu, Isa};
+use inflight::device::cpu::Isa;
 use inflight::device::cuda::Cuda;
 use inflight::kernels::DType;
 use inflight::{Error, Result};
@@ -18,22 +18,8 @@ use crate::cpu::options::cpu;
 use crate::tensor::Tensor;
 use crate::trace::SplitMix64;
 use crate::{Failure, print};
-use gpu::Gpu;
+use device::Device;
 use reference::Heads;
-
-/// What runs the kernels under test.
-#[derive(Clone, Copy)]
-enum Device<'a> {
-    Cpu(&'a Cpu),
-    Gpu(&'a Gpu),
-}
-
-impl Device<'_> {
-    /// Whether it has kernels for tensors or caches of a type.
-    fn has(self, dtype: DType) -> bool {
-        matches!(self, Self::Cpu(_)) || dtype != DType::F32
-    }
-}
 
 /// How far results were from what they should be.
 #[derive(Clone, Copy, Debug, Default)]
@@ -161,7 +147,7 @@ fn on_cpu(args: &Selftest, report: &mut Report) -> std::result::Result<(), Failu
     for isa in names {
         let cpu = cpu(args.threads, None, isa)?;
         report.threads = Some(cpu.threads());
-        run(Device::Cpu(&cpu), cpu.isa().name(), report);
+        run(&Device::cpu(&cpu), cpu.isa().name(), report);
     }
     Ok(())
 }
@@ -182,15 +168,16 @@ fn on_gpu(
         }
         error => Failure::Run(format!("--device {}: {error}", args.device)),
     };
-    let gpu = Cuda::new(ordinal).and_then(Gpu::new).map_err(failed)?;
+    let cuda = Cuda::new(ordinal).map_err(failed)?;
+    let gpu = Device::gpu(&cuda).map_err(failed)?;
     report.device = format!("cuda:{ordinal}");
-    report.name = Some(gpu.cuda().info().name.clone());
-    run(Device::Gpu(&gpu), &gpu.cuda().info().sm(), report);
+    report.name = Some(cuda.info().name.clone());
+    run(&gpu, &cuda.info().sm(), report);
     Ok(())
 }
 
 /// All cases on one device.
-fn run(device: Device<'_>, isa: &str, report: &mut Report) {
+fn run(device: &Device, isa: &str, report: &mut Report) {
     let before = report.cases.len();
     attention::run(device, &mut report.cases);
     writes::run(device, &mut report.cases);

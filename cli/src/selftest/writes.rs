@@ -1,13 +1,12 @@
 //! Appending, merging and moving blocks, against the reference.
 
 use inflight::cache::BlockOp;
-use inflight::kernels::cpu::{self, Append, Rope, append, move_blocks};
 use inflight::kernels::rope::RopePairs;
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{DType, KvCache, KvLayout, KvScales};
+use inflight::kernels::{DType, KvLayout};
 use inflight::{Error, Result};
 
-use super::gpu::New;
+use super::device::New;
 use super::reference::{self, State, angle};
 use super::{Device, Outcome, Worst, random};
 use crate::tensor::Tensor;
@@ -33,7 +32,7 @@ const TYPES: [(DType, DType, f64); 6] = [
 ];
 
 /// All cases that write to a cache, and merging.
-pub(super) fn run(device: Device<'_>, outcomes: &mut Vec<Outcome>) {
+pub(super) fn run(device: &Device, outcomes: &mut Vec<Outcome>) {
     for (dtype, cache, bound) in TYPES.into_iter().filter(|types| device.has(types.0)) {
         let modes = [
             ("append", None, 0.0),
@@ -60,7 +59,7 @@ pub(super) fn run(device: Device<'_>, outcomes: &mut Vec<Outcome>) {
 
 /// New tokens in scattered slots: they are what they were, rotated, and nothing else has changed.
 fn appended(
-    device: Device<'_>,
+    device: &Device,
     (dtype, cache_dtype): (DType, DType),
     (block_size, dim): (usize, usize),
     pairs: Option<RopePairs>,
@@ -95,41 +94,17 @@ fn appended(
     let mut values = Tensor::from_numbers(cache_dtype, old)?;
     let fp8 = cache_dtype == DType::Fp8E4m3;
     let shape = |heads| Shape::contiguous(tokens, heads, dim);
-    match device {
-        Device::Cpu(cpu) => {
-            let rope = match pairs {
-                None => None,
-                Some(pairs) => {
-                    let q = Some(q.tokens_mut(0, shape(Q_HEADS))?);
-                    Some(Rope { positions: &positions, cos_sin: &cos_sin, rotary_dim, pairs, q })
-                }
-            };
-            let scales = match fp8 {
-                true => KvScales { k: &SCALES[..1], v: &SCALES[1..] },
-                false => KvScales::NONE,
-            };
-            let new = Append {
-                scales,
-                rope,
-                ..Append::new(k.tokens(0, shape(KV_HEADS))?, v.tokens(0, shape(KV_HEADS))?, &slots)
-            };
-            let mut cache = KvCache::new(keys.bytes_mut(), values.bytes_mut(), layout)?;
-            append(cpu, &mut cache, new)?;
-        }
-        Device::Gpu(gpu) => {
-            let new = New {
-                k: &k,
-                v: &v,
-                shape: shape(KV_HEADS),
-                slots: &slots,
-                layout,
-                scales: if fp8 { [&SCALES[..1], &SCALES[1..]] } else { [&[], &[]] },
-                rope: pairs.map(|pairs| (pairs, &positions[..], &cos_sin[..], rotary_dim)),
-            };
-            let (cache, queries) = ((&mut keys, &mut values), (&mut q, shape(Q_HEADS)));
-            gpu.append((dtype, cache_dtype), &new, cache, queries)?;
-        }
-    }
+    let new = New {
+        k: &k,
+        v: &v,
+        shape: shape(KV_HEADS),
+        slots: &slots,
+        layout,
+        scales: if fp8 { [&SCALES[..1], &SCALES[1..]] } else { [&[], &[]] },
+        rope: pairs.map(|pairs| (pairs, &positions[..], &cos_sin[..], rotary_dim)),
+    };
+    let (cache, queries) = ((&mut keys, &mut values), (&mut q, shape(Q_HEADS)));
+    device.append(dtype, &new, cache, queries)?;
 
     let rotated = |numbers: &[f64], token: usize| {
         let mut head = numbers.to_vec();
@@ -184,7 +159,7 @@ fn rounded(number: f64, dtype: DType) -> Result<f64> {
 }
 
 /// Three states of which some are empty, into one.
-fn merged(device: Device<'_>, dtype: DType) -> Result<Worst> {
+fn merged(device: &Device, dtype: DType) -> Result<Worst> {
     let mut worst = Worst::default();
     let mut rng = SplitMix64::new(3);
     for (tokens, heads, dim) in [(1, 1, 64), (37, 4, 80), (5, 28, 128)] {
@@ -202,19 +177,8 @@ fn merged(device: Device<'_>, dtype: DType) -> Result<Worst> {
         let shape = Shape::contiguous(tokens, heads, dim);
         let mut o = Tensor::zeros(dtype, tokens * heads * dim)?;
         let mut lse = vec![f32::NAN; tokens * heads];
-        match device {
-            Device::Cpu(cpu) => {
-                let views =
-                    states.iter().map(|(o, _, lse)| Ok(cpu::State { o: o.tokens(0, shape)?, lse }));
-                let views = views.collect::<Result<Vec<_>>>()?;
-                cpu::merge(cpu, &views, o.tokens_mut(0, shape)?, Some(&mut lse))?;
-            }
-            Device::Gpu(gpu) => {
-                let states = states.iter().map(|(o, _, lse)| (o.bytes(), &lse[..]));
-                let states: Vec<_> = states.collect();
-                gpu.merge(dtype, &states, shape, (o.bytes_mut(), &mut lse))?;
-            }
-        }
+        let views: Vec<_> = states.iter().map(|(o, _, lse)| (o.bytes(), &lse[..])).collect();
+        device.merge(dtype, &views, shape, (o.bytes_mut(), &mut lse))?;
         for (at, found) in lse.iter().enumerate() {
             let parts: Vec<State> = states
                 .iter()
@@ -234,7 +198,7 @@ fn merged(device: Device<'_>, dtype: DType) -> Result<Worst> {
 }
 
 /// Copies, swaps out and in, one after the other, of two layers.
-fn moved(device: Device<'_>, dtype: DType) -> Result<Worst> {
+fn moved(device: &Device, dtype: DType) -> Result<Worst> {
     let mut rng = SplitMix64::new(4);
     let (block_size, dim) = (16, 80);
     let here = KvLayout::nhd(dtype, NUM_BLOCKS, block_size, KV_HEADS, dim);
@@ -277,24 +241,8 @@ fn moved(device: Device<'_>, dtype: DType) -> Result<Worst> {
             tensor[block(dst)].copy_from_slice(&data);
         }
     }
-    match device {
-        Device::Cpu(cpu) => {
-            let mut caches = Vec::new();
-            for (pool, layout) in pools.iter_mut().zip([here, host]) {
-                let [k0, v0, k1, v1] = pool;
-                caches.push(vec![
-                    KvCache::new(k0.bytes_mut(), v0.bytes_mut(), layout)?,
-                    KvCache::new(k1.bytes_mut(), v1.bytes_mut(), layout)?,
-                ]);
-            }
-            let (on_device, on_host) = caches.split_at_mut(1);
-            move_blocks(cpu, &ops, &mut on_device[0], &mut on_host[0])?;
-        }
-        Device::Gpu(gpu) => {
-            let (on_device, on_host) = pools.split_at_mut(1);
-            gpu.move_blocks(&ops, (&mut on_device[0], here), (&mut on_host[0], host))?;
-        }
-    }
+    let (on_device, on_host) = pools.split_at_mut(1);
+    device.move_blocks(&ops, (&mut on_device[0], here), (&mut on_host[0], host))?;
     let mut worst = Worst::default();
     for (pool, expected) in pools.iter().zip(&expected) {
         for (tensor, expected) in pool.iter().zip(expected) {

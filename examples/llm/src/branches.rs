@@ -5,8 +5,7 @@
 
 use anyhow::{Result, bail};
 use inflight::cache::{BlockOp, CacheConfig, KvCache, SeqId};
-use inflight::kernels::BatchView;
-use inflight::kernels::cuda::StepArrays;
+use inflight::kernels::{BatchView, StepArrays};
 use inflight::{BlockId, Token};
 
 use crate::runner::{Given, Runner, Step};
@@ -103,19 +102,21 @@ impl Branches {
             arrays.add(row, self.cache.table(row.seq), self.cache.block_size());
         }
         self.cache.take_ops(&mut arrays.ops);
-        let step = Step {
-            arrays: StepArrays {
-                batch: BatchView {
-                    qo_indptr: &arrays.qo_indptr,
-                    kv_indptr: &arrays.kv_indptr,
-                    kv_indices: &arrays.kv_indices,
-                    kv_last_page_len: &arrays.kv_last_page_len,
-                    block_size: self.cache.block_size(),
-                },
-                slot_mapping: &arrays.slots,
-                positions: &arrays.positions,
-                tokens: &arrays.tokens,
+        let of_step = StepArrays {
+            batch: BatchView {
+                qo_indptr: &arrays.qo_indptr,
+                kv_indptr: &arrays.kv_indptr,
+                kv_indices: &arrays.kv_indices,
+                kv_last_page_len: &arrays.kv_last_page_len,
+                block_size: self.cache.block_size(),
             },
+            slot_mapping: &arrays.slots,
+            positions: &arrays.positions,
+            tokens: &arrays.tokens,
+        };
+        let step = Step {
+            source: (&of_step).into(),
+            arrays: of_step,
             logits_indices: &arrays.wanted,
             ops: &arrays.ops,
         };

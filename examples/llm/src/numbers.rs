@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use inflight::kernels::DeviceTensor;
 use inflight::kernels::tensor::{DType, Shape};
-use inflight::kernels::{TensorMut, TensorRef};
 
 /// Numbers of a type.
 pub enum Numbers {
@@ -53,21 +53,17 @@ impl Numbers {
         }
     }
 
-    /// The first numbers as a tensor.
-    pub fn view(&self, shape: Shape) -> Result<TensorRef<'_>> {
-        Ok(match self {
-            Self::F32(data) => TensorRef::new(data, shape)?,
-            Self::F16(data) => TensorRef::new(data, shape)?,
-            Self::Bf16(data) => TensorRef::new(data, shape)?,
-        })
-    }
-
-    /// The first numbers as a tensor to be written.
-    pub fn view_mut(&mut self, shape: Shape) -> Result<TensorMut<'_>> {
-        Ok(match self {
-            Self::F32(data) => TensorMut::new(data, shape)?,
-            Self::F16(data) => TensorMut::new(data, shape)?,
-            Self::Bf16(data) => TensorMut::new(data, shape)?,
-        })
+    /// The first numbers, by their address: while kernels use it, the numbers may not be touched.
+    pub fn tensor(&mut self, shape: Shape) -> Result<DeviceTensor> {
+        let (len, data, dtype) = match self {
+            Self::F32(data) => (data.len(), data.as_mut_ptr().expose_provenance(), DType::F32),
+            Self::F16(data) => (data.len(), data.as_mut_ptr().expose_provenance(), DType::F16),
+            Self::Bf16(data) => (data.len(), data.as_mut_ptr().expose_provenance(), DType::Bf16),
+        };
+        if len < shape.tokens * shape.token_stride {
+            bail!("{len} numbers are not {} tokens", shape.tokens);
+        }
+        // SAFETY: they are as many, and callers leave them alone until the work is done.
+        Ok(unsafe { DeviceTensor::new(data as u64, dtype, shape) })
     }
 }

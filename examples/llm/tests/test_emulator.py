@@ -41,7 +41,8 @@ def emulator() -> str:
 def emulated(
     emulator: str, command: list[str], check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LD_PRELOAD": emulator}
+    # Candle's tensors lie in the host's memory, which the checking and ptx emulators refuse otherwise.
+    environment = {**os.environ, "LD_PRELOAD": emulator, "INFLIGHT_SIMT_PAGEABLE": "1"}
     command = [*command, "--device", "cuda"]
     return subprocess.run(command, check=check, capture_output=True, text=True, env=environment)
 

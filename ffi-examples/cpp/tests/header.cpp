@@ -36,6 +36,7 @@ static_assert(is_handle<inflight::block_mover>);
 static_assert(sizeof(inflight::scheduler_config) == sizeof(inflight_scheduler_config));
 static_assert(sizeof(inflight::request) == sizeof(inflight_request));
 static_assert(sizeof(inflight::batch) == sizeof(inflight_batch));
+static_assert(sizeof(inflight::kv_cache) == sizeof(inflight_kv_cache));
 static_assert(std::is_standard_layout_v<inflight::attention_args>);
 
 // Spans convert as std::span does.
@@ -98,14 +99,18 @@ static_assert(has_bytes<std::string&> && has_bytes<const std::string&> && !has_b
 static_assert(has_bytes<std::string_view> && has_bytes<const char (&)[3]> && has_bytes<char*>);
 
 using inflight::attention_args, inflight::append_args, inflight::tensor, inflight::kv_cache;
-static_assert(std::is_constructible_v<attention_args, tensor, tensor, const kv_cache&>);
-static_assert(!std::is_constructible_v<attention_args, tensor, tensor, kv_cache>);
-static_assert(std::is_constructible_v<append_args, tensor, tensor, kv_cache&>);
-static_assert(!std::is_constructible_v<append_args, tensor, tensor, kv_cache>);
-static_assert(!std::is_constructible_v<append_args, tensor, tensor, kv_cache, inflight_rope*>);
+static_assert(std::is_constructible_v<attention_args, tensor&, tensor&, const kv_cache&>);
+static_assert(!std::is_constructible_v<attention_args, tensor&, tensor&, kv_cache>);
+static_assert(!std::is_constructible_v<attention_args, tensor, tensor&, kv_cache&>);
+static_assert(!std::is_constructible_v<attention_args, tensor&, tensor, kv_cache&>);
+static_assert(std::is_constructible_v<append_args, tensor&, const tensor&, kv_cache&>);
+static_assert(!std::is_constructible_v<append_args, tensor&, tensor, kv_cache&>);
+static_assert(!std::is_constructible_v<append_args, tensor&, tensor&, kv_cache>);
+static_assert(!std::is_constructible_v<append_args, tensor&, tensor&, kv_cache, inflight_rope*>);
 using states = std::vector<inflight_merge_state>;
-static_assert(std::is_constructible_v<inflight::merge_args, states&, tensor>);
-static_assert(!std::is_constructible_v<inflight::merge_args, states, tensor>);
+static_assert(std::is_constructible_v<inflight::merge_args, states&, tensor&>);
+static_assert(!std::is_constructible_v<inflight::merge_args, states, tensor&>);
+static_assert(!std::is_constructible_v<inflight::merge_args, states&, tensor>);
 
 static_assert(std::is_convertible_v<tokens, inflight::tokens_view>);
 static_assert(!std::is_convertible_v<tokens, inflight::span<std::uint32_t>>);
@@ -374,17 +379,19 @@ void attention_runs() {
     const std::uint32_t qo_indptr[] = {0, 2}, kv_indptr[] = {0, 1}, kv_indices[] = {2};
     const std::uint32_t last[] = {2}, positions[] = {0, 1};
     const std::int64_t slots[] = {2 * size, 2 * size + 1};
+    inflight::group group;
+    group.kv_indptr = kv_indptr;
+    group.kv_indices = kv_indices;
+    group.kv_last_page_len = last;
+    group.slot_mapping = slots;
+    group.num_kv_blocks = 1;
+    group.block_size = size;
     inflight::batch batch;
     batch.qo_indptr = qo_indptr;
-    batch.kv_indptr = kv_indptr;
-    batch.kv_indices = kv_indices;
-    batch.kv_last_page_len = last;
-    batch.slot_mapping = slots;
     batch.positions = positions;
+    batch.groups = &group;
     batch.num_rows = 1;
     batch.num_tokens = 2;
-    batch.num_kv_blocks = 1;
-    batch.block_size = size;
     attention.plan(batch, blocks);
     spare.upload(batch);
 
@@ -398,18 +405,20 @@ void attention_runs() {
     };
     float table[16 * dim];
     inflight::rope_table(inflight::rope_config(dim), 16, table);
-    const inflight::tensor queries = tensor(q);
+    const inflight::tensor queries = tensor(q), keys = tensor(k), values = tensor(v);
     const inflight::rope rope(table, 16, dim, &queries);
-    spare.append(inflight::append_args(tensor(k), tensor(v), cache, &rope));
-    inflight::attention_args args(queries, tensor(o), cache);
+    spare.append(inflight::append_args(keys, values, cache, &rope));
+    const inflight::tensor outputs = tensor(o);
+    inflight::attention_args args(queries, outputs, cache);
     args.lse = lse;
     attention.run(spare, args);
     CHECK(o[0] == 1.0f && o[dim] == 2.0f);
     CHECK(q[0] == 1.0f && q[dim] != 1.0f);
 
     float merged[2 * dim];
-    const std::vector<inflight_merge_state> states = {{tensor(o), lse}, {tensor(o), lse}};
-    inflight::merge(device, inflight::merge_args(states, tensor(merged)));
+    const inflight::tensor result = tensor(merged);
+    const std::vector<inflight_merge_state> states = {{&outputs, lse}, {&outputs, lse}};
+    inflight::merge(device, inflight::merge_args(states, result));
     CHECK(merged[0] == 1.0f && merged[dim] == 2.0f);
 
     const inflight_block_op ops[] = {{INFLIGHT_BLOCK_COPY, 2, 1}, {INFLIGHT_BLOCK_SWAP_OUT, 1, 0}};

@@ -7,6 +7,17 @@ says all that is left out here.
 """
 
 from ._library import build_info, set_log, version
+from ._records import (
+    BlockOp,
+    CacheStats,
+    PendingToken,
+    RequestResult,
+    RequestSnapshot,
+    Row,
+    SchedulerConfig,
+    SchedulerStats,
+    StepLimits,
+)
 from .arrays import KVCache, Tensor
 from .attention import (
     Attention,
@@ -17,12 +28,11 @@ from .attention import (
     Mask,
     Rope,
     StepBuffer,
-    StepLimits,
     append,
     merge,
     rope_table,
 )
-from .cache import Cache, CacheStats
+from .cache import Cache
 from .enums import (
     NO_TOKEN,
     BlockOpKind,
@@ -48,21 +58,7 @@ from .errors import (
     Status,
 )
 from .request import Content, Request
-from .scheduler import (
-    BlockOp,
-    Event,
-    Output,
-    Outputs,
-    PendingToken,
-    RequestResult,
-    RequestSnapshot,
-    Row,
-    Scheduler,
-    SchedulerConfig,
-    SchedulerStats,
-    Step,
-    Submitter,
-)
+from .scheduler import Event, Output, Outputs, Scheduler, Step, Submitter
 
 __all__ = [
     "ArgumentError",

@@ -17,7 +17,6 @@ from ctypes import (
     c_int32,
     c_size_t,
     c_uint32,
-    c_uint64,
     c_void_p,
     string_at,
 )
@@ -34,96 +33,6 @@ try:
 except ImportError:  # arrays of a step are memoryviews then, and kernels take DLPack
     np = None  # type: ignore[assignment]
 
-_P, _Z, _U32, _U64 = c_void_p, c_size_t, c_uint32, c_uint64
-
-# Arguments of the functions that return a status, but the last, which is the error.
-_CALLS: Dict[str, Tuple[Any, ...]] = {
-    "scheduler_create": (_P, _P),
-    "scheduler_submit": (_P, _P),
-    "scheduler_cancel": (_P, _U64),
-    "scheduler_finish": (_P, _U64, _U32, _P),
-    "scheduler_set_wake": (_P, _P, _P),
-    "scheduler_set_draft": (_P, _U64, _P, _Z),
-    "scheduler_schedule": (_P, _U64, _P),
-    "scheduler_commit": (_P, _U64, _P, _P),
-    "scheduler_abandon": (_P, _U64),
-    "scheduler_events": (_P, _P, _Z, _P),
-    "scheduler_get_stats": (_P, _P),
-    "scheduler_get_request": (_P, _U64, _P),
-    "scheduler_verify": (_P,),
-    "scheduler_reset_prefix_cache": (_P,),
-    "submitter_create": (_P, _P),
-    "submitter_submit": (_P, _P),
-    "submitter_cancel": (_P, _U64),
-    "submitter_finish": (_P, _U64, _U32),
-    "cache_create": (_P, _P),
-    "cache_take_ops": (_P, _P, _Z, _P),
-    "cache_reset": (_P,),
-    "cache_get_stats": (_P, _P),
-    "cache_verify": (_P,),
-    "cache_open": (_P, _P, _P),
-    "cache_extend": (_P, _U64, _P, _Z),
-    "cache_lookup": (_P, _U64, _U64, _P),
-    "cache_blocks_needed": (_P, _U64, _U64, _U64, _U64, _P),
-    "cache_allocate": (_P, _U64, _U64, _U64, _U64, _P),
-    "cache_register": (_P, _U64, _U64),
-    "cache_unregister": (_P, _U64, _U64),
-    "cache_table": (_P, _U64, _P, _P),
-    "cache_truncate": (_P, _U64, _U64),
-    "cache_fork": (_P, _U64, _P),
-    "cache_release": (_P, _U64),
-    "cache_close": (_P, _U64),
-    "cache_swap_out": (_P, _U64),
-    "cache_swap_in": (_P, _U64),
-    "device_create_cpu": (_P, _P),
-    "cuda_device_count": (_P,),
-    "device_create_cuda": (_U32, _P),
-    "device_get_info": (_P, _P),
-    "device_check_pointer": (_P, _P),
-    "tensor_set_strides": (_P,),
-    "kv_cache_set_strides": (_P, _U32),
-    "batch_from_step": (_P, _P),
-    "attention_create": (_P, _P, _P, _P),
-    "attention_workspace_size": (_P, _P, _P, _P),
-    "step_buffer_create": (_P, _P, _P, _Z, _P),
-    "step_buffer_upload": (_P, _P, _P),
-    "attention_plan": (_P, _P, _U64, _P),
-    "attention_run": (_P, _P, _P, _P),
-    "rope_table": (_P, _U32, _P, _Z),
-    "append": (_P, _P, _P),
-    "merge": (_P, _P, _P),
-    "block_mover_create": (_P, _P, _P, _Z, _P),
-    "block_mover_run": (_P, _P, _Z, _P),
-    "tensor_from_dlpack": (_P, _P, _U32, _U32, _P),
-    "kv_cache_from_dlpack": (_P, _P, _P, _U32, _U32, _P),
-    "tensor_to_dlpack": (_P, _P, _U32, _P, _P, _P),
-}
-# Structs that an _init of their own prepares.
-_PREPARED: Dict[str, Type[ctypes.Structure]] = {
-    "error": c.Error,
-    "request": c.Request,
-    "scheduler_config": c.SchedulerConfig,
-    "step_view": c.StepView,
-    "samples": c.Samples,
-    "outputs_view": c.OutputsView,
-    "scheduler_stats": c.SchedulerStats,
-    "request_snapshot": c.RequestSnapshot,
-    "cache_config": c.CacheConfig,
-    "cache_stats": c.CacheStats,
-    "cache_keys": c.CacheKeys,
-    "cpu_config": c.CpuConfig,
-    "device_info": c.DeviceInfo,
-    "batch": c.Batch,
-    "mask": c.Mask,
-    "attention_config": c.AttentionConfig,
-    "step_limits": c.StepLimits,
-    "attention_args": c.AttentionArgs,
-    "rope": c.Rope,
-    "rope_config": c.RopeConfig,
-    "append_args": c.AppendArgs,
-    "merge_args": c.MergeArgs,
-}
-_FREED = ("scheduler", "submitter", "cache", "device", "attention", "step_buffer", "block_mover")
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_uint32, c_char_p, c_void_p)
 WAKE_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p)
 
@@ -159,21 +68,21 @@ def _load() -> ctypes.CDLL:
     library.inflight_version_string.restype = c_char_p
     library.inflight_status_string.argtypes = (c_int32,)
     library.inflight_status_string.restype = c_char_p
-    library.inflight_get_build_info.argtypes = (_P, _Z)
+    library.inflight_get_build_info.argtypes = (c_void_p, c_size_t)
     library.inflight_get_build_info.restype = None
-    library.inflight_set_log_callback.argtypes = (LOG_CALLBACK, _P, _U32)
+    library.inflight_set_log_callback.argtypes = (LOG_CALLBACK, c_void_p, c_uint32)
     library.inflight_set_log_callback.restype = None
-    for name, arguments in _CALLS.items():
+    for name, arguments in c.CALLS.items():
         function = getattr(library, f"inflight_{name}")
-        function.argtypes = (*arguments, _P)
+        function.argtypes = (*arguments, c_void_p)
         function.restype = c_int32
-    for name in _PREPARED:
+    for name in c.PREPARED:
         function = getattr(library, f"inflight_{name}_init")
-        function.argtypes = (_P, _Z)
+        function.argtypes = (c_void_p, c_size_t)
         function.restype = None
-    for name in _FREED:
+    for name in c.FREED:
         function = getattr(library, f"inflight_{name}_free")
-        function.argtypes = (_P,)
+        function.argtypes = (c_void_p,)
         function.restype = None
     return library
 
@@ -189,7 +98,7 @@ def _template(name: str, struct: Type[ctypes.Structure]) -> bytes:
     return bytes(prepared)
 
 
-_TEMPLATES = {struct: _template(name, struct) for name, struct in _PREPARED.items()}
+_TEMPLATES = {struct: _template(name, struct) for name, struct in c.PREPARED.items()}
 
 
 def prepared(struct: Type[S]) -> S:
@@ -380,11 +289,12 @@ class Numbers:
 
 
 class Octets:
-    """Bytes as C sees them; None and "" are NULL and 0."""
+    """Bytes, or a text's, as C sees them; None and "" are NULL and 0."""
 
     __slots__ = ("address", "len", "_owner")
 
-    def __init__(self, value: Optional[bytes]) -> None:
+    def __init__(self, value: Union[bytes, str, None]) -> None:
+        value = value.encode() if isinstance(value, str) else value
         self._owner = ctypes.create_string_buffer(value, len(value)) if value else None
         self.address = None if self._owner is None else addressof(self._owner)
         self.len = len(value) if value else 0

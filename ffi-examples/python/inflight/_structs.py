@@ -1,4 +1,4 @@
-"""The structs of inflight.h, each with its fields in order: tests compare them with the header."""
+"""The structs and calls of inflight.h. Made from inflight.h: INFLIGHT_REGENERATE=1 cargo test --test header."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
+from typing import Any, Dict, Tuple
 
 ERROR_FIELD_SIZE = 64
 ERROR_MESSAGE_SIZE = 424
 DEVICE_NAME_SIZE = 256
+STATUS_STRUCT_SIZE = 108
 
 
 class BuildInfo(Structure):
@@ -67,6 +69,7 @@ class Request(Structure):
         ("adapter_len", c_size_t),
         ("contents", c_void_p),
         ("num_contents", c_size_t),
+        ("content_size", c_size_t),
         ("client", c_uint64),
         ("arrival", c_uint64),
         ("max_tokens", c_uint32),
@@ -105,6 +108,19 @@ class SchedulerConfig(Structure):
     ]
 
 
+class RequestResult(Structure):
+    _fields_ = [
+        ("first_scheduled_at", c_uint64),
+        ("first_token_at", c_uint64),
+        ("num_prompt", c_uint32),
+        ("num_output", c_uint32),
+        ("num_cached", c_uint32),
+        ("num_preemptions", c_uint32),
+        ("num_drafts", c_uint32),
+        ("num_accepted", c_uint32),
+    ]
+
+
 class Row(Structure):
     _fields_ = [
         ("request_id", c_uint64),
@@ -114,6 +130,18 @@ class Row(Structure):
         ("num_output", c_uint32),
         ("flags", c_uint32),
         ("reserved", c_uint32),
+    ]
+
+
+class Group(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("kv_indptr", c_void_p),
+        ("kv_indices", c_void_p),
+        ("kv_last_page_len", c_void_p),
+        ("slot_mapping", c_void_p),
+        ("num_kv_blocks", c_uint32),
+        ("block_size", c_uint32),
     ]
 
 
@@ -140,11 +168,8 @@ class StepView(Structure):
         ("rows", c_void_p),
         ("tokens", c_void_p),
         ("positions", c_void_p),
-        ("slot_mapping", c_void_p),
         ("qo_indptr", c_void_p),
-        ("kv_indptr", c_void_p),
-        ("kv_indices", c_void_p),
-        ("kv_last_page_len", c_void_p),
+        ("groups", c_void_p),
         ("logits_indices", c_void_p),
         ("pending", c_void_p),
         ("block_ops", c_void_p),
@@ -156,11 +181,13 @@ class StepView(Structure):
         ("num_tokens", c_uint32),
         ("num_sampling", c_uint32),
         ("num_logits", c_uint32),
-        ("num_kv_blocks", c_uint32),
+        ("num_groups", c_uint32),
         ("num_pending", c_uint32),
         ("num_block_ops", c_uint32),
         ("num_preempted", c_uint32),
-        ("block_size", c_uint32),
+        ("row_size", c_uint32),
+        ("pending_size", c_uint32),
+        ("block_op_size", c_uint32),
         ("max_q_len", c_uint32),
         ("max_kv_len", c_uint32),
         ("num_running", c_uint32),
@@ -177,19 +204,6 @@ class Samples(Structure):
         ("num_tokens", c_size_t),
         ("indptr", c_void_p),
         ("indptr_len", c_size_t),
-    ]
-
-
-class RequestResult(Structure):
-    _fields_ = [
-        ("first_scheduled_at", c_uint64),
-        ("first_token_at", c_uint64),
-        ("num_prompt", c_uint32),
-        ("num_output", c_uint32),
-        ("num_cached", c_uint32),
-        ("num_preemptions", c_uint32),
-        ("num_drafts", c_uint32),
-        ("num_accepted", c_uint32),
     ]
 
 
@@ -218,6 +232,8 @@ class OutputsView(Structure):
         ("num_released", c_uint32),
         ("num_results", c_uint32),
         ("num_free_blocks", c_uint32),
+        ("output_size", c_uint32),
+        ("result_size", c_uint32),
         ("reserved", c_uint32),
     ]
 
@@ -231,6 +247,7 @@ class Event(Structure):
         ("status", c_int32),
         ("finish", c_uint32),
         ("stop_token", c_uint32),
+        ("reserved", c_uint64 * 2),
         ("result", RequestResult),
     ]
 
@@ -304,6 +321,7 @@ class CacheKeys(Structure):
         ("adapter_len", c_size_t),
         ("contents", c_void_p),
         ("num_contents", c_size_t),
+        ("content_size", c_size_t),
     ]
 
 
@@ -336,6 +354,7 @@ class DeviceInfo(Structure):
 
 class Tensor(Structure):
     _fields_ = [
+        ("struct_size", c_size_t),
         ("data", c_void_p),
         ("tokens", c_uint64),
         ("token_stride", c_int64),
@@ -347,25 +366,32 @@ class Tensor(Structure):
     ]
 
 
+class KVArray(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("block_stride", c_int64),
+        ("token_stride", c_int64),
+        ("head_stride", c_int64),
+        ("scale_block_stride", c_int64),
+        ("scale_token_stride", c_int64),
+        ("scale_head_stride", c_int64),
+        ("dtype", c_uint32),
+        ("head_dim", c_uint32),
+        ("scale_dtype", c_uint32),
+        ("scale_elements", c_uint32),
+        ("reserved", c_uint64 * 2),
+    ]
+
+
 class KVCache(Structure):
     _fields_ = [
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("k_scales", c_void_p),
-        ("v_scales", c_void_p),
-        ("k_block_stride", c_int64),
-        ("k_token_stride", c_int64),
-        ("k_head_stride", c_int64),
-        ("v_block_stride", c_int64),
-        ("v_token_stride", c_int64),
-        ("v_head_stride", c_int64),
+        ("struct_size", c_size_t),
         ("num_blocks", c_uint64),
         ("block_size", c_uint32),
         ("num_heads", c_uint32),
-        ("head_dim", c_uint32),
-        ("dtype", c_uint32),
-        ("num_scales", c_uint32),
-        ("reserved", c_uint32 * 9),
+        ("k", KVArray),
+        ("v", KVArray),
     ]
 
 
@@ -373,16 +399,15 @@ class Batch(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
         ("qo_indptr", c_void_p),
-        ("kv_indptr", c_void_p),
-        ("kv_indices", c_void_p),
-        ("kv_last_page_len", c_void_p),
-        ("slot_mapping", c_void_p),
         ("positions", c_void_p),
         ("tokens", c_void_p),
+        ("groups", c_void_p),
+        ("packed", c_void_p),
+        ("packed_size", c_size_t),
         ("num_rows", c_uint32),
         ("num_tokens", c_uint32),
-        ("num_kv_blocks", c_uint32),
-        ("block_size", c_uint32),
+        ("num_groups", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -429,8 +454,8 @@ class StepLimits(Structure):
 class AttentionArgs(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
-        ("q", Tensor),
-        ("o", Tensor),
+        ("q", c_void_p),
+        ("o", c_void_p),
         ("cache", c_void_p),
         ("lse", c_void_p),
         ("alibi_slopes", c_void_p),
@@ -473,8 +498,8 @@ class RopeConfig(Structure):
 class AppendArgs(Structure):
     _fields_ = [
         ("struct_size", c_size_t),
-        ("k", Tensor),
-        ("v", Tensor),
+        ("k", c_void_p),
+        ("v", c_void_p),
         ("cache", c_void_p),
         ("rope", c_void_p),
     ]
@@ -482,7 +507,7 @@ class AppendArgs(Structure):
 
 class MergeState(Structure):
     _fields_ = [
-        ("o", Tensor),
+        ("o", c_void_p),
         ("lse", c_void_p),
     ]
 
@@ -492,6 +517,108 @@ class MergeArgs(Structure):
         ("struct_size", c_size_t),
         ("states", c_void_p),
         ("num_states", c_size_t),
-        ("o", Tensor),
+        ("state_size", c_size_t),
+        ("o", c_void_p),
         ("lse", c_void_p),
     ]
+
+
+# Arguments of the functions that return a status, but the last, which is the error.
+CALLS: Dict[str, Tuple[Any, ...]] = {
+    "scheduler_create": (c_void_p, c_void_p),
+    "scheduler_submit": (c_void_p, c_void_p),
+    "scheduler_cancel": (c_void_p, c_uint64),
+    "scheduler_finish": (c_void_p, c_uint64, c_uint32, c_void_p, c_size_t),
+    "scheduler_set_wake": (c_void_p, c_void_p, c_void_p),
+    "scheduler_set_draft": (c_void_p, c_uint64, c_void_p, c_size_t),
+    "scheduler_schedule": (c_void_p, c_uint64, c_void_p),
+    "scheduler_commit": (c_void_p, c_uint64, c_void_p, c_void_p),
+    "scheduler_abandon": (c_void_p, c_uint64),
+    "scheduler_events": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "scheduler_get_stats": (c_void_p, c_void_p),
+    "scheduler_get_request": (c_void_p, c_uint64, c_void_p),
+    "scheduler_verify": (c_void_p,),
+    "scheduler_reset_prefix_cache": (c_void_p,),
+    "submitter_create": (c_void_p, c_void_p),
+    "submitter_submit": (c_void_p, c_void_p),
+    "submitter_cancel": (c_void_p, c_uint64),
+    "submitter_finish": (c_void_p, c_uint64, c_uint32),
+    "cache_create": (c_void_p, c_void_p),
+    "cache_take_ops": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "cache_reset": (c_void_p,),
+    "cache_get_stats": (c_void_p, c_void_p),
+    "cache_verify": (c_void_p,),
+    "cache_open": (c_void_p, c_void_p, c_void_p),
+    "cache_extend": (c_void_p, c_uint64, c_void_p, c_size_t),
+    "cache_lookup": (c_void_p, c_uint64, c_uint64, c_void_p),
+    "cache_blocks_needed": (c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_void_p),
+    "cache_allocate": (c_void_p, c_uint64, c_uint64, c_uint64, c_uint64, c_void_p),
+    "cache_register": (c_void_p, c_uint64, c_uint64),
+    "cache_unregister": (c_void_p, c_uint64, c_uint64),
+    "cache_table": (c_void_p, c_uint64, c_void_p, c_void_p),
+    "cache_truncate": (c_void_p, c_uint64, c_uint64),
+    "cache_fork": (c_void_p, c_uint64, c_void_p),
+    "cache_release": (c_void_p, c_uint64),
+    "cache_close": (c_void_p, c_uint64),
+    "cache_swap_out": (c_void_p, c_uint64),
+    "cache_swap_in": (c_void_p, c_uint64),
+    "device_create_cpu": (c_void_p, c_void_p),
+    "cuda_device_count": (c_void_p,),
+    "device_create_cuda": (c_uint32, c_void_p),
+    "device_get_info": (c_void_p, c_void_p),
+    "device_check_pointer": (c_void_p, c_void_p),
+    "tensor_set_contiguous": (c_void_p, c_uint32, c_void_p, c_uint64, c_uint32, c_uint32),
+    "kv_cache_set_contiguous": (c_void_p, c_uint32, c_uint32, c_void_p, c_void_p, c_uint64, c_uint32, c_uint32, c_uint32),
+    "batch_from_step": (c_void_p, c_void_p),
+    "attention_create": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "attention_workspace_size": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "step_buffer_create": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "step_buffer_upload": (c_void_p, c_void_p, c_void_p),
+    "attention_plan": (c_void_p, c_void_p, c_uint64, c_void_p),
+    "attention_run": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "rope_table": (c_void_p, c_uint32, c_void_p, c_size_t),
+    "append": (c_void_p, c_void_p, c_void_p),
+    "merge": (c_void_p, c_void_p, c_void_p),
+    "block_mover_create": (c_void_p, c_void_p, c_void_p, c_size_t, c_void_p),
+    "block_mover_run": (c_void_p, c_void_p, c_size_t, c_size_t, c_void_p),
+    "tensor_from_dlpack": (c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
+    "kv_cache_from_dlpack": (c_void_p, c_void_p, c_void_p, c_uint32, c_uint32, c_void_p),
+    "tensor_to_dlpack": (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_void_p),
+}
+# Structs that an _init of their own prepares.
+PREPARED: Dict[str, Any] = {
+    "error": Error,
+    "request": Request,
+    "scheduler_config": SchedulerConfig,
+    "group": Group,
+    "step_view": StepView,
+    "samples": Samples,
+    "outputs_view": OutputsView,
+    "scheduler_stats": SchedulerStats,
+    "request_snapshot": RequestSnapshot,
+    "cache_config": CacheConfig,
+    "cache_stats": CacheStats,
+    "cache_keys": CacheKeys,
+    "cpu_config": CpuConfig,
+    "device_info": DeviceInfo,
+    "tensor": Tensor,
+    "kv_cache": KVCache,
+    "batch": Batch,
+    "mask": Mask,
+    "attention_config": AttentionConfig,
+    "step_limits": StepLimits,
+    "attention_args": AttentionArgs,
+    "rope": Rope,
+    "rope_config": RopeConfig,
+    "append_args": AppendArgs,
+    "merge_args": MergeArgs,
+}
+FREED = (
+    "scheduler",
+    "submitter",
+    "cache",
+    "device",
+    "attention",
+    "step_buffer",
+    "block_mover",
+)

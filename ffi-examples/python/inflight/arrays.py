@@ -8,8 +8,8 @@ from ctypes import byref, c_char_p, c_int, c_uint8, c_void_p
 from typing import Any, Optional, Tuple, Union
 
 from . import _structs as c
-from ._library import Handle, after_fork, call, fill, lib, np, u64
-from .enums import DeviceKind, DType, Layout
+from ._library import Handle, after_fork, call, fill, lib, np, prepared, u64
+from .enums import DeviceKind, DType, Layout, itemsize
 from .errors import argument_error
 
 # numpy has no bfloat16 of its own: its bits are uint16, or the type of that name from ml_dtypes.
@@ -93,7 +93,7 @@ class Tensor:
             raise argument_error("array", f"{type(array).__name__} is no numpy array")
         self.array = array
         self.dtype = dtype_of(dtype if dtype is not None else array.dtype.name)
-        if self.dtype.itemsize != array.dtype.itemsize:
+        if itemsize(self.dtype) != array.dtype.itemsize:
             raise argument_error("dtype", f"{array.dtype} has another size than {self.dtype.name}")
 
     def __dlpack_device__(self) -> Tuple[int, int]:
@@ -112,7 +112,7 @@ class Tensor:
         # The capsule is numpy's: it may be freed while an exception is on its way, where nothing
         # written in Python may run. numpy knows no bfloat16: its type is put right.
         code = _CODES.get(self.dtype)
-        array = self.array.view(f"{'f' if code is None else 'u'}{self.dtype.itemsize}")
+        array = self.array.view(f"{'f' if code is None else 'u'}{itemsize(self.dtype)}")
         capsule, address, kind = capsule_of(array, None, max_version)
         if code is not None:
             c_uint8.from_address(address + _CODE_AT[kind]).value = code
@@ -136,7 +136,7 @@ def _struct_of_numpy(array: Any, dtype: DType, name: str) -> c.Tensor:
     token, head, element = _strides(array, name)
     if head_dim > 1 and element != 1:
         raise argument_error(name, "the elements of a head are not contiguous")
-    struct = c.Tensor()
+    struct = prepared(c.Tensor)
     struct.data = array.__array_interface__["data"][0]
     struct.token_stride, struct.head_stride = token, head
     fill(struct, {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": dtype})
@@ -162,7 +162,7 @@ def tensor_of(
     if not hasattr(array, "__dlpack__"):
         raise argument_error(name, f"{type(array).__name__} is no array")
     capsule, address, kind = capsule_of(array, stream)
-    struct = c.Tensor()
+    struct = prepared(c.Tensor)
     call(lib.inflight_tensor_from_dlpack, device.pointer, address, kind, int(write), byref(struct))
     return struct, (array, capsule)
 
@@ -232,7 +232,7 @@ def device_memory(array: Any, name: str) -> Tuple[Optional[int], int, Any]:
 
 
 def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:
-    struct = c.KVCache()
+    struct = prepared(c.KVCache)
     for array, name in ((k, "k"), (v, "v")):
         if array.ndim != 4:
             raise argument_error(name, f"has {array.ndim} dimensions, not 4")
@@ -245,28 +245,22 @@ def _cache_of_numpy(k: Any, v: Any, layout: Layout) -> c.KVCache:
             token, head = head, token
         if element != 1 and array.shape[3] > 1:
             raise argument_error(name, "the elements of a head are not contiguous")
-        setattr(struct, name, array.__array_interface__["data"][0])
+        side = getattr(struct, name)
+        side.data = array.__array_interface__["data"][0]
         fill(
-            struct,
+            side,
             {
-                f"{name}_block_stride": block,
-                f"{name}_token_stride": token,
-                f"{name}_head_stride": head,
+                "block_stride": block,
+                "token_stride": token,
+                "head_stride": head,
+                "dtype": dtype_of(array.dtype.name),
+                "head_dim": array.shape[3],
             },
         )
-    blocks, tokens, heads, head_dim = k.shape
+    blocks, tokens, heads, _ = k.shape
     if layout == Layout.HND:
         tokens, heads = heads, tokens
-    fill(
-        struct,
-        {
-            "num_blocks": blocks,
-            "block_size": tokens,
-            "num_heads": heads,
-            "head_dim": head_dim,
-            "dtype": dtype_of(k.dtype.name),
-        },
-    )
+    fill(struct, {"num_blocks": blocks, "block_size": tokens, "num_heads": heads})
     return struct
 
 
@@ -300,7 +294,7 @@ class KVCache:
             self._owners += [k_capsule, v_capsule]
             if kind != v_kind:
                 raise argument_error("v", "is exported in another way than k")
-            self.struct = c.KVCache()
+            self.struct = prepared(c.KVCache)
             call(
                 lib.inflight_kv_cache_from_dlpack,
                 given.pointer,
@@ -319,9 +313,13 @@ class KVCache:
                 if isinstance(k_scales, int):
                     raise argument_error("num_scales", "is needed where scales are addresses")
                 num_scales = len(k_scales)
-            for name, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
-                setattr(self.struct, name, floats(scales, given, name, (num_scales,))[0])
-            fill(self.struct, {"num_scales": num_scales})
+            if num_scales not in (1, self.struct.num_heads):
+                heads = self.struct.num_heads
+                raise argument_error("num_scales", f"is {num_scales}, for {heads} heads")
+            for name, scales in (("k", k_scales), ("v", v_scales)):
+                side = getattr(self.struct, name)
+                side.scales = floats(scales, given, f"{name}_scales", (num_scales,))[0]
+                fill(side, {"scale_head_stride": int(num_scales > 1)})
 
     def on(self, device: DeviceHandle, name: str = "cache") -> c.KVCache:
         """C's cache, for kernels of this device."""

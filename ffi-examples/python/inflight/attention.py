@@ -10,6 +10,7 @@ from typing import Any, ContextManager, List, NamedTuple, Optional, Sequence, Tu
 
 from . import _structs as c
 from ._library import Closable, Handle, Numbers, call, fill, lib, np, prepared, put, u64
+from ._records import BlockOp, StepLimits
 from .arrays import (
     DeviceHandle,
     KVCache,
@@ -22,7 +23,7 @@ from .arrays import (
 )
 from .enums import DeviceKind, DType, Isa, RopePairs, RopeScaling, known
 from .errors import argument_error
-from .scheduler import BlockOp, Step
+from .scheduler import Step
 
 
 class DeviceInfo(NamedTuple):
@@ -97,20 +98,11 @@ class Device(Closable):
         )
 
 
-@dataclass(frozen=True)
-class StepLimits:
-    """The largest steps that something is made for."""
-
-    max_rows: int
-    max_tokens: int
-    max_blocks: int
-    max_kv_len: int
-    max_mask_bytes: int = 0
-
-    def struct(self) -> c.StepLimits:
-        struct = prepared(c.StepLimits)
-        fill(struct, vars(self))
-        return struct
+def limits_of(limits: StepLimits) -> c.StepLimits:
+    """C's limits."""
+    struct = prepared(c.StepLimits)
+    fill(struct, vars(limits))
+    return struct
 
 
 class Batch:
@@ -128,25 +120,26 @@ class Batch:
         tokens: Any = None,
     ) -> None:
         self.struct = prepared(c.Batch)
-        self._owners: List[Any] = []
+        group = prepared(c.Group)
+        self._owners: List[Any] = [group]
         self._step: Optional[Step] = None
         lens = {}
         arrays = {
-            "qo_indptr": qo_indptr,
-            "kv_indptr": kv_indptr,
-            "kv_indices": kv_indices,
-            "kv_last_page_len": kv_last_page_len,
-            "slot_mapping": slot_mapping,
-            "positions": positions,
-            "tokens": tokens,
+            "qo_indptr": (self.struct, qo_indptr),
+            "positions": (self.struct, positions),
+            "tokens": (self.struct, tokens),
+            "kv_indptr": (group, kv_indptr),
+            "kv_indices": (group, kv_indices),
+            "kv_last_page_len": (group, kv_last_page_len),
+            "slot_mapping": (group, slot_mapping),
         }
-        for name, values in arrays.items():
+        for name, (struct, values) in arrays.items():
             if values is None:
                 continue
             given = Numbers(values, name, "q" if name == "slot_mapping" else "I")
             self._owners.append(given)
             lens[name] = given.len
-            setattr(self.struct, name, given.address)
+            setattr(struct, name, given.address)
         rows = lens["kv_last_page_len"]
         # The library takes these lengths on trust.
         for name in ("qo_indptr", "kv_indptr"):
@@ -156,15 +149,9 @@ class Batch:
         for name in ("slot_mapping", "positions", "tokens"):
             if lens.get(name, num_tokens) != num_tokens:
                 raise argument_error(name, f"has {lens[name]} elements for {num_tokens} tokens")
-        fill(
-            self.struct,
-            {
-                "num_rows": rows,
-                "num_tokens": num_tokens,
-                "num_kv_blocks": lens["kv_indices"],
-                "block_size": block_size,
-            },
-        )
+        fill(self.struct, {"num_rows": rows, "num_tokens": num_tokens, "num_groups": 1})
+        fill(group, {"num_kv_blocks": lens["kv_indices"], "block_size": block_size})
+        self.struct.groups = addressof(group)
 
     @classmethod
     def from_step(cls, step: Step) -> "Batch":
@@ -275,7 +262,7 @@ class Attention(Closable):
             lib.inflight_attention_create,
             self._device.pointer,
             byref(config),
-            byref(limits.struct()),
+            byref(limits_of(limits)),
         )
 
     @staticmethod
@@ -286,7 +273,7 @@ class Attention(Closable):
             lib.inflight_attention_workspace_size,
             device._held().pointer,
             byref(_config(**config)),
-            byref(limits.struct()),
+            byref(limits_of(limits)),
             byref(size),
         )
         return size.value
@@ -328,10 +315,11 @@ class Attention(Closable):
         device = self._device
         out = _out_for(q, out, device)
         args = prepared(c.AttentionArgs)
-        args.q, q_owner = tensor_of(q, device, "q", stream=stream)
-        args.o, o_owner = tensor_of(out, device, "o", write=True, stream=stream)
+        queries, q_owner = tensor_of(q, device, "q", stream=stream)
+        outputs, o_owner = tensor_of(out, device, "o", write=True, stream=stream)
+        args.q, args.o = addressof(queries), addressof(outputs)
         args.cache = addressof(cache.on(device))
-        lse_shape, per_head = (args.q.tokens, args.q.heads), (self.num_q_heads,)
+        lse_shape, per_head = (queries.tokens, queries.heads), (self.num_q_heads,)
         args.lse, _, lse_owner = floats(lse, device, "lse", lse_shape, write=True)
         args.alibi_slopes, _, _slopes = floats(alibi_slopes, device, "alibi_slopes", per_head)
         args.sinks, _, _sinks = floats(sinks, device, "sinks", per_head)
@@ -363,7 +351,7 @@ class StepBuffer(Closable):
             "step_buffer",
             lib.inflight_step_buffer_create,
             self._device.pointer,
-            byref(limits.struct()),
+            byref(limits_of(limits)),
             pointers if handles else None,
             len(handles),
         )
@@ -421,10 +409,11 @@ def append(
     """Writes a layer's new keys and values, `[tokens, num_kv_heads, head_dim]`, to the slots of the
     step, rotated and quantised on the way where asked."""
     args = prepared(c.AppendArgs)
-    args.k, k_owner = tensor_of(k, step._device, "k", stream=stream)
-    args.v, v_owner = tensor_of(v, step._device, "v", stream=stream)
+    keys, k_owner = tensor_of(k, step._device, "k", stream=stream)
+    values, v_owner = tensor_of(v, step._device, "v", stream=stream)
+    args.k, args.v = addressof(keys), addressof(values)
     args.cache = addressof(cache.on(step._device))
-    owners: List[Any] = [k_owner, v_owner]
+    owners: List[Any] = [keys, values, k_owner, v_owner]
     if rope is not None:
         struct = prepared(c.Rope)
         struct.cos_sin, shape, table = floats(rope.cos_sin, step._device, "cos_sin")
@@ -458,14 +447,17 @@ def merge(
     structs = (c.MergeState * len(states))()
     owners: List[Any] = []
     for struct, (o, o_lse) in zip(structs, states):
-        struct.o, owner = tensor_of(o, handle, "states", stream=stream)
-        shape = (struct.o.tokens, struct.o.heads)
+        part, owner = tensor_of(o, handle, "states", stream=stream)
+        struct.o = addressof(part)
+        shape = (part.tokens, part.heads)
         struct.lse, _, lse_owner = floats(o_lse, handle, "states", shape)
-        owners += [owner, lse_owner]
+        owners += [part, owner, lse_owner]
     args = prepared(c.MergeArgs)
     args.states, args.num_states = addressof(structs), len(states)
-    args.o, owner = tensor_of(out, handle, "o", write=True, stream=stream)
-    lse_shape = (args.o.tokens, args.o.heads)
+    args.state_size = ctypes.sizeof(c.MergeState)
+    merged, owner = tensor_of(out, handle, "o", write=True, stream=stream)
+    args.o = addressof(merged)
+    lse_shape = (merged.tokens, merged.heads)
     args.lse, _, lse_owner = floats(lse, handle, "lse", lse_shape, write=True)
     owners += [owner, lse_owner]
     call(lib.inflight_merge, handle.pointer, byref(args), stream)
@@ -507,4 +499,5 @@ class BlockMover(Closable):
         structs: Any = (c.BlockOp * max(len(ops), 1))()
         for struct, (kind, src, dst) in zip(structs, ops):
             fill(struct, {"kind": kind, "src": src, "dst": dst})
-        self._call(lib.inflight_block_mover_run, structs, len(ops), stream)
+        size = ctypes.sizeof(c.BlockOp)
+        self._call(lib.inflight_block_mover_run, structs, size, len(ops), stream)

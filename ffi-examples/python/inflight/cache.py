@@ -3,30 +3,16 @@ own."""
 
 from __future__ import annotations
 
-from ctypes import POINTER, addressof, byref, c_size_t, c_uint32, c_uint64, c_void_p, cast
-from typing import Any, List, NamedTuple, Optional, Sequence
+from ctypes import POINTER, addressof, byref, c_size_t, c_uint32, c_uint64, c_void_p, cast, sizeof
+from typing import Any, List, Optional, Sequence
 
 from . import _structs as c
-from ._library import Guarded, Handle, Numbers, Octets, fill, lib, np, prepared, u64
-from .enums import BlockOpKind, known
+from ._library import Guarded, Handle, Numbers, fill, lib, np, prepared, u64
+from ._records import CACHE_KEYS_ARRAYS, BlockOp, CacheKeys, CacheStats
 from .errors import CapacityError
-from .request import Content, contents_of
-from .scheduler import BlockOp
+from .request import Content, Given
 
 _OPS_AT_ONCE = 256
-
-
-class CacheStats(NamedTuple):
-    """Counters since the cache was made, and its state now."""
-
-    queried_tokens: int
-    hit_tokens: int
-    evicted_blocks: int
-    num_usable_blocks: int
-    num_free_blocks: int
-    num_cached_blocks: int
-    num_free_host_blocks: int
-    num_sequences: int
 
 
 class Cache(Guarded):
@@ -66,15 +52,10 @@ class Cache(Guarded):
         contents: Sequence[Content] = (),
     ) -> int:
         """Starts a sequence; it shares blocks where salt, adapter and contents are the same."""
-        keys = prepared(c.CacheKeys)
-        salted, adapted = Octets(salt), Octets(adapter.encode() if adapter else None)
-        structs, _owners = contents_of(contents)
-        keys.salt, keys.salt_len = salted.address, salted.len
-        keys.adapter, keys.adapter_len = adapted.address, adapted.len
-        if contents:
-            keys.contents, keys.num_contents = addressof(structs), len(contents)
+        record = CacheKeys(salt, adapter, contents)
+        keys = Given(prepared(c.CacheKeys), record, CACHE_KEYS_ARRAYS)
         seq = c_uint64()
-        self._call(lib.inflight_cache_open, byref(keys), byref(seq))
+        self._call(lib.inflight_cache_open, byref(keys.struct), byref(seq))
         return seq.value
 
     def extend(self, seq: int, tokens: Any) -> None:
@@ -177,13 +158,13 @@ class Cache(Guarded):
             # Where a call fails, those before it are kept for the next.
             while count.value == _OPS_AT_ONCE:
                 self._call(
-                    lib.inflight_cache_take_ops, addressof(buffer), _OPS_AT_ONCE, byref(count)
+                    lib.inflight_cache_take_ops,
+                    addressof(buffer),
+                    sizeof(c.BlockOp),
+                    _OPS_AT_ONCE,
+                    byref(count),
                 )
-                told = [
-                    BlockOp(known(BlockOpKind, o.kind), o.src, o.dst)
-                    for o in buffer[: count.value]
-                ]
-                self._ops.extend(told)
+                self._ops.extend(BlockOp._of(op) for op in buffer[: count.value])
             taken, self._ops = self._ops, []
             return taken
 
@@ -199,7 +180,7 @@ class Cache(Guarded):
         """Counters and state."""
         struct = prepared(c.CacheStats)
         self._call(lib.inflight_cache_get_stats, byref(struct))
-        return CacheStats(*(getattr(struct, name) for name in CacheStats._fields))
+        return CacheStats._of(struct)
 
     def verify(self) -> None:
         """Checks every invariant: for tests."""

@@ -2,42 +2,9 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Optional, Union
 
-from .enums import known
-
-
-class Status(IntEnum):
-    """What a call came to. 1xx: mend the call; 2xx: later; 3xx: the device; 9xx: a bug inside."""
-
-    OK = 0
-    INVALID_ARGUMENT = 100
-    DUPLICATE_REQUEST = 101
-    UNKNOWN_REQUEST = 102
-    PROMPT_TOO_LONG = 103
-    NEVER_FITS = 104
-    UNKNOWN_STEP = 105
-    STEP_OUT_OF_ORDER = 106
-    OUTPUT_MISMATCH = 107
-    STRUCT_SIZE = 108
-    IN_USE = 109
-    CLOSED = 110
-    FORKED = 111
-    QUEUE_FULL = 200
-    OUT_OF_BLOCKS = 201
-    TOO_MANY_STEPS_IN_FLIGHT = 202
-    STALLED = 203
-    OUT_OF_MEMORY = 204
-    DEVICE = 300
-    CUDA = 301
-    OUT_OF_DEVICE_MEMORY = 302
-    NO_CUDA = 303
-    NO_KERNEL_IMAGE = 304
-    UNSUPPORTED = 305
-    CORRUPT = 900
-    PANIC = 901
-    POISONED = 902
+from .enums import Status, known
 
 
 class InflightError(Exception):

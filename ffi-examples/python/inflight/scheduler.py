@@ -7,7 +7,6 @@ import time
 import weakref
 from contextlib import contextmanager
 from ctypes import addressof, byref, c_size_t, c_void_p, cast, sizeof
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 
 from . import _structs as c
@@ -27,9 +26,18 @@ from ._library import (
     u32,
     u64,
 )
-from .enums import NO_TOKEN, BlockOpKind, EventKind, Finish, Policy, RowFlag, known
+from ._records import (
+    BlockOp,
+    PendingToken,
+    RequestResult,
+    RequestSnapshot,
+    Row,
+    SchedulerConfig,
+    SchedulerStats,
+)
+from .enums import NO_TOKEN, EventKind, Finish, known
 from .errors import ClosedError, InflightError, Status, argument_error
-from .request import CRequest, Request
+from .request import Request, given
 
 _schedule = lib.inflight_scheduler_schedule
 _commit = lib.inflight_scheduler_commit
@@ -37,57 +45,6 @@ _commit = lib.inflight_scheduler_commit
 _new_view, _VIEW = c.StepView.from_buffer_copy, bytes(prepared(c.StepView))
 _new_outputs, _OUTPUTS = c.OutputsView.from_buffer_copy, bytes(prepared(c.OutputsView))
 _new_samples, _SAMPLES = c.Samples.from_buffer_copy, bytes(prepared(c.Samples))
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """What a scheduler is made for: `inflight_scheduler_config`. None is the library's default."""
-
-    num_blocks: int
-    block_size: Optional[int] = None
-    max_num_seqs: Optional[int] = None
-    max_num_batched_tokens: Optional[int] = None
-    max_model_len: Optional[int] = None
-    max_waiting: Optional[int] = None
-    num_host_blocks: Optional[int] = None
-    long_prefill_token_threshold: Optional[int] = None
-    max_steps_in_flight: Optional[int] = None
-    prefix_cache: Optional[bool] = None
-    chunked_prefill: Optional[bool] = None
-    overlap: Optional[bool] = None
-    swap: Optional[bool] = None
-    policy: Optional[Policy] = None
-    bypass_bound: Optional[int] = None
-    bypass_lookahead: Optional[int] = None
-    max_padded_rows: Optional[int] = None
-    events: Optional[bool] = None
-
-
-class Row(NamedTuple):
-    """One request's share of a step, for where there is no numpy."""
-
-    request_id: int
-    num_tokens: int
-    num_computed: int
-    num_draft: int
-    num_output: int
-    flags: RowFlag
-
-
-class BlockOp(NamedTuple):
-    """A copy of a block that the device makes before anything else."""
-
-    kind: Union[BlockOpKind, int]
-    src: int
-    dst: int
-
-
-class PendingToken(NamedTuple):
-    """An input token that a step in flight samples."""
-
-    token: int
-    steps_back: int
-    logits: int
 
 
 if np is not None:
@@ -105,6 +62,20 @@ def _plain(octets: bytes, typecode: str) -> Any:
     return np.frombuffer(octets, _PLAIN[typecode]) if octets else np.empty(0, _PLAIN[typecode])
 
 
+def structs_of(octets: bytes, count: int, struct: Any, size: int) -> Any:
+    """Structs in bytes, each `size` of them: a newer library has larger ones."""
+    if size == sizeof(struct):
+        return (struct * count).from_buffer_copy(octets)
+    return [struct.from_buffer_copy(octets, at * size) for at in range(count)]
+
+
+def _structured(octets: bytes, count: int, struct: Any, size: int) -> Any:
+    """The same as a structured array."""
+    if not count:
+        return np.empty(0, _DTYPES[struct])
+    return np.ndarray((count,), _DTYPES[struct], octets, strides=(size,))
+
+
 class Step:
     """One iteration: which requests compute how many tokens, as a ragged batch.
 
@@ -114,7 +85,15 @@ class Step:
     library's own.
     """
 
-    __slots__ = ("_scheduler", "_handle", "view", "_ended", "_arrays")
+    __slots__ = (
+        "_scheduler",
+        "_handle",
+        "view",
+        "_ended",
+        "_arrays",
+        "_block_size",
+        "_num_kv_blocks",
+    )
 
     def __init__(self, scheduler: "Scheduler", handle: Handle, view: c.StepView) -> None:
         self._scheduler = scheduler
@@ -122,6 +101,9 @@ class Step:
         self.view = view
         self._ended = False
         self._arrays: Dict[str, Any] = {}
+        group = self._group()
+        self._block_size: int = group.block_size
+        self._num_kv_blocks: int = group.num_kv_blocks
 
     @property
     def ended(self) -> bool:
@@ -142,7 +124,12 @@ class Step:
     def _copied(self, name: str, count: int, itemsize: int) -> bytes:
         with self._scheduler._lock:
             self._check(name)
-            return copied(getattr(self.view, name), count, itemsize)
+            of = self.view if hasattr(self.view, name) else self._group()
+            return copied(getattr(of, name), count, itemsize)
+
+    def _group(self) -> c.Group:
+        """What the layers have of the cache: all of them the same."""
+        return c.Group.from_address(self.view.groups)
 
     def _array(self, name: str, count: int, typecode: str) -> Any:
         self._check(name)
@@ -152,12 +139,6 @@ class Step:
             self._arrays[name] = array
         return array
 
-    def _structs(self, name: str, count: int, struct: Any) -> Any:
-        octets = self._copied(name, count, sizeof(struct))
-        if np is not None:
-            return np.frombuffer(octets, _DTYPES[struct]) if count else np.empty(0, _DTYPES[struct])
-        return (struct * count).from_buffer_copy(octets)
-
     def _end(self) -> None:
         self._ended = True
         self._arrays = {}
@@ -166,20 +147,11 @@ class Step:
     def rows(self) -> Any:
         """Rows, `[num_rows]`: a structured array whose fields are those of `Row`. Without numpy a
         list of `Row`."""
-        rows = self._structs("rows", self.view.num_rows, c.Row)
+        count, size = self.view.num_rows, self.view.row_size
+        octets = self._copied("rows", count, size)
         if np is not None:
-            return rows
-        return [
-            Row(
-                r.request_id,
-                r.num_tokens,
-                r.num_computed,
-                r.num_draft,
-                r.num_output,
-                RowFlag(r.flags),
-            )
-            for r in rows
-        ]
+            return _structured(octets, count, c.Row, size)
+        return [Row._of(row) for row in structs_of(octets, count, c.Row, size)]
 
     @property
     def tokens(self) -> Any:
@@ -209,7 +181,8 @@ class Step:
     @property
     def kv_indices(self) -> Any:
         """Block tables of the rows, one after the other, `[num_kv_blocks]`."""
-        return self._array("kv_indices", self.view.num_kv_blocks, "I")
+        self._check("kv_indices")
+        return self._array("kv_indices", self._num_kv_blocks, "I")
 
     @property
     def kv_last_page_len(self) -> Any:
@@ -231,35 +204,23 @@ class Step:
         """All arrays in one buffer, header first, as kernels read it."""
         return self._array("packed", self.view.packed_size, "B")
 
+    def _records(self, name: str, count: int, struct: Any, size: int, record: Any) -> Any:
+        octets = self._copied(name, count, size)
+        return [record._of(of) for of in structs_of(octets, count, struct, size)]
+
     @property
     def pending(self) -> List[PendingToken]:
         """Input tokens that a step in flight samples; `tokens` has `NO_TOKEN` there."""
-        count = self.view.num_pending
-        if count == 0 and not self.ended:
-            return []
-        return [
-            (
-                PendingToken(int(p["token"]), int(p["steps_back"]), int(p["logits"]))
-                if np is not None
-                else PendingToken(p.token, p.steps_back, p.logits)
-            )
-            for p in self._structs("pending", count, c.PendingToken)
-        ]
+        view = self.view
+        count, size = view.num_pending, view.pending_size
+        return self._records("pending", count, c.PendingToken, size, PendingToken)
 
     @property
     def block_ops(self) -> List[BlockOp]:
         """Copies to make first, in order."""
-        count = self.view.num_block_ops
-        if count == 0 and not self.ended:
-            return []
-        return [
-            (
-                BlockOp(known(BlockOpKind, int(o["kind"])), int(o["src"]), int(o["dst"]))
-                if np is not None
-                else BlockOp(known(BlockOpKind, o.kind), o.src, o.dst)
-            )
-            for o in self._structs("block_ops", count, c.BlockOp)
-        ]
+        view = self.view
+        count, size = view.num_block_ops, view.block_op_size
+        return self._records("block_ops", count, c.BlockOp, size, BlockOp)
 
     id = property(lambda self: self.view.step_id, doc="Names the step.")
     num_rows = property(lambda self: self.view.num_rows, doc="Rows; 0 where nothing runs.")
@@ -267,7 +228,7 @@ class Step:
     num_tokens = property(lambda self: self.view.num_tokens, doc="Tokens.")
     num_sampling = property(lambda self: self.view.num_sampling, doc="Rows that sample.")
     num_logits = property(lambda self: self.view.num_logits, doc="Logits that are needed.")
-    block_size = property(lambda self: self.view.block_size, doc="Tokens a block.")
+    block_size = property(lambda self: self._block_size, doc="Tokens a block.")
     max_q_len = property(lambda self: self.view.max_q_len, doc="Most tokens of a row.")
     max_kv_len = property(lambda self: self.view.max_kv_len, doc="Most keys of a row.")
     num_running = property(lambda self: self.view.num_running, doc="Requests with a slot.")
@@ -286,41 +247,6 @@ class Step:
     def abandon(self) -> None:
         """Undoes the step, newest first: its tokens are computed again."""
         self._scheduler._abandon(self)
-
-
-def _time(nanoseconds: int) -> Optional[int]:
-    return None if nanoseconds == 2**64 - 1 else nanoseconds
-
-
-class RequestResult(NamedTuple):
-    """What a request has come to. Times are those given to `schedule`."""
-
-    first_scheduled_at: Optional[int]
-    """Of the step that first admitted it; None where none did."""
-    first_token_at: Optional[int]
-    """Of the step that sampled its first token; None where none has been committed."""
-    num_prompt: int
-    num_output: int
-    num_cached: int
-    """Tokens that it found in the prefix cache when it was first admitted."""
-    num_preemptions: int
-    num_drafts: int
-    """Draft tokens that were verified."""
-    num_accepted: int
-    """Draft tokens among them that were accepted."""
-
-    @classmethod
-    def _of(cls, r: c.RequestResult) -> "RequestResult":
-        return cls(
-            _time(r.first_scheduled_at),
-            _time(r.first_token_at),
-            r.num_prompt,
-            r.num_output,
-            r.num_cached,
-            r.num_preemptions,
-            r.num_drafts,
-            r.num_accepted,
-        )
 
 
 class Output(NamedTuple):
@@ -384,24 +310,25 @@ class Outputs:
         """The outputs as a structured array (with numpy): `request_id`, `first_token`,
         `num_tokens`, `finish`, `stop_token`, `result` (where it finished, an index into
         `results`)."""
-        dtype = _DTYPES[c.Output]
-        octets = self._copied("outputs", len(self), sizeof(c.Output))
-        return np.frombuffer(octets, dtype) if octets else np.empty(0, dtype)
+        size = self.view.output_size
+        octets = self._copied("outputs", len(self), size)
+        return _structured(octets, len(self), c.Output, size)
 
     @property
     def results(self) -> List[RequestResult]:
         """What the requests that finished have come to, in the order of their outputs."""
-        count = self.view.num_results
-        octets = self._copied("results", count, sizeof(c.RequestResult))
-        structs = (c.RequestResult * count).from_buffer_copy(octets)
+        count, size = self.view.num_results, self.view.result_size
+        octets = self._copied("results", count, size)
+        structs = structs_of(octets, count, c.RequestResult, size)
         return [RequestResult._of(result) for result in structs]
 
     def __iter__(self) -> Iterator[Output]:
         with self._scheduler._lock:  # all of the same commit
             tokens = self.tokens.tolist()
             results = self.results
-            octets = self._copied("outputs", len(self), sizeof(c.Output))
-        structs = (c.Output * len(self)).from_buffer_copy(octets)
+            size = self.view.output_size
+            octets = self._copied("outputs", len(self), size)
+        structs = structs_of(octets, len(self), c.Output, size)
         return iter(
             [
                 Output(
@@ -429,40 +356,6 @@ class Event(NamedTuple):
     stop_token: Optional[int]
     result: Optional[RequestResult]
     """What the request has come to, where it finished or was cancelled."""
-
-
-class SchedulerStats(NamedTuple):
-    """Counters since the scheduler was made, and its state now."""
-
-    steps: int
-    admissions: int
-    preemptions: int
-    finished: int
-    cancelled: int
-    output_tokens: int
-    prefix_queried_tokens: int
-    prefix_hit_tokens: int
-    evicted_blocks: int
-    num_running: int
-    num_waiting: int
-    num_free_blocks: int
-    num_free_host_blocks: int
-
-
-class RequestSnapshot(NamedTuple):
-    """A request at this moment."""
-
-    client: int
-    running: bool
-    num_prompt: int
-    num_output: int
-    num_computed: int
-    num_preemptions: int
-    num_cached: int
-    num_drafts: int
-    num_accepted: int
-    first_scheduled_at: Optional[int]
-    first_token_at: Optional[int]
 
 
 _ENDS = (EventKind.FINISHED, EventKind.CANCELLED)
@@ -503,8 +396,8 @@ class Scheduler(Guarded):
 
     def submit(self, request: Request) -> None:
         """Queues a request. Everything of it is copied."""
-        given = CRequest(request)
-        self._call(lib.inflight_scheduler_submit, byref(given.struct))
+        passed = given(request)
+        self._call(lib.inflight_scheduler_submit, byref(passed.struct))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request wherever it is. There is no event."""
@@ -519,6 +412,7 @@ class Scheduler(Guarded):
             u64(request_id, "request_id"),
             u32(keep_tokens, "keep_tokens"),
             byref(struct),
+            sizeof(struct),
         )
         return RequestResult._of(struct)
 
@@ -603,7 +497,11 @@ class Scheduler(Guarded):
             # Where a call fails, those before it are kept for the next.
             while count.value == _EVENTS_AT_ONCE:
                 self._call(
-                    lib.inflight_scheduler_events, addressof(buffer), _EVENTS_AT_ONCE, byref(count)
+                    lib.inflight_scheduler_events,
+                    addressof(buffer),
+                    sizeof(c.Event),
+                    _EVENTS_AT_ONCE,
+                    byref(count),
                 )
                 told = [
                     Event(
@@ -626,17 +524,13 @@ class Scheduler(Guarded):
         """Counters and state."""
         struct = prepared(c.SchedulerStats)
         self._call(lib.inflight_scheduler_get_stats, byref(struct))
-        return SchedulerStats(*(getattr(struct, name) for name in SchedulerStats._fields))
+        return SchedulerStats._of(struct)
 
     def request(self, request_id: int) -> RequestSnapshot:
         """A request at this moment."""
         struct = prepared(c.RequestSnapshot)
         self._call(lib.inflight_scheduler_get_request, u64(request_id, "request_id"), byref(struct))
-        values = {name: getattr(struct, name) for name in RequestSnapshot._fields}
-        values["running"] = bool(values["running"])
-        for name in ("first_scheduled_at", "first_token_at"):
-            values[name] = _time(values[name])
-        return RequestSnapshot(**values)
+        return RequestSnapshot._of(struct)
 
     def verify(self) -> None:
         """Checks every invariant: for tests."""
@@ -662,8 +556,8 @@ class Submitter(Closable):
 
     def submit(self, request: Request) -> None:
         """Hands over a request. Everything of it is copied."""
-        given = CRequest(request)
-        self._call(lib.inflight_submitter_submit, byref(given.struct))
+        passed = given(request)
+        self._call(lib.inflight_submitter_submit, byref(passed.struct))
 
     def cancel(self, request_id: int) -> None:
         """Asks for the end of a request; one that has ended already is no error."""

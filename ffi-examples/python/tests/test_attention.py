@@ -375,7 +375,11 @@ def test_scales_are_as_many_as_are_said(device):
     address = scales.ctypes.data
     misplaced(lambda: KVCache(k, v, k_scales=address, v_scales=address), "num_scales")
     cache = KVCache(k, v, k_scales=address, v_scales=address, num_scales=2)
-    assert (cache.struct.k_scales, cache.struct.num_scales) == (address, 2)
+    for side in (cache.struct.k, cache.struct.v):
+        assert (side.scales, side.scale_head_stride) == (address, 1)
+    misplaced(
+        lambda: KVCache(k, v, k_scales=address, v_scales=address, num_scales=3), "num_scales"
+    )
 
 
 def test_elements_that_kernels_cannot_read_are_refused(device):

@@ -96,7 +96,7 @@ def test_offsets_are_those_of_the_dump():
 
 
 def test_each_init_writes_the_size_that_this_package_has():
-    for name, struct in _library._PREPARED.items():
+    for name, struct in _structs.PREPARED.items():
         prepared = _library.prepared(struct)
         assert prepared.struct_size == ctypes.sizeof(struct), name
 
@@ -115,6 +115,7 @@ def test_constants_are_the_headers():
         "LAYOUT": enums.Layout,
         "ROPE_PAIRS": enums.RopePairs,
         "ROPE_SCALING": enums.RopeScaling,
+        "DLPACK": enums.DLPack,
     }
     for prefix, enum in groups.items():
         found = re.findall(rf"#define INFLIGHT_{prefix}_(\w+) (\d+)", HEADER)
@@ -140,7 +141,7 @@ def test_every_function_of_the_header_is_called_with_its_arguments():
             r"^inflight_status inflight_(\w+)\(([^;]*?)\);", HEADER, re.M | re.S
         )
     }
-    called = {name: [*arguments, ctypes.c_void_p] for name, arguments in _library._CALLS.items()}
+    called = {name: [*arguments, ctypes.c_void_p] for name, arguments in _structs.CALLS.items()}
     assert called == declared
     freed = re.findall(r"^void inflight_(\w+)_free\(", HEADER, re.M)
-    assert sorted(freed) == sorted(_library._FREED)
+    assert sorted(freed) == sorted(_structs.FREED)

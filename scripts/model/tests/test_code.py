@@ -113,30 +113,104 @@ class Ways(unittest.TestCase):
         self.assertIn(("decode", "loop", "ask"), kernels.rules())
 
 
+# The loop above as PTX: what its lines are from, and where that is inlined.
+PTX = """\
+.file 1 "x/csrc/decode.cuh"
+.file 2 "x/csrc/softmax.cuh"
+.file 3 "x/csrc/cuda.cuh"
+.loc 1 1 5
+mma.sync;
+.loc 2 7 3, function_name $L1, inlined_at 1 9 1
+mul.f32;
+.loc 3 3 1, function_name $L2, inlined_at 1 4 1
+cp.async;
+"""
+
+
 class Counts(unittest.TestCase):
-    def test_counts_take_the_place_of_the_rule(self):
-        rows = [("mma.sync.aligned.m16n8k16", "decode.cuh:1", 100), ("mul.f32", "softmax.cuh:7", 3),
-                ("ld.global.nc.u32", "step.cuh:9", 90), ("cp.async.cg.shared.global", "cuda.cuh:3", 100)]
-        text = "\n".join(f"k\tk.90.ptx\t{n}\tcsrc/{place}\t{op}\t{count}\t0" for n, (op, place, count) in enumerate(rows))
-        function = code(LOOP.replace("LDGSTS R7", "LDGSTS R7 ; cuda.cuh:3"))
-        f = flow.Flow(function)
-        head, = f.main_loops()
+    def setUp(self):
+        # LDGSTS of a line that is inlined elsewhere, too; the rescaling of a line without work.
+        text = LOOP.replace("LDGSTS R7", "LDGSTS R7 ; cuda.cuh:3").replace("HMMA R3", "HMMA R3 ; decode.cuh:1")
+        function = code(text)
+        outer = {"softmax.cuh": ("decode.cuh", 9), "cuda.cuh": ("decode.cuh", 4)}
+        for x in function.instructions:
+            x.lines += tuple(outer[file] for file, _ in x.lines if file in outer)
+        self.flow = flow.Flow(function)
+        self.head, = self.flow.main_loops()
 
-        def way(text: str):
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "1.tsv").write_text(text)
-                counts = coverage.read(Path(folder))["k"]
-            usual, rare = coverage.decisions(f, head, coverage.of_blocks(f, counts))
-            return [x.base for x in f.trace(f.loop_way(head, usual=usual, rare=rare))]
+    def counted(self, **executions):
+        """By the PTX's lines, of several processes."""
+        lines = {"mma": 5, "mul": 7, "copy": 9}
+        with tempfile.TemporaryDirectory() as folder:
+            for n in range(2):
+                rows = [f"inflight_k\tk.90.ptx\t{lines[what]}\tx:1\top\t{count}\t0" for what, count in executions.items()]
+                (Path(folder) / f"{n}.tsv").write_text("\n".join(rows))
+            (Path(folder) / "k.90.ptx").write_text(PTX)
+            return coverage.read(Path(folder), "k", "90", Path(folder))
 
-        self.assertIn("LDG", way(text))
-        self.assertNotIn("LDG", way(text.replace("\t90\t", "\t9\t")))
+    def way(self, counts, at_will=(), **rules):
+        shares = coverage.shares_of(self.flow, self.head, counts)
+        blocks = coverage.of_blocks(self.flow, self.head, shares)
+        usual, rare = coverage.decisions(self.flow, blocks, at_will)
+        return [x.base for x in self.flow.trace(self.flow.loop_way(self.head, usual=usual, rare=rare, **rules))]
+
+    def test_lines_of_ptx_have_a_chain(self):
+        self.assertEqual(coverage.chains(PTX)[7], (("softmax.cuh", 7), ("decode.cuh", 9)))
+        self.assertEqual(coverage.chains(PTX)[5], (("decode.cuh", 1),))
+
+    def test_counts_of_processes_are_added_and_told_by_turns(self):
+        counts = self.counted(mma=100, mul=3, copy=80)
+        self.assertEqual(counts[(("softmax.cuh", 7), ("decode.cuh", 9))], 6)
+        shares = coverage.shares_of(self.flow, self.head, counts)
+        self.assertEqual(sorted(shares.values()), [0.03, 0.8, 1.0])
+
+    def test_what_runs_in_every_turn_is_on_the_way_though_it_is_longer(self):
+        self.assertIn("FMUL", self.way(self.counted(mma=100, mul=100, copy=100)))
+        self.assertNotIn("FMUL", self.way(self.counted(mma=100, mul=3, copy=100)))
+
+    def test_what_was_not_counted_is_taken_to_run(self):
+        # The look-up, the skipped products' rest: nothing is known of them, so a block put in there is seen.
+        self.assertIn("LDG", self.way(self.counted(mma=100, mul=3, copy=100)))
+
+    def test_what_depends_on_lengths_is_left_to_the_rule(self):
+        counts = self.counted(mma=100, mul=100, copy=100)
+        self.assertNotIn("FMUL", self.way(counts, at_will={("softmax.cuh", 7)}))
+
+    def test_short_rows_say_nothing_of_what_is_seldom_run(self):
+        asked = [("softmax.cuh", 7)]
+        long, short = self.counted(mma=100, mul=3, copy=90), self.counted(mma=100, mul=3, copy=10)
+        blocks = [coverage.of_blocks(self.flow, self.head, coverage.shares_of(self.flow, self.head, x)) for x in (long, short)]
+        self.assertTrue(coverage.decisions(self.flow, blocks[0])[1])
+        self.assertEqual(coverage.decisions(self.flow, blocks[1])[1], set())
+        self.assertIn("FMUL", self.way(long, asked=asked))
+
+    def test_what_is_kept_is_read_again(self):
+        kept = {("k", "90"): {"abc1234": 1.0, "def5678": 0.25}, ("l", "80"): {"abc1234": 0.5}}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "counts.txt"
+            coverage.write(kept, path)
+            self.assertEqual(coverage.kept(path), kept)
+            (Path(folder) / "bad.txt").write_text("k 90\n")
+            with self.assertRaisesRegex(ValueError, "bad.txt:1"):
+                coverage.kept(Path(folder) / "bad.txt")
+
+    def test_keys_are_of_texts_and_not_of_numbers(self):
+        text = (kernels.CSRC / "attention/decode/decode.cuh").read_text().splitlines()
+        first, other = [n for n, line in enumerate(text, 1) if line.strip() == "}"][:2]
+        self.assertEqual(coverage.key((("decode.cuh", first),)), coverage.key((("decode.cuh", other),)))
+        self.assertNotEqual(coverage.key((("decode.cuh", 1),)), coverage.key((("softmax.cuh", 1),)))
 
     def test_a_row_that_is_not_one_is_refused_by_file_and_line(self):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "1.tsv").write_text("k\tx\n")
             with self.assertRaisesRegex(ValueError, "1.tsv:1"):
-                coverage.read(Path(folder))
+                coverage.read(Path(folder), "k", "90", Path(folder))
+
+    def test_both_sides_of_mixed_have_rules(self):
+        # A side asks its own family's, under names that paths.txt has.
+        for family in ("decode", "prefill"):
+            for way in ("masked", "rescale"):
+                self.assertIn((family, way, "ask"), kernels.rules())
 
 
 if __name__ == "__main__":

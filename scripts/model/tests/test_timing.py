@@ -1,8 +1,9 @@
-"""Time: chains, pipes, scoreboards, barriers, copies, occupancy, plans, and what `check` refuses."""
+"""Time: chains, pipes, scoreboards, barriers, copies, occupancy, plans, and where numbers are from."""
 
+import re
 import unittest
 
-from model import chips, launch, occupancy, plan, record, shapes, timing
+from model import chips, launch, occupancy, plan, shapes, timing
 from model.timing import Memory, Op, Player, play
 
 A100, H100 = chips.load()["a100-80g"], chips.load()["h100"]
@@ -105,47 +106,33 @@ class Plans(unittest.TestCase):
         self.assertEqual(shapes.spec("2q2k_32q1s1k").rows, ((2048, 2048),) * 2 + ((1, 1024),) * 32)
 
 
-class Check(unittest.TestCase):
-    OLD = {"k": {"instructions": 1000, "cycles": 2000, "cycles_alone": 1500, "blocks": 2, "registers": 180}}
-
-    def new(self, **changed):
-        return {"k": {**self.OLD["k"], **changed}}
-
-    def test_a_grown_kernel_fails(self):
-        self.assertEqual(record.compare("h100", self.OLD, self.new(), {}), ([], []))
-        self.assertEqual(record.compare("h100", self.OLD, self.new(instructions=1029), {}), ([], []))
-        for what, value in (("instructions", 1031), ("cycles", 2061), ("cycles_alone", 1546)):
-            breaches, _ = record.compare("h100", self.OLD, self.new(**{what: value}), {})
-            self.assertEqual(len(breaches), 1, what)
-            self.assertIn(f"{what} grew", breaches[0])
-
-    def test_fewer_blocks_fail_and_registers_do_not(self):
-        self.assertEqual(len(record.compare("h100", self.OLD, self.new(blocks=1), {})[0]), 1)
-        self.assertEqual(record.compare("h100", self.OLD, self.new(registers=255), {}), ([], []))
-
-    def test_a_reason_is_taken_and_may_not_outlive_its_cause(self):
-        accepted = {("k", "h100", "cycles"): "waits for a barrier that it lacked"}
-        breaches, remarks = record.compare("h100", self.OLD, self.new(cycles=2100), accepted)
-        self.assertEqual((breaches, len(remarks)), ([], 1))
-        self.assertEqual(len(record.compare("h100", self.OLD, self.new(), accepted)[0]), 1)
-
-    def test_a_kernel_without_a_record_fails(self):
-        self.assertEqual(len(record.compare("h100", {}, self.new(), {})[0]), 1)
-
-
 class Numbers(unittest.TestCase):
     def test_every_number_has_a_source_and_lies_in_its_range(self):
         for chip in chips.load().values():
             for key, entry in chip.entries.items():
                 if isinstance(entry, list):
-                    self.assertIn(entry[1], chip.sources, f"{chip.name} {key}")
+                    letter, how = chip.source(key)
+                    self.assertIn(letter, chip.sources, f"{chip.name} {key}")
                     least, value, most = chip.range(key)
                     self.assertTrue(least <= value <= most, f"{chip.name} {key}")
+                    if letter in ("X", "P"):
+                        self.assertTrue(least < most, f"{chip.name} {key}: assumed, and without a range")
+                    elif not how:
+                        # The source says it.
+                        said = {float(x.replace(",", "")) for x in re.findall(r"\d[\d,]*(?:\.\d+)?", chip.sources[letter])}
+                        self.assertTrue(said & {least, value, most}, f"{chip.name} {key}: {value} is not in {letter}")
+
+    def test_every_number_is_read(self):
+        code = "".join(path.read_text() for path in chips.DATA.parent.glob("*.py"))
+        for chip in chips.load().values():
+            for key in (key for key, entry in chip.entries.items() if isinstance(entry, list)):
+                self.assertTrue(re.search(rf"\.{key}\b|\"{key}\"", code), f"{chip.name} {key}")
 
     def test_kind_ends_are_faster(self):
         kind, worse = H100.extreme(True), H100.extreme(False)
         self.assertGreater(kind.ghz, worse.ghz)
-        self.assertLess(kind.f2fp, worse.f2fp)
+        self.assertLess(kind.f2fp_pack, worse.f2fp_pack)
+        self.assertGreater(kind.mufu_ahead, worse.mufu_ahead)
         self.assertEqual(kind.sms, worse.sms)
 
 

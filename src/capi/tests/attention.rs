@@ -14,16 +14,16 @@ use super::super::merge::*;
 use super::super::plan::*;
 use super::super::rope::*;
 use super::super::status::inflight_status;
-use super::super::step::inflight_block_op;
+use super::super::step::{inflight_block_op, inflight_group};
 use super::super::steps::*;
 use super::super::tensor::*;
-use super::{Numbers, done, field, refused};
+use super::{Numbers, at, done, field, refused};
 use crate::device::cpu::{Cpu, CpuConfig};
 use crate::kernels::rope::{RopeConfig, RopePairs};
 use crate::kernels::tensor::Shape;
 use crate::kernels::{
-    AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
-    TensorRef, cpu,
+    AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepArrays, StepLimits,
+    TensorMut, TensorRef, cpu,
 };
 use crate::types::BlockId;
 
@@ -71,33 +71,38 @@ fn limits() -> inflight_step_limits {
     }
 }
 
-fn batch() -> inflight_batch {
-    inflight_batch {
-        qo_indptr: QO.as_ptr(),
+fn group() -> inflight_group {
+    inflight_group {
         kv_indptr: KV.as_ptr(),
         kv_indices: TABLES.as_ptr(),
         kv_last_page_len: LAST.as_ptr(),
         slot_mapping: SLOTS.as_ptr(),
-        positions: POSITIONS.as_ptr(),
-        num_rows: 2,
-        num_tokens: TOKENS as u32,
         num_kv_blocks: 3,
         block_size: SIZE as u32,
+        ..inflight_group::initial()
+    }
+}
+
+fn batch() -> inflight_batch {
+    inflight_batch {
+        qo_indptr: QO.as_ptr(),
+        positions: POSITIONS.as_ptr(),
+        groups: at(group()),
+        num_rows: 2,
+        num_tokens: TOKENS as u32,
         ..inflight_batch::initial()
     }
 }
 
 fn tensor(data: *mut f32, tokens: usize, heads: usize) -> inflight_tensor {
-    let mut tensor = inflight_tensor {
-        data: data.cast(),
-        tokens: tokens as u64,
-        heads: heads as u32,
-        head_dim: DIM as u32,
-        dtype: INFLIGHT_DTYPE_F32,
-        ..inflight_tensor::NONE
-    };
+    let mut tensor = inflight_tensor::initial();
+    let (tokens, heads) = (tokens as u64, heads as u32);
     // SAFETY: the tensor is of this function.
-    done(|e| unsafe { inflight_tensor_set_strides(&raw mut tensor, e) });
+    done(|e| unsafe {
+        let (tensor, data) = (&raw mut tensor, data.cast());
+        let dim = DIM as u32;
+        inflight_tensor_set_contiguous(tensor, INFLIGHT_DTYPE_F32, data, tokens, heads, dim, e)
+    });
     tensor
 }
 
@@ -122,27 +127,15 @@ impl Aligned {
 const CACHE: usize = BLOCKS * SIZE * KV_HEADS * DIM;
 
 fn kv_cache(k: *mut f32, v: *mut f32) -> inflight_kv_cache {
-    let mut cache = inflight_kv_cache {
-        k: k.cast(),
-        v: v.cast(),
-        k_scales: ptr::null(),
-        v_scales: ptr::null(),
-        k_block_stride: 0,
-        k_token_stride: 0,
-        k_head_stride: 0,
-        v_block_stride: 0,
-        v_token_stride: 0,
-        v_head_stride: 0,
-        num_blocks: BLOCKS as u64,
-        block_size: SIZE as u32,
-        num_heads: KV_HEADS as u32,
-        head_dim: DIM as u32,
-        dtype: INFLIGHT_DTYPE_F32,
-        num_scales: 0,
-        reserved: [0; 9],
-    };
+    let mut cache = inflight_kv_cache::initial();
+    let (layout, dtype) = (INFLIGHT_LAYOUT_HND, INFLIGHT_DTYPE_F32);
+    let [blocks, size, heads, dim] = [BLOCKS, SIZE, KV_HEADS, DIM].map(|n| n as u32);
     // SAFETY: the cache is of this function.
-    done(|e| unsafe { inflight_kv_cache_set_strides(&raw mut cache, INFLIGHT_LAYOUT_HND, e) });
+    done(|e| unsafe {
+        let (cache, k, v) = (&raw mut cache, k.cast(), v.cast());
+        let blocks = blocks.into();
+        inflight_kv_cache_set_contiguous(cache, layout, dtype, k, v, blocks, size, heads, dim, e)
+    });
     cache
 }
 
@@ -235,9 +228,9 @@ fn a_step_gives_the_librarys_bits() {
         }),
     };
     cpu::append(&cpu, &mut cache, append).expect("appended");
-    let mut attention =
-        cpu::Attention::new(AttentionConfig::new(Q_HEADS, KV_HEADS, DIM, DType::F32))
-            .expect("attention");
+    let of = AttentionConfig::new(Q_HEADS, KV_HEADS, DIM, DType::F32);
+    let mut attention = cpu::Attention::new(&cpu, of, StepLimits::MAX).expect("attention");
+    let mut step = cpu::StepBuffer::new(StepLimits::MAX, &[&attention]).expect("a buffer");
     let tables = TABLES.map(BlockId);
     let rows = BatchView {
         qo_indptr: &QO,
@@ -246,9 +239,10 @@ fn a_step_gives_the_librarys_bits() {
         kv_last_page_len: &LAST,
         block_size: SIZE,
     };
-    attention.plan(&cpu, rows, BLOCKS).expect("a plan");
+    attention.plan(rows, BLOCKS, None).expect("a plan");
+    step.upload(&StepArrays::new(rows), &[&attention]).expect("uploaded");
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; TOKENS * Q_HEADS]);
-    let args = AttentionArgs {
+    let args = cpu::AttentionArgs {
         q: TensorRef::new(&turned, shape).expect("queries"),
         cache: &cache,
         scales: KvScales::NONE,
@@ -256,9 +250,8 @@ fn a_step_gives_the_librarys_bits() {
         lse: Some(&mut lse),
         alibi_slopes: Some(&slopes),
         sinks: Some(&sinks),
-        mask: None,
     };
-    attention.run(&cpu, args).expect("run");
+    attention.run(&step, 0, args).expect("run");
 
     // The same through the ABI.
     let of = inflight_rope_config { rotary_dim: DIM as u32, ..inflight_rope_config::initial() };
@@ -278,8 +271,8 @@ fn a_step_gives_the_librarys_bits() {
     };
     let cache = kv_cache(world.k.ptr(), world.v.ptr());
     let append = inflight_append_args {
-        k: tensor(new_k.as_mut_ptr(), TOKENS, KV_HEADS),
-        v: tensor(new_v.as_mut_ptr(), TOKENS, KV_HEADS),
+        k: at(tensor(new_k.as_mut_ptr(), TOKENS, KV_HEADS)),
+        v: at(tensor(new_v.as_mut_ptr(), TOKENS, KV_HEADS)),
         cache: &raw const cache,
         rope: &raw const turn,
         ..inflight_append_args::initial()
@@ -291,8 +284,8 @@ fn a_step_gives_the_librarys_bits() {
     assert_eq!((world.k.of(), world.v.of()), (k.of(), v.of()));
     let (mut out, mut sums) = (vec![f32::NAN; q.len()], vec![f32::NAN; lse.len()]);
     let args = inflight_attention_args {
-        q: queries,
-        o: tensor(out.as_mut_ptr(), TOKENS, Q_HEADS),
+        q: &raw const queries,
+        o: at(tensor(out.as_mut_ptr(), TOKENS, Q_HEADS)),
         cache: &raw const cache,
         lse: sums.as_mut_ptr(),
         alibi_slopes: slopes.as_ptr(),
@@ -314,7 +307,8 @@ fn a_step_gives_the_librarys_bits() {
     let args = inflight_merge_args {
         states: states.as_ptr(),
         num_states: 2,
-        o: tensor(merged.as_mut_ptr(), TOKENS, Q_HEADS),
+        state_size: size_of::<inflight_merge_state>(),
+        o: at(tensor(merged.as_mut_ptr(), TOKENS, Q_HEADS)),
         ..inflight_merge_args::initial()
     };
     // SAFETY: all is of this function.
@@ -333,9 +327,10 @@ fn every_field_of_a_run_is_checked() {
     let mut o = q.clone();
     let (attention, step) = (world.attention, world.step);
     let cache = kv_cache(world.k.ptr(), world.v.ptr());
+    let (q, o) = (tensor(q.as_mut_ptr(), TOKENS, Q_HEADS), tensor(o.as_mut_ptr(), TOKENS, Q_HEADS));
     let good = inflight_attention_args {
-        q: tensor(q.as_mut_ptr(), TOKENS, Q_HEADS),
-        o: tensor(o.as_mut_ptr(), TOKENS, Q_HEADS),
+        q: &raw const q,
+        o: &raw const o,
         cache: &raw const cache,
         ..inflight_attention_args::initial()
     };
@@ -348,7 +343,6 @@ fn every_field_of_a_run_is_checked() {
     world.plan(batch());
     done(run(good));
     assert_eq!(field(run_on(good, 64 as *mut c_void)), "stream");
-    let q = good.q;
     let tensors = [
         inflight_tensor { data: ptr::null_mut(), ..q },
         inflight_tensor { data: q.data.wrapping_byte_add(1), ..q },
@@ -361,15 +355,21 @@ fn every_field_of_a_run_is_checked() {
         inflight_tensor { head_dim: 8, ..q },
         inflight_tensor { dtype: 0, ..q },
         inflight_tensor { dtype: INFLIGHT_DTYPE_F16, ..q },
-        inflight_tensor { reserved: 1, ..q },
     ];
     for bad in tensors {
+        let bad = &raw const bad;
         assert_eq!(field(run(inflight_attention_args { q: bad, ..good })), "q", "{bad:?}");
         assert_eq!(field(run(inflight_attention_args { o: bad, ..good })), "o", "{bad:?}");
     }
-    let overlapping = inflight_tensor { token_stride: 8, ..good.o };
+    let newer = at(inflight_tensor { reserved: 1, ..q });
+    assert_eq!(field(run(inflight_attention_args { q: newer, ..good })), "reserved");
+    let older = at(inflight_tensor { struct_size: 8, ..q });
+    let sized = refused(run(inflight_attention_args { o: older, ..good }));
+    assert_eq!(sized, (inflight_status::StructSize, "o".to_owned()));
+    assert_eq!(field(run(inflight_attention_args { o: ptr::null(), ..good })), "o");
+    let overlapping = at(inflight_tensor { token_stride: 8, ..o });
     assert_eq!(field(run(inflight_attention_args { o: overlapping, ..good })), "o");
-    let odd = good.q.data.wrapping_byte_add(2).cast::<f32>();
+    let odd = q.data.wrapping_byte_add(2).cast::<f32>();
     assert_eq!(field(run(inflight_attention_args { lse: odd, ..good })), "lse");
     assert_eq!(field(run(inflight_attention_args { alibi_slopes: odd, ..good })), "alibi_slopes");
     assert_eq!(field(run(inflight_attention_args { sinks: odd, ..good })), "sinks");
@@ -381,31 +381,35 @@ fn every_field_of_a_run_is_checked() {
         "alibi_slopes"
     );
     let scale = [1.0_f32];
+    let k = |array| inflight_kv_cache { k: array, ..cache };
+    let v = |array| inflight_kv_cache { v: array, ..cache };
+    type Array = inflight_kv_array;
+    let scaled = Array { scales: scale.as_ptr().cast(), ..cache.k };
     for (bad, name) in [
-        (inflight_kv_cache { k: ptr::null_mut(), ..cache }, "cache.k"),
-        (inflight_kv_cache { v: cache.v.wrapping_byte_add(4), ..cache }, "cache.v"),
-        (inflight_kv_cache { k_block_stride: -1, ..cache }, "cache.k"),
-        (inflight_kv_cache { v_token_stride: 3, ..cache }, "cache.v"),
-        (inflight_kv_cache { k_head_stride: 0, ..cache }, "cache.k"),
+        (k(Array { data: ptr::null_mut(), ..cache.k }), "cache.k"),
+        (v(Array { data: cache.v.data.wrapping_byte_add(4), ..cache.v }), "cache.v"),
+        (v(cache.k), "cache.v"),
+        (k(Array { block_stride: -1, ..cache.k }), "cache.k"),
+        (v(Array { token_stride: 3, ..cache.v }), "cache.v"),
+        (k(Array { head_stride: 0, ..cache.k }), "cache.k"),
         (inflight_kv_cache { num_blocks: 0, ..cache }, "cache.num_blocks"),
         (inflight_kv_cache { num_blocks: u64::MAX, ..cache }, "cache.num_blocks"),
         (inflight_kv_cache { num_blocks: 7, ..cache }, "cache"),
         (inflight_kv_cache { block_size: 0, ..cache }, "cache.block_size"),
         (inflight_kv_cache { block_size: 2, ..cache }, "cache"),
         (inflight_kv_cache { num_heads: 1, ..cache }, "cache"),
-        (inflight_kv_cache { head_dim: 12, ..cache }, "cache.head_dim"),
-        (inflight_kv_cache { dtype: 9, ..cache }, "cache.dtype"),
-        (inflight_kv_cache { num_scales: 1, ..cache }, "cache.num_scales"),
-        (
-            inflight_kv_cache {
-                num_scales: 1,
-                k_scales: scale.as_ptr(),
-                v_scales: scale.as_ptr(),
-                ..cache
-            },
-            "cache.num_scales",
-        ),
-        (inflight_kv_cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..cache }, "cache.reserved"),
+        (k(Array { head_dim: 8, ..cache.k }), "cache.v.head_dim"),
+        (v(Array { head_dim: 8, ..cache.v }), "cache.v.head_dim"),
+        (k(Array { dtype: 9, ..cache.k }), "cache.k.dtype"),
+        (v(Array { dtype: INFLIGHT_DTYPE_F16, ..cache.v }), "cache.v.dtype"),
+        (k(scaled), "cache.k.scales"),
+        (v(Array { scales: scale.as_ptr().cast(), ..cache.v }), "cache.v.scales"),
+        (k(Array { scale_head_stride: 2, ..scaled }), "cache.k.scale_head_stride"),
+        (k(Array { scale_token_stride: 1, ..cache.k }), "cache.k.scales"),
+        (k(Array { scale_dtype: INFLIGHT_DTYPE_F16, ..cache.k }), "cache.k.scale_dtype"),
+        (v(Array { scale_elements: 16, ..cache.v }), "cache.v.scale_elements"),
+        (k(Array { reserved: [0, 1], ..cache.k }), "cache.k.reserved"),
+        (v(Array { reserved: [1, 0], ..cache.v }), "cache.v.reserved"),
     ] {
         let args = inflight_attention_args { cache: &raw const bad, ..good };
         assert_eq!(field(run(args)), name, "{bad:?}");
@@ -434,32 +438,44 @@ fn every_array_of_a_batch_is_checked() {
     let back = [0_u32, 5, 4];
     let many = [9_u32, 6, 1];
     let last = [5_u32, 3];
+    let one = group();
+    let of = |group| inflight_batch { groups: at(group), ..good };
+    type Group = inflight_group;
     for (bad, name) in [
         (inflight_batch { qo_indptr: ptr::null(), ..good }, "qo_indptr"),
-        (inflight_batch { kv_indptr: ptr::null(), ..good }, "kv_indptr"),
-        (inflight_batch { kv_indices: ptr::null(), ..good }, "kv_indices"),
-        (inflight_batch { kv_last_page_len: ptr::null(), ..good }, "kv_last_page_len"),
+        (of(Group { kv_indptr: ptr::null(), ..one }), "kv_indptr"),
+        (of(Group { kv_indices: ptr::null(), ..one }), "kv_indices"),
+        (of(Group { kv_last_page_len: ptr::null(), ..one }), "kv_last_page_len"),
         (inflight_batch { qo_indptr: long.as_ptr(), ..good }, "num_tokens"),
         (inflight_batch { qo_indptr: back.as_ptr(), num_tokens: 4, ..good }, "qo_indptr"),
-        (inflight_batch { kv_indptr: back.as_ptr(), ..good }, "kv_indptr"),
-        (inflight_batch { kv_indptr: long.as_ptr(), ..good }, "kv_indices"),
-        (inflight_batch { kv_indices: many.as_ptr(), ..good }, "kv_indices"),
-        (inflight_batch { kv_last_page_len: last.as_ptr(), ..good }, "kv_last_page_len"),
-        (inflight_batch { num_kv_blocks: 2, ..good }, "kv_indices"),
-        (inflight_batch { block_size: 0, ..good }, "block_size"),
+        (of(Group { kv_indptr: back.as_ptr(), ..one }), "kv_indptr"),
+        (of(Group { kv_indptr: long.as_ptr(), ..one }), "kv_indices"),
+        (of(Group { kv_indices: many.as_ptr(), ..one }), "kv_indices"),
+        (of(Group { kv_last_page_len: last.as_ptr(), ..one }), "kv_last_page_len"),
+        (of(Group { num_kv_blocks: 2, ..one }), "kv_indices"),
+        (of(Group { block_size: 0, ..one }), "block_size"),
+        (inflight_batch { groups: ptr::null(), ..good }, "groups"),
+        (inflight_batch { num_groups: 0, ..good }, "num_groups"),
+        (inflight_batch { num_groups: 2, ..good }, "num_groups"),
+        (inflight_batch { reserved: 1, ..good }, "reserved"),
     ] {
         assert_eq!(field(plan(bad, 8)), name, "{bad:?}");
     }
+    let unsized_group = of(Group { struct_size: 8, ..one });
+    let sized = refused(plan(unsized_group, 8));
+    assert_eq!(sized, (inflight_status::StructSize, "groups".to_owned()));
     assert_eq!(field(plan(good, 6)), "kv_indices");
     // One entry more than the limits have, in rows that are short.
-    let (tables, starts, one) = ([1_u32; 33], [[0_u32, 17, 33], [0, 16, 32]], [1_u32, 1]);
-    let short = |starts: &[u32; 3]| inflight_batch {
-        kv_indptr: starts.as_ptr(),
-        kv_indices: tables.as_ptr(),
-        num_kv_blocks: starts[2],
-        kv_last_page_len: one.as_ptr(),
-        block_size: 1,
-        ..good
+    let (tables, starts, ones) = ([1_u32; 33], [[0_u32, 17, 33], [0, 16, 32]], [1_u32, 1]);
+    let short = |starts: &[u32; 3]| {
+        of(Group {
+            kv_indptr: starts.as_ptr(),
+            kv_indices: tables.as_ptr(),
+            num_kv_blocks: starts[2],
+            kv_last_page_len: ones.as_ptr(),
+            block_size: 1,
+            ..one
+        })
     };
     assert_eq!(field(plan(short(&starts[0]), 8)), "limits");
     // As many as there may be, all of them one block, which a table may name again and again.
@@ -556,9 +572,9 @@ fn blocks_move_as_the_library_moves_them() {
     let ops = [[0, 1, 2], [1, 2, 0], [2, 0, 7], [0, 7, 1]]
         .map(|[kind, src, dst]| inflight_block_op { kind, src, dst });
     let run = |ops: &[inflight_block_op]| {
-        let (start, len) = (ops.as_ptr(), ops.len());
+        let (start, size, len) = (ops.as_ptr(), size_of_val(&ops[0]), ops.len());
         // SAFETY: there are so many operations.
-        move |e| unsafe { inflight_block_mover_run(mover, start, len, ptr::null_mut(), e) }
+        move |e| unsafe { inflight_block_mover_run(mover, start, size, len, ptr::null_mut(), e) }
     };
     done(run(&ops));
     let block = CACHE / BLOCKS;

@@ -53,7 +53,15 @@ impl Cache {
             let mut len = 0;
             // SAFETY: there are so many.
             done(|e| unsafe {
-                inflight_cache_take_ops(self.0, some.as_mut_ptr(), some.len(), &raw mut len, e)
+                let size = size_of_val(&some[0]);
+                inflight_cache_take_ops(
+                    self.0,
+                    some.as_mut_ptr(),
+                    size,
+                    some.len(),
+                    &raw mut len,
+                    e,
+                )
             });
             all.extend(some[..len].iter().map(|op| [op.kind, op.src, op.dst]));
             if len < some.len() {
@@ -333,7 +341,7 @@ fn what_cannot_be_is_refused() {
         done(|e| inflight_cache_register(c, seq, huge, e));
         done(|e| inflight_cache_unregister(c, seq, huge, e));
         assert_eq!(
-            field(|e| inflight_cache_take_ops(c, ptr::null_mut(), 1, &raw mut taken, e)),
+            field(|e| inflight_cache_take_ops(c, ptr::null_mut(), 12, 1, &raw mut taken, e)),
             "ops"
         );
         assert_eq!(refused(|e| inflight_cache_reset(c, e)).0, inflight_status::OutOfBlocks);

@@ -44,7 +44,7 @@ fn arrays_become_tensors() {
     let mut data = [0.0_f32; 64];
     let (mut shape, mut strides) = ([2, 2, 8], [32, 8, 1]);
     let start = data.as_mut_ptr();
-    let mut out = inflight_tensor::NONE;
+    let mut out = inflight_tensor::initial();
     let mut see = |managed: &Versioned, write| {
         let from = ptr::from_ref(managed).cast();
         let out = &raw mut out;
@@ -118,7 +118,7 @@ fn types_are_those_of_the_kernels() {
     ] {
         let tensor = array(data.as_mut_ptr(), &mut shape, ptr::null_mut());
         let managed = versioned(Tensor { code, bits, ..tensor });
-        let (from, mut out) = ((&raw const managed).cast(), inflight_tensor::NONE);
+        let (from, mut out) = ((&raw const managed).cast(), inflight_tensor::initial());
         // SAFETY: all is of this function.
         done(|e| unsafe { inflight_tensor_from_dlpack(device, from, 1, 0, &raw mut out, e) });
         assert_eq!(out.dtype, dtype);
@@ -138,16 +138,15 @@ fn arrays_become_caches() {
     let v = versioned(array(start.wrapping_add(64), &mut shape, strides.as_mut_ptr()));
     let mut out = None;
     let see = |k: &Versioned, v: &Versioned, layout| {
-        let mut cache = std::mem::MaybeUninit::uninit();
+        let mut cache = inflight_kv_cache::initial();
         let (k, v) = (ptr::from_ref(k).cast(), ptr::from_ref(v).cast());
         move |e, out: &mut Option<inflight_kv_cache>| {
             // SAFETY: all is of this function.
             let status = unsafe {
-                inflight_kv_cache_from_dlpack(device, k, v, 1, layout, cache.as_mut_ptr(), e)
+                inflight_kv_cache_from_dlpack(device, k, v, 1, layout, &raw mut cache, e)
             };
             if status == super::inflight_status::Ok {
-                // SAFETY: written by a call that works.
-                *out = Some(unsafe { cache.assume_init() });
+                *out = Some(cache);
             }
             status
         }
@@ -156,10 +155,10 @@ fn arrays_become_caches() {
         let mut call = see(&k, &v, layout);
         done(|e| call(e, &mut out));
         let cache = out.expect("a cache");
-        assert_eq!((cache.num_blocks, cache.num_heads, cache.k_block_stride), (4, heads, 128));
-        assert_eq!(cache.v, start.wrapping_add(64).cast::<c_void>());
+        assert_eq!((cache.num_blocks, cache.num_heads, cache.k.block_stride), (4, heads, 128));
+        assert_eq!(cache.v.data, start.wrapping_add(64).cast::<c_void>());
         let nhd = layout == INFLIGHT_LAYOUT_NHD;
-        assert_eq!(cache.k_token_stride, if nhd { 16 } else { 8 });
+        assert_eq!(cache.k.token_stride, if nhd { 16 } else { 8 });
     }
     let mut other = [4, 4, 1, 8];
     let small = versioned(Tensor { shape: other.as_mut_ptr(), ..v.tensor });
@@ -189,6 +188,7 @@ fn tensors_become_arrays() {
     let device = device();
     let (mut data, mut released) = ([0.0_f32; 64], 0_u32);
     let tensor = inflight_tensor {
+        struct_size: size_of::<inflight_tensor>(),
         data: data.as_mut_ptr().cast(),
         tokens: 3,
         token_stride: 16,
@@ -209,7 +209,7 @@ fn tensors_become_arrays() {
     let seen = unsafe { *managed };
     assert_eq!((seen.version, seen.flags, seen.tensor.ndim), ([1, 1], 1, 3));
     assert_eq!((seen.tensor.code, seen.tensor.bits, seen.tensor.lanes), (2, 32, 1));
-    let mut back = inflight_tensor::NONE;
+    let mut back = inflight_tensor::initial();
     // SAFETY: as above.
     done(|e| unsafe { inflight_tensor_from_dlpack(device, out, 1, 0, &raw mut back, e) });
     assert_eq!(format!("{back:?}"), format!("{tensor:?}"));

@@ -15,6 +15,11 @@ fn text(from: &[c_char]) -> String {
     from.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect()
 }
 
+/// A struct where arguments can point to it, for as long as the tests run.
+fn at<T>(of: T) -> *const T {
+    Box::leak(Box::new(of))
+}
+
 /// Makes a call that works.
 #[track_caller]
 fn done(call: impl FnOnce(*mut inflight_error) -> inflight_status) {

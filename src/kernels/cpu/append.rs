@@ -123,13 +123,19 @@ pub(crate) fn check_queries_apart<T: PartialEq>(
     Ok(())
 }
 
+/// Refuses what no head has so many pairs for.
+pub(crate) fn check_rotary_dim(rotary_dim: usize, head_dim: usize) -> Result<()> {
+    if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+        let reason = format!("{rotary_dim} is not even and within 2 to {head_dim}");
+        return Err(Error::argument("rotary_dim", reason));
+    }
+    Ok(())
+}
+
 impl Rope<'_> {
     fn check(&self, tokens: usize, head_dim: usize) -> Result<()> {
         let dim = self.rotary_dim;
-        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
-            let reason = format!("{dim} is not even and within 2 to {head_dim}");
-            return Err(Error::argument("rotary_dim", reason));
-        }
+        check_rotary_dim(dim, head_dim)?;
         if !self.cos_sin.len().is_multiple_of(dim) {
             let reason = format!("{} numbers are no rows of {dim}", self.cos_sin.len());
             return Err(Error::argument("cos_sin", reason));

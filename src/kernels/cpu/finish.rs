@@ -30,6 +30,7 @@ pub(super) struct Finished<'a> {
 /// Outputs can be read; the part's rows and states are the caller's to write.
 pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, done: &Finished<'_>) {
     let unit = kernels.unit * KvScales::of(call.v_scale, done.head);
+    let row = call.rows.row(part.row);
     for m in 0..done.sum.len() {
         let q_head = done.head * call.group + m % call.group;
         let from = done.outputs.wrapping_add(m * done.stride);
@@ -37,8 +38,7 @@ pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, don
         // SAFETY: the caller vouches for the row, and for where it goes.
         unsafe {
             if part.partial == Part::WHOLE {
-                let token = call.rows[part.row as usize].first_token
-                    + (part.q_start as usize + m / call.group);
+                let token = row.first_token + (part.q_start as usize + m / call.group);
                 write(kernels, call, token, q_head, from, unit, [largest, sum, done.factor]);
             } else {
                 let nth = state_row(call, part.partial, part.num_heads, done.nth_head, m);
@@ -56,12 +56,12 @@ pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, don
 /// The states are complete, and the tile's rows are the caller's to write.
 pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
     let per_part = merge.q_len * merge.num_heads;
+    let of = call.rows.row(merge.row);
     for m in 0..merge.q_len as usize * call.group {
-        let token =
-            call.rows[merge.row as usize].first_token + (merge.q_start as usize + m / call.group);
+        let token = of.first_token + (merge.q_start as usize + m / call.group);
         for nth_head in 0..merge.num_heads as usize {
             let head = merge.head as usize + nth_head;
-            let factor = logits(kernels, call, &call.rows[merge.row as usize], head).factor();
+            let factor = logits(kernels, call, &of, head).factor();
             let q_head = head * call.group + m % call.group;
             let state = |part: u32| {
                 let first = merge.partial + part * per_part;

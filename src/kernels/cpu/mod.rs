@@ -1,12 +1,12 @@
-//! The kernels on processors.
+//! The kernels on processors, safe to call: they take slices and views of them.
 //!
 //! ```
 //! use inflight::device::cpu::{Cpu, CpuConfig};
-//! use inflight::kernels::cpu::{Append, Attention, append};
+//! use inflight::kernels::cpu::{Append, Attention, AttentionArgs, StepBuffer, append};
 //! use inflight::kernels::tensor::Shape;
 //! use inflight::kernels::{
-//!     AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, TensorMut,
-//!     TensorRef,
+//!     AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, StepArrays, StepLimits,
+//!     TensorMut, TensorRef,
 //! };
 //! use inflight::BlockId;
 //!
@@ -22,7 +22,9 @@
 //! let slots = [12, 13, 14, 15, 24];
 //! append(&cpu, &mut cache, Append::new(rows, rows, &slots))?;
 //!
-//! let mut attention = Attention::new(AttentionConfig::new(4, 2, 16, DType::F32))?;
+//! let (config, limits) = (AttentionConfig::new(4, 2, 16, DType::F32), StepLimits::MAX);
+//! let mut attention = Attention::new(&cpu, config, limits)?;
+//! let mut step = StepBuffer::new(limits, &[&attention])?;
 //! let batch = BatchView {
 //!     qo_indptr: &[0, 5],
 //!     kv_indptr: &[0, 2],
@@ -31,9 +33,10 @@
 //!     block_size: 4,
 //! };
 //! // Once a step; then once a layer:
-//! attention.plan(&cpu, batch, layout.num_blocks)?;
+//! attention.plan(batch, layout.num_blocks, None)?;
+//! step.upload(&StepArrays::new(batch), &[&attention])?;
 //! let (q, mut o) = (vec![1.0_f32; 5 * 4 * 16], vec![0.0_f32; 5 * 4 * 16]);
-//! attention.run(&cpu, AttentionArgs {
+//! attention.run(&step, 0, AttentionArgs {
 //!     q: TensorRef::new(&q, Shape::contiguous(5, 4, 16))?,
 //!     cache: &cache,
 //!     scales: KvScales::NONE,
@@ -41,12 +44,12 @@
 //!     lse: None,
 //!     alibi_slopes: None,
 //!     sinks: None,
-//!     mask: None,
 //! })?;
 //! assert!(o.iter().all(|x| (x - 0.5).abs() < 1e-6));
 //! # Ok::<(), inflight::Error>(())
 //! ```
 
+mod addresses;
 mod append;
 mod attention;
 mod blocks;
@@ -59,10 +62,13 @@ mod merge;
 mod part;
 mod simd;
 mod softmax;
+mod step;
 
-#[cfg(feature = "cuda-driver")]
-pub(crate) use append::check_queries_apart;
+pub(crate) use addresses::{merge_at, move_blocks_at};
 pub use append::{Append, Rope, append};
-pub use attention::Attention;
+#[cfg(feature = "cuda-driver")]
+pub(crate) use append::{check_queries_apart, check_rotary_dim};
+pub use attention::{Attention, AttentionArgs};
 pub use blocks::move_blocks;
 pub use merge::{State, merge};
+pub use step::StepBuffer;

@@ -8,7 +8,7 @@ use super::finish::{Finished, finish};
 use super::gemm::{Into, ROW_WORDS, Rows, round_up};
 use super::simd::MAX_LANES;
 use super::softmax::{Logits, RowView, Scores};
-use crate::kernels::{DType, KvScales};
+use crate::kernels::{BatchView, DType, KvScales, Mask};
 use crate::plan::Part;
 use crate::types::BlockId;
 
@@ -50,23 +50,41 @@ pub(super) struct Pages {
 
 /// A row of the batch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct BatchRow {
+pub(super) struct BatchRow<'a> {
     /// Its first query token in the batch.
     pub(super) first_token: usize,
     pub(super) q_len: u32,
     pub(super) kv_len: u32,
-    /// Where its block table begins.
-    pub(super) table: usize,
+    table: &'a [BlockId],
     /// Its mask: first byte, and keys covered.
-    pub(super) mask: (usize, u32),
+    mask: (usize, u32),
+}
+
+/// The rows of a step, where it was packed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepRows<'a> {
+    pub(super) batch: BatchView<'a>,
+    pub(super) mask: Option<Mask<'a>>,
+}
+
+impl<'a> StepRows<'a> {
+    pub(super) fn row(&self, row: u32) -> BatchRow<'a> {
+        let BatchView { qo_indptr, kv_indptr, kv_indices, .. } = self.batch;
+        let row = row as usize;
+        BatchRow {
+            first_token: qo_indptr[row] as usize,
+            q_len: qo_indptr[row + 1] - qo_indptr[row],
+            kv_len: self.batch.kv_len(row),
+            table: &kv_indices[kv_indptr[row] as usize..kv_indptr[row + 1] as usize],
+            mask: self.mask.map_or((0, 0), |m| (m.indptr[row] as usize, m.widths[row])),
+        }
+    }
 }
 
 /// What all parts of a call share.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
-    pub(super) rows: &'a [BatchRow],
-    pub(super) tables: &'a [BlockId],
-    pub(super) block_size: usize,
+    pub(super) rows: StepRows<'a>,
     pub(super) num_q_heads: usize,
     pub(super) group: usize,
     pub(super) head_dim: usize,
@@ -80,7 +98,6 @@ pub(super) struct Call<'a> {
     pub(super) v_scale: &'a [f32],
     pub(super) alibi: Option<&'a [f32]>,
     pub(super) sinks: Option<&'a [f32]>,
-    pub(super) mask: &'a [u8],
     pub(super) q: Operand,
     pub(super) o: Operand,
     /// `[tokens, num_q_heads]`, or null.
@@ -181,7 +198,7 @@ pub(super) unsafe fn run(
 
 /// Fills in what each query row of a part sees. Rows are token by token, heads of the group within.
 fn view_rows(call: &Call<'_>, part: &Part, head: usize, views: &mut [RowView]) {
-    let row = &call.rows[part.row as usize];
+    let row = call.rows.row(part.row);
     let bytes = row.mask.1.div_ceil(8) as usize;
     for (m, view) in views.iter_mut().enumerate() {
         let token = part.q_start + (m / call.group) as u32;
@@ -199,16 +216,17 @@ fn view_rows(call: &Call<'_>, part: &Part, head: usize, views: &mut [RowView]) {
 }
 
 /// Bytes to each of `keys` keys of a row.
-fn offsets(call: &Call<'_>, row: &BatchRow, first: u32, end: u32, out: [&mut Vec<usize>; 2]) {
+fn offsets(call: &Call<'_>, row: &BatchRow<'_>, first: u32, end: u32, out: [&mut Vec<usize>; 2]) {
     let [k, v] = out;
     k.clear();
     v.clear();
-    let mut index = row.table + first as usize / call.block_size;
-    let mut within = first as usize % call.block_size;
+    let block_size = call.rows.batch.block_size;
+    let mut index = first as usize / block_size;
+    let mut within = first as usize % block_size;
     let mut left = (end - first) as usize;
     while left > 0 {
-        let block = call.tables[index].index();
-        let here = left.min(call.block_size - within);
+        let block = row.table[index].index();
+        let here = left.min(block_size - within);
         let (k0, v0) = (block * call.k.block, block * call.v.block);
         k.extend((within..within + here).map(|token| k0 + token * call.k.token));
         v.extend((within..within + here).map(|token| v0 + token * call.v.token));
@@ -220,7 +238,7 @@ fn offsets(call: &Call<'_>, row: &BatchRow, first: u32, end: u32, out: [&mut Vec
 pub(super) fn logits<'a>(
     kernels: &Kernels,
     call: &Call<'a>,
-    row: &BatchRow,
+    row: &BatchRow<'_>,
     head: usize,
 ) -> Logits<'a> {
     let k_scale = KvScales::of(call.k_scale, head);
@@ -228,7 +246,7 @@ pub(super) fn logits<'a>(
         scale: call.scale * k_scale * kernels.unit,
         soft_cap: call.soft_cap,
         alibi: call.alibi.is_some(),
-        mask: if row.mask.1 == 0 { &[] } else { call.mask },
+        mask: call.rows.mask.filter(|_| row.mask.1 > 0).map_or(&[], |mask| mask.bits),
         mask_start: row.kv_len - row.mask.1,
     }
 }
@@ -244,7 +262,7 @@ unsafe fn few(
     next: Option<&Part>,
     scratch: &mut Scratch,
 ) {
-    let row = &call.rows[part.row as usize];
+    let row = &call.rows.row(part.row);
     let rows = part.q_len as usize * call.group;
     let padded = dot::padded_rows(rows);
     let heads = part.num_heads as usize;
@@ -301,7 +319,7 @@ unsafe fn few(
             _ => (part, after),
         };
         let end = from.kv_end.min(first.saturating_add(step));
-        offsets(call, &call.rows[from.row as usize], first, end, [k_next, v_next]);
+        offsets(call, &call.rows.row(from.row), first, end, [k_next, v_next]);
         let mut ahead = ahead(call, from, [k_next, v_next], runs);
         for head in 0..heads {
             let h = part.head as usize + head;
@@ -432,7 +450,7 @@ unsafe fn many(
     head: usize,
     scratch: &mut Scratch,
 ) {
-    let row = &call.rows[part.row as usize];
+    let row = &call.rows.row(part.row);
     let rows = part.q_len as usize * call.group;
     let padded = round_up(rows, kernels.block_rows);
     let panel = kernels.panel;

@@ -5,44 +5,11 @@ use std::sync::Arc;
 use super::params::{self, inflight_append_params};
 use super::shapes;
 use super::step::StepBuffer;
-use super::tensor::{DeviceCache, DeviceTensor};
 use crate::device::cuda::{Cuda, CudaStream, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
-use crate::kernels::DType;
-use crate::kernels::cpu::check_queries_apart;
+use crate::kernels::cpu::{check_queries_apart, check_rotary_dim};
 use crate::kernels::rope::RopePairs;
-
-/// Rotary position embedding, applied to new keys and, in place, to queries; positions are the
-/// step's.
-#[derive(Clone, Copy, Debug)]
-pub struct Rope {
-    /// Address of the table, f32 `[max_position, rotary_dim]`: the cosines of a position's
-    /// `rotary_dim / 2` angles, then their sines; see
-    /// [`RopeConfig::table`](crate::kernels::rope::RopeConfig::table).
-    pub cos_sin: u64,
-    /// Positions that the table has. Tokens at later ones are left out, queries too.
-    pub max_position: u32,
-    /// Elements of a head that are rotated, its first; even, at most `head_dim`.
-    pub rotary_dim: usize,
-    /// Which elements make a pair.
-    pub pairs: RopePairs,
-    /// Queries to rotate as well, of the type of `k`.
-    pub q: Option<DeviceTensor>,
-}
-
-/// New keys and values.
-#[derive(Clone, Copy, Debug)]
-pub struct AppendArgs {
-    /// New keys: `[tokens, num_kv_heads, head_dim]`, f16 or bf16. In capture there are the limits'
-    /// `max_tokens` of them, as there are of values and queries.
-    pub k: DeviceTensor,
-    /// New values, like `k`.
-    pub v: DeviceTensor,
-    /// Where they go, to the step's slots.
-    pub cache: DeviceCache,
-    /// Rotation of keys before they are stored.
-    pub rope: Option<Rope>,
-}
+use crate::kernels::{AppendArgs, DType};
 
 /// The kernel that appends, loaded: for new keys of one type and caches of one type.
 #[derive(Debug)]
@@ -81,9 +48,8 @@ impl Append {
     /// are those of the [processor's kernel](crate::kernels::cpu::append).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the field of `args`, or `step` where it has no slots, no
-    /// positions for a rotation, or slots beyond the cache; what the driver refuses. Nothing is
-    /// written then.
+    /// [`Error::InvalidArgument`] naming the field of `args`, or `slot_mapping` or `positions` where
+    /// the step's are missing or beyond the cache; what the driver refuses. Nothing is written then.
     ///
     /// # Safety
     /// * This work is ordered behind the step's upload, and before any later upload to that buffer.
@@ -169,29 +135,11 @@ impl Append {
             tensor.check_room(field, tokens, capturing)?;
             tensor.check(field, self.new, tokens, heads, dim)?;
         }
-        if !step.has_slots() {
-            return Err(Error::argument("step", "was uploaded without slot_mapping"));
-        }
-        let (block_size, blocks) = step.slots();
-        if tokens > 0 && block_size != layout.block_size {
-            let reason = format!("has blocks of {}, the step of {block_size}", layout.block_size);
-            return Err(Error::argument("cache", reason));
-        }
-        if blocks > layout.num_blocks {
-            let has = layout.num_blocks;
-            let reason = format!("names a slot of block {}, the cache has {has}", blocks - 1);
-            return Err(Error::argument("step", reason));
-        }
+        step.uploaded().check_append(layout, args.rope.is_some())?;
         let Some(rope) = args.rope else { return Ok(()) };
-        if rope.rotary_dim == 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > dim {
-            let reason = format!("{} is not even and within 2 to {dim}", rope.rotary_dim);
-            return Err(Error::argument("rotary_dim", reason));
-        }
+        check_rotary_dim(rope.rotary_dim, dim)?;
         if rope.cos_sin == 0 || rope.cos_sin % 16 != 0 {
             return Err(Error::argument("cos_sin", "is null, or not at a multiple of 16 bytes"));
-        }
-        if !step.has_positions() {
-            return Err(Error::argument("step", "was uploaded without positions"));
         }
         if let Some(q) = rope.q {
             q.check_room("q", tokens, capturing)?;

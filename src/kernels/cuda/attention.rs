@@ -1,19 +1,17 @@
 //! Varlen paged attention on a GPU.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mixed::{Fusion, Mixed};
-use super::pack::StepLimits;
 use super::params::{self, inflight_attention_params, inflight_mixed_params};
 use super::sides::Side;
 use super::step::StepBuffer;
-use super::tensor::{DeviceCache, DeviceTensor};
-use super::workspace::{Loaded, Scratch, Workspace};
+use super::workspace::{Loaded, Scratch};
 use crate::device::cuda::{Cuda, CudaStream};
 use crate::error::{Error, Result};
 use crate::kernels::attention::check_not_in_place;
-use crate::kernels::{AttentionConfig, BatchView, Mask};
+use crate::kernels::planned::Planned;
+use crate::kernels::{AttentionArgs, AttentionConfig, BatchView, Mask, StepLimits, Workspace};
 use crate::plan::{Extent, Plan, PlanConfig};
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
@@ -42,55 +40,9 @@ pub struct Attention {
     /// Queries of a row that `decode` takes at most.
     few: u32,
     scratch: Scratch,
-    mask: OwnedMask,
-    has_mask: bool,
-    extents: Vec<Extent>,
-    planned: Option<Planned>,
-}
-
-/// What was planned last.
-#[derive(Clone, Copy, Debug)]
-struct Planned {
-    generation: u64,
-    num_tokens: usize,
-    num_blocks: usize,
-    block_size: usize,
-    /// Whether it is for one launch.
+    planned: Planned,
+    /// Whether the plans made last are for one launch.
     fused: bool,
-}
-
-#[derive(Debug, Default)]
-struct OwnedMask {
-    bits: Vec<u8>,
-    indptr: Vec<u32>,
-    widths: Vec<u32>,
-}
-
-/// What one layer's attention reads and writes, in device memory.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionArgs {
-    /// Queries: `[tokens, num_q_heads, head_dim]`. Tokens beyond the step's are not looked at. In
-    /// capture there are the limits' `max_tokens` of them, as there are of `o`, since a replay may
-    /// have a larger step.
-    pub q: DeviceTensor,
-    /// The layer's K and V, this step's already appended.
-    pub cache: DeviceCache,
-    /// Outputs: type of `q`, and its shape with any strides.
-    pub o: DeviceTensor,
-    /// Address of the LSE, f32 `[tokens, num_q_heads]`; 0 for none.
-    pub lse: u64,
-    /// Address of ALiBi slopes, f32, one a query head; 0 for none.
-    pub alibi_slopes: u64,
-    /// Address of sink logits, f32, one a query head; 0 for none.
-    pub sinks: u64,
-}
-
-impl AttentionArgs {
-    /// Plain: no LSE, slopes or sinks.
-    #[must_use]
-    pub fn new(q: DeviceTensor, cache: DeviceCache, o: DeviceTensor) -> Self {
-        Self { q, cache, o, lse: 0, alibi_slopes: 0, sinks: 0 }
-    }
 }
 
 impl Attention {
@@ -167,10 +119,8 @@ impl Attention {
             mixed,
             few,
             scratch,
-            mask: OwnedMask::default(),
-            has_mask: false,
-            extents: Vec::new(),
-            planned: None,
+            planned: Planned::default(),
+            fused: false,
         })
     }
 
@@ -195,12 +145,12 @@ impl Attention {
     /// Whether the plans made last are for one launch.
     #[must_use]
     pub fn is_fused(&self) -> bool {
-        self.planned.is_some_and(|planned| planned.fused)
+        self.fused
     }
 
     /// Forgets the plan made last.
     pub(crate) fn forget_plan(&mut self) {
-        self.planned = None;
+        self.planned.forget();
     }
 
     /// Divides a step's work among thread blocks, for caches of at least `num_blocks` blocks. The
@@ -215,43 +165,14 @@ impl Attention {
         num_blocks: usize,
         mask: Option<Mask<'_>>,
     ) -> Result<()> {
-        self.planned = None;
-        batch.check(num_blocks)?;
-        self.extents.clear();
-        self.extents.extend((0..batch.num_rows()).map(|row| Extent {
-            q_len: batch.qo_indptr[row + 1] - batch.qo_indptr[row],
-            kv_len: batch.kv_len(row),
-        }));
-        let longest = self.extents.iter().map(|e| e.kv_len as usize).max().unwrap_or(0);
-        let limits = &self.limits;
-        let sizes = [
-            ("rows", batch.num_rows(), limits.max_rows),
-            ("tokens", batch.num_tokens(), limits.max_tokens),
-            ("keys in a row", longest, limits.max_kv_len),
-            ("bytes of mask", mask.map_or(0, |mask| mask.bits.len()), limits.max_mask_bytes),
-        ];
-        if let Some((what, has, most)) = sizes.into_iter().find(|&(_, has, most)| has > most) {
-            let reason = format!("{has} {what}, and the plan is made for {most}");
-            return Err(Error::argument("limits", reason));
-        }
-        if let Some(mask) = mask {
-            mask.check(self.extents.iter().map(|e| (e.q_len, e.kv_len)))?;
-            self.mask.bits.clear();
-            self.mask.bits.extend_from_slice(mask.bits);
-            self.mask.indptr.clear();
-            self.mask.indptr.extend_from_slice(mask.indptr);
-            self.mask.widths.clear();
-            self.mask.widths.extend_from_slice(mask.widths);
-        }
-        // Without bits it hides nothing, and buffers for steps without masks have no room for it.
-        self.has_mask = mask.is_some_and(|mask| !mask.bits.is_empty());
+        self.planned.begin(&self.limits, &batch, num_blocks, mask)?;
         let few = self.few;
         let of = |extent: &Extent, decode: bool| match (extent.q_len <= few) == decode {
             true => *extent,
             // A row without queries has no parts.
             false => Extent { q_len: 0, ..*extent },
         };
-        let (extents, sides) = (&self.extents, [&mut self.decode, &mut self.prefill]);
+        let (extents, sides) = (self.planned.extents(), [&mut self.decode, &mut self.prefill]);
         let rows = [true, false].map(|decode| extents.iter().map(move |e| of(e, decode)));
         let shares = match &self.mixed {
             Some(mixed) => mixed.divide(
@@ -264,13 +185,8 @@ impl Attention {
         for ((side, rows), shares) in sides.into_iter().zip(rows).zip(shares.unwrap_or(own)) {
             side.plan.make(&PlanConfig { shares, ..side.config }, rows)?;
         }
-        self.planned = Some(Planned {
-            generation: next_generation(),
-            num_tokens: batch.num_tokens(),
-            num_blocks,
-            block_size: batch.block_size,
-            fused: shares.is_some(),
-        });
+        self.fused = shares.is_some();
+        self.planned.finish();
         Ok(())
     }
 
@@ -299,20 +215,7 @@ impl Attention {
         group: usize,
         args: &AttentionArgs,
     ) -> Result<()> {
-        let Some(planned) = self.planned else {
-            return Err(Error::argument("plan", "there is none: plan a step first"));
-        };
-        let Some(uploaded) = step.generation(group) else {
-            let reason = format!("{group} is not one of those uploaded with the step");
-            let nothing = step.generation(0).is_none();
-            return Err(match nothing {
-                true => Error::argument("step", "holds no plan: upload one"),
-                false => Error::argument("group", reason),
-            });
-        };
-        if uploaded != planned.generation {
-            return Err(Error::argument("step", "does not hold the plan made last as this group"));
-        }
+        self.planned.check_uploaded(step.uploaded(), group)?;
         if stream.cuda().context() != self.cuda().context() {
             return Err(Error::argument("stream", "is one of another device than the kernels"));
         }
@@ -320,14 +223,14 @@ impl Attention {
             return Err(Error::argument("step", "is on another device than the kernels"));
         }
         let capturing = stream.is_capturing()?;
-        self.check(&planned, args, capturing)?;
+        self.check(args, capturing)?;
         // By the limits and not the step: a row's bits must not depend on others' masks.
         let masks = self.limits.max_mask_bytes > 0;
         let general = masks || self.is_general(args);
         let sides = [&self.decode, &self.prefill];
         let [decode, prefill] = [0, 1].map(|nth| self.params(step, args, group, nth));
         if let Some(mixed) = &self.mixed
-            && (planned.fused || capturing && mixed.always)
+            && (self.fused || capturing && mixed.always)
         {
             let kernel = if general { &mixed.general } else { &mixed.plain };
             // A replay may have plans that are not for one launch, and more blocks.
@@ -421,32 +324,17 @@ impl Attention {
         }
     }
 
-    fn check(&self, planned: &Planned, args: &AttentionArgs, capturing: bool) -> Result<()> {
-        let AttentionConfig { num_q_heads, num_kv_heads, head_dim, q_dtype, kv_dtype, .. } =
-            self.config;
+    fn check(&self, args: &AttentionArgs, capturing: bool) -> Result<()> {
+        let AttentionConfig { num_q_heads, head_dim, q_dtype, .. } = self.config;
         // A graph may be replayed with the largest step.
-        let tokens = if capturing { self.limits.max_tokens } else { planned.num_tokens };
+        let tokens = if capturing { self.limits.max_tokens } else { self.planned.num_tokens };
         for (field, tensor) in [("q", &args.q), ("o", &args.o)] {
             tensor.check_room(field, tokens, capturing)?;
             tensor.check(field, q_dtype, tokens, num_q_heads, head_dim)?;
         }
         check_not_in_place(tokens, args.q.address(), args.o.address())?;
-        let layout = args.cache.layout();
-        if (layout.dtype, layout.num_heads, layout.head_dim) != (kv_dtype, num_kv_heads, head_dim) {
-            let reason = format!(
-                "{} heads of {} {}, not {num_kv_heads} of {head_dim} {kv_dtype}",
-                layout.num_heads, layout.head_dim, layout.dtype
-            );
-            return Err(Error::argument("cache", reason));
-        }
-        let (blocks, size) = (planned.num_blocks, planned.block_size);
-        if layout.num_blocks < blocks || layout.block_size != size {
-            let reason = format!(
-                "{} blocks of {}, planned for {blocks} of {size}",
-                layout.num_blocks, layout.block_size
-            );
-            return Err(Error::argument("cache", reason));
-        }
+        args.cache.check_on_gpu()?;
+        self.planned.check_cache(&self.config, args.cache.layout())?;
         for (field, address) in
             [("lse", args.lse), ("alibi_slopes", args.alibi_slopes), ("sinks", args.sinks)]
         {
@@ -468,36 +356,14 @@ impl Attention {
         bytes(&self.decode) + bytes(&self.prefill)
     }
 
+    /// What was planned last.
+    pub(crate) fn planned(&self) -> &Planned {
+        &self.planned
+    }
+
     /// Its plans, each with the step's mask.
-    pub(super) fn plans(&self) -> impl Iterator<Item = (&Plan, Option<Mask<'_>>)> {
-        let OwnedMask { bits, indptr, widths } = &self.mask;
-        let mask = self.has_mask.then_some(Mask { bits, indptr, widths });
+    pub(super) fn plans(&self) -> impl Iterator<Item = (&Plan, Option<Mask<'_>>)> + Clone {
+        let mask = self.planned.mask();
         [&self.decode, &self.prefill].into_iter().map(move |side| (&side.plan, mask))
     }
-
-    /// A number that no other plan has.
-    pub(super) fn generation(&self) -> u64 {
-        self.planned.map_or(0, |planned| planned.generation)
-    }
-
-    /// Blocks that the plan made last is for.
-    pub(super) fn num_blocks(&self) -> Option<usize> {
-        self.planned.map(|planned| planned.num_blocks)
-    }
-
-    /// Whether the plan made last is of this batch, as far as lengths go.
-    pub(super) fn is_planned_for(&self, batch: &BatchView<'_>) -> bool {
-        let row = |(row, extent): (usize, &Extent)| {
-            let q_len = batch.qo_indptr[row + 1] - batch.qo_indptr[row];
-            *extent == Extent { q_len, kv_len: batch.kv_len(row) }
-        };
-        self.planned.is_some_and(|planned| planned.block_size == batch.block_size)
-            && self.extents.len() == batch.num_rows()
-            && self.extents.iter().enumerate().all(row)
-    }
-}
-
-fn next_generation() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use super::params::{self, inflight_copy_array, inflight_copy_params};
-use super::tensor::DeviceCache;
 use crate::cache::BlockOp;
 use crate::device::cuda::{
     Cuda, CudaBuffer, CudaEvent, CudaStream, Kernel, Kernels, Launch, PinnedBuffer,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{KvLayout, KvStrides};
+use crate::kernels::{DeviceCache, KvLayout, KvStrides};
 
 /// Operations of one launch at most.
 const MOST: usize = 4096;
@@ -224,6 +223,7 @@ fn check(device: &[DeviceCache], host: &[DeviceCache]) -> Result<u64> {
     for (field, caches) in [("device", device), ("host", host)] {
         let blocks = |cache: &DeviceCache| cache.layout().num_blocks;
         let Some(one) = caches.first() else { continue };
+        one.check_on_gpu()?;
         let odd = caches
             .iter()
             .position(|cache| shape(cache) != shape(first) || blocks(cache) != blocks(one));

@@ -3,20 +3,10 @@
 use std::sync::Arc;
 
 use super::params::{self, inflight_merge_params};
-use super::tensor::DeviceTensor;
 use crate::device::cuda::{Cuda, CudaStream, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
-use crate::kernels::DType;
-use crate::kernels::tensor::Shape;
-
-/// The attention of the same queries over some of the keys.
-#[derive(Clone, Copy, Debug)]
-pub struct State {
-    /// Outputs: `[tokens, heads, head_dim]`.
-    pub o: DeviceTensor,
-    /// Address of the LSE: f32 `[tokens, heads]`.
-    pub lse: u64,
-}
+use crate::kernels::tensor::{DeviceTensor, Shape};
+use crate::kernels::{DType, State};
 
 /// The kernel that merges, loaded: for outputs of one type.
 #[derive(Debug)]

@@ -4,21 +4,25 @@
 //! blocks, on the host. **Upload**: [`StepBuffer::upload`] packs batch and plans into page-locked
 //! memory and queues one copy. **Run**: [`Attention::run`], [`Append::run`] and the others queue
 //! kernels, once a layer; they never allocate, wait or load, so a stream may be in capture. A graph
-//! captured once is replayed with any later step within its [`StepLimits`]: kernels find everything
-//! through the one buffer.
+//! captured once is replayed with any later step within its
+//! [`StepLimits`](crate::kernels::StepLimits): kernels find everything through the one buffer.
 //!
-//! Types here have the names of those of [`cpu`](crate::kernels::cpu): import the modules.
+//! [`kernels`](crate::kernels) has types of the same names that are for any device: they are what a
+//! program uses that is not for GPUs alone.
 //!
 //! ```no_run
 //! use inflight::BlockId;
 //! use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
 //! use inflight::kernels::tensor::Shape;
-//! use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout, cuda};
+//! use inflight::kernels::{
+//!     AppendArgs, AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceTensor,
+//!     KvLayout, StepArrays, StepLimits, cuda,
+//! };
 //!
 //! let (q_heads, kv_heads, dim) = (8, 2, 128);
 //! let device = Cuda::new(0)?;
 //! let stream = CudaStream::new(&device)?;
-//! let limits = cuda::StepLimits {
+//! let limits = StepLimits {
 //!     max_rows: 8,
 //!     max_tokens: 64,
 //!     max_blocks: 64,
@@ -39,10 +43,10 @@
 //! let tensor = |buffer: &CudaBuffer, heads| {
 //!     let shape = Shape::contiguous(64, heads, dim);
 //!     // SAFETY: the buffer has as many elements, and lives longer than the work.
-//!     unsafe { cuda::DeviceTensor::new(buffer.address(), DType::Bf16, shape) }
+//!     unsafe { DeviceTensor::new(buffer.address(), DType::Bf16, shape) }
 //! };
 //! // SAFETY: as above.
-//! let cache = unsafe { cuda::DeviceCache::new(k.address(), v.address(), layout, None) }?;
+//! let cache = unsafe { DeviceCache::new(k.address(), v.address(), layout, None) }?;
 //!
 //! // Two rows: a prompt of 3 tokens in block 5, and the 18th token of a sequence in 7 and 9.
 //! let batch = BatchView {
@@ -54,16 +58,16 @@
 //! };
 //! let slots = [80, 81, 82, 9 * 16 + 1];
 //! attention.plan(batch, 32, None)?;
-//! let arrays = cuda::StepArrays { batch, slot_mapping: &slots, positions: &[], tokens: &[] };
+//! let arrays = StepArrays { batch, slot_mapping: &slots, positions: &[], tokens: &[] };
 //! step.upload(&stream, &arrays, &[&attention])?;
 //!
 //! // Once a layer; here as a graph, which computes any later step within the limits.
 //! let (k, v) = (tensor(&new_k, kv_heads), tensor(&new_v, kv_heads));
-//! let args = cuda::AttentionArgs::new(tensor(&q, q_heads), cache, tensor(&o, q_heads));
+//! let args = AttentionArgs::new(tensor(&q, q_heads), cache, tensor(&o, q_heads));
 //! let mut graph = stream.capture(|stream| {
 //!     // SAFETY: everything above outlives the graph, and one stream orders all work.
 //!     unsafe {
-//!         append.run(stream, &step, &cuda::AppendArgs { k, v, cache, rope: None })?;
+//!         append.run(stream, &step, &AppendArgs { k, v, cache, rope: None })?;
 //!         attention.run(stream, &step, 0, &args)
 //!     }
 //! })?;
@@ -83,19 +87,9 @@
 mod append;
 mod attention;
 mod blocks;
+mod loaded;
 mod merge;
 mod mixed;
-mod pack;
-#[allow(
-    missing_docs,
-    non_camel_case_types,
-    rustdoc::broken_intra_doc_links,
-    clippy::allow_attributes_without_reason,
-    clippy::unnecessary_operation,
-    clippy::identity_op,
-    reason = "names and comments are those of csrc/kernel_params.h"
-)]
-pub mod params;
 mod shapes;
 mod sides;
 mod step;
@@ -104,16 +98,16 @@ mod workspace;
 
 use std::ffi::CString;
 
-pub use append::{Append, AppendArgs, Rope};
-pub use attention::{Attention, AttentionArgs};
+pub use append::Append;
+pub use attention::Attention;
 pub use blocks::BlockMover;
-pub use merge::{Merge, State};
+pub(crate) use loaded::Loaded;
+pub use merge::Merge;
 pub use mixed::Fusion;
-pub use pack::{StepArrays, StepLimits};
 pub use shapes::HEAD_DIMS;
 pub use step::StepBuffer;
-pub use tensor::{DeviceCache, DeviceScales, DeviceTensor};
-pub use workspace::Workspace;
+
+use crate::params;
 
 /// The kernel of a file that is named after it.
 fn kernel_name(file: &str) -> CString {

@@ -4,11 +4,10 @@
 
 use std::ffi::CString;
 
-use super::pack::StepLimits;
 use super::shapes::{self, Row};
 use crate::device::cuda::{CudaDeviceInfo, Kernel, Kernels, Launch};
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionConfig, DType};
+use crate::kernels::{AttentionConfig, DType, StepLimits};
 use crate::plan::{Costs, Plan, PlanBounds, PlanConfig};
 
 /// One of the two kernels, and its part of a step.

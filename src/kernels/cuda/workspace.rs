@@ -3,58 +3,22 @@
 use std::sync::Arc;
 
 use super::mixed::{Fusion, Mixed};
-use super::pack::StepLimits;
 use super::sides::{Side, Sides};
 use crate::device::cuda::{Cuda, CudaBuffer, CudaStream, Kernels, check_alignment, check_pointer};
 use crate::error::{Error, Result};
-use crate::kernels::AttentionConfig;
-
-/// Device memory of the caller's for what an [`Attention`](super::Attention) keeps of split tiles
-/// within a run.
-///
-/// It may hold anything: a run reads nothing there that it has not written. So attentions that run
-/// one after another may share it, whatever their configurations, and between runs it may serve for
-/// something else. It is as large as the largest of them asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Workspace {
-    address: u64,
-    bytes: usize,
-}
+use crate::kernels::{AttentionConfig, StepLimits, Workspace};
 
 impl Workspace {
-    /// The `bytes` from `address` on, a multiple of 16.
-    ///
-    /// # Safety
-    /// Until all work of the attentions made with it is done, and whenever a graph that such work
-    /// was recorded in is launched, these bytes are memory that the device can read and write, and
-    /// from a run's beginning to its end nobody else writes there.
-    #[must_use]
-    pub unsafe fn new(address: u64, bytes: usize) -> Self {
-        Self { address, bytes }
-    }
-
-    /// Its address.
-    #[must_use]
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Whether kernels of the device can use the first `needed` bytes, as far as the driver says.
     pub(super) fn check(&self, cuda: &Cuda, needed: usize) -> Result<()> {
-        if self.bytes < needed {
-            let reason = format!("are {}, and {needed} are needed", self.bytes);
+        if self.bytes() < needed {
+            let reason = format!("are {}, and {needed} are needed", self.bytes());
             return Err(Error::argument("workspace.bytes", reason));
         }
         let Some(last) = needed.checked_sub(1) else { return Ok(()) };
-        check_alignment("workspace", self.address, &[])?;
-        check_pointer(cuda, "workspace", self.address)?;
-        let Some(last) = self.address.checked_add(last as u64) else {
+        check_alignment("workspace", self.address(), &[])?;
+        check_pointer(cuda, "workspace", self.address())?;
+        let Some(last) = self.address().checked_add(last as u64) else {
             return Err(Error::argument("workspace", "does not fit the memory"));
         };
         check_pointer(cuda, "workspace", last)
@@ -173,7 +137,7 @@ impl Scratch {
 
     /// Addresses of a side's outputs, of its maxima and sums, and of its counters.
     pub(super) fn addresses(&self, prefill: bool) -> [u64; 3] {
-        let base = self.workspace.address;
+        let base = self.workspace.address();
         let ([o, ml], merges) = match prefill {
             true => (self.states.prefill, self.decode_merges),
             false => ([0, 0], 0),

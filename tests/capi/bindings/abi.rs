@@ -59,20 +59,15 @@ pub(super) fn structs() -> Vec<Struct> {
     structs
 }
 
-/// A constant on record.
-pub(super) fn constant(name: &str) -> usize {
-    let record = record();
-    let line = record.lines().find_map(|line| line.strip_prefix(&format!("constant {name} = ")));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no constant {name}"))
-}
-
-/// The statuses on record: "INFLIGHT_STATUS_CLOSED", 110.
-pub(super) fn statuses() -> Vec<(String, i32)> {
-    let record = record();
-    let values = record.lines().filter_map(|line| line.strip_prefix("    INFLIGHT_STATUS_"));
-    let of = |value: &str| {
-        let (name, number) = value.split_once(" = ").expect("a number follows");
-        (name.to_owned(), number.parse().expect("a number"))
-    };
-    values.map(of).collect()
+/// What copies them byte by byte reads all of them.
+#[test]
+fn structs_that_grow_have_no_padding() {
+    for of in structs().iter().filter(|of| of.has_size()) {
+        let mut at = 0;
+        for field in &of.fields {
+            assert_eq!(field.start, at, "{}.{}", of.name, field.name);
+            at = field.end;
+        }
+        assert_eq!(at, of.size, "{}", of.name);
+    }
 }

@@ -1,9 +1,10 @@
 //! A case: everything in memory that a call reads, made from a [`Spec`].
 
 use inflight::device::cpu::Cpu;
-use inflight::kernels::cpu::Attention;
+use inflight::kernels::cpu::{Attention, AttentionArgs, StepBuffer};
 use inflight::kernels::{
-    self, AttentionArgs, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, KvStrides,
+    self, AttentionConfig, BatchView, DType, KvCache, KvLayout, KvScales, KvStrides, StepArrays,
+    StepLimits,
 };
 use inflight::{BlockId, Error};
 
@@ -443,12 +444,20 @@ impl Case {
         }
     }
 
-    pub(crate) fn attention(&self) -> Attention {
-        Attention::new(self.spec.config).expect("a sound configuration")
+    pub(crate) fn kernel_mask(&self) -> Option<kernels::Mask<'_>> {
+        self.mask.as_ref().map(|mask| kernels::Mask {
+            bits: &mask.bits,
+            indptr: &mask.indptr,
+            widths: &mask.widths,
+        })
     }
 
-    pub(crate) fn plan(&self, cpu: &Cpu, attention: &mut Attention) -> Result<(), Error> {
-        attention.plan(cpu, self.batch(), self.cache.layout.num_blocks)
+    pub(crate) fn attention(&self, cpu: &Cpu) -> OnCpu {
+        OnCpu::new(cpu, self.spec.config)
+    }
+
+    pub(crate) fn plan(&self, on: &mut OnCpu) -> Result<(), Error> {
+        on.plan(self.batch(), self.cache.layout.num_blocks, self.kernel_mask())
     }
 
     /// An output full of poison.
@@ -458,16 +467,11 @@ impl Case {
     }
 
     /// The layer of the step planned, into a poisoned output; nothing else may be written.
-    pub(crate) fn execute(
-        &mut self,
-        cpu: &Cpu,
-        attention: &mut Attention,
-        with_lse: bool,
-    ) -> Result<Answer, Error> {
+    pub(crate) fn execute(&mut self, on: &OnCpu, with_lse: bool) -> Result<Answer, Error> {
         let (mut o, n) = (self.output(), self.num_tokens() * self.spec.config.num_q_heads);
         let poison = f32::from_bits(u32::MAX);
         let mut lse = vec![poison; n + 3];
-        let result = self.call(cpu, attention, &mut o, with_lse.then_some(&mut lse[..]));
+        let result = self.call(on, &mut o, with_lse.then_some(&mut lse[..]));
         assert!(lse[n..].iter().all(|x| x.to_bits() == u32::MAX), "written past the LSE");
         if result.is_err() {
             assert!(o.is_untouched() && lse.iter().all(|x| x.to_bits() == u32::MAX));
@@ -479,16 +483,10 @@ impl Case {
 
     pub(crate) fn call(
         &mut self,
-        cpu: &Cpu,
-        attention: &mut Attention,
+        on: &OnCpu,
         o: &mut Tokens,
         lse: Option<&mut [f32]>,
     ) -> Result<(), Error> {
-        let mask = self.mask.as_ref().map(|mask| kernels::Mask {
-            bits: &mask.bits,
-            indptr: &mask.indptr,
-            widths: &mask.widths,
-        });
         let args = AttentionArgs {
             q: self.q.view(),
             cache: &self.cache.view(),
@@ -497,22 +495,52 @@ impl Case {
             lse,
             alibi_slopes: self.alibi.as_deref(),
             sinks: self.sinks.as_deref(),
-            mask,
         };
-        attention.run(cpu, args)
+        on.run(args)
     }
 
     /// Plan and run.
     pub(crate) fn answer(&mut self, cpu: &Cpu) -> Answer {
-        let mut attention = self.attention();
+        let mut on = self.attention(cpu);
         let what = format!("{cpu:?}, {:?}", self.spec);
-        self.plan(cpu, &mut attention).unwrap_or_else(|error| panic!("{error}: {what}"));
-        let answer = self.execute(cpu, &mut attention, true);
+        self.plan(&mut on).unwrap_or_else(|error| panic!("{error}: {what}"));
+        let answer = self.execute(&on, true);
         answer.unwrap_or_else(|error| panic!("{error}: {what}"))
     }
 
     pub(crate) fn is_fp8(&self) -> bool {
         self.spec.config.kv_dtype == DType::Fp8E4m3
+    }
+}
+
+/// Attention on a processor, and the buffer of its steps.
+#[derive(Debug)]
+pub(crate) struct OnCpu {
+    pub(crate) attention: Attention,
+    step: StepBuffer,
+}
+
+impl OnCpu {
+    pub(crate) fn new(cpu: &Cpu, config: AttentionConfig) -> Self {
+        let attention =
+            Attention::new(cpu, config, StepLimits::MAX).expect("a sound configuration");
+        let step = StepBuffer::new(StepLimits::MAX, &[&attention]).expect("sound limits");
+        Self { attention, step }
+    }
+
+    /// Plan and upload.
+    pub(crate) fn plan(
+        &mut self,
+        batch: BatchView<'_>,
+        num_blocks: usize,
+        mask: Option<kernels::Mask<'_>>,
+    ) -> Result<(), Error> {
+        self.attention.plan(batch, num_blocks, mask)?;
+        self.step.upload(&StepArrays::new(batch), &[&self.attention])
+    }
+
+    pub(crate) fn run(&self, args: AttentionArgs<'_>) -> Result<(), Error> {
+        self.attention.run(&self.step, 0, args)
     }
 }
 

@@ -13,7 +13,7 @@ mod numbers;
 mod oracle;
 mod spec;
 
-pub(crate) use case::{Answer, Case, Mask};
+pub(crate) use case::{Answer, Case, Mask, OnCpu};
 pub(crate) use compare::{Verdict, judge};
 pub(crate) use naive::{Defect, naive};
 pub(crate) use numbers::{Tokens, unit_roundoff};

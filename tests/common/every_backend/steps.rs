@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 
 use inflight::batch::{BatchBuilder, RowBuckets};
 use inflight::cache::CacheConfig;
-use inflight::device::{Device, Job, Samples};
+use inflight::executor::{Executor, Job, Samples};
 use inflight::kernels::AttentionConfig;
 use inflight::{Config, Engine, Error, Policy, Request, RequestId, Scheduler, Time, Token};
 
 use crate::attention::{Keys, Terms, softmax, unit_roundoff};
-use crate::backend::{self, Layer, MakeLayer, STEPS_DIM as DIM, STEPS_TYPE};
+use crate::backend::{self, STEPS_DIM as DIM, STEPS_TYPE};
+use crate::layer::{Layer, MakeLayer};
 use crate::rng::{Rng, mix};
 
 const HEADS: usize = 4;
@@ -36,7 +37,7 @@ fn output_token(id: RequestId, k: u32) -> Token {
 }
 
 struct Model {
-    layer: Box<dyn Layer>,
+    layer: Layer,
     config: AttentionConfig,
     prompts: BTreeMap<RequestId, Vec<Token>>,
     counts: BTreeMap<&'static str, usize>,
@@ -74,7 +75,7 @@ impl Model {
     }
 }
 
-impl Device for Model {
+impl Executor for Model {
     fn run(&mut self, job: Job<'_>, samples: &mut Samples) -> Result<f64, Error> {
         let batch = job.batch.expect("it wants one");
         *self.counts.entry("copies").or_default() += batch.ops().len();
@@ -171,8 +172,8 @@ fn drive(layer: &MakeLayer, block_size: usize, window: Option<u32>, swap: bool) 
         steps += 1;
     }
     let hits = engine.scheduler().cache().stats().hit_tokens;
-    let counts = &engine.device().counts;
-    let name = &engine.device().layer;
+    let counts = &engine.executor().counts;
+    let name = &engine.executor().layer;
     println!(
         "{}, blocks of {block_size}: {steps} steps, {hits} cached tokens, {counts:?}",
         name.name()

@@ -7,7 +7,7 @@ use crate::bulk::Job;
 use crate::host::{Ended, Going, Host, Kind};
 use crate::operations::Op;
 use crate::program::{Program, Special};
-use crate::warp::{Group, Registers, Wait, Warp, lanes};
+use crate::warp::{Group, Registers, Wait, Warp};
 
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +63,17 @@ pub(crate) struct Mbarrier {
     pub(crate) phase: u64,
     /// The clocks of arrivals in this phase, and of the phases before.
     pub(crate) clock: u32,
+    /// The thread that has made it, and whether the engine sees it by a fence since.
+    pub(crate) maker: u32,
+    pub(crate) fenced: bool,
 }
 
 /// The first clocks are the barriers', the next one is for what is waited for at once.
 pub(crate) const BARRIERS: u32 = 16;
 pub(crate) const SCRATCH_CLOCK: u32 = BARRIERS;
 const QUANTUM: u32 = 2000;
+/// As many as no block of the tests needs by far: what executes more waits for what never comes.
+const MOST_INSTRUCTIONS: u64 = if cfg!(test) { 100_000 } else { 20_000_000 };
 
 pub(crate) struct Block<H> {
     pub(crate) program: Rc<Program>,
@@ -79,6 +84,8 @@ pub(crate) struct Block<H> {
     pub(crate) barriers: [Barrier; BARRIERS as usize],
     pub(crate) mbarriers: HashMap<u32, Mbarrier>,
     pub(crate) clocks: u32,
+    /// Of arrivals that have been made.
+    pub(crate) spare_clocks: Vec<u32>,
     pub(crate) jobs: Vec<Job>,
     /// Where the products of each warpgroup stand: all four warps are to execute the same ones.
     pub(crate) products: Vec<Vec<u32>>,
@@ -144,6 +151,7 @@ impl<H: Host> Block<H> {
             barriers: [Barrier::default(); BARRIERS as usize],
             mbarriers: HashMap::new(),
             clocks: SCRATCH_CLOCK + 1,
+            spare_clocks: Vec::new(),
             jobs: Vec::new(),
             spare_registers: 0,
             instructions: 0,
@@ -176,6 +184,9 @@ impl<H: Host> Block<H> {
             // Bulk copies land as late as they may, or, by the seed, at any time.
             if !self.jobs.is_empty() && self.launch.seed != 0 && self.random(8) == 0 {
                 self.land_a_load()?;
+            }
+            if self.instructions > MOST_INSTRUCTIONS {
+                return self.never_ends();
             }
             if let Some(number) = self.next_warp() {
                 let mut warp = std::mem::take(&mut self.warps[number]);
@@ -241,12 +252,22 @@ impl<H: Host> Block<H> {
 
     fn run_warp(&mut self, warp: &mut Warp) -> Going {
         let program = Rc::clone(&self.program);
-        let mut left = if self.launch.seed == 0 { u32::MAX } else { 1 + self.random(QUANTUM) };
+        let mut left = match self.launch.seed {
+            0 => MOST_INSTRUCTIONS as u32,
+            _ => 1 + self.random(QUANTUM),
+        };
         let prior_done = self.host.prior_done();
         'group: loop {
             let can = |group: &Group| self.can_go_on(warp, group, prior_done);
-            let lowest = warp.groups.iter().enumerate().filter(|(_, group)| can(group));
-            let Some((at, _)) = lowest.min_by_key(|(_, group)| group.pc) else { return Ok(()) };
+            let mut ready = warp.groups.iter().enumerate().filter(|(_, group)| can(group));
+            let chosen = match warp.others_first {
+                0 => ready.min_by_key(|(_, group)| group.pc),
+                _ => {
+                    let count = ready.clone().count();
+                    ready.nth(warp.asked as usize % count.max(1))
+                }
+            };
+            let Some((at, _)) = chosen else { return Ok(()) };
             let mut group = warp.groups.swap_remove(at);
             group.wait = Wait::Nothing;
             loop {
@@ -259,12 +280,15 @@ impl<H: Host> Block<H> {
                     self.fault(warp, group.pc, format_args!("the kernel has no end"));
                     return Err(Ended);
                 };
-                program.executed[pc].set(program.executed[pc].get() + 1);
-                self.instructions += 1;
                 warp.active = group.mask;
                 if let Some(guard) = instruction.guard {
                     let holds = warp.predicate(guard.predicate);
                     warp.active &= if guard.is_negated { !holds } else { holds };
+                }
+                // What no lane executes does not count, but for a branch: that it was not taken tells.
+                if warp.active != 0 || matches!(instruction.op, Op::Branch(_)) {
+                    program.executed[pc].set(program.executed[pc].get() + 1);
+                    self.instructions += 1;
                 }
                 let flow = if warp.active == 0 {
                     Flow::Next
@@ -303,6 +327,10 @@ impl<H: Host> Block<H> {
                         } else {
                             group.pc = target;
                         }
+                        if left == 0 {
+                            warp.groups.push(group);
+                            return Ok(());
+                        }
                     }
                     Flow::Return => {
                         warp.live &= !warp.active;
@@ -317,6 +345,9 @@ impl<H: Host> Block<H> {
                         group.pc += 1;
                     }
                     Flow::Again(wait) => {
+                        // It counts when it is done.
+                        program.executed[pc].set(program.executed[pc].get() - 1);
+                        self.instructions -= 1;
                         group.wait = wait;
                         warp.groups.push(group);
                         warp.delay = self.random(16);
@@ -346,6 +377,10 @@ impl<H: Host> Block<H> {
             }
             at += 1;
         }
+        if warp.others_first > 0 {
+            warp.others_first -= 1;
+            return false;
+        }
         warp.groups
             .iter()
             .any(|other| other.pc < group.pc && self.can_go_on(warp, other, prior_done))
@@ -354,7 +389,7 @@ impl<H: Host> Block<H> {
     /// What a warp has asked for happens before it is gone.
     fn end_warp(&mut self, warp: &mut Warp) -> Going {
         self.land_copies(warp, !0, 0, true)?;
-        self.land_stores(warp, !0, 0)?;
+        self.land_stores(warp, !0, 0, false)?;
         self.spare_registers += warp.max_registers * 32;
         if let Some(registers) = warp.take_registers() {
             self.program.spare.borrow_mut().push(registers);
@@ -383,11 +418,19 @@ impl<H: Host> Block<H> {
             self.host.report(Kind::Uninitialised, thread, pc, text);
         }
         if warp.touched {
-            let text = format_args!("{opcode} touches an accumulator of a wgmma that is under way");
+            let text = format_args!("{opcode} touches a register of a wgmma that is under way");
             self.host.report(Kind::Race, warp.thread(0), pc, text);
         }
         warp.missing = 0;
         warp.touched = false;
+    }
+
+    fn never_ends<T>(&mut self) -> Going<T> {
+        let running = self.warps.iter().find_map(|warp| Some((warp, warp.groups.first()?)));
+        let (thread, pc) = running.map_or((0, 0), |(warp, group)| (warp.thread(0), group.pc));
+        let text = format_args!("no end after {MOST_INSTRUCTIONS} instructions of a block");
+        self.host.report(Kind::Fault, thread, self.pc(pc), text);
+        Err(Ended)
     }
 
     fn say_deadlock(&mut self) {
@@ -415,53 +458,5 @@ impl<H: Host> Block<H> {
         }
         let (thread, at) = first.unwrap_or((0, 0));
         self.host.report(Kind::Fault, thread, self.pc(at), format_args!("{text}\n "));
-    }
-
-    /// All live lanes have to be here: `.aligned`.
-    pub(crate) fn aligned(&mut self, warp: &Warp, group: &Group, what: &str) -> Going {
-        if warp.active == warp.live {
-            return Ok(());
-        }
-        let others: u32 = lanes(warp.live & !warp.active).count() as u32;
-        self.fault(
-            warp,
-            group.pc,
-            format_args!("divergent {what}: {others} lanes of the warp are not here"),
-        );
-        Err(Ended)
-    }
-
-    /// Whether the lanes that `members` names are all here; else they are waited for.
-    pub(crate) fn converged(
-        &mut self,
-        warp: &mut Warp,
-        group: &Group,
-        op: &Op,
-        members: u32,
-    ) -> Going<bool> {
-        let what = match op {
-            Op::Shuffle(_) => "shfl.sync",
-            Op::Vote(_) => "vote.sync",
-            Op::Elect(..) => "elect.sync",
-            _ => "bar.warp.sync",
-        };
-        if warp.active & !members != 0 {
-            self.fault(
-                warp,
-                group.pc,
-                format_args!("{what}: a lane is not in its own mask {members:#010x}"),
-            );
-            return Err(Ended);
-        }
-        if members & !warp.live != 0 || group.mask & members & !warp.active != 0 {
-            let text = "lanes that it names have ended, or do not execute it";
-            self.fault(
-                warp,
-                group.pc,
-                format_args!("divergent {what}: {text}, mask {members:#010x}"),
-            );
-            return Err(Ended);
-        }
-        Ok(members & !warp.active == 0)
     }
 }

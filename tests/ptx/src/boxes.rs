@@ -55,7 +55,13 @@ fn swizzled(swizzle: u32, at: u32) -> u32 {
 /// The bytes that a copy moves, which is what it counts at its mbarrier: the whole box, with what of
 /// it is outside the tensor.
 pub(crate) fn bytes(map: &Map) -> u32 {
-    map.box_.iter().take(map.rank as usize).product::<u32>() * map.element_bytes
+    let sides = map.box_.iter().take(map.rank as usize);
+    sides.fold(map.element_bytes, |all, side| all.saturating_mul(*side))
+}
+
+/// Whether a box's lines follow each other in shared memory without gaps.
+pub(crate) fn is_dense(map: &Map) -> bool {
+    map.pitch() == map.box_[0] * map.element_bytes
 }
 
 /// The chunks of the box at `coordinates` (one for each dimension, the first first) whose place in

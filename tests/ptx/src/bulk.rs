@@ -5,20 +5,31 @@ use crate::block::{Block, SCRATCH_CLOCK};
 use crate::boxes::{self, Chunk, Map};
 use crate::host::{Access, Ended, Going, Host};
 use crate::operations::{Bulk, BulkSize};
+use crate::sync::Arriver;
 use crate::warp::{Group, Warp, lanes};
 
 /// A copy under way.
 pub(crate) struct Job {
     chunks: Vec<Chunk>,
     to: u32,
+    /// What it counts at its mbarrier.
     bytes: u32,
+    /// Of shared memory: from where to where it reads or writes.
+    ranges: Vec<(u32, u32)>,
+    /// Of a store: what was read, once its reads were waited for.
+    read: Option<Vec<u8>>,
+    /// What reads, and of a store what writes.
     agent: u32,
+    writer: u32,
     pc: u32,
     /// Of a load; a store belongs to a group of a thread.
     mbarrier: Option<u32>,
     thread: u32,
     group: u32,
 }
+
+/// Its chunks, bytes, and ranges of shared memory.
+type Moved = (Vec<Chunk>, u32, Vec<(u32, u32)>);
 
 impl<H: Host> Block<H> {
     pub(crate) fn bulk(&mut self, warp: &mut Warp, group: &Group, bulk: &Bulk) -> Going {
@@ -39,7 +50,7 @@ impl<H: Host> Block<H> {
         for lane in lanes(warp.active) {
             let i = lane as usize;
             let to = shared[i] as u32;
-            let (chunks, bytes) = match sizes {
+            let (chunks, bytes, ranges) = match sizes {
                 Some(sizes) => self.plain(warp, group, to, global[i], sizes[i])?,
                 None => {
                     let at: Vec<i32> = coordinates.iter().map(|c| c[i] as i32).collect();
@@ -49,19 +60,32 @@ impl<H: Host> Block<H> {
             let agent = self.host.new_agent(warp.thread(lane));
             let is_load = mbarriers.is_some();
             let mbarrier = mbarriers.map(|at| at[i] as u32);
-            if let Some(at) = mbarrier
-                && !self.mbarriers.contains_key(&at)
-            {
-                self.fault(warp, group.pc, format_args!("there is no mbarrier at {at:#x}"));
-                return Err(Ended);
+            if let Some(at) = mbarrier {
+                let fenced = self.mbarrier_at(warp, group, u64::from(at), lane)?.fenced;
+                self.host.mbarrier_used(agent, at, fenced, pc);
             }
-            let access = Access { shared: true, write: is_load, constant: false, bytes };
-            self.host.check(agent, u64::from(to), access, pc)?;
-            if is_load {
-                self.host.pending(agent, to, bytes, true, pc);
+            for (at, bytes) in ranges.iter().copied() {
+                let access = Access { shared: true, write: is_load, constant: false, bytes };
+                self.host.check(agent, u64::from(at), access, pc)?;
+                if is_load {
+                    self.host.pending(agent, at, bytes, true, pc);
+                }
             }
             let (thread, of_group) = (warp.thread(lane), warp.bulk_group[i]);
-            self.jobs.push(Job { chunks, to, bytes, agent, pc, mbarrier, thread, group: of_group });
+            let writer = if is_load { agent } else { self.host.new_agent(thread) };
+            self.jobs.push(Job {
+                chunks,
+                to,
+                bytes,
+                ranges,
+                read: None,
+                agent,
+                writer,
+                pc,
+                mbarrier,
+                thread,
+                group: of_group,
+            });
         }
         Ok(())
     }
@@ -73,7 +97,7 @@ impl<H: Host> Block<H> {
         to: u32,
         global: u64,
         bytes: u32,
-    ) -> Going<(Vec<Chunk>, u32)> {
+    ) -> Going<Moved> {
         if !to.is_multiple_of(16)
             || !global.is_multiple_of(16)
             || !bytes.is_multiple_of(16)
@@ -87,17 +111,11 @@ impl<H: Host> Block<H> {
         }
         let chunk =
             |at: u32| Chunk { shared: at, global: global + u64::from(at), bytes: 16, inside: true };
-        Ok(((0..bytes / 16).map(|i| chunk(i * 16)).collect(), bytes))
+        self.within(warp, group, bytes)?;
+        Ok(((0..bytes / 16).map(|i| chunk(i * 16)).collect(), bytes, vec![(to, bytes)]))
     }
 
-    fn boxed(
-        &mut self,
-        warp: &Warp,
-        group: &Group,
-        to: u32,
-        map: u64,
-        at: &[i32],
-    ) -> Going<(Vec<Chunk>, u32)> {
+    fn boxed(&mut self, warp: &Warp, group: &Group, to: u32, map: u64, at: &[i32]) -> Going<Moved> {
         let found: Option<Map> = self.host.tensor_map(map);
         let Some(map) = found.filter(|map| map.rank as usize == at.len()) else {
             self.fault(
@@ -117,7 +135,26 @@ impl<H: Host> Block<H> {
             );
             return Err(Ended);
         }
-        Ok((boxes::chunks(&map, to, at), boxes::bytes(&map)))
+        let bytes = boxes::bytes(&map);
+        self.within(warp, group, bytes)?;
+        let chunks = boxes::chunks(&map, to, at);
+        // Swizzled lines that the box does not fill have gaps between them.
+        let ranges = match boxes::is_dense(&map) {
+            true => vec![(to, bytes)],
+            false => chunks.iter().map(|chunk| (to + chunk.shared, chunk.bytes)).collect(),
+        };
+        Ok((chunks, bytes, ranges))
+    }
+
+    /// Before a list is made of all its chunks.
+    fn within(&mut self, warp: &Warp, group: &Group, bytes: u32) -> Going {
+        let all = self.launch.shared_bytes;
+        if bytes <= all {
+            return Ok(());
+        }
+        let text = format_args!("bulk copy of {bytes} bytes out of bounds: {all} of shared memory");
+        self.fault(warp, group.pc, text);
+        Err(Ended)
     }
 
     /// One of the loads under way lands, the oldest, or by the seed any. Whether there was one.
@@ -137,7 +174,7 @@ impl<H: Host> Block<H> {
         for chunk in &job.chunks {
             let place = self.shared_at(u64::from(job.to + chunk.shared));
             if !chunk.inside {
-                // SAFETY: within the box, whose bytes of shared memory were checked.
+                // SAFETY: one of the ranges of shared memory that were checked holds the chunk.
                 unsafe { std::ptr::write_bytes(place, 0, chunk.bytes as usize) };
                 continue;
             }
@@ -153,17 +190,26 @@ impl<H: Host> Block<H> {
                 )
             };
         }
-        self.host.pending(job.agent, job.to, job.bytes, false, job.pc);
+        for (at, bytes) in &job.ranges {
+            self.host.pending(job.agent, *at, *bytes, false, job.pc);
+        }
         let mbarrier = job.mbarrier.unwrap_or(0);
         if let Some(bar) = self.mbarriers.get_mut(&mbarrier) {
             bar.bytes -= i64::from(job.bytes);
         }
-        self.arrive(mbarrier, 0, job.agent, job.pc)?;
+        self.arrive(mbarrier, 0, Arriver::Now(job.agent), job.pc)?;
         Ok(true)
     }
 
-    /// Stores of lanes, of all groups but the `left` youngest: they read late, and write.
-    pub(crate) fn land_stores(&mut self, warp: &mut Warp, mask: u32, left: u32) -> Going {
+    /// Stores of lanes, of all groups but the `left` youngest: they read late, and write. Where only
+    /// reads are waited for, they write later, and nothing is known of it.
+    pub(crate) fn land_stores(
+        &mut self,
+        warp: &mut Warp,
+        mask: u32,
+        left: u32,
+        only_reads: bool,
+    ) -> Going {
         let mut at = 0;
         while at < self.jobs.len() {
             let job = &self.jobs[at];
@@ -176,24 +222,53 @@ impl<H: Host> Block<H> {
                 at += 1;
                 continue;
             }
-            let job = self.jobs.remove(at);
-            for chunk in job.chunks.iter().filter(|chunk| chunk.inside) {
-                let access =
-                    Access { shared: false, write: true, constant: false, bytes: chunk.bytes };
-                self.host.check(job.agent, chunk.global, access, job.pc)?;
-                let place = self.shared_at(u64::from(job.to + chunk.shared)).cast_const();
-                // SAFETY: the host has checked both sides.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        place,
-                        chunk.global as *mut u8,
-                        chunk.bytes as usize,
-                    )
-                };
+            let mut job = self.jobs.remove(at);
+            let data = job.read.take().unwrap_or_else(|| self.what_it_reads(&job));
+            let agents = if only_reads {
+                vec![job.agent]
+            } else {
+                self.write(&job, &data)?;
+                vec![job.agent, job.writer]
+            };
+            for agent in agents {
+                self.host.release_id(SCRATCH_CLOCK, agent);
             }
-            self.host.release_id(SCRATCH_CLOCK, job.agent);
             self.host.acquire(SCRATCH_CLOCK, warp.number, 1 << lane);
             self.host.clear_clock(SCRATCH_CLOCK);
+            if only_reads {
+                job.read = Some(data);
+                self.jobs.insert(at, job);
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn what_it_reads(&self, job: &Job) -> Vec<u8> {
+        let mut data = Vec::with_capacity(job.bytes as usize);
+        for chunk in &job.chunks {
+            let place = self.shared_at(u64::from(job.to + chunk.shared)).cast_const();
+            // SAFETY: one of the ranges of shared memory that were checked holds the chunk.
+            data.extend_from_slice(unsafe {
+                std::slice::from_raw_parts(place, chunk.bytes as usize)
+            });
+        }
+        data
+    }
+
+    fn write(&mut self, job: &Job, mut data: &[u8]) -> Going {
+        for chunk in &job.chunks {
+            let (own, rest) = data.split_at(chunk.bytes as usize);
+            data = rest;
+            if !chunk.inside {
+                continue;
+            }
+            let bytes = chunk.bytes;
+            let access = Access { shared: false, write: true, constant: false, bytes };
+            self.host.check(job.writer, chunk.global, access, job.pc)?;
+            let place = chunk.global as *mut u8;
+            // SAFETY: the host has checked these bytes, which are device memory; `own` is not.
+            unsafe { std::ptr::copy_nonoverlapping(own.as_ptr(), place, own.len()) };
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::block::{Block, Launch, Outcome};
 use crate::boxes::Map;
@@ -61,10 +62,12 @@ unsafe extern "C" {
         from: &Addresses,
         bytes: u32,
         read: &[u32; 32],
+        seen_in: u32,
         pc: u32,
     ) -> u32;
     safe fn exec_pending(id: u32, at: u32, bytes: u32, on: u32, pc: u32);
     safe fn exec_mbarrier(at: u32, live: u32);
+    safe fn exec_mbarrier_used(id: u32, at: u32, fenced: u32, pc: u32);
     safe fn exec_release(clock: u32, warp: u32, mask: u32);
     safe fn exec_acquire(clock: u32, warp: u32, mask: u32);
     safe fn exec_release_id(clock: u32, id: u32);
@@ -78,7 +81,6 @@ unsafe extern "C" {
     safe fn exec_let_next();
     fn exec_report(kind: u32, thread: u32, pc: u32, text: *const c_char);
     safe fn exec_tensor_map(at: u64, out: &mut ExecMap) -> u32;
-    fn atexit(at_end: extern "C" fn()) -> i32;
 }
 
 fn going(goes_on: u32) -> Going {
@@ -115,13 +117,17 @@ impl Host for Emulator {
         copied: CopyBytes<'_>,
         pc: u32,
     ) -> Going {
-        going(exec_copy_landed(warp, mask, to, from, copied.written, copied.read, pc))
+        let seen_in = copied.seen_in.unwrap_or(u32::MAX);
+        going(exec_copy_landed(warp, mask, to, from, copied.written, copied.read, seen_in, pc))
     }
     fn pending(&mut self, id: u32, at: u32, bytes: u32, on: bool, pc: u32) {
         exec_pending(id, at, bytes, u32::from(on), pc);
     }
     fn mbarrier(&mut self, at: u32, live: bool) {
         exec_mbarrier(at, u32::from(live));
+    }
+    fn mbarrier_used(&mut self, id: u32, at: u32, fenced: bool, pc: u32) {
+        exec_mbarrier_used(id, at, u32::from(fenced), pc);
     }
     fn release(&mut self, clock: u32, warp: u32, mask: u32) {
         exec_release(clock, warp, mask);
@@ -174,10 +180,11 @@ impl Host for Emulator {
 // ---- what the emulator calls, under its lock
 
 static INSTRUCTIONS: AtomicU64 = AtomicU64::new(0);
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
 
 struct Shared(Library);
-// SAFETY: the emulator's lock is held by the thread that calls one of the functions below, so that one thread at
-// a time touches what is in it, and the lock orders them.
+// SAFETY: the emulator's lock is held by the thread that calls one of the functions below, `ptx_at_exit` too, so
+// that one thread at a time touches what is in it, and the lock orders them.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -187,22 +194,29 @@ fn library() -> &'static Library {
     &LIBRARY
         .get_or_init(|| {
             let folder = std::env::var_os("INFLIGHT_SIMT_PTX").filter(|folder| !folder.is_empty());
-            if std::env::var_os("INFLIGHT_PTX_COVERAGE").is_some() {
-                // SAFETY: the function is one of ours, and takes nothing.
-                unsafe { atexit(write_coverage) };
-            }
             let usual = || PathBuf::from(option_env!("PTX_FOLDER").unwrap_or("target/ptx"));
             Shared(Library::new(folder.map_or_else(usual, PathBuf::from)))
         })
         .0
 }
 
-extern "C" fn write_coverage() {
-    let Some(folder) = std::env::var_os("INFLIGHT_PTX_COVERAGE") else { return };
-    let file = PathBuf::from(folder).join(format!("{}.tsv", std::process::id()));
-    if let Err(why) = std::fs::write(&file, library().coverage()) {
-        eprintln!("ptx: {}: {why}", file.display());
-    }
+/// `ptx_at_exit`: in the folders that the environment names, for each process a file of its own.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptx_at_exit() {
+    let write = |variable: &str, ending: &str, text: &dyn Fn() -> String| {
+        let folder = std::env::var_os(variable).filter(|folder| !folder.is_empty());
+        let Some(folder) = folder else { return };
+        let file = PathBuf::from(folder).join(format!("{}.{ending}", std::process::id()));
+        if let Err(why) = std::fs::write(&file, text()) {
+            eprintln!("ptx: {}: {why}", file.display());
+        }
+    };
+    write("INFLIGHT_PTX_COVERAGE", "tsv", &|| library().coverage());
+    // Instructions of warps, and the seconds that they took.
+    write("INFLIGHT_PTX_SPEED", "speed", &|| {
+        let nanoseconds = NANOSECONDS.load(Ordering::Relaxed);
+        format!("{} {:.3}\n", ptx_instructions(), nanoseconds as f64 / 1e9)
+    });
 }
 
 /// A block, and the launch's number of instructions it has added to.
@@ -244,7 +258,11 @@ pub unsafe extern "C" fn ptx_find(
 ) -> *const Program {
     // SAFETY: as the caller says.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-    match library().find(&name, target) {
+    // What a broken file should not do, and does, is not to end the process without the file's name.
+    let found =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| library().find(&name, target)));
+    let panicked = |_| Err(format!("the executor panicked when it read {}", library().reading()));
+    match found.unwrap_or_else(panicked) {
         // The library keeps it.
         Ok(program) => Rc::as_ptr(&program),
         Err(text) => {
@@ -300,8 +318,9 @@ pub unsafe extern "C" fn ptx_block_begin(
 /// `ptx_block_run`.
 #[unsafe(no_mangle)]
 pub extern "C" fn ptx_block_run(block: &mut PtxBlock) -> u32 {
-    let before = block.0.instructions;
+    let (before, start) = (block.0.instructions, Instant::now());
     let outcome = block.0.run();
+    NANOSECONDS.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     INSTRUCTIONS.fetch_add(block.0.instructions - before, Ordering::Relaxed);
     match outcome {
         Outcome::Ended => 0,

@@ -217,14 +217,16 @@ impl<H: Host> Block<H> {
             Op::CopyArrive(at, noinc) => self.copy_arrive(warp, group, *at, *noinc)?,
             Op::Mbarrier(mbarrier) => return self.mbarrier(warp, group, mbarrier),
             Op::FenceProxy => self.host.fence_proxy(warp.number, warp.active),
-            Op::FenceInit => (),
+            Op::FenceInit => self.fence_mbarriers(warp),
             Op::Bulk(bulk) => self.bulk(warp, group, bulk)?,
             Op::BulkCommit => {
                 for lane in crate::warp::lanes(warp.active) {
                     warp.bulk_group[lane as usize] += 1;
                 }
             }
-            Op::BulkWait(left) => self.land_stores(warp, warp.active, *left)?,
+            Op::BulkWait(left, only_reads) => {
+                self.land_stores(warp, warp.active, *left, *only_reads)?;
+            }
             Op::Wgmma(wgmma) => self.wgmma(warp, group, wgmma)?,
             Op::WgmmaFence => {
                 self.aligned(warp, group, "wgmma.fence")?;
@@ -294,7 +296,7 @@ impl<H: Host> Block<H> {
 }
 
 /// The lower `count` bits of a in b, from bit `at` on.
-fn insert(a: u64, b: u64, at: u32, count: u32, bits: u32) -> u64 {
+pub(crate) fn insert(a: u64, b: u64, at: u32, count: u32, bits: u32) -> u64 {
     let (at, count) = (at & 0xff, count & 0xff);
     let mut result = b;
     for i in 0..count {

@@ -57,6 +57,9 @@ pub(crate) trait Host {
     /// A range of shared memory is written by an operation that is under way, or is so no more.
     fn pending(&mut self, id: u32, at: u32, bytes: u32, on: bool, pc: u32);
     fn mbarrier(&mut self, at: u32, live: bool);
+    /// An mbarrier is used by a thread or an asynchronous operation, which has to see that it was made:
+    /// the engine by a fence of proxies, unless `fenced`.
+    fn mbarrier_used(&mut self, id: u32, at: u32, fenced: bool, pc: u32);
     fn release(&mut self, clock: u32, warp: u32, mask: u32);
     fn acquire(&mut self, clock: u32, warp: u32, mask: u32);
     fn release_id(&mut self, clock: u32, id: u32);
@@ -86,4 +89,6 @@ pub(crate) struct Atomic {
 pub(crate) struct CopyBytes<'a> {
     pub(crate) written: u32,
     pub(crate) read: &'a [u32; 32],
+    /// The clock by which others see it, which the thread has released to; else what it does next.
+    pub(crate) seen_in: Option<u32>,
 }

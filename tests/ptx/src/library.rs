@@ -17,6 +17,8 @@ pub(crate) struct Library {
     files: RefCell<HashMap<u32, HashMap<String, PathBuf>>>,
     loaded: RefCell<Vec<Rc<Program>>>,
     known: RefCell<HashMap<(u32, String), Rc<Program>>>,
+    /// The file that was read last.
+    reading: RefCell<PathBuf>,
 }
 
 impl Library {
@@ -26,7 +28,12 @@ impl Library {
             files: RefCell::default(),
             loaded: RefCell::default(),
             known: RefCell::default(),
+            reading: RefCell::default(),
         }
+    }
+
+    pub(crate) fn reading(&self) -> String {
+        self.reading.borrow().display().to_string()
     }
 
     /// A kernel for a target: 80 or 90, and for 90 those that are for 90a alone too.
@@ -46,6 +53,7 @@ impl Library {
                 "{folder} has no PTX of the kernel {name} for compute_{target}: scripts/kernel-ptx makes it"
             ));
         };
+        self.reading.replace(path.clone());
         let mut program = load(&path, name)?;
         let first_pc = self
             .loaded
@@ -72,6 +80,7 @@ impl Library {
             if !is_own && !is_of_hopper {
                 continue;
             }
+            self.reading.replace(path.clone());
             let text = parse::read(&path)?;
             for kernel in parse::entries(&text) {
                 if is_own || !files.contains_key(kernel) {

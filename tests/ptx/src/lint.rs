@@ -5,7 +5,7 @@
 //! * `ld.global.nc` reads the step buffer alone, which no kernel writes.
 //! * No local memory.
 //! * Instructions of whole warps (`.aligned`, `bar`) stand where all lanes of a warp are.
-//! * `wgmma` stands behind a fence, and its accumulators are not touched before the wait.
+//! * `wgmma` stands behind a fence, and its registers are not touched before the wait.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -268,6 +268,8 @@ impl<'a> Lint<'a, '_> {
         let mut varying: HashMap<&'a str, u32> = HashMap::new();
         // With the branch that parts them.
         let mut apart: HashMap<usize, usize> = HashMap::new();
+        // With the way out that some of them have taken: those that are left are not apart.
+        let mut fewer: HashMap<usize, usize> = HashMap::new();
         let mut changed = true;
         while changed {
             changed = false;
@@ -285,9 +287,14 @@ impl<'a> Lint<'a, '_> {
                 }
                 let guard =
                     statement.guard.as_ref().and_then(|(name, _)| varying.get(name.as_str()));
-                if is_a(statement, &["bra"]) && guard.is_some_and(|bits| *bits != 0) {
+                let to = match statement.opcode.split('.').next() {
+                    Some("bra") => &mut apart,
+                    Some("ret" | "exit") => &mut fewer,
+                    _ => continue,
+                };
+                if guard.is_some_and(|bits| *bits != 0) {
                     for between in self.graph.between(at) {
-                        changed |= apart.insert(between, at).is_none();
+                        changed |= to.insert(between, at).is_none();
                     }
                 }
             }
@@ -298,9 +305,11 @@ impl<'a> Lint<'a, '_> {
                 continue;
             }
             let guard = statement.guard.as_ref().and_then(|(name, _)| varying.get(name.as_str()));
-            if apart.contains_key(&at) || guard.is_some_and(|bits| *bits != 0) {
-                let branch =
-                    apart.get(&at).map_or(statement.line, |branch| statements[*branch].line);
+            // A block's barriers need those that are left.
+            let left = if statement.opcode.starts_with("bar") { None } else { fewer.get(&at) };
+            let branch = apart.get(&at).or(left);
+            if branch.is_some() || guard.is_some_and(|bits| *bits != 0) {
+                let branch = branch.map_or(statement.line, |branch| statements[*branch].line);
                 let opcode = statement.opcode;
                 self.say(
                     found,
@@ -343,6 +352,12 @@ impl<'a> Lint<'a, '_> {
                     self.say(found, at, "wgmma without a fence before it");
                 }
                 busy.extend(writes);
+                // A in registers is read until the wait.
+                if let Some(list @ Operand::Vector(_)) = statement.operands.get(1) {
+                    let mut a = Vec::new();
+                    registers(list, &mut a);
+                    busy.extend(a);
+                }
             } else if statement.opcode.starts_with("wgmma.fence") {
                 unfenced = false;
             } else if statement.opcode.starts_with("wgmma.wait_group") {
@@ -355,7 +370,7 @@ impl<'a> Lint<'a, '_> {
                     found,
                     at,
                     format_args!(
-                        "{} of an accumulator whose wgmma is not waited for",
+                        "{} of a register whose wgmma is not waited for",
                         statement.opcode
                     ),
                 );
@@ -376,13 +391,12 @@ fn differing(statement: &Statement<'_>, reads: &[&str], varying: &HashMap<&str, 
         _ => None,
     };
     if let Some(Operand::Special(name)) = statement.operands.get(1) {
-        let differs = matches!(*name, "%tid.x" | "%laneid");
-        return if differs {
-            31
-        } else if name.starts_with("%clock") {
-            !0
-        } else {
-            0
+        return match *name {
+            "%tid.x" | "%laneid" => 31,
+            // Of how many threads a row is, PTX does not say.
+            "%tid.y" | "%tid.z" => !0,
+            name if name.starts_with("%clock") => !0,
+            _ => 0,
         };
     }
     let of = |register: &&str| varying.get(register).copied().unwrap_or(0);
@@ -390,7 +404,12 @@ fn differing(statement: &Statement<'_>, reads: &[&str], varying: &HashMap<&str, 
         return 0;
     }
     if opcode.starts_with("shfl.sync.idx") {
-        return if reads.get(1).is_some_and(|lane| of(lane) != 0) { !0 } else { 0 };
+        // One lane of the whole warp: a clamp with a segment is one of each.
+        let lane = match statement.operands.get(2) {
+            Some(Operand::Register(name)) => of(&name.as_str()),
+            _ => 0,
+        };
+        return if lane == 0 && number(3) == Some(31) { 0 } else { !0 };
     }
     if is_a(statement, &["atom", "elect"]) {
         return !0;

@@ -4,7 +4,8 @@ use crate::block::Block;
 use crate::host::{Access, Addresses, Atomic, CopyBytes, Ended, Going, Host};
 use crate::lanes::Words;
 use crate::operations::{Address, Arithmetic, AtomicOp, CopyAsync, Load, Matrix, Space, Store};
-use crate::program::{Any, SHARED_BASE};
+use crate::program::SHARED_BASE;
+use crate::sync::Arriver;
 use crate::tensor;
 use crate::warp::{Copies, CopyArrival, Group, Warp, lanes};
 
@@ -137,7 +138,7 @@ impl<H: Host> Block<H> {
                 values[lane as usize] = value;
             }
             if load.kind.signed {
-                values = values.map(|value| extend(value, load.kind.bytes, *to));
+                values = values.map(|value| extend(value, load.kind.bytes, load.register_bytes));
             }
             warp.set_any(*to, &values);
         }
@@ -163,24 +164,23 @@ impl<H: Host> Block<H> {
         let at = self.addresses(warp, load.at);
         let bytes = load.kind.bytes;
         let end = u64::from(self.launch.param_bytes);
-        let last = u64::from(bytes) * load.to.len() as u64;
-        self.aligned_to(warp, group, warp.active, &at, bytes)?;
+        let all = bytes * load.to.len() as u32;
+        self.aligned_to(warp, group, warp.active, &at, all)?;
+        if let Some(lane) = lanes(warp.active).find(|i| at[*i as usize] + u64::from(all) > end) {
+            let offset = at[lane as usize];
+            self.fault(warp, group.pc, format_args!("parameter {offset} of {end} bytes"));
+            return Err(Ended);
+        }
         for (i, to) in load.to.iter().enumerate() {
             let mut values = [0; 32];
             for lane in lanes(warp.active) {
-                let offset = at[lane as usize] + i as u64 * u64::from(bytes);
-                if at[lane as usize] + last > end.next_multiple_of(16) {
-                    self.fault(warp, group.pc, format_args!("parameter {offset} of {end} bytes"));
-                    return Err(Ended);
-                }
-                if offset + u64::from(bytes) <= end {
-                    let place = self.launch.params.wrapping_add(offset as usize);
-                    // SAFETY: within the parameters, which are readable as long as the launch runs.
-                    values[lane as usize] = unsafe { read(place, bytes) };
-                }
+                let offset = at[lane as usize] as usize + i * bytes as usize;
+                let place = self.launch.params.wrapping_add(offset);
+                // SAFETY: within the parameters, which are readable as long as the launch runs.
+                values[lane as usize] = unsafe { read(place, bytes) };
             }
             if load.kind.signed {
-                values = values.map(|value| extend(value, bytes, *to));
+                values = values.map(|value| extend(value, bytes, load.register_bytes));
             }
             warp.set_any(*to, &values);
         }
@@ -330,7 +330,7 @@ impl<H: Host> Block<H> {
         while let Some(mut copies) = warp.copies.pop_front() {
             let due = lands(&copies);
             if due != 0 {
-                self.land(warp.number, &copies, due)?;
+                self.land(warp, &copies, due)?;
                 copies.mask &= !due;
             }
             if copies.mask != 0 {
@@ -341,9 +341,22 @@ impl<H: Host> Block<H> {
         self.arrive_for_copies(warp)
     }
 
-    fn land(&mut self, warp: u32, copies: &Copies, mask: u32) -> Going {
-        let size = CopyBytes { written: copies.bytes, read: &copies.read };
-        self.host.copy_landed(warp, mask, &copies.to, &copies.from, size, copies.pc)?;
+    fn land(&mut self, warp: &Warp, copies: &Copies, mask: u32) -> Going {
+        let (number, mut own) = (warp.number, mask);
+        let mut size = CopyBytes { written: copies.bytes, read: &copies.read, seen_in: None };
+        // Written when their arrival was asked for: those who wait for it know no more of the thread.
+        for arrival in warp.arrivals.iter().filter(|arrival| copies.number < arrival.before) {
+            let lane = 1 << arrival.lane;
+            if own & lane != 0 {
+                own &= !lane;
+                size.seen_in = Some(arrival.clock);
+                self.host.copy_landed(number, lane, &copies.to, &copies.from, size, copies.pc)?;
+            }
+        }
+        if own != 0 {
+            size.seen_in = None;
+            self.host.copy_landed(number, own, &copies.to, &copies.from, size, copies.pc)?;
+        }
         for lane in lanes(mask) {
             let i = lane as usize;
             let (read, all) = (copies.read[i] as usize, copies.bytes as usize);
@@ -371,13 +384,13 @@ impl<H: Host> Block<H> {
         let at = self.addresses(warp, at);
         let pc = self.pc(group.pc);
         for lane in lanes(warp.active) {
-            let mbarrier = at[lane as usize] as u32;
-            let Some(bar) = self.mbarriers.get_mut(&mbarrier) else {
-                self.fault(warp, group.pc, format_args!("there is no mbarrier at {mbarrier:#x}"));
-                return Err(Ended);
-            };
+            let bar = self.mbarrier_at(warp, group, at[lane as usize], lane)?;
             bar.pending += i64::from(!noinc);
-            warp.arrivals.push_back(CopyArrival { lane, mbarrier, before: warp.copies_so_far, pc });
+            // It tells what the thread has done by now, and not what it does until the copies land.
+            let clock = self.spare_clocks.pop().unwrap_or_else(|| self.new_clocks(1));
+            self.host.release(clock, warp.number, 1 << lane);
+            let (mbarrier, before) = (at[lane as usize] as u32, warp.copies_so_far);
+            warp.arrivals.push_back(CopyArrival { lane, mbarrier, before, clock, pc });
         }
         self.arrive_for_copies(warp)
     }
@@ -391,7 +404,8 @@ impl<H: Host> Block<H> {
                 return Ok(());
             }
             warp.arrivals.pop_front();
-            self.arrive(arrival.mbarrier, 1, warp.thread(arrival.lane), arrival.pc)?;
+            self.arrive(arrival.mbarrier, 1, Arriver::Earlier(arrival.clock), arrival.pc)?;
+            self.spare_clocks.push(arrival.clock);
         }
         Ok(())
     }
@@ -411,12 +425,9 @@ impl<H: Host> Block<H> {
 }
 
 /// The sign continued, as far as the register goes.
-fn extend(value: u64, bytes: u32, to: Any) -> u64 {
+fn extend(value: u64, bytes: u32, register_bytes: u32) -> u64 {
     let signed = (value as i64) << (64 - 8 * bytes) >> (64 - 8 * bytes);
-    match to {
-        Any::Word(_) if bytes < 4 => signed as u64 & 0xffff_ffff,
-        _ => signed as u64,
-    }
+    signed as u64 & u64::MAX >> (64 - 8 * register_bytes)
 }
 
 fn change(arithmetic: Arithmetic, before: u32, x: u32, y: u32) -> u32 {

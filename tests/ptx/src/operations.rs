@@ -65,12 +65,12 @@ pub(crate) enum Op {
     CopyArrive(Address, bool),
     Mbarrier(Box<Mbarrier>),
     FenceProxy,
-    /// Fences that order nothing that is not ordered here anyway: `fence.mbarrier_init`.
+    /// `fence.mbarrier_init`: the engine sees the mbarriers that the thread has made.
     FenceInit,
     Bulk(Box<Bulk>),
     BulkCommit,
-    /// So many groups may be left. Where only reads are waited for (`.read`), writes are done too.
-    BulkWait(u32),
+    /// So many groups may be left; whether only reads are waited for (`.read`).
+    BulkWait(u32, bool),
     Wgmma(Box<Wgmma>),
     WgmmaFence,
     WgmmaCommit,
@@ -114,6 +114,8 @@ pub(crate) struct Load {
     pub(crate) to: Vec<Any>,
     pub(crate) at: Address,
     pub(crate) kind: Kind,
+    /// As wide as its registers are: what is above stays zero where a sign is continued.
+    pub(crate) register_bytes: u32,
     pub(crate) space: Space,
     pub(crate) constant: bool,
 }

@@ -30,6 +30,9 @@ pub(crate) struct Entry<'t> {
     pub(crate) dynamic_shared: Vec<&'t str>,
 }
 
+/// More of anything than a kernel has: files, registers, bytes of a parameter or of local memory.
+const MOST: usize = 1 << 19;
+
 /// What a register holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
@@ -121,6 +124,9 @@ impl<'t> Reader<'t> {
             let mut words = line.split_whitespace();
             let number = words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
             let name = words.next().unwrap_or_default().trim_matches([',', '"']);
+            if number > MOST {
+                continue;
+            }
             if sources.len() <= number {
                 sources.resize(number + 1, String::new());
             }
@@ -163,7 +169,9 @@ impl<'t> Reader<'t> {
     /// From the name to the brace that opens the body.
     fn header(&mut self, name: usize) -> Result<()> {
         self.entry.name = &self.text[self.at..self.at + name];
-        let end = self.text[self.at..].find('{').map_or(self.text.len(), |end| self.at + end);
+        let Some(end) = self.text[self.at..].find('{').map(|end| self.at + end) else {
+            return self.error("the file ends before the kernel's body");
+        };
         let head = &self.text[self.at + name..end];
         for param in head.split(".param").skip(1) {
             let words: Vec<_> = param.split_whitespace().collect();
@@ -179,7 +187,10 @@ impl<'t> Reader<'t> {
                 Some((name, count)) => (name, count.trim_end_matches(']').parse().unwrap_or(0)),
                 None => (last, size_of_type(words[0].trim_start_matches('.')).unwrap_or(8)),
             };
-            let align = align.unwrap_or(bytes.max(1));
+            let align: u32 = align.unwrap_or(bytes.max(1));
+            if bytes as usize > MOST || align as usize > MOST || !align.is_power_of_two() {
+                return self.error(format!("the parameter {name}: {bytes} bytes, .align {align}"));
+            }
             let offset = self.entry.param_bytes.next_multiple_of(align);
             self.entry.params.insert(name, (offset, bytes));
             self.entry.param_bytes = offset + bytes;
@@ -187,7 +198,8 @@ impl<'t> Reader<'t> {
         let numbers = |directive: &str| {
             let rest = head.split_once(directive)?.1;
             let line = rest.lines().next()?;
-            line.split(',').map(|n| n.trim().parse::<u32>().ok()).product::<Option<u32>>()
+            let mut numbers = line.split(',').map(|n| n.trim().parse::<u32>().ok());
+            numbers.try_fold(1u32, |all, n| all.checked_mul(n?))
         };
         self.entry.max_threads = numbers(".maxntid").unwrap_or(1024);
         self.entry.min_blocks = numbers(".minnctapersm").unwrap_or(1);
@@ -307,10 +319,7 @@ impl<'t> Reader<'t> {
                     return self.error(format!("registers of type {kind}"));
                 };
                 let names = text.split_once(kind).map_or("", |(_, names)| names);
-                for name in names.split(',').map(str::trim) {
-                    self.declare(name, class);
-                }
-                Ok(())
+                names.split(',').try_for_each(|name| self.declare(name.trim(), class))
             }
             Some(".pragma") => Ok(()),
             Some(".local") => {
@@ -318,15 +327,21 @@ impl<'t> Reader<'t> {
                 let bytes =
                     name.split_once('[').and_then(|(_, n)| n.trim_end_matches(']').parse().ok());
                 self.entry.local_bytes = bytes.unwrap_or(0);
+                if self.entry.local_bytes as usize > MOST {
+                    return self.error(format!("{text}: more than a thread has"));
+                }
                 Ok(())
             }
             other => self.error(format!("the directive {}", other.unwrap_or_default())),
         }
     }
 
-    fn declare(&mut self, name: &str, class: Class) {
+    fn declare(&mut self, name: &str, class: Class) -> Result<()> {
         if let Some((stem, count)) = name.split_once('<') {
-            let count: u32 = count.trim_end_matches('>').parse().unwrap_or(0);
+            let count = count.trim_end_matches('>').parse().unwrap_or(0);
+            if count > MOST {
+                return self.error(format!("{count} registers {stem}"));
+            }
             for i in 0..count {
                 self.entry.registers.insert(format!("{stem}{i}"), class);
             }
@@ -336,6 +351,7 @@ impl<'t> Reader<'t> {
         } else {
             self.entry.registers.insert(name.to_owned(), class);
         }
+        Ok(())
     }
 
     fn statement(&mut self, text: &'t str) -> Result<()> {

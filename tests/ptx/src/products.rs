@@ -4,9 +4,9 @@
 use crate::block::{Block, SCRATCH_CLOCK};
 use crate::host::{Access, Ended, Going, Host, Kind};
 use crate::operations::{Op, Wgmma, WgmmaA};
-use crate::program::SHARED_BASE;
+use crate::program::{R32, SHARED_BASE};
 use crate::tensor;
-use crate::warp::{Group, Product, Warp};
+use crate::warp::{Busy, By, Group, Product, Warp};
 
 impl<H: Host> Block<H> {
     pub(crate) fn wgmma(&mut self, warp: &mut Warp, group: &Group, wgmma: &Wgmma) -> Going {
@@ -17,18 +17,17 @@ impl<H: Host> Block<H> {
             self.fault(warp, group.pc, format_args!("wgmma: lanes differ in scale-d"));
             return Err(Ended);
         }
-        let a = match &wgmma.a {
-            WgmmaA::Registers(registers) => {
-                self.fenced(warp, group, registers);
-                Some(registers.map(|r| *warp.word(r)))
-            }
-            WgmmaA::Descriptor(_) => None,
-        };
-        // Accumulators that are added to: written since the fence, unless by the product before.
-        let is_chained =
-            warp.products.back().is_some_and(|product| self.accumulates(product, wgmma));
-        if scale != 0 && !is_chained {
-            self.fenced(warp, group, &wgmma.d);
+        let mut fenced = warp.fences > 0;
+        if let WgmmaA::Registers(registers) = &wgmma.a {
+            fenced &= warp.use_for_product(registers, By::A);
+            warp.begin_product(registers, Busy::A, true);
+        }
+        fenced &= warp.use_for_product(&wgmma.d, By::D(wgmma.n));
+        warp.begin_product(&wgmma.d, Busy::D, scale != 0);
+        if !fenced {
+            let text =
+                format_args!("wgmma uses registers that were used since the last wgmma.fence");
+            self.host.report(Kind::Race, warp.thread(0), self.program.first_pc + group.pc, text);
         }
         let descriptor = |warp: &mut Warp, r| {
             let values = warp.double(r);
@@ -49,7 +48,6 @@ impl<H: Host> Block<H> {
             agent,
             group: warp.product_group,
             scale_d: scale != 0,
-            a,
             descriptors: [a_descriptor, b],
         };
         let pc = self.pc(group.pc);
@@ -57,7 +55,6 @@ impl<H: Host> Block<H> {
             let access = Access { shared: true, write: false, constant: false, bytes };
             self.host.check(agent, u64::from(at), access, pc)?;
         }
-        warp.set_busy(&wgmma.d, true);
         warp.products.push_back(product);
         Ok(())
     }
@@ -83,17 +80,6 @@ impl<H: Host> Block<H> {
         }
     }
 
-    fn wgmma_at(&self, pc: u32) -> Option<&Wgmma> {
-        match &self.program.code[pc as usize].op {
-            Op::Wgmma(wgmma) => Some(wgmma),
-            _ => None,
-        }
-    }
-
-    fn accumulates(&self, product: &Product, wgmma: &Wgmma) -> bool {
-        self.wgmma_at(product.pc).is_some_and(|before| before.d == wgmma.d)
-    }
-
     /// All warps of a warpgroup execute the same ones, in the same order.
     fn same_for_the_group(&mut self, warp: &mut Warp, group: &Group) -> Going {
         let of_group = &mut self.products[warp.number as usize / 4];
@@ -113,39 +99,31 @@ impl<H: Host> Block<H> {
         Err(Ended)
     }
 
-    fn fenced(&mut self, warp: &Warp, group: &Group, registers: &[crate::program::R32]) {
-        if registers.iter().any(|r| warp.is_unfenced(*r)) {
-            let text =
-                format_args!("wgmma uses registers that were written since the last wgmma.fence");
-            let pc = self.pc(group.pc);
-            self.host.report(Kind::Race, warp.thread(0), pc, text);
-        }
-    }
-
     /// Those of all groups but the `left` youngest are done; what they read may be written again.
     pub(crate) fn finish_products(&mut self, warp: &mut Warp, left: u32) -> Going {
-        while let Some(product) = warp.products.front() {
-            if product.group + left >= warp.product_group {
-                break;
-            }
-            let product = warp.products.pop_front().expect("there is a first");
-            let program = std::rc::Rc::clone(&self.program);
-            let Op::Wgmma(wgmma) = &program.code[product.pc as usize].op else { continue };
+        let program = std::rc::Rc::clone(&self.program);
+        let of = |product: &Product| match &program.code[product.pc as usize].op {
+            Op::Wgmma(wgmma) => wgmma,
+            _ => unreachable!("it was asked for by a wgmma"),
+        };
+        let newest = warp.product_group;
+        let due = warp.products.iter().take_while(|product| product.group + left < newest).count();
+        for product in warp.products.drain(..due).collect::<Vec<_>>() {
+            let wgmma = of(&product);
             let op = self.operation(wgmma, &product);
+            // What is there by now: it was not to be written since.
+            let a = match &wgmma.a {
+                WgmmaA::Registers(registers) => Some(registers.map(|r| *warp.raw(r))),
+                WgmmaA::Descriptor(_) => None,
+            };
             let mut d: Vec<[f32; 32]> =
-                wgmma.d.iter().map(|r| warp.accumulator(*r).map(f32::from_bits)).collect();
+                wgmma.d.iter().map(|r| warp.raw(*r).map(f32::from_bits)).collect();
             // SAFETY: the block's shared memory, which nothing else touches while this runs.
             let shared = unsafe {
                 std::slice::from_raw_parts(self.shared, self.launch.shared_bytes as usize)
             };
-            let done = tensor::wgmma_rows(
-                &op,
-                warp.number % 4,
-                product.a.as_ref(),
-                &mut d,
-                shared,
-                SHARED_BASE,
-            );
+            let done =
+                tensor::wgmma_rows(&op, warp.number % 4, a.as_ref(), &mut d, shared, SHARED_BASE);
             if let Err(at) = done {
                 self.fault(
                     warp,
@@ -155,14 +133,31 @@ impl<H: Host> Block<H> {
                 return Err(Ended);
             }
             for (r, values) in wgmma.d.iter().zip(&d) {
-                *warp.accumulator(*r) = values.map(f32::to_bits);
+                *warp.raw(*r) = values.map(f32::to_bits);
             }
-            let still = warp.products.iter().any(|other| self.accumulates(other, wgmma));
-            warp.set_busy(&wgmma.d, still);
+            for (registers, _) in held(wgmma) {
+                warp.set_busy(registers, Busy::No);
+            }
             self.host.release_id(SCRATCH_CLOCK, product.agent);
             self.host.acquire(SCRATCH_CLOCK, warp.number, warp.live);
             self.host.clear_clock(SCRATCH_CLOCK);
         }
+        // What others that are under way hold too.
+        let left = if due > 0 { warp.products.len() } else { 0 };
+        for i in 0..left {
+            for (registers, busy) in held(of(&warp.products[i])) {
+                warp.set_busy(registers, busy);
+            }
+        }
         Ok(())
     }
+}
+
+/// The registers that a product holds while it is under way.
+fn held(wgmma: &Wgmma) -> impl Iterator<Item = (&[R32], Busy)> {
+    let a = match &wgmma.a {
+        WgmmaA::Registers(registers) => Some((&registers[..], Busy::A)),
+        WgmmaA::Descriptor(_) => None,
+    };
+    a.into_iter().chain([(&wgmma.d[..], Busy::D)])
 }

@@ -360,6 +360,16 @@ impl<'e, 't> Lowering<'e, 't> {
         }
     }
 
+    /// How wide a register is declared; of others nothing is said.
+    pub(crate) fn bytes(&self, operand: &Operand<'t>) -> Option<u32> {
+        let Operand::Register(name) = operand else { return None };
+        match self.entry.registers.get(name)? {
+            Class::Word(bytes) => Some(*bytes),
+            Class::Double => Some(8),
+            Class::Predicate => None,
+        }
+    }
+
     pub(crate) fn any(&mut self, operand: &'e Operand<'t>) -> Result<Any> {
         match operand {
             Operand::Nothing => Ok(Any::Nothing),

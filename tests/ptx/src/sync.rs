@@ -2,17 +2,23 @@
 
 use crate::block::{BARRIERS, Block, Flow, Mbarrier};
 use crate::host::{Ended, Going, Host};
-use crate::operations::{self, Address, MbarrierOp, Shuffle, ShuffleMode, Vote, VoteMode};
+use crate::operations::{self, Address, MbarrierOp, Op, Shuffle, ShuffleMode, Vote, VoteMode};
 use crate::program::R32;
 use crate::warp::{Group, Wait, Warp, lanes};
 
-/// What a lane gets from one that does not take part: nothing says what.
-const FROM_NOBODY: u32 = 0xffde_adbe;
+/// Who arrives at an mbarrier.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arriver {
+    /// A thread, or an asynchronous operation.
+    Now(u32),
+    /// A thread, by what it had done when it released to this clock.
+    Earlier(u32),
+}
 
 pub(crate) fn shuffle(warp: &mut Warp, shuffle: &Shuffle) {
     let [value, by, clamp, _] = shuffle.from;
     let (value, by, clamp) = (*warp.word(value), *warp.word(by), *warp.word(clamp));
-    let mut inside = 0;
+    let (mut inside, mut unknown) = (0, 0);
     let active = warp.active;
     let got = std::array::from_fn(|lane| {
         let own = lane as u32;
@@ -26,9 +32,12 @@ pub(crate) fn shuffle(warp: &mut Warp, shuffle: &Shuffle) {
         };
         inside |= u32::from(is_inside) << lane;
         let from = if is_inside { from } else { own };
-        if active >> from & 1 == 1 { value[from as usize] } else { FROM_NOBODY }
+        // What one gets from a lane that does not take part, nothing says.
+        unknown |= (!active >> from & 1) << lane;
+        value[from as usize]
     });
     warp.set_word(shuffle.to, &got);
+    warp.unset_word(shuffle.to, unknown & active);
     if let Some(predicate) = shuffle.inside {
         warp.set_predicate(predicate, inside);
     }
@@ -46,6 +55,59 @@ pub(crate) fn vote(warp: &mut Warp, vote: &Vote) {
 }
 
 impl<H: Host> Block<H> {
+    // ---- lanes that are together
+
+    /// All lanes have to be here: `.aligned`. Of a block's barriers those that are left are enough.
+    pub(crate) fn aligned(&mut self, warp: &Warp, group: &Group, what: &str) -> Going {
+        let all = if what.starts_with("bar.") { warp.live } else { warp.whole };
+        if warp.active == all {
+            return Ok(());
+        }
+        let others = (all & !warp.active).count_ones();
+        self.fault(
+            warp,
+            group.pc,
+            format_args!("divergent {what}: {others} lanes of the warp are not here"),
+        );
+        Err(Ended)
+    }
+
+    /// Whether the lanes that `members` names are all here; else they are waited for.
+    pub(crate) fn converged(
+        &mut self,
+        warp: &mut Warp,
+        group: &Group,
+        op: &Op,
+        members: u32,
+    ) -> Going<bool> {
+        let what = match op {
+            Op::Shuffle(_) => "shfl.sync",
+            Op::Vote(_) => "vote.sync",
+            Op::Elect(..) => "elect.sync",
+            _ => "bar.warp.sync",
+        };
+        if warp.active & !members != 0 {
+            self.fault(
+                warp,
+                group.pc,
+                format_args!("{what}: a lane is not in its own mask {members:#010x}"),
+            );
+            return Err(Ended);
+        }
+        if members & !warp.live != 0 || group.mask & members & !warp.active != 0 {
+            let text = "lanes that it names have ended, or do not execute it";
+            self.fault(
+                warp,
+                group.pc,
+                format_args!("divergent {what}: {text}, mask {members:#010x}"),
+            );
+            return Err(Ended);
+        }
+        Ok(members & !warp.active == 0)
+    }
+
+    // ---- barriers of the block
+
     /// Warps arrive as a whole, and count as 32 threads.
     pub(crate) fn barrier(
         &mut self,
@@ -108,13 +170,29 @@ impl<H: Host> Block<H> {
 
     // ---- mbarriers
 
-    fn mbarrier_at(&mut self, warp: &Warp, group: &Group, at: u64) -> Going<&mut Mbarrier> {
+    /// The mbarrier that a lane uses: one that it sees to have been made.
+    pub(crate) fn mbarrier_at(
+        &mut self,
+        warp: &Warp,
+        group: &Group,
+        at: u64,
+        lane: u32,
+    ) -> Going<&mut Mbarrier> {
         let key = at as u32;
         if !self.mbarriers.contains_key(&key) {
             self.fault(warp, group.pc, format_args!("there is no mbarrier at {at:#x}"));
             return Err(Ended);
         }
+        self.host.mbarrier_used(warp.thread(lane), key, true, self.program.first_pc + group.pc);
         Ok(self.mbarriers.get_mut(&key).expect("it is there"))
+    }
+
+    /// The engine sees what lanes have made so far.
+    pub(crate) fn fence_mbarriers(&mut self, warp: &Warp) {
+        for bar in self.mbarriers.values_mut() {
+            let is_own = bar.maker / 32 == warp.number && warp.active >> (bar.maker % 32) & 1 == 1;
+            bar.fenced |= is_own;
+        }
     }
 
     pub(crate) fn mbarrier(
@@ -144,7 +222,7 @@ impl<H: Host> Block<H> {
             }
             MbarrierOp::Invalidate => {
                 for lane in lanes(warp.active) {
-                    self.mbarrier_at(warp, group, at[lane as usize])?;
+                    self.mbarrier_at(warp, group, at[lane as usize], lane)?;
                     self.mbarriers.remove(&(at[lane as usize] as u32));
                     self.host.mbarrier(at[lane as usize] as u32, false);
                 }
@@ -152,7 +230,7 @@ impl<H: Host> Block<H> {
             MbarrierOp::Expect(bytes) => {
                 let bytes = *warp.word(*bytes);
                 for lane in lanes(warp.active) {
-                    self.mbarrier_at(warp, group, at[lane as usize])?.bytes +=
+                    self.mbarrier_at(warp, group, at[lane as usize], lane)?.bytes +=
                         i64::from(bytes[lane as usize]);
                 }
             }
@@ -162,11 +240,12 @@ impl<H: Host> Block<H> {
                 let mut states = [0; 32];
                 for lane in lanes(warp.active) {
                     let i = lane as usize;
-                    let bar = self.mbarrier_at(warp, group, at[i])?;
+                    let bar = self.mbarrier_at(warp, group, at[i], lane)?;
                     bar.bytes += i64::from(bytes[i]);
                     states[i] = bar.phase;
-                    bar.needed -= i64::from(*drop);
-                    self.arrive(at[i] as u32, i64::from(counts[i]), warp.thread(lane), pc)?;
+                    let count = i64::from(counts[i]);
+                    bar.needed -= if *drop { count } else { 0 };
+                    self.arrive(at[i] as u32, count, Arriver::Now(warp.thread(lane)), pc)?;
                 }
                 warp.set_any(*state, &states);
             }
@@ -177,7 +256,7 @@ impl<H: Host> Block<H> {
                 let mut pending = None;
                 for lane in lanes(warp.active) {
                     let i = lane as usize;
-                    let bar = self.mbarrier_at(warp, group, at[i])?;
+                    let bar = self.mbarrier_at(warp, group, at[i], lane)?;
                     let is_complete = match (parities, states) {
                         (Some(parity), _) => bar.phase & 1 != u64::from(parity[i] & 1),
                         (_, Some(state)) => bar.phase > state[i],
@@ -199,7 +278,11 @@ impl<H: Host> Block<H> {
                     return Ok(Flow::Again(Wait::Mbarrier(at, phase)));
                 }
                 warp.set_predicate(*done, complete);
-                return Ok(if complete == warp.active { Flow::Next } else { Flow::Yield });
+                if complete == warp.active {
+                    return Ok(Flow::Next);
+                }
+                warp.let_others();
+                return Ok(Flow::Yield);
             }
         }
         Ok(Flow::Next)
@@ -213,16 +296,22 @@ impl<H: Host> Block<H> {
         let access = crate::host::Access { shared: true, write: true, constant: false, bytes: 8 };
         let pc = self.pc(group.pc);
         self.host.check(warp.thread(lane), at, access, pc)?;
-        let clock = self.clocks;
-        self.clocks += 2;
-        let (needed, key) = (i64::from(count), at as u32);
-        self.mbarriers.insert(key, Mbarrier { needed, pending: needed, bytes: 0, phase: 0, clock });
+        let clock = self.new_clocks(2);
+        let (needed, key, maker) = (i64::from(count), at as u32, warp.thread(lane));
+        let (bytes, phase, fenced) = (0, 0, false);
+        let bar = Mbarrier { needed, pending: needed, bytes, phase, clock, maker, fenced };
+        self.mbarriers.insert(key, bar);
         self.host.mbarrier(key, true);
         Ok(())
     }
 
-    /// By a thread, or by an asynchronous operation that counts bytes alone (`count` 0).
-    pub(crate) fn arrive(&mut self, at: u32, count: i64, id: u32, pc: u32) -> Going {
+    pub(crate) fn new_clocks(&mut self, count: u32) -> u32 {
+        self.clocks += count;
+        self.clocks - count
+    }
+
+    /// What counts bytes alone has a `count` of 0.
+    pub(crate) fn arrive(&mut self, at: u32, count: i64, by: Arriver, pc: u32) -> Going {
         let Some(bar) = self.mbarriers.get_mut(&at) else {
             let text = format_args!("the mbarrier at {at:#x} is gone when it is arrived at");
             self.host.report(crate::host::Kind::Fault, 0, pc, text);
@@ -230,7 +319,10 @@ impl<H: Host> Block<H> {
         };
         bar.pending -= count;
         let (clock, pending) = (bar.clock, bar.pending);
-        self.host.release_id(clock, id);
+        match by {
+            Arriver::Now(id) => self.host.release_id(clock, id),
+            Arriver::Earlier(snapshot) => self.host.move_clock(snapshot, clock),
+        }
         if pending < 0 {
             let text = format_args!("mbarrier {at:#x}: more arrivals than its count");
             self.host.report(crate::host::Kind::Fault, 0, pc, text);

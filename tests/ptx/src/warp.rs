@@ -12,6 +12,8 @@ use crate::program::{Any, P, Program, R32, R64, Special};
 /// What a register that nothing was written to reads as: no number.
 const UNWRITTEN: u32 = 0xffff_ffff;
 
+const OTHERS_FIRST: u32 = 100;
+
 pub(crate) struct Registers {
     words: Vec<Words>,
     doubles: Vec<Doubles>,
@@ -20,10 +22,10 @@ pub(crate) struct Registers {
     written: Vec<u32>,
     doubles_written: Vec<u32>,
     predicates_written: Vec<u32>,
-    /// Of kernels with `wgmma`: how many fences there had been when a word was written last.
-    fences: Vec<u32>,
-    /// Of these: an accumulator of what is under way.
-    busy: Vec<bool>,
+    /// Of kernels with `wgmma`: how a word was used last, by it or another instruction.
+    used: Vec<Used>,
+    /// Of these: whether it is an accumulator of what is under way, or holds its A.
+    busy: Vec<Busy>,
 }
 
 impl Registers {
@@ -35,7 +37,7 @@ impl Registers {
             written: Vec::new(),
             doubles_written: Vec::new(),
             predicates_written: Vec::new(),
-            fences: Vec::new(),
+            used: Vec::new(),
             busy: Vec::new(),
         };
         for (at, value) in &program.constants {
@@ -60,9 +62,10 @@ impl Registers {
         blank(&mut self.doubles_written, program.doubles);
         blank(&mut self.predicates_written, program.predicates);
         if program.has_wgmma {
-            blank(&mut self.fences, program.words);
+            self.used.clear();
+            self.used.resize(program.words as usize, Used::default());
             self.busy.clear();
-            self.busy.resize(program.words as usize, false);
+            self.busy.resize(program.words as usize, Busy::No);
         }
         for (at, _) in &program.constants {
             self.written[at.0 as usize] = !0;
@@ -74,6 +77,32 @@ impl Registers {
             self.predicates_written[at.0 as usize] = !0;
         }
     }
+}
+
+/// When a register was used last: after so many fences of `wgmma`, 1 for none; 0: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Used {
+    after: u32,
+    by: By,
+}
+
+/// What has used a register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum By {
+    /// An instruction that is no product.
+    #[default]
+    Other,
+    /// A product, whose A is there.
+    A,
+    /// A product of so many columns, whose accumulator it is: others of that shape may follow.
+    D(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Busy {
+    No,
+    A,
+    D,
 }
 
 /// What a group of lanes waits for.
@@ -118,6 +147,8 @@ pub(crate) struct CopyArrival {
     pub(crate) lane: u32,
     pub(crate) mbarrier: u32,
     pub(crate) before: u64,
+    /// What the thread had done when it asked.
+    pub(crate) clock: u32,
     pub(crate) pc: u32,
 }
 
@@ -127,7 +158,6 @@ pub(crate) struct Product {
     pub(crate) agent: u32,
     pub(crate) group: u32,
     pub(crate) scale_d: bool,
-    pub(crate) a: Option<[Words; 4]>,
     pub(crate) descriptors: [u64; 2],
 }
 
@@ -142,8 +172,14 @@ pub(crate) struct Warp {
     pub(crate) active: u32,
     /// Of them, those that have read a register that was not written.
     pub(crate) missing: u32,
-    /// An accumulator was touched while its product is under way.
+    /// A register was touched while a product of it is under way.
     pub(crate) touched: bool,
+    /// Lanes that it began with: some have ended where fewer are live.
+    pub(crate) whole: u32,
+    /// So many instructions go to lanes that are not at the lowest one, which waits in a loop.
+    pub(crate) others_first: u32,
+    /// How often some have asked in vain: whose turn it is then.
+    pub(crate) asked: u32,
     /// Of the kernel before.
     pub(crate) waited: u32,
     pub(crate) copies: VecDeque<Copies>,
@@ -169,6 +205,7 @@ impl Warp {
         Self {
             number,
             live,
+            whole: live,
             groups: vec![Group { pc: 0, mask: live, wait: Wait::Nothing }],
             registers: Some(registers),
             local: vec![0xff; program.local_bytes as usize * 32],
@@ -201,7 +238,8 @@ impl Warp {
         let own = self.registers.as_mut().expect("a warp that runs has registers");
         self.missing |= active & !own.written[r.0 as usize];
         if checks {
-            self.touched |= own.busy[r.0 as usize];
+            self.touched |= own.busy[r.0 as usize] != Busy::No;
+            own.used[r.0 as usize] = Used { after: self.fences + 1, by: By::Other };
         }
         &own.words[r.0 as usize]
     }
@@ -251,6 +289,12 @@ impl Warp {
         of_lanes.all(|value| value == first).then_some(first)
     }
 
+    /// Lanes at other instructions get a turn, before those that ask again whether they may go on.
+    pub(crate) fn let_others(&mut self) {
+        self.others_first = OTHERS_FIRST;
+        self.asked = self.asked.wrapping_add(1);
+    }
+
     // ---- writing, of the active lanes
 
     pub(crate) fn set_word(&mut self, r: R32, value: &Words) {
@@ -267,9 +311,14 @@ impl Warp {
         }
         own.written[at] |= active;
         if checks {
-            own.fences[at] = fences;
-            self.touched |= own.busy[at];
+            own.used[at] = Used { after: fences + 1, by: By::Other };
+            self.touched |= own.busy[at] != Busy::No;
         }
+    }
+
+    /// Of some lanes it is as if nothing had been written.
+    pub(crate) fn unset_word(&mut self, r: R32, lanes: u32) {
+        self.own().written[r.0 as usize] &= !lanes;
     }
 
     pub(crate) fn set_double(&mut self, r: R64, value: &Doubles) {
@@ -313,25 +362,46 @@ impl Warp {
 
     // ---- wgmma
 
-    /// Whether a register was written since the last fence.
-    pub(crate) fn is_unfenced(&self, r: R32) -> bool {
-        let own = self.registers.as_ref().expect("a warp that runs has registers");
-        let is_constant = own.fences[r.0 as usize] == 0 && self.fences == 0;
-        own.fences[r.0 as usize] == self.fences && (is_constant || self.fences > 0)
+    /// What a product uses: false where something else has since the last fence.
+    pub(crate) fn use_for_product(&mut self, registers: &[R32], by: By) -> bool {
+        let after = self.fences + 1;
+        let own = self.own();
+        let mut fenced = true;
+        for r in registers {
+            let used = &mut own.used[r.0 as usize];
+            fenced &= used.after != after || used.by == by;
+            *used = Used { after, by };
+        }
+        fenced
     }
 
-    pub(crate) fn set_busy(&mut self, registers: &[R32], on: bool) {
+    /// Registers of a product that begins: those that are read have to be written, and no one that is
+    /// under way writes A or reads the accumulators from elsewhere.
+    pub(crate) fn begin_product(&mut self, registers: &[R32], busy: Busy, reads: bool) {
+        let other = if busy == Busy::A { Busy::D } else { Busy::A };
+        let active = self.active;
+        let own = self.registers.as_mut().expect("a warp that runs has registers");
+        for r in registers {
+            let at = r.0 as usize;
+            self.missing |= if reads { active & !own.written[at] } else { 0 };
+            self.touched |= own.busy[at] == other;
+            own.busy[at] = busy;
+            if busy == Busy::D {
+                own.written[at] = !0;
+            }
+        }
+    }
+
+    pub(crate) fn set_busy(&mut self, registers: &[R32], busy: Busy) {
         let own = self.own();
         for r in registers {
-            own.busy[r.0 as usize] = on;
+            own.busy[r.0 as usize] = busy;
         }
     }
 
     /// A register without its being noted: the product that is under way reads and writes it.
-    pub(crate) fn accumulator(&mut self, r: R32) -> &mut Words {
-        let own = self.own();
-        own.written[r.0 as usize] = !0;
-        &mut own.words[r.0 as usize]
+    pub(crate) fn raw(&mut self, r: R32) -> &mut Words {
+        &mut self.own().words[r.0 as usize]
     }
 
     pub(crate) fn take_registers(&mut self) -> Option<Registers> {

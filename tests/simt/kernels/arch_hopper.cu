@@ -61,9 +61,27 @@ ARCH_FN void matrices(const Params& p) {
 #endif
 }
 
+// Numbers added twice to each thread's own words, which gives the first sum, and once to a word of
+// all.
+ARCH_FN void atomics(const Params& p) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    const uint32_t t = threadIdx.x;
+    uint32_t *own = out(p) + 192 + t, *shared = out(p) + 384;
+    hopper::atomic_add<0>(own, in(p)[t]);
+    hopper::atomic_add<1>(own + 64, in(p)[64 + t]);
+    hopper::atomic_add<2>(own + 128, in(p)[128 + t]);
+    out(p)[t] = hopper::atomic_add<2>(own, in(p)[64 + t]);
+    out(p)[64 + t] = hopper::atomic_add<0>(own + 64, in(p)[128 + t]);
+    out(p)[128 + t] = hopper::atomic_add<1>(own + 128, in(p)[t]);
+    hopper::atomic_add<0>(shared, in(p)[t]);
+    hopper::atomic_add<1>(shared + 1, in(p)[64 + t]);
+    hopper::atomic_add<2>(shared + 2, in(p)[128 + t]);
+#endif
+}
+
 // Products of warpgroups, from shared memory, the second added to the first, and of registers with
-// shared memory transposed. Two of them do the same, with registers that a third one has given up:
-// as 384 threads begin with 168 each.
+// shared memory transposed, to which one of twice the width is added. Two of them do the same, with
+// registers that a third one has given up: as 384 threads begin with 168 each.
 ARCH_FN void products(const Params& p) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     ARCH_DYN_SMEM(smem);
@@ -83,6 +101,7 @@ ARCH_FN void products(const Params& p) {
     float d[32], e[64];
     for (int i = 0; i < 32; i++) d[i] = 0;
     for (int i = 0; i < 64; i++) e[i] = 0;
+    hopper::settle(d);
     hopper::wgmma_fence();
     hopper::wgmma_ss_n64(d, hopper::descriptor(base, 16, 1024),
                          hopper::descriptor(base + BOX, 16, 1024), 0);
@@ -92,8 +111,12 @@ ARCH_FN void products(const Params& p) {
     hopper::wgmma_wait<0>();
     uint32_t a[4];
     for (uint32_t i = 0; i < 4; i++) a[i] = in(p)[4 * t + i];
+    hopper::settle(a);
+    hopper::settle(e);
     hopper::wgmma_fence();
     hopper::wgmma_rs_n128_tb(e, a, hopper::descriptor(base + 2 * BOX, BOX, 1024), 0);
+    hopper::wgmma_ss_n128(e, hopper::descriptor(base, 16, 1024),
+                          hopper::descriptor(base + 2 * BOX, 16, 1024), 1);
     hopper::wgmma_commit();
     hopper::wgmma_wait<0>();
     for (uint32_t i = 0; i < 32; i++) to[128 * i] = arch::as_u32(d[i]);
@@ -105,4 +128,5 @@ ARCH_FN void products(const Params& p) {
 
 ARCH_KERNEL(arch_hopper_copies, 128, 1, Params, copies)
 ARCH_KERNEL(arch_hopper_matrices, 32, 1, Params, matrices)
+ARCH_KERNEL(arch_hopper_atomics, 64, 1, Params, atomics)
 ARCH_KERNEL(arch_hopper_products, 384, 1, Params, products)

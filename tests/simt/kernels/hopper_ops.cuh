@@ -78,6 +78,18 @@ ARCH_FN void stmatrix_x4(const uint32_t (&r)[4], uint32_t at) {
                  "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
 }
+// Before the fence, of the accumulators and A of what follows: else nvcc may move what it writes to
+// them behind it.
+template <int N>
+ARCH_FN void settle(float (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(r[i])::"memory");
+}
+template <int N>
+ARCH_FN void settle(uint32_t (&r)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
+}
 ARCH_FN void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ARCH_FN void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
@@ -108,6 +120,13 @@ ARCH_FN void wgmma_ss_n64(float (&d)[32], uint64_t a, uint64_t b, int scale_d) {
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 ", %32, %33, p, 1, 1, 0, 0;\n}"
         : D32(0)
+        : "l"(a), "l"(b), "r"(scale_d));
+}
+ARCH_FN void wgmma_ss_n128(float (&d)[64], uint64_t a, uint64_t b, int scale_d) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " R64 ", %64, %65, p, 1, 1, 0, 0;\n}"
+        : D32(0), D32(32)
         : "l"(a), "l"(b), "r"(scale_d));
 }
 ARCH_FN void wgmma_rs_n128_tb(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int scale_d) {
@@ -144,6 +163,8 @@ ARCH_FN void cp_async_mbar_arrive_noinc(uint32_t a, ARCH_AT) {
 ARCH_FN void stmatrix_x4(const uint32_t (&r)[4], uint32_t at, ARCH_AT) {
     simt::stmatrix(r, 4, false, at, file, line);
 }
+template <class T, int N>
+ARCH_FN void settle(T (&)[N]) {}
 ARCH_FN void wgmma_fence() {}
 ARCH_FN void wgmma_commit() { simt::wgmma_commit(); }
 template <int N>
@@ -160,6 +181,9 @@ ARCH_FN void setmaxnreg_dec(ARCH_AT) {
 }
 ARCH_FN void wgmma_ss_n64(float (&d)[32], uint64_t a, uint64_t b, int scale_d, ARCH_AT) {
     simt::wgmma(d, 64, nullptr, a, b, false, scale_d, file, line);
+}
+ARCH_FN void wgmma_ss_n128(float (&d)[64], uint64_t a, uint64_t b, int scale_d, ARCH_AT) {
+    simt::wgmma(d, 128, nullptr, a, b, false, scale_d, file, line);
 }
 ARCH_FN void wgmma_rs_n128_tb(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int scale_d,
                               ARCH_AT) {

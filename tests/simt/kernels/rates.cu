@@ -1,34 +1,11 @@
 // What instructions take: for a warp that waits for each (one chain) and for one that need not
 // (many). tests/rates.rs runs them, and scripts/gpu_round/sass.py looks at what nvcc made of it.
-#include "rates_ops.cuh"
+#include "rates_params.cuh"
 
 namespace {
 
 using arch::bf16;
 using arch::f16;
-
-struct Params {
-    // A number for each thread; one of each thread; the readings of the clock, two of each warp.
-    uint64_t in, out, clocks;
-    uint64_t turns;
-};
-
-// Instructions per turn: the loop's own are few compared with them.
-constexpr int STEPS = 64;
-// Independent ones in a row.
-constexpr int MANY = 8;
-
-ARCH_FN uint32_t thread_of_all() { return blockIdx.x * blockDim.x + threadIdx.x; }
-ARCH_FN uint32_t given(const Params& p) {
-    return reinterpret_cast<const uint32_t*>(p.in)[thread_of_all()];
-}
-ARCH_FN void result(const Params& p, uint32_t x) {
-    reinterpret_cast<uint32_t*>(p.out)[thread_of_all()] = x;
-}
-ARCH_FN void readings(const Params& p, uint64_t start, uint64_t stop) {
-    uint64_t* clocks = reinterpret_cast<uint64_t*>(p.clocks) + thread_of_all() / 32 * 2;
-    if (threadIdx.x % 32 == 0) clocks[0] = start, clocks[1] = stop;
-}
 
 // An instruction from a register to the same: a chain. `fixed` is the same in every turn.
 struct F2fpBf16 {
@@ -193,30 +170,30 @@ ARCH_FN void copies(const Params& p) {
     result(p, all);
 }
 
-// The same by the copy engine, which one thread asks for it: a box of 64 x 64 numbers of 16 bits,
-// or as many bytes in a row.
+// The same by the copy engine, which one thread of a warp asks for it, elected before all turns: a
+// box of 64 x 64 numbers of 16 bits, or as many bytes in a row. What it takes without a copy (N of
+// 0), the barrier's arrival and the clock, is in all figures.
 struct BulkParams {
     tensor_map_t map;
     Params p;
 };
-[[maybe_unused]] constexpr uint32_t BOX = 8192;
 template <int N, bool WAITED, bool TENSOR>
 ARCH_FN void bulk(const BulkParams& b) {
 #if !defined(__CUDACC__) || __CUDA_ARCH__ >= 900
     ARCH_DYN_SMEM(smem);
     const Params& p = b.p;
+    const uint32_t turns = static_cast<uint32_t>(p.turns);
     const uint32_t to = arch::smem_u32(smem), bar = to + N * BOX;
-    uint64_t cycles = 0;
     if (threadIdx.x == 0) {
         hopper::mbar_init(bar, 1);
         hopper::fence_mbar_init();
     }
     arch::sync_threads();
+    if (rates::elect_one()) {
+        uint64_t cycles = 0;
 #pragma unroll 1
-    for (uint32_t turn = 0; turn < static_cast<uint32_t>(p.turns); turn++) {
-        const uint64_t start = rates::clock();
-        uint64_t stop = start;
-        if (threadIdx.x == 0) {
+        for (uint32_t turn = 0; turn < turns; turn++) {
+            const uint64_t start = rates::clock();
             hopper::mbar_expect_tx(bar, N * BOX);
 #pragma unroll
             for (int i = 0; i < N; i++) {
@@ -226,15 +203,17 @@ ARCH_FN void bulk(const BulkParams& b) {
                     rates::bulk_load(to + i * BOX, p.in + uint64_t(blockIdx.x * N + i) * BOX, BOX,
                                      bar);
             }
-            stop = rates::clock();
+            uint64_t stop = rates::clock();
+            hopper::mbar_wait(bar, turn % 2);
+            if (WAITED) stop = rates::clock();
+            cycles += stop - start;
         }
-        hopper::mbar_wait(bar, turn % 2);
-        arch::sync_threads();
-        if (WAITED) stop = rates::clock();
-        cycles += stop - start;
+        uint64_t* clocks = reinterpret_cast<uint64_t*>(p.clocks) + 2 * blockIdx.x;
+        clocks[0] = 0, clocks[1] = cycles;
     }
-    readings(p, 0, cycles);
-    result(p, reinterpret_cast<const uint32_t*>(smem)[threadIdx.x]);
+    arch::sync_warp();
+    hopper::mbar_wait(bar, (turns - 1) % 2);
+    result(p, N ? reinterpret_cast<const uint32_t*>(smem)[threadIdx.x] : 0);
 #endif
 }
 
@@ -252,22 +231,25 @@ ARCH_FN void pointers(const Params& p) {
     readings(p, start, stop);
 }
 
-// `turns` words of 16 bytes, read by all threads there are.
+// `turns` words of 16 bytes, read by all threads there are, `passes` times, around L1.
 ARCH_FN void reading(const Params& p) {
     const arch::vec4* from = reinterpret_cast<const arch::vec4*>(p.in);
     const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
     uint32_t all = 0;
-    uint64_t at = thread_of_all();
-    for (; at + 3 * stride < p.turns; at += 4 * stride) {
-        arch::vec4 v[4];
+#pragma unroll 1
+    for (uint64_t pass = 0; pass < p.passes; pass++) {
+        uint64_t at = thread_of_all();
+        for (; at + 3 * stride < p.turns; at += 4 * stride) {
+            arch::vec4 v[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = arch::load_global(from + at + i * stride);
+            for (int i = 0; i < 4; i++) v[i] = rates::load_around_l1(from + at + i * stride);
 #pragma unroll
-        for (int i = 0; i < 4; i++) all ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
-    }
-    for (; at < p.turns; at += stride) {
-        const arch::vec4 v = arch::load_global(from + at);
-        all ^= v.x ^ v.y ^ v.z ^ v.w;
+            for (int i = 0; i < 4; i++) all ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+        }
+        for (; at < p.turns; at += stride) {
+            const arch::vec4 v = rates::load_around_l1(from + at);
+            all ^= v.x ^ v.y ^ v.z ^ v.w;
+        }
     }
     result(p, all);
 }
@@ -298,14 +280,18 @@ RATES(hmma_bf16, products < bf16)
 RATES(hmma_f16, products < f16)
 ARCH_KERNEL(rates_bar_1, 512, 1, Params, barriers)
 ARCH_KERNEL(rates_ldgsts_0, 512, 1, Params, copies<0, false>)
-ARCH_KERNEL(rates_ldgsts_1, 512, 1, Params, copies<1, true>)
+ARCH_KERNEL(rates_ldgsts_1, 512, 1, Params, copies<1, false>)
 ARCH_KERNEL(rates_ldgsts_8, 512, 1, Params, copies<8, false>)
+ARCH_KERNEL(rates_ldgsts_landed_1, 512, 1, Params, copies<1, true>)
 ARCH_KERNEL(rates_ldgsts_landed_8, 512, 1, Params, copies<8, true>)
-ARCH_KERNEL(rates_tma_1, 32, 1, BulkParams, bulk<1, true, true>)
+ARCH_KERNEL(rates_tma_0, 32, 1, BulkParams, bulk<0, false, true>)
+ARCH_KERNEL(rates_tma_1, 32, 1, BulkParams, bulk<1, false, true>)
 ARCH_KERNEL(rates_tma_8, 32, 1, BulkParams, bulk<8, false, true>)
+ARCH_KERNEL(rates_tma_landed_1, 32, 1, BulkParams, bulk<1, true, true>)
 ARCH_KERNEL(rates_tma_landed_8, 32, 1, BulkParams, bulk<8, true, true>)
-ARCH_KERNEL(rates_bulk_1, 32, 1, BulkParams, bulk<1, true, false>)
+ARCH_KERNEL(rates_bulk_1, 32, 1, BulkParams, bulk<1, false, false>)
 ARCH_KERNEL(rates_bulk_8, 32, 1, BulkParams, bulk<8, false, false>)
+ARCH_KERNEL(rates_bulk_landed_1, 32, 1, BulkParams, bulk<1, true, false>)
 ARCH_KERNEL(rates_bulk_landed_8, 32, 1, BulkParams, bulk<8, true, false>)
 ARCH_KERNEL(rates_pointers, 32, 1, Params, pointers)
 ARCH_KERNEL(rates_reading, 256, 1, Params, reading)

@@ -35,6 +35,21 @@ ARCH_FN uint64_t load_pointer(uint64_t at) {
     asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(r) : "l"(at) : "memory");
     return r;
 }
+ARCH_FN arch::vec4 load_around_l1(const arch::vec4* from) {
+    arch::vec4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+// One thread of a warp, as the assembler knows it to be (sm_90).
+ARCH_FN bool elect_one() {
+    uint32_t is_it;
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .b32 r;\nelect.sync r|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(is_it));
+    return is_it != 0;
+}
 // `bytes` in a row, by the copy engine (sm_90).
 ARCH_FN void bulk_load(uint32_t to, uint64_t from, uint32_t bytes, uint32_t bar) {
     asm volatile(
@@ -62,6 +77,8 @@ ARCH_FN uint32_t from_e4m3x2(uint32_t x) {
     return lo;
 }
 ARCH_FN uint64_t load_pointer(uint64_t at) { return *reinterpret_cast<const uint64_t*>(at); }
+ARCH_FN arch::vec4 load_around_l1(const arch::vec4* from) { return *from; }
+ARCH_FN bool elect_one() { return threadIdx.x % 32 == 0; }
 ARCH_FN void bulk_load(uint32_t to, uint64_t from, uint32_t bytes, uint32_t bar, ARCH_AT) {
     // A tensor of one dimension.
     simt::TensorMap map = {simt::TENSOR_MAP_MAGIC, 1, 1, 0, from, {bytes}, {1}, {bytes}, {}};

@@ -58,6 +58,7 @@ ARCH_FN void consume(const Params& p, uint8_t* smem, uint32_t kv, uint32_t bar, 
         float sc[32];
         for (int i = 0; i < 32; i++) sc[i] = 0.f;
         hopper::mbar_wait(bar + 8 * s, (t >> 1) & 1);
+        hopper::settle(sc);
         hopper::wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < 8; kk++) {
@@ -96,6 +97,9 @@ ARCH_FN void consume(const Params& p, uint8_t* smem, uint32_t kv, uint32_t bar, 
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 a[kk][i] = arch::pack(sc[kk * 8 + i * 2], sc[kk * 8 + i * 2 + 1], bf16{});
+        hopper::settle(o);
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) hopper::settle(a[kk]);
         hopper::wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < 4; kk++)

@@ -50,7 +50,17 @@ bool run_ptx_block() {
 
 using namespace simt;
 
+// The executor is called under the driver's lock, at the end too.
+static void at_exit() {
+    const std::unique_lock lock(driver_lock, std::try_to_lock);
+    if (lock.owns_lock())
+        ptx_at_exit();
+    else
+        fprintf(stderr, "simt: a thread is in the driver when the process ends: nothing written\n");
+}
+
 const ptx_kernel* find_code(const Kernel& kernel) {
+    [[maybe_unused]] static const int registered = atexit(at_exit);
     char why[600] = "";
     const auto target = static_cast<uint32_t>(code_for_device().ptx >= 90 ? 90 : 80);
     const ptx_kernel* const code = ptx_find(kernel.name, target, why, sizeof why);
@@ -111,6 +121,15 @@ static void one(uint32_t id, uint64_t at, int bytes, uint32_t kind, uint32_t pc)
         return;
     }
     const auto* const p = reinterpret_cast<const void*>(at);
+    // Of the host's memory a kernel reads its parameters, and nothing else.
+    if (!in_arena(at)) {
+        const uint64_t in = at - reinterpret_cast<uint64_t>(S->grid->params[0]);
+        const uint64_t all = ptx_kernel_param_bytes(S->grid->code);
+        if (!write && in < all && static_cast<uint64_t>(bytes) <= all - in) return;
+        if (reaches_pageable_memory()) return;
+        outside(at, bytes, write, who, pc);
+        fail("", 0, "illegal address");
+    }
     check_global(p, bytes, write, who, pc);
     if (kind & EXEC_CONST) check_const(p, bytes, who, pc);
 }
@@ -177,6 +196,7 @@ uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order
     return guarded([&] {
         be(thread);
         const auto how = static_cast<Order>(order);
+        if (!(kind & EXEC_SHARED) && !in_arena(at)) return one(thread, at, 4, EXEC_WRITE, pc);
         if (!(kind & EXEC_SHARED))
             return atomic_order(reinterpret_cast<uint32_t*>(at), how, of_device, pc);
         const uint64_t off = at - SMEM_BASE;
@@ -185,6 +205,8 @@ uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order
         atomic_order_shared(off, how, pc);
     });
 }
+
+static Accumulated& clock_of(uint32_t number);
 
 uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint32_t bytes,
                           uint32_t pc) {
@@ -199,13 +221,14 @@ uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint
 }
 
 uint32_t exec_copy_landed(uint32_t warp, uint32_t mask, const uint64_t* to, const uint64_t* from,
-                          uint32_t bytes, const uint32_t* read, uint32_t pc) {
+                          uint32_t bytes, const uint32_t* read, uint32_t seen_in, uint32_t pc) {
     return guarded([&] {
+        const Clk* const seen = seen_in == ~0u ? nullptr : &clock_of(seen_in).clock;
         each_lane(warp, mask, [&](uint32_t id, uint32_t lane) {
             be(id);
             if (read[lane]) one(id, from[lane], static_cast<int>(read[lane]), 0, pc);
             mark_pending(static_cast<uint32_t>(to[lane]), static_cast<int>(bytes), false,
-                         static_cast<int>(id), pc);
+                         static_cast<int>(id), pc, seen);
         });
     });
 }
@@ -214,6 +237,9 @@ void exec_pending(uint32_t id, uint32_t at, uint32_t bytes, uint32_t on, uint32_
     mark_pending(at, static_cast<int>(bytes), on, static_cast<int>(id), pc);
 }
 void exec_mbarrier(uint32_t at, uint32_t live) { mark_mbarrier(at, live); }
+void exec_mbarrier_used(uint32_t id, uint32_t at, uint32_t fenced, uint32_t pc) {
+    mbarrier_used(at, fenced, static_cast<int>(id), pc);
+}
 
 // ---- clocks
 //

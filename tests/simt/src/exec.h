@@ -35,6 +35,8 @@ void ptx_block_end(ptx_block*);
 size_t ptx_place(uint32_t pc, char* to, size_t bytes);
 // Of warps, so far.
 uint64_t ptx_instructions();
+// Writes what INFLIGHT_PTX_COVERAGE and INFLIGHT_PTX_SPEED ask for, when the process ends.
+void ptx_at_exit();
 
 // ---- by the emulator, for the block that runs
 //
@@ -52,13 +54,15 @@ uint32_t exec_check(uint32_t id, uint64_t at, uint32_t bytes, uint32_t kind, uin
 // Of 4 bytes; `of_device`, or of the block alone.
 uint32_t exec_atomic(uint32_t thread, uint64_t at, uint32_t kind, uint32_t order,
                      uint32_t of_device, uint32_t pc);
-// cp.async: asked for, and landed; of `read` bytes each lane, others are zeros.
+// cp.async: asked for, and landed; of `read` bytes each lane, others are zeros. `seen_in`: the
+// clock by which others see it, or none of them (~0).
 uint32_t exec_copy_issued(uint32_t warp, uint32_t mask, const uint64_t* to, uint32_t bytes,
                           uint32_t pc);
 uint32_t exec_copy_landed(uint32_t warp, uint32_t mask, const uint64_t* to, const uint64_t* from,
-                          uint32_t bytes, const uint32_t* read, uint32_t pc);
+                          uint32_t bytes, const uint32_t* read, uint32_t seen_in, uint32_t pc);
 void exec_pending(uint32_t id, uint32_t at, uint32_t bytes, uint32_t on, uint32_t pc);
 void exec_mbarrier(uint32_t at, uint32_t live);
+void exec_mbarrier_used(uint32_t id, uint32_t at, uint32_t fenced, uint32_t pc);
 // Clocks that many add to and take from: numbered by the executor, empty at first.
 void exec_release(uint32_t clock, uint32_t warp, uint32_t mask);
 void exec_acquire(uint32_t clock, uint32_t warp, uint32_t mask);

@@ -258,9 +258,13 @@ uint32_t location(const char* file, int line);
 void check_shared(uint32_t addr, int bytes, bool write, int id, uint32_t pc);
 void check_global(const void* p, int bytes, bool write, int id, uint32_t pc);
 void check_const(const void* p, int bytes, int id, uint32_t pc);
-void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc);
+// What has landed others see by what its thread does next, or by a clock that it has released to.
+void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc,
+                  const Clk* seen_in = nullptr);
 // An mbarrier lies there, or no more.
 void mark_mbarrier(uint32_t addr, bool live = true);
+// By who sees it to have been made; the engine by a fence of proxies, unless `fenced`.
+void mbarrier_used(uint32_t addr, bool fenced, int id, uint32_t pc);
 // Of the device, or of the block alone: then other blocks' threads learn nothing.
 void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc);
 void atomic_order_shared(size_t off, Order order, uint32_t pc);

@@ -7,6 +7,8 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <cstdlib>
+
 namespace simt {
 
 // ---- clocks
@@ -332,7 +334,16 @@ void check_shared(uint32_t addr, int bytes, bool write, int id, uint32_t pc) {
     access_shared({"shared memory", addr - SMEM_BASE, bytes, write, id, pc});
 }
 
+bool reaches_pageable_memory() {
+    static const bool asked = [] {
+        const char* text = getenv("INFLIGHT_SIMT_PAGEABLE");
+        return text && *text == '1';
+    }();
+    return asked;
+}
+
 static bool belongs_to_host_side(uintptr_t a) {
+    if (reaches_pageable_memory()) return true;
     static uintptr_t low = 0, high = 0;
     if (!low) {
         extern char image_start[] asm("__ehdr_start") __attribute__((visibility("hidden")));
@@ -393,8 +404,8 @@ void read_const(const void* p, int bytes, const char* file, int line) {
     check_const(p, bytes, static_cast<int>(cur->lin), location(file, line));
 }
 
-void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc) {
-    const uint32_t e = epoch(static_cast<uint32_t>(id), ck(id).v[id]);
+void mark_pending(uint32_t addr, int bytes, bool on, int id, uint32_t pc, const Clk* seen_in) {
+    const uint32_t e = epoch(static_cast<uint32_t>(id), (seen_in ? *seen_in : ck(id)).v[id]);
     each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, static_cast<size_t>(bytes),
               S->block_serial, false, [&](Cell& x) {
                   if (on) {
@@ -419,6 +430,21 @@ void mark_mbarrier(uint32_t addr, bool live) {
               });
 }
 
+void mbarrier_used(uint32_t addr, bool fenced, int id, uint32_t pc) {
+    const Clk& c = ck(id);
+    const bool by_fence = id >= S->threads && !fenced;
+    each_cell(S->shadow->words, S->shadow->bytes, addr - SMEM_BASE, 8, S->block_serial, false,
+              [&](Cell& x) {
+                  const bool made = ordered(c, c.v, x.write, x.write_block);
+                  if (made && (!by_fence || ordered(c, c.p, x.write, x.write_block))) return true;
+                  tell(RACE,
+                       made ? "missing fence.mbarrier_init" : "race, mbarrier before its init",
+                       {"shared memory", addr - SMEM_BASE, 8, false, id, pc}, x.write,
+                       x.write_block, x.write_pc);
+                  return false;
+              });
+}
+
 // Of threads of a block alone: others' learn nothing.
 static void order_in_block(const void* at, Order order) {
     const auto [known, is_new] = S->block_atomics.try_emplace(at);
@@ -427,11 +453,20 @@ static void order_in_block(const void* at, Order order) {
     if (order & ACQUIRE) acquire(static_cast<int>(cur->lin), known->second);
 }
 
-// Atomics of different threads do not race with each other; with plain accesses they do. False:
-// reported.
-static bool check_atomic(Cell& x, const Access& a) {
+// Atomics of different threads do not race with each other where both are in the scope of either;
+// with plain accesses they do. False: reported.
+static bool check_atomic(Cell& x, const Access& a, bool of_device) {
     const bool was_atomic = x.flags & ATOMIC;
     if (!was_atomic && !check(x, a)) return false;
+    const bool other_block = was_atomic && x.write_block != S->block_no;
+    if (other_block && (!of_device || x.flags & OF_BLOCK) &&
+        !ordered(ck(a.id), ck(a.id).v, x.write, x.write_block)) {
+        tell(RACE, "race between blocks, an atomic of the block's scope", a, x.write, x.write_block,
+             x.write_pc);
+        return false;
+    }
+    if (other_block) x.flags &= ~OF_BLOCK;
+    if (!of_device) x.flags |= OF_BLOCK;
     x.write = epoch(static_cast<uint32_t>(a.id), ck(a.id).v[a.id]);
     x.write_block = S->block_no;
     x.write_pc = a.pc;
@@ -456,7 +491,7 @@ void atomic_order(uint32_t* at, Order order, bool of_device, uint32_t pc) {
     freshen(x, S->launch);
     const Access who_does{space_of(*v), a - v->of.start, 4, true, id, pc};
     if (!check_overlap(*v->page, in, 4, who_does, is_early(id))) return;
-    if (!check_atomic(x, who_does) || is_init(*v, in, 4)) return;
+    if (!check_atomic(x, who_does, of_device) || is_init(*v, in, 4)) return;
     tell(UNINIT, "uninitialised read", who_does);
     set_init(*v, in, 4);
 }
@@ -468,7 +503,7 @@ void atomic_order_shared(size_t off, Order order, uint32_t pc) {
     bool uninit = false;
     each_cell(S->shadow->words, S->shadow->bytes, off, 4, S->block_serial, true, [&](Cell& x) {
         uninit |= !(x.flags & INIT);
-        return check_atomic(x, a);
+        return check_atomic(x, a, true);
     });
     if (uninit) tell(UNINIT, "uninitialised read", a);
 }

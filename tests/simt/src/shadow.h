@@ -18,7 +18,16 @@ inline bool ordered(const Clk& c, const uint32_t* view, uint32_t e, uint32_t blo
 
 // ---- shadow cells: one a word, or four where a word was accessed by parts
 
-enum Flags : uint32_t { INIT = 1, PENDING = 2, MBARRIER = 4, SPLIT = 8, ATOMIC = 16, CONST = 32 };
+enum Flags : uint32_t {
+    INIT = 1,
+    PENDING = 2,
+    MBARRIER = 4,
+    SPLIT = 8,
+    ATOMIC = 16,
+    CONST = 32,
+    OF_BLOCK = 64
+};
+// OF_BLOCK: an atomic that other blocks' do not see as one.
 struct Cell {
     uint32_t stamp;  // block (shared) or launch (global) it tells of; else it is fresh
     uint32_t flags;
@@ -108,6 +117,9 @@ __attribute__((cold)) void tell(Kind kind, const char* what, const Access& a, ui
                                 uint32_t other_block = 0, uint32_t other_pc = 0);
 __attribute__((cold)) void tell_overlap(const char* what, const Access& a, uint32_t other_pc);
 // Reports an address where nothing is.
+// Whether the device is one that reaches all of the host's memory, as a Grace Hopper does: what no
+// allocation has is then not looked at.
+bool reaches_pageable_memory();
 __attribute__((cold)) void outside(uintptr_t at, int bytes, bool write, int id, uint32_t pc);
 [[noreturn]] __attribute__((cold)) void outside_shared(size_t off, int id, uint32_t pc);
 
@@ -162,7 +174,7 @@ inline bool check(Cell& x, const Access& a) {
         x.write_block = S->block_no;
         x.write_pc = a.pc;
         x.read[0] = x.read[1] = 0;
-        x.flags = (x.flags & ~ATOMIC) | INIT;
+        x.flags = (x.flags & ~(ATOMIC | OF_BLOCK)) | INIT;
     } else if (x.read[0] != e || x.read_block[0] != S->block_no) {
         const int i = ordered(c, c.v, x.read[0], x.read_block[0]) ? 0 : 1;
         x.read[i] = e;

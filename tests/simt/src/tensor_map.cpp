@@ -17,6 +17,8 @@ CU_API cuTensorMapEncodeTiled(void* out, int type, uint32_t rank, void* base, co
     if (interleave || swizzle_mode < 0 || swizzle_mode > 3 || l2 < 0 || l2 > 3 || fill < 0 ||
         fill > 1)
         return CUDA_ERROR_INVALID_VALUE;
+    // Zeros are what the emulator fills with, and not NaN.
+    if (fill) return CUDA_ERROR_NOT_SUPPORTED;
     if (reinterpret_cast<uintptr_t>(out) % 64 || reinterpret_cast<uintptr_t>(base) % 16)
         return CUDA_ERROR_INVALID_VALUE;
     TensorMap m{};

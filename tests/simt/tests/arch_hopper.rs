@@ -111,6 +111,22 @@ fn stored_matrices() {
 }
 
 #[test]
+fn sums_by_atomics() {
+    let Some(gpu) = hopper() else { return };
+    let input = words(3, 192);
+    let got = outputs(&gpu, "arch_hopper_atomics", 64, &input, 387);
+    for (i, got_before) in got[..192].iter().enumerate() {
+        assert_eq!(*got_before, input[i], "word {i}: the first sum");
+        assert_eq!(got[192 + i], input[i].wrapping_add(input[(i + 64) % 192]), "word {i}: both");
+    }
+    for (order, words) in input.chunks(64).enumerate() {
+        let sum = words.iter().fold(0_u32, |sum, word| sum.wrapping_add(*word));
+        assert_eq!(got[384 + order], sum, "order {order}: of all threads");
+    }
+    println!("sums by atomics: {} words", got.len());
+}
+
+#[test]
 fn products_of_a_warpgroup() {
     let Some(gpu) = hopper() else { return };
     let input = factors(4096);
@@ -143,7 +159,9 @@ fn products_of_a_warpgroup() {
                 f64::from(from_bf16((word >> (16 * (k % 2))) as u16))
             };
             let b = |k: usize| tile(2 + column / 64, k, column % 64);
-            let sum: f64 = (0..16).map(|k| a(k) * b(k)).sum();
+            // To it that of two boxes as rows of 64: A's first, and B's 128 columns.
+            let of_boxes = |k: usize| tile(0, row, k) * tile(2 + column / 64, column % 64, k);
+            let sum: f64 = (0..16).map(|k| a(k) * b(k) + of_boxes(k)).sum();
             want[128 * (32 + i) + t] = (sum as f32).to_bits();
         }
     }
@@ -174,6 +192,7 @@ fn a_wrong_word_is_found() {
     for (kernel, threads, input) in [
         ("arch_hopper_copies", 128, words(1, 4096)),
         ("arch_hopper_matrices", 32, words(2, 128)),
+        ("arch_hopper_atomics", 64, words(3, 192)),
         ("arch_hopper_products", 384, factors(4096)),
     ] {
         let rules = record::rules(kernel).unwrap();

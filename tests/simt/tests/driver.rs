@@ -6,7 +6,10 @@ mod common;
 
 use std::ptr::{null, null_mut};
 
-use common::{CUDA_SUCCESS, CUresult, Gpu, Launch, alloc, download, gpu, ok, stream, sync, upload};
+use common::{
+    CUDA_SUCCESS, CUresult, Gpu, Launch, OobFill, TensorMap, alloc, download, gpu, ok, stream,
+    sync, upload,
+};
 use cudarc::driver::sys;
 use simt::Mode;
 
@@ -47,6 +50,16 @@ fn launch(
 ) -> CUresult {
     let grid = [blocks, 1, 1];
     gpu.enqueue(&Launch { kernel, grid, threads: 64, smem: 256, stream, dependent }, params)
+}
+
+#[test]
+fn tensor_maps_that_fill_with_nan_are_refused() {
+    let Some(_gpu) = gpu(Mode::Fast) else { return };
+    let (base, mut map) = (upload(&[0u16; 4096]), TensorMap([0; 16]));
+    let mut encode = |fill| map.encode(base, [64, 1, 64, 1], [64, 1, 64, 1], fill);
+    assert_eq!(encode(OobFill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE), CUDA_SUCCESS);
+    let nan = OobFill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA;
+    assert_eq!(encode(nan), CUresult::CUDA_ERROR_NOT_SUPPORTED);
 }
 
 #[test]

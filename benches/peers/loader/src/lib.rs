@@ -8,11 +8,12 @@ use std::ptr;
 use std::sync::Arc;
 
 use inflight::device::cuda::{Cuda, CudaStream};
-use inflight::kernels::cuda::{
-    Attention, AttentionArgs, DeviceCache, DeviceTensor, StepArrays, StepBuffer, StepLimits,
-};
+use inflight::kernels::cuda::{Attention, StepBuffer};
 use inflight::kernels::tensor::Shape;
-use inflight::kernels::{AttentionConfig, BatchView, DType, KvLayout};
+use inflight::kernels::{
+    AttentionArgs, AttentionConfig, BatchView, DType, DeviceCache, DeviceTensor, KvLayout,
+    StepArrays, StepLimits,
+};
 use inflight::{BlockId, Error, Result};
 
 /// What attention is for, and the largest steps.
@@ -165,7 +166,7 @@ impl Loader {
 
     fn plan(&mut self, stream: &CudaStream, batch: BatchView<'_>) -> Result<()> {
         self.attention.plan(batch, self.sizes.num_blocks as usize, None)?;
-        let arrays = StepArrays { batch, slot_mapping: &[], positions: &[], tokens: &[] };
+        let arrays = StepArrays::new(batch);
         self.step.upload(stream, &arrays, &[&self.attention])?;
         self.tokens = batch.num_tokens();
         Ok(())

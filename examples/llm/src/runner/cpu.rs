@@ -2,40 +2,29 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use inflight::device::cpu::{Cpu, CpuConfig};
-use inflight::device::memory::Buffer;
-use inflight::kernels::cpu::{Append, Attention, Rope, append, move_blocks};
-use inflight::kernels::rope::RopePairs;
+use inflight::kernels::Backend;
 use inflight::kernels::tensor::{DType, Shape as Tokens};
-use inflight::kernels::{AttentionArgs, AttentionConfig, KvCache, KvLayout, KvScales};
 
 use crate::matmul::{Input, Matrix, Precision, Threads};
 use crate::model::{Layer, Model};
 use crate::numbers::Numbers;
 use crate::ops::{add, rms_norm, silu_product};
+use crate::runner::paged::Paged;
 use crate::runner::{RunnerConfig, Step, Weights};
 
 /// Tokens whose numbers are kept room for after a step with more.
 const KEPT_TOKENS: usize = 2048;
 /// Numbers of a cache line.
 const LINE: usize = 16;
-/// Without a calibration: numbers are stored as they are.
-const FP8_SCALE: &[f32] = &[1.0];
 
 /// A model with its KV cache on a processor.
 pub struct Runner {
     model: Model,
     precision: Precision,
-    cpu: Cpu,
     threads: Threads,
-    attention: Attention,
-    layout: KvLayout,
-    host_layout: KvLayout,
-    /// K and V of each layer.
-    caches: Vec<(Buffer, Buffer)>,
-    host_caches: Vec<(Buffer, Buffer)>,
-    cos_sin: Vec<f32>,
+    paged: Paged,
     work: Work,
     logits: Vec<f32>,
     /// Those of the last step among them.
@@ -73,35 +62,14 @@ impl Runner {
             DType::Fp8E4m3 => DType::F32,
             other => other,
         };
-        let plain = AttentionConfig::new(shape.heads, shape.kv_heads, shape.head_dim, q_dtype);
-        let attention = Attention::new(AttentionConfig {
-            kv_dtype: config.kv_dtype,
-            fixed_split: config.invariant.then_some(2048),
-            ..plain
-        })?;
-        let layout = |blocks| {
-            let RunnerConfig { kv_dtype, block_size, .. } = config;
-            KvLayout::nhd(kv_dtype, blocks, block_size, shape.kv_heads, shape.head_dim)
-        };
-        let (device, host) = (layout(config.num_blocks), layout(config.num_host_blocks));
-        let caches = |layout: &KvLayout| -> Result<Vec<(Buffer, Buffer)>> {
-            let bytes = layout.k_extent()? * layout.dtype.size();
-            let layer = |_| Ok((Buffer::zeroed(bytes)?, Buffer::zeroed(bytes)?));
-            (0..shape.layers).map(layer).collect()
-        };
+        let cos_sin = model.rope_table(config.max_positions)?;
         Ok(Self {
             precision,
             threads: Threads::new(cpu.threads()),
-            attention,
-            caches: caches(&device)?,
-            host_caches: if config.num_host_blocks > 0 { caches(&host)? } else { Vec::new() },
-            layout: device,
-            host_layout: host,
-            cos_sin: model.rope_table(config.max_positions)?,
+            paged: Paged::new(&Backend::new(&cpu), None, q_dtype, &shape, &config, &cos_sin)?,
             work: Work::new(q_dtype)?,
             logits: Vec::new(),
             wanted: 0..0,
-            cpu,
             model,
         })
     }
@@ -126,19 +94,9 @@ impl Runner {
             self.model.embedding.read_row(token as usize, x);
         }
         self.work.x[tokens.len() * shape.hidden..].fill(0.0);
-        let mut caches = views(&mut self.caches, self.layout)?;
-        let mut hosts = views(&mut self.host_caches, self.host_layout)?;
-        move_blocks(&self.cpu, step.ops, &mut caches, &mut hosts)?;
-        self.attention.plan(&self.cpu, step.arrays.batch, self.layout.num_blocks)?;
-        for (layer, cache) in self.model.layers.iter().zip(&mut caches) {
-            let attend = Attend {
-                cpu: &self.cpu,
-                attention: &mut self.attention,
-                cache,
-                step,
-                cos_sin: &self.cos_sin,
-                rotary_dim: shape.rotary_dim,
-            };
+        self.paged.begin(None, &step)?;
+        for (nth, layer) in self.model.layers.iter().enumerate() {
+            let attend = (&self.paged, nth, tokens.len());
             self.work.layer(&shape, layer, &self.threads, self.precision, attend)?;
         }
         self.head(step)?;
@@ -174,12 +132,6 @@ impl Runner {
     }
 }
 
-/// The caches of all layers.
-fn views(buffers: &mut [(Buffer, Buffer)], layout: KvLayout) -> Result<Vec<KvCache<'_>>> {
-    let views = buffers.iter_mut().map(|(k, v)| KvCache::new::<u8>(k, v, layout));
-    views.collect::<inflight::Result<_>>().context("a layer's cache")
-}
-
 fn multiply(
     input: &mut Input,
     weights: &Matrix,
@@ -190,16 +142,6 @@ fn multiply(
 ) {
     input.set(x, weights, precision, threads);
     weights.multiply(threads, input, y);
-}
-
-/// What a layer's attention needs beside its queries, keys and values.
-struct Attend<'a, 'c> {
-    cpu: &'a Cpu,
-    attention: &'a mut Attention,
-    cache: &'a mut KvCache<'c>,
-    step: Step<'a>,
-    cos_sin: &'a [f32],
-    rotary_dim: usize,
 }
 
 impl Work {
@@ -249,7 +191,7 @@ impl Work {
         layer: &Layer,
         threads: &Threads,
         precision: Precision,
-        attend: Attend<'_, '_>,
+        (paged, nth, tokens): (&Paged, usize, usize),
     ) -> Result<()> {
         let Self { input, x, normed, qkv, attended, gate_up, gated, product, .. } = self;
         rms_norm(threads, x, &layer.attention_norm, shape.rms_eps, normed);
@@ -260,7 +202,16 @@ impl Work {
             self.k.set(token * kv_dim, &qkv[q_dim..q_dim + kv_dim]);
             self.v.set(token * kv_dim, &qkv[q_dim + kv_dim..]);
         }
-        attend.run(shape, [&self.k, &self.v], &mut self.q, &mut self.o)?;
+        let keys = Tokens::contiguous(tokens, shape.kv_heads, shape.head_dim);
+        let queries = Tokens::contiguous(tokens, shape.heads, shape.head_dim);
+        let [q, o] = [&mut self.q, &mut self.o].map(|numbers| numbers.tensor(queries));
+        let [k, v] = [&mut self.k, &mut self.v].map(|numbers| numbers.tensor(keys));
+        let (q, o) = (q?, o?);
+        // SAFETY: a processor's calls are done when they return, and nothing else uses the numbers
+        // until then.
+        unsafe { paged.append(None, nth, [q, k?, v?]) }?;
+        // SAFETY: as above.
+        unsafe { paged.attend(None, nth, q, o) }?;
         self.o.get(attended);
         multiply(input, &layer.out, precision, threads, attended, product);
         add(x, product);
@@ -269,54 +220,6 @@ impl Work {
         silu_product(threads, gate_up, shape.feed_forward, gated);
         multiply(input, &layer.down, precision, threads, gated, product);
         add(x, product);
-        Ok(())
-    }
-}
-
-impl Attend<'_, '_> {
-    /// Rotates and appends the new keys, and attends to all that a row sees.
-    fn run(
-        self,
-        shape: &crate::gguf::Shape,
-        [k, v]: [&Numbers; 2],
-        q: &mut Numbers,
-        o: &mut Numbers,
-    ) -> Result<()> {
-        let Self { cpu, attention, cache, step, cos_sin, rotary_dim } = self;
-        let tokens = step.arrays.tokens.len();
-        let keys = Tokens::contiguous(tokens, shape.kv_heads, shape.head_dim);
-        let queries = Tokens::contiguous(tokens, shape.heads, shape.head_dim);
-        let scales = match cache.layout().dtype {
-            DType::Fp8E4m3 => KvScales { k: FP8_SCALE, v: FP8_SCALE },
-            _ => KvScales::NONE,
-        };
-        let rope = Rope {
-            positions: step.arrays.positions,
-            cos_sin,
-            rotary_dim,
-            // GGUF files keep the weights as the authors of Llama did.
-            pairs: RopePairs::Interleaved,
-            q: Some(q.view_mut(queries)?),
-        };
-        let new = Append {
-            scales,
-            rope: Some(rope),
-            ..Append::new(k.view(keys)?, v.view(keys)?, step.arrays.slot_mapping)
-        };
-        append(cpu, cache, new)?;
-        attention.run(
-            cpu,
-            AttentionArgs {
-                q: q.view(queries)?,
-                cache,
-                scales,
-                o: o.view_mut(queries)?,
-                lse: None,
-                alibi_slopes: None,
-                sinks: None,
-                mask: None,
-            },
-        )?;
         Ok(())
     }
 }

@@ -6,14 +6,14 @@
 
 pub mod cpu;
 pub mod cuda;
+mod paged;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use inflight::Token;
 use inflight::batch::RaggedBatch;
 use inflight::cache::BlockOp;
-use inflight::kernels::DType;
-use inflight::kernels::cuda::StepArrays;
+use inflight::kernels::{DType, StepArrays, StepSource};
 
 use crate::gguf::Shape;
 use crate::matmul::{Matrix, Precision, Threads};
@@ -84,6 +84,8 @@ impl Weights {
 /// A step: what [`RaggedBatch`] has for it, or a caller without the scheduler.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
+    /// What kernels are given.
+    pub source: StepSource<'a>,
     /// Rows, tokens, where each is in its sequence, and where its keys and values are written.
     pub arrays: StepArrays<'a>,
     /// The tokens of which logits are wanted.
@@ -94,7 +96,8 @@ pub struct Step<'a> {
 
 impl<'a> From<&'a RaggedBatch> for Step<'a> {
     fn from(batch: &'a RaggedBatch) -> Self {
-        Self { arrays: batch.into(), logits_indices: batch.logits_indices(), ops: batch.ops() }
+        let (logits_indices, ops) = (batch.logits_indices(), batch.ops());
+        Self { source: batch.into(), arrays: batch.into(), logits_indices, ops }
     }
 }
 

@@ -8,8 +8,9 @@ use half::{bf16, f16};
 use super::super::super::batch::*;
 use super::super::super::dlpack;
 use super::super::super::guard::Versioned;
+use super::super::super::step::inflight_group;
 use super::super::super::tensor::*;
-use super::super::Numbers;
+use super::super::{Numbers, at};
 use super::On;
 use crate::kernels::tensor::Fp8E4m3;
 
@@ -122,16 +123,23 @@ impl Rows {
     pub(super) fn batch(&self) -> inflight_batch {
         inflight_batch {
             qo_indptr: self.qo_indptr.as_ptr(),
+            groups: at(self.group()),
+            positions: self.positions.as_ptr(),
+            num_rows: self.last.len() as u32,
+            num_tokens: self.tokens() as u32,
+            ..inflight_batch::initial()
+        }
+    }
+
+    pub(super) fn group(&self) -> inflight_group {
+        inflight_group {
             kv_indptr: self.kv_indptr.as_ptr(),
             kv_indices: self.kv_indices.as_ptr(),
             kv_last_page_len: self.last.as_ptr(),
             slot_mapping: self.slots.as_ptr(),
-            positions: self.positions.as_ptr(),
-            num_rows: self.last.len() as u32,
-            num_tokens: self.tokens() as u32,
             num_kv_blocks: self.kv_indices.len() as u32,
             block_size: SIZE as u32,
-            ..inflight_batch::initial()
+            ..inflight_group::initial()
         }
     }
 

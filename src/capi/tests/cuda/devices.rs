@@ -11,7 +11,6 @@ use super::super::super::tensor::*;
 use super::super::{done, field, text};
 use super::both;
 use super::data::*;
-use super::model::*;
 
 #[test]
 fn gpus_are_counted_and_say_what_they_are() {
@@ -67,7 +66,7 @@ fn arrays_of_another_device_are_refused() {
         for (kind, id) in places {
             let mut array = Exporter::new(on, data, INFLIGHT_DTYPE_F16, &shape, &[128, 64, 1]);
             (array.tensor.tensor.device_type, array.tensor.tensor.device_id) = (kind, id);
-            let (mut out, from) = (inflight_tensor::NONE, array.managed());
+            let (mut out, from) = (inflight_tensor::initial(), array.managed());
             // SAFETY: all is of this function.
             let call = |e| unsafe {
                 let versioned = INFLIGHT_DLPACK_VERSIONED;
@@ -94,7 +93,7 @@ fn arrays_of_another_device_are_refused() {
         array
     };
     for (k, v, name) in [(1, 0, "k"), (0, 1, "v")] {
-        let (mut k, mut v, mut cache) = (array(k), array(v), empty_cache());
+        let (mut k, mut v, mut cache) = (array(k), array(v), inflight_kv_cache::initial());
         let (k, v, cache) = (k.managed(), v.managed(), &raw mut cache);
         let (kind, layout) = (INFLIGHT_DLPACK_VERSIONED, INFLIGHT_LAYOUT_NHD);
         // SAFETY: all is of this function.
@@ -109,6 +108,7 @@ fn exported_tensors_say_where_they_are() {
     let Some([_, gpu]) = both() else { return };
     let memory = gpu.memory(&[0; 1024]);
     let tensor = inflight_tensor {
+        struct_size: size_of::<inflight_tensor>(),
         data: memory.ptr(),
         tokens: 4,
         token_stride: 128,
@@ -128,7 +128,7 @@ fn exported_tensors_say_where_they_are() {
     // SAFETY: it is that, and lives until it is deleted.
     let seen = unsafe { *managed };
     assert_eq!((seen.tensor.device_type, seen.tensor.device_id), (2, 0));
-    let mut back = inflight_tensor::NONE;
+    let mut back = inflight_tensor::initial();
     // SAFETY: as above.
     done(|e| unsafe { inflight_tensor_from_dlpack(gpu.device, out, 1, 1, &raw mut back, e) });
     assert_eq!(format!("{back:?}"), format!("{tensor:?}"));

@@ -6,7 +6,7 @@ use super::super::super::guard::Versioned;
 use super::super::super::merge::*;
 use super::super::super::rope::*;
 use super::super::super::tensor::*;
-use super::super::{done, refused};
+use super::super::{at, done, refused};
 use super::both;
 use super::data::*;
 use super::model::*;
@@ -46,6 +46,7 @@ fn a_graph_computes_other_steps() {
         let merge = inflight_merge_args {
             states: &raw const state,
             num_states: 1,
+            state_size: size_of::<inflight_merge_state>(),
             o: run.o,
             ..inflight_merge_args::initial()
         };
@@ -109,12 +110,14 @@ fn what_differs_between_steps_is_not_for_a_graph() {
             });
             // SAFETY: as above.
             let moved = refused(|e| unsafe {
-                inflight_block_mover_run(mover, &raw const op, 1, stream, e)
+                inflight_block_mover_run(mover, &raw const op, 12, 1, stream, e)
             });
             assert_eq!([upload, moved], [argument.clone(), argument.clone()]);
             // Tensors of fewer tokens than a later step may have.
             let mut short = model.run_args();
-            short.q.tokens -= 1;
+            // SAFETY: the model keeps its queries.
+            let queries = unsafe { *short.q };
+            short.q = at(inflight_tensor { tokens: queries.tokens - 1, ..queries });
             let (attention, step, args) = (model.attention, model.step, &raw const short);
             // SAFETY: as above.
             let short = refused(|e| unsafe {

@@ -13,7 +13,7 @@ use super::super::super::rope::*;
 use super::super::super::status::{inflight_error, inflight_status};
 use super::super::super::steps::*;
 use super::super::super::tensor::*;
-use super::super::done;
+use super::super::{at, done};
 use super::data::*;
 use super::{Memory, On};
 
@@ -153,8 +153,8 @@ impl<'a> Model<'a> {
             lse: on.memory(&vec![0xff; TOKENS * q_heads as usize * 4]),
             table: on.memory(&encode(INFLIGHT_DTYPE_F32, &rotation)),
             per_head: of(INFLIGHT_DTYPE_F32, 2 * q_heads as usize, 6),
-            cache: Box::new(empty_cache()),
-            queries: Box::new(inflight_tensor::NONE),
+            cache: Box::new(inflight_kv_cache::initial()),
+            queries: Box::new(inflight_tensor::initial()),
             q,
         };
         *model.cache = model.view();
@@ -180,16 +180,7 @@ impl<'a> Model<'a> {
         let behind = |elements: usize| start.wrapping_byte_add(elements * size_of_type(kv_dtype));
         let apart = if order == Order::Interleaved { SIZE * HEADS * dim } else { half };
         let layout = if order == Order::Hnd { INFLIGHT_LAYOUT_HND } else { INFLIGHT_LAYOUT_NHD };
-        let mut cache = inflight_kv_cache {
-            k: start,
-            v: behind(apart),
-            num_blocks: BLOCKS as u64,
-            block_size: SIZE as u32,
-            num_heads: HEADS as u32,
-            head_dim: dim as u32,
-            dtype: kv_dtype,
-            ..empty_cache()
-        };
+        let mut cache = inflight_kv_cache::initial();
         if self.spec.dlpack {
             let (a, b) = if order == Order::Hnd { (HEADS, SIZE) } else { (SIZE, HEADS) };
             let block = SIZE * HEADS * dim * if order == Order::Interleaved { 2 } else { 1 };
@@ -204,17 +195,19 @@ impl<'a> Model<'a> {
                 dlpack::inflight_kv_cache_from_dlpack(device, k, v, kind, layout, cache, e)
             });
         } else {
-            // SAFETY: the cache is of this function.
-            done(|e| unsafe { inflight_kv_cache_set_strides(&raw mut cache, layout, e) });
+            cache =
+                contiguous(layout, kv_dtype, [start, behind(apart)], [BLOCKS, SIZE, HEADS, dim]);
             if order == Order::Interleaved {
-                cache.k_block_stride *= 2;
-                cache.v_block_stride *= 2;
+                cache.k.block_stride *= 2;
+                cache.v.block_stride *= 2;
             }
         }
         if num_scales > 0 {
-            cache.k_scales = self.scales.ptr().cast();
-            cache.v_scales = cache.k_scales.wrapping_add(2);
-            cache.num_scales = num_scales;
+            let scales: *const f32 = self.scales.ptr().cast();
+            cache.k.scales = scales.cast();
+            cache.v.scales = scales.wrapping_add(2).cast();
+            let each = i64::from(num_scales > 1);
+            (cache.k.scale_head_stride, cache.v.scale_head_stride) = (each, each);
         }
         cache
     }
@@ -222,14 +215,7 @@ impl<'a> Model<'a> {
     /// A tensor of the queries' type, by strides or by DLPack.
     fn tensor(&self, memory: &Memory, heads: u32) -> inflight_tensor {
         let Spec { q_dtype: dtype, dim, .. } = self.spec;
-        let mut tensor = inflight_tensor {
-            data: memory.ptr(),
-            tokens: TOKENS as u64,
-            heads,
-            head_dim: dim as u32,
-            dtype,
-            ..inflight_tensor::NONE
-        };
+        let mut tensor = inflight_tensor::initial();
         if self.spec.dlpack {
             let shape = [TOKENS, heads as usize, dim];
             let strides = [heads as usize * dim, dim, 1];
@@ -242,7 +228,10 @@ impl<'a> Model<'a> {
             });
         } else {
             // SAFETY: the tensor is of this function.
-            done(|e| unsafe { inflight_tensor_set_strides(&raw mut tensor, e) });
+            done(|e| unsafe {
+                let (tensor, data, dim) = (&raw mut tensor, memory.ptr(), dim as u32);
+                inflight_tensor_set_contiguous(tensor, dtype, data, TOKENS as u64, heads, dim, e)
+            });
         }
         tensor
     }
@@ -261,8 +250,8 @@ impl<'a> Model<'a> {
     /// New keys and values for the cache; the rotation, if there is one, is the caller's to keep.
     pub(super) fn append_args(&self, rope: &inflight_rope) -> inflight_append_args {
         inflight_append_args {
-            k: self.tensor(&self.new_k, HEADS as u32),
-            v: self.tensor(&self.new_v, HEADS as u32),
+            k: at(self.tensor(&self.new_k, HEADS as u32)),
+            v: at(self.tensor(&self.new_v, HEADS as u32)),
             cache: &raw const *self.cache,
             rope: if self.spec.rope == 0 { ptr::null() } else { rope },
             ..inflight_append_args::initial()
@@ -273,8 +262,8 @@ impl<'a> Model<'a> {
         let per_head: *const f32 = self.per_head.ptr().cast();
         let general = |numbers| if self.spec.general { numbers } else { ptr::null() };
         inflight_attention_args {
-            q: *self.queries,
-            o: self.tensor(&self.o, self.spec.q_heads),
+            q: &raw const *self.queries,
+            o: at(self.tensor(&self.o, self.spec.q_heads)),
             cache: &raw const *self.cache,
             lse: self.lse.ptr().cast(),
             alibi_slopes: general(per_head),
@@ -353,24 +342,19 @@ impl Drop for Model<'_> {
     }
 }
 
-pub(super) fn empty_cache() -> inflight_kv_cache {
-    inflight_kv_cache {
-        k: ptr::null_mut(),
-        v: ptr::null_mut(),
-        k_scales: ptr::null(),
-        v_scales: ptr::null(),
-        k_block_stride: 0,
-        k_token_stride: 0,
-        k_head_stride: 0,
-        v_block_stride: 0,
-        v_token_stride: 0,
-        v_head_stride: 0,
-        num_blocks: 0,
-        block_size: 0,
-        num_heads: 0,
-        head_dim: 0,
-        dtype: 0,
-        num_scales: 0,
-        reserved: [0; 9],
-    }
+/// A cache of so many blocks, tokens, heads and elements.
+pub(super) fn contiguous(
+    layout: u32,
+    dtype: u32,
+    [k, v]: [*mut c_void; 2],
+    shape: [usize; 4],
+) -> inflight_kv_cache {
+    let mut cache = inflight_kv_cache::initial();
+    let [blocks, size, heads, dim] = shape.map(|n| n as u32);
+    // SAFETY: the cache is of this function.
+    done(|e| unsafe {
+        let (cache, blocks) = (&raw mut cache, blocks.into());
+        inflight_kv_cache_set_contiguous(cache, layout, dtype, k, v, blocks, size, heads, dim, e)
+    });
+    cache
 }

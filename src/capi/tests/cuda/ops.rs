@@ -9,7 +9,7 @@ use super::super::super::merge::*;
 use super::super::super::rope::*;
 use super::super::super::step::inflight_block_op;
 use super::super::super::tensor::*;
-use super::super::done;
+use super::super::{at, done};
 use super::data::*;
 use super::model::*;
 use super::{Memory, On, both};
@@ -123,6 +123,7 @@ fn merged_states_are_the_processors() {
                     })
                     .collect();
                 let tensor = |memory: &Memory| inflight_tensor {
+                    struct_size: size_of::<inflight_tensor>(),
                     data: memory.ptr(),
                     tokens: tokens as u64,
                     token_stride: (HEADS * dim) as i64,
@@ -134,14 +135,18 @@ fn merged_states_are_the_processors() {
                 };
                 let states: Vec<_> = memories
                     .iter()
-                    .map(|(o, lse)| inflight_merge_state { o: tensor(o), lse: lse.ptr().cast() })
+                    .map(|(o, lse)| inflight_merge_state {
+                        o: at(tensor(o)),
+                        lse: lse.ptr().cast(),
+                    })
                     .collect();
                 let o = on.memory(&vec![0xff; tokens * HEADS * dim * 2]);
                 let lse = on.memory(&vec![0xff; tokens * HEADS * 4]);
                 let args = inflight_merge_args {
                     states: states.as_ptr(),
                     num_states,
-                    o: tensor(&o),
+                    state_size: size_of::<inflight_merge_state>(),
+                    o: at(tensor(&o)),
                     lse: lse.ptr().cast(),
                     ..inflight_merge_args::initial()
                 };
@@ -180,21 +185,9 @@ fn blocks_move_as_on_the_processor() {
     let results = both.each_ref().map(|on: &On| {
         let pool = |blocks: usize, seed| random(INFLIGHT_DTYPE_BF16, blocks * block, seed);
         let cache = |k: &Memory, v: &Memory, blocks: usize| {
-            let mut cache = inflight_kv_cache {
-                k: k.ptr(),
-                v: v.ptr(),
-                num_blocks: blocks as u64,
-                block_size: size as u32,
-                num_heads: heads as u32,
-                head_dim: dim as u32,
-                dtype: INFLIGHT_DTYPE_BF16,
-                ..empty_cache()
-            };
-            // SAFETY: the cache is of this function.
-            done(|e| unsafe {
-                inflight_kv_cache_set_strides(&raw mut cache, INFLIGHT_LAYOUT_HND, e)
-            });
-            cache
+            let arrays = [k.ptr(), v.ptr()];
+            let shape = [blocks, size, heads, dim];
+            contiguous(INFLIGHT_LAYOUT_HND, INFLIGHT_DTYPE_BF16, arrays, shape)
         };
         let here: Vec<_> = (0..2 * layers).map(|n| on.memory(&pool(blocks, n + 1))).collect();
         let there: Vec<_> = (0..2 * layers).map(|n| on.host_memory(&pool(hosts, n + 9))).collect();
@@ -208,8 +201,9 @@ fn blocks_move_as_on_the_processor() {
         });
         for list in &lists {
             let (ops, len) = (list.as_ptr(), list.len());
+            let size = size_of::<inflight_block_op>();
             // SAFETY: there are so many operations.
-            done(|e| unsafe { inflight_block_mover_run(mover, ops, len, on.stream(), e) });
+            done(|e| unsafe { inflight_block_mover_run(mover, ops, size, len, on.stream(), e) });
         }
         let all: Vec<_> = here.iter().chain(&there).map(|memory| on.read(memory)).collect();
         // SAFETY: nobody uses it any more.

@@ -13,16 +13,22 @@ use super::super::super::kv::*;
 use super::super::super::merge::*;
 use super::super::super::plan::*;
 use super::super::super::rope::*;
-use super::super::super::step::inflight_block_op;
+use super::super::super::step::{inflight_block_op, inflight_group};
 use super::super::super::steps::*;
 use super::super::super::tensor::*;
-use super::super::{done, field};
+use super::super::{at, done, field};
 use super::both;
 use super::data::*;
 use super::model::*;
 
 fn odd<T>(pointer: *mut T, bytes: usize) -> *mut T {
     pointer.wrapping_byte_add(bytes)
+}
+
+/// A tensor of a model's arguments.
+fn read(tensor: *const inflight_tensor) -> inflight_tensor {
+    // SAFETY: models keep theirs.
+    unsafe { *tensor }
 }
 
 /// Tensors that no operation takes in the place of `good`.
@@ -42,27 +48,30 @@ fn bad_tensors(good: inflight_tensor) -> Vec<inflight_tensor> {
         // A processor's.
         inflight_tensor { dtype: INFLIGHT_DTYPE_F32, token_stride: 256, ..good },
         inflight_tensor { dtype: 0, ..good },
-        inflight_tensor { reserved: 1, ..good },
     ]
 }
 
 fn bad_caches(good: inflight_kv_cache) -> Vec<(inflight_kv_cache, &'static str)> {
-    type Cache = inflight_kv_cache;
-    let scale = good.k.cast::<f32>().cast_const();
+    type Array = inflight_kv_array;
+    let (k, v) = (good.k, good.v);
+    let of = |k, v| inflight_kv_cache { k, v, ..good };
+    let scaled = |array| Array { scales: k.data.cast_const(), ..array };
+    let typed = |dtype| of(Array { dtype, ..k }, Array { dtype, ..v });
+    let heads = |head_dim| of(Array { head_dim, ..k }, Array { head_dim, ..v });
     vec![
-        (Cache { k: ptr::null_mut(), ..good }, "cache.k"),
-        (Cache { v: odd(good.v, 8), ..good }, "cache.v"),
-        (Cache { v: good.k, ..good }, "cache.v"),
-        (Cache { k_block_stride: -1, ..good }, "cache.k"),
-        (Cache { v_token_stride: good.v_token_stride + 4, ..good }, "cache.v"),
-        (Cache { num_blocks: 0, ..good }, "cache.num_blocks"),
-        (Cache { head_dim: 12, ..good }, "cache.head_dim"),
-        (Cache { dtype: 9, ..good }, "cache.dtype"),
-        (Cache { dtype: INFLIGHT_DTYPE_F32, ..good }, "cache.dtype"),
-        (Cache { num_scales: 1, k_scales: scale, v_scales: scale, ..good }, "cache.num_scales"),
-        (Cache { dtype: INFLIGHT_DTYPE_FP8_E4M3, ..good }, "cache.k_scales"),
-        (Cache { num_scales: 7, ..good }, "cache.num_scales"),
-        (Cache { reserved: [0, 0, 0, 0, 0, 0, 0, 0, 1], ..good }, "cache.reserved"),
+        (of(Array { data: ptr::null_mut(), ..k }, v), "cache.k"),
+        (of(k, Array { data: odd(v.data, 8), ..v }), "cache.v"),
+        (of(k, k), "cache.v"),
+        (of(Array { block_stride: -1, ..k }, v), "cache.k"),
+        (of(k, Array { token_stride: v.token_stride + 4, ..v }), "cache.v"),
+        (inflight_kv_cache { num_blocks: 0, ..good }, "cache.num_blocks"),
+        (heads(12), "cache.k.head_dim"),
+        (typed(9), "cache.k.dtype"),
+        (typed(INFLIGHT_DTYPE_F32), "cache.k.dtype"),
+        (of(scaled(k), scaled(v)), "cache.k.scales"),
+        (typed(INFLIGHT_DTYPE_FP8_E4M3), "cache.k.scales"),
+        (of(k, Array { scale_head_stride: 7, ..scaled(v) }), "cache.v.scale_head_stride"),
+        (of(k, Array { reserved: [0, 1], ..v }), "cache.v.reserved"),
     ]
 }
 
@@ -94,22 +103,24 @@ fn every_field_of_a_layer_is_checked() {
     let before = model.answer();
 
     type Run = inflight_attention_args;
-    for bad in bad_tensors(good.q) {
-        assert_eq!(field(run(Run { q: bad, ..good })), "q", "{bad:?}");
-        assert_eq!(field(run(Run { o: bad, ..good })), "o", "{bad:?}");
+    for tensor in bad_tensors(read(good.q)) {
+        let bad = at(tensor);
+        assert_eq!(field(run(Run { q: bad, ..good })), "q", "{tensor:?}");
+        assert_eq!(field(run(Run { o: bad, ..good })), "o", "{tensor:?}");
     }
     assert_eq!(field(run(Run { o: good.q, ..good })), "o");
-    let at = odd(good.lse, 2);
-    assert_eq!(field(run(Run { lse: at, ..good })), "lse");
-    assert_eq!(field(run(Run { alibi_slopes: at, ..good })), "alibi_slopes");
-    assert_eq!(field(run(Run { sinks: at, ..good })), "sinks");
+    let lse = odd(good.lse, 2);
+    assert_eq!(field(run(Run { lse, ..good })), "lse");
+    assert_eq!(field(run(Run { alibi_slopes: lse, ..good })), "alibi_slopes");
+    assert_eq!(field(run(Run { sinks: lse, ..good })), "sinks");
     assert_eq!(field(run(Run { cache: ptr::null(), ..good })), "cache");
     type Append = inflight_append_args;
-    for bad in bad_tensors(new.k) {
+    for tensor in bad_tensors(read(new.k)) {
         // The cache's type is that of the new keys.
-        let name = if bad.dtype == INFLIGHT_DTYPE_BF16 { "cache" } else { "k" };
-        assert_eq!(field(append(Append { k: bad, ..new })), name, "{bad:?}");
-        assert_eq!(field(append(Append { v: bad, ..new })), "v", "{bad:?}");
+        let name = if tensor.dtype == INFLIGHT_DTYPE_BF16 { "cache" } else { "k" };
+        let bad = at(tensor);
+        assert_eq!(field(append(Append { k: bad, ..new })), name, "{tensor:?}");
+        assert_eq!(field(append(Append { v: bad, ..new })), "v", "{tensor:?}");
     }
     assert_eq!(field(append(Append { cache: ptr::null(), ..new })), "cache");
     for (bad, name) in bad_caches(*model.cache) {
@@ -119,7 +130,7 @@ fn every_field_of_a_layer_is_checked() {
     }
     let few = inflight_kv_cache { num_blocks: 1, ..*model.cache };
     assert_eq!(field(run(Run { cache: &raw const few, ..good })), "cache");
-    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "step");
+    assert_eq!(field(append(Append { cache: &raw const few, ..new })), "slot_mapping");
 
     type Rope = inflight_rope;
     for (bad, name) in [
@@ -131,28 +142,29 @@ fn every_field_of_a_layer_is_checked() {
     ] {
         assert_eq!(field(append(model.append_args(&bad))), name, "{bad:?}");
     }
-    for bad in bad_tensors(good.q) {
+    for bad in bad_tensors(read(good.q)) {
         let bad = Rope { q: &raw const bad, ..rope };
         assert_eq!(field(append(model.append_args(&bad))), "q", "{bad:?}");
     }
-    for data in [new.k.data, new.v.data] {
-        let queries = inflight_tensor { data, ..good.q };
+    for data in [read(new.k).data, read(new.v).data] {
+        let queries = inflight_tensor { data, ..read(good.q) };
         let bad = Rope { q: &raw const queries, ..rope };
         assert_eq!(field(append(model.append_args(&bad))), "q", "in place of keys or values");
     }
 
     // A step without slots or positions.
+    let no_slots = inflight_group { slot_mapping: ptr::null(), ..rows.group() };
     let upload = |batch: inflight_batch| {
         let step = model.step;
         // SAFETY: arrays are as long as the batch says.
         move |e| unsafe { inflight_step_buffer_upload(step, &raw const batch, stream, e) }
     };
-    for batch in [
-        inflight_batch { slot_mapping: ptr::null(), ..rows.batch() },
-        inflight_batch { positions: ptr::null(), ..rows.batch() },
+    for (batch, name) in [
+        (inflight_batch { groups: at(no_slots), ..rows.batch() }, "slot_mapping"),
+        (inflight_batch { positions: ptr::null(), ..rows.batch() }, "positions"),
     ] {
         done(upload(batch));
-        assert_eq!(field(append(new)), "step");
+        assert_eq!(field(append(new)), name);
     }
     let other = Rows::new(&[(1, 41), (6, 90)], 1);
     assert_eq!(field(upload(other.batch())), "attentions");
@@ -169,6 +181,7 @@ fn every_field_of_a_merge_is_checked() {
     let of = |bytes: usize| gpu.memory(&vec![0; bytes]);
     let (o, lse, out) = (of(4096), of(256), of(4096));
     let good = inflight_tensor {
+        struct_size: size_of::<inflight_tensor>(),
         data: out.ptr(),
         tokens: 8,
         token_stride: 128,
@@ -179,7 +192,7 @@ fn every_field_of_a_merge_is_checked() {
         reserved: 0,
     };
     let state = inflight_merge_state {
-        o: inflight_tensor { data: o.ptr(), ..good },
+        o: at(inflight_tensor { data: o.ptr(), ..good }),
         lse: lse.ptr().cast_const().cast(),
     };
     let merge = |args: inflight_merge_args| {
@@ -190,7 +203,8 @@ fn every_field_of_a_merge_is_checked() {
     let args = inflight_merge_args {
         states: &raw const state,
         num_states: 1,
-        o: good,
+        state_size: size_of::<inflight_merge_state>(),
+        o: at(good),
         ..inflight_merge_args::initial()
     };
     done(merge(args));
@@ -203,15 +217,15 @@ fn every_field_of_a_merge_is_checked() {
             inflight_tensor { tokens: 3, .. } => continue,
             _ => "o",
         };
-        assert_eq!(field(merge(inflight_merge_args { o: bad, ..args })), name, "{bad:?}");
+        assert_eq!(field(merge(inflight_merge_args { o: at(bad), ..args })), name, "{bad:?}");
     }
-    for bad in bad_tensors(state.o) {
-        let bad = inflight_merge_state { o: bad, ..state };
+    for bad in bad_tensors(read(state.o)) {
+        let bad = inflight_merge_state { o: at(bad), ..state };
         let states = &raw const bad;
         assert_eq!(field(merge(inflight_merge_args { states, ..args })), "states", "{bad:?}");
     }
-    for at in [ptr::null(), state.lse.wrapping_byte_add(2)] {
-        let bad = inflight_merge_state { lse: at, ..state };
+    for lse in [ptr::null(), state.lse.wrapping_byte_add(2)] {
+        let bad = inflight_merge_state { lse, ..state };
         let states = &raw const bad;
         assert_eq!(field(merge(inflight_merge_args { states, ..args })), "states");
     }
@@ -244,7 +258,8 @@ fn block_operations_are_checked() {
         assert_eq!(field(create(bad, None)), name, "{bad:?}");
     }
     // Blocks with gaps, and hosts of another shape.
-    let gaps = inflight_kv_cache { k_token_stride: 2 * good.k_token_stride, num_blocks: 1, ..good };
+    let k = inflight_kv_array { token_stride: 2 * good.k.token_stride, ..good.k };
+    let gaps = inflight_kv_cache { k, num_blocks: 1, ..good };
     assert_eq!(field(create(gaps, None)), "device_caches");
     let other = inflight_kv_cache { block_size: 8, ..good };
     assert_eq!(field(create(good, Some(other))), "host_caches");
@@ -267,7 +282,7 @@ fn block_operations_are_checked() {
         let ops = ops.map(|[kind, src, dst]| inflight_block_op { kind, src, dst });
         let (start, stream) = (ops.as_ptr(), gpu.stream());
         // SAFETY: there are two operations.
-        let call = |e| unsafe { inflight_block_mover_run(mover, start, 2, stream, e) };
+        let call = |e| unsafe { inflight_block_mover_run(mover, start, 12, 2, stream, e) };
         assert_eq!(field(call), name, "{ops:?}");
     }
     assert_eq!(gpu.launches(), launches, "nothing was queued");
@@ -289,6 +304,7 @@ fn streams_of_others_are_refused() {
     let merge = inflight_merge_args {
         states: &raw const state,
         num_states: 1,
+        state_size: size_of::<inflight_merge_state>(),
         o: run.o,
         ..inflight_merge_args::initial()
     };
@@ -305,7 +321,7 @@ fn streams_of_others_are_refused() {
             // SAFETY: all is of this function, and refused.
             field(|e| unsafe { inflight_merge(gpu.device, &raw const merge, stream, e) }),
             // SAFETY: as above.
-            field(|e| unsafe { inflight_block_mover_run(mover, &raw const op, 1, stream, e) }),
+            field(|e| unsafe { inflight_block_mover_run(mover, &raw const op, 12, 1, stream, e) }),
             // SAFETY: as above.
             field(|e| unsafe {
                 inflight_step_buffer_upload(model.step, &raw const batch, stream, e)

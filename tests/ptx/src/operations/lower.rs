@@ -1,8 +1,10 @@
 //! From text to operations.
 
+mod asynchronous;
+
 use super::{
-    Address, Arithmetic, AtomicOp, Base, Bulk, BulkSize, CopyAsync, Kind, Load, Matrix, Mbarrier,
-    MbarrierOp, Mma, Op, Shuffle, ShuffleMode, Space, Store, Vote, VoteMode, Wgmma, WgmmaA,
+    Address, Arithmetic, AtomicOp, Base, Kind, Load, Matrix, Mma, Op, Shuffle, ShuffleMode, Space,
+    Store, Vote, VoteMode,
 };
 use crate::parse::{Operand, Result, Statement, size_of_type};
 use crate::program::{Any, Lowering, R32};
@@ -16,7 +18,7 @@ pub(crate) fn lower<'e, 't>(l: &mut Lowering<'e, 't>, statement: &'e Statement<'
     let found = match words[0] {
         "mov" => return moves(l, statement, &words),
         "bfi" => return insert(l, statement, &words),
-        "cvta" if words[1] == "param" => {
+        "cvta" if words.get(1) == Some(&"param") => {
             let [d, a] = two(l, statement)?;
             Op::ParamAddress(l.double(d)?, l.double(a)?)
         }
@@ -36,20 +38,27 @@ pub(crate) fn lower<'e, 't>(l: &mut Lowering<'e, 't>, statement: &'e Statement<'
             Op::Movmatrix(l.word(d)?, l.word(a)?)
         }
         "mma" => mma(l, statement, &words)?,
-        "cp" => copies(l, statement, &words)?,
-        "mbarrier" => mbarrier(l, statement, &words)?,
+        "cp" => asynchronous::copies(l, statement, &words)?,
+        "mbarrier" => asynchronous::mbarrier(l, statement, &words)?,
         "fence" => match &words[1..] {
             ["proxy", "async"] | ["proxy", "async", "shared::cta"] => Op::FenceProxy,
             ["mbarrier_init", "release", "cluster"] => Op::FenceInit,
             _ => return Ok(None),
         },
-        "wgmma" => wgmma(l, statement, &words)?,
+        "wgmma" => asynchronous::wgmma(l, statement, &words)?,
         "setmaxnreg" => {
             let count = l.integer(one(l, statement)?)? as u32;
-            Op::SetMaxRegisters(count, words[1] == "inc")
+            match &words[1..] {
+                ["inc", "sync", "aligned", "u32"] => Op::SetMaxRegisters(count, true),
+                ["dec", "sync", "aligned", "u32"] => Op::SetMaxRegisters(count, false),
+                _ => return Ok(None),
+            }
         }
-        "griddepcontrol" if words[1] == "wait" => Op::GridWait,
-        "griddepcontrol" => Op::GridLaunch,
+        "griddepcontrol" => match &words[1..] {
+            ["wait"] => Op::GridWait,
+            ["launch_dependents"] => Op::GridLaunch,
+            _ => return Ok(None),
+        },
         _ => return Ok(None),
     };
     Ok(Some(found))
@@ -123,7 +132,12 @@ fn moves<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str])
     if let Operand::Special("%clock" | "%clock64" | "%clock_hi" | "%globaltimer") = from {
         return Ok(Some(Op::Clock(l.any(to)?)));
     }
-    let is_double = words.last().and_then(|kind| size_of_type(kind)) == Some(8);
+    let bytes = words.last().and_then(|kind| size_of_type(kind));
+    let is_double = bytes == Some(8);
+    let has_parts = matches!(to, Operand::Vector(_)) || matches!(from, Operand::Vector(_));
+    if has_parts && !matches!(bytes, Some(4 | 8)) {
+        return l.error(format!("the executor has no {} of parts", s.opcode));
+    }
     Ok(Some(match (to, from) {
         (to, Operand::Vector(parts)) if parts.len() == 2 => {
             let parts = [l.word(&parts[0])?, l.word(&parts[1])?];
@@ -201,6 +215,7 @@ fn modifiers(l: &Lowering<'_, '_>, s: &Statement<'_>, words: &[&str]) -> Result<
 fn load<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
     let m = modifiers(l, s, words)?;
     let [to, at] = two(l, s)?;
+    let register_bytes = vector(to).iter().find_map(|part| l.bytes(part)).unwrap_or(8);
     let to: Vec<Any> = vector(to).iter().map(|part| l.any(part)).collect::<Result<_>>()?;
     if to.len() != m.count {
         return l.error(format!("{} to {} registers", s.opcode, to.len()));
@@ -209,6 +224,7 @@ fn load<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) 
         to,
         at: address(l, at)?,
         kind: m.kind,
+        register_bytes,
         space: m.space,
         constant: m.constant,
     });
@@ -227,22 +243,29 @@ fn store<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str])
 
 fn atomic<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
     let has_result = words[0] == "atom";
-    let (mut acquire, mut release, mut device, mut shared) = (false, false, true, false);
-    let mut operation = "";
-    for word in &words[1..words.len() - 1] {
-        match *word {
-            "relaxed" => (),
-            "acquire" => acquire = true,
-            "release" => release = true,
-            "acq_rel" => (acquire, release) = (true, true),
-            "cta" => device = false,
-            "gpu" | "sys" => device = true,
-            "global" => shared = false,
-            "shared" | "shared::cta" => shared = true,
-            other => operation = other,
-        }
-    }
-    let arithmetic = match (operation, words[words.len() - 1]) {
+    // In this order, each of them or none.
+    let mut rest = &words[1..];
+    let mut next = |known: &[&'static str]| {
+        let word = known.iter().copied().find(|word| rest.first() == Some(word));
+        rest = &rest[usize::from(word.is_some())..];
+        word
+    };
+    let order = next(&["relaxed", "acquire", "release", "acq_rel"]);
+    let (acquire, release) = match order {
+        Some("acquire") => (true, false),
+        Some("release") => (false, true),
+        Some("acq_rel") => (true, true),
+        _ => (false, false),
+    };
+    let device = next(&["cta", "gpu", "sys"]) != Some("cta");
+    let shared = match next(&["global", "shared", "shared::cta"]) {
+        Some(space) => space != "global",
+        None => return l.error(format!("the executor has no opcode {}", s.opcode)),
+    };
+    let &[operation, kind] = rest else {
+        return l.error(format!("the executor has no opcode {}", s.opcode));
+    };
+    let arithmetic = match (operation, kind) {
         ("add", "u32" | "s32") => Arithmetic::Add,
         ("add", "f32") => Arithmetic::AddFloat,
         ("min", "u32") => Arithmetic::Min,
@@ -259,7 +282,11 @@ fn atomic<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]
     let first = usize::from(has_result);
     let to = if has_result { l.any(operand(l, s, 0)?)? } else { Any::Nothing };
     let at = address(l, operand(l, s, first)?)?;
-    let operands = s.operands[first + 1..].iter().map(|o| l.word(o)).collect::<Result<_>>()?;
+    let operands: Vec<_> =
+        s.operands[first + 1..].iter().map(|o| l.word(o)).collect::<Result<_>>()?;
+    if operands.len() != 1 + usize::from(arithmetic == Arithmetic::Compare) {
+        return l.error(format!("{} with {} operands", s.opcode, s.operands.len()));
+    }
     Ok(Op::Atomic(Box::new(AtomicOp {
         to,
         at,
@@ -362,163 +389,20 @@ fn mma<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -
     let ["sync", "aligned", shape, "row", "col", "f32", a, b, "f32"] = &words[1..] else {
         return l.error(unknown);
     };
-    let k = shape.strip_prefix("m16n8k").and_then(|k| k.parse().ok());
-    let (Some(k), Some(a), Some(b)) = (k, element(a), element(b)) else { return l.error(unknown) };
+    let k: usize = match (*shape, *a, *b) {
+        ("m16n8k8", "f16", "f16") | ("m16n8k8", "bf16", "bf16") => 8,
+        ("m16n8k16", "f16", "f16") | ("m16n8k16", "bf16", "bf16") => 16,
+        ("m16n8k4", "tf32", "tf32") => 4,
+        ("m16n8k8", "tf32", "tf32") => 8,
+        ("m16n8k16", "e4m3" | "e5m2", "e4m3" | "e5m2") => 16,
+        ("m16n8k32", "e4m3" | "e5m2", "e4m3" | "e5m2") => 32,
+        _ => return l.error(unknown),
+    };
+    let (Some(a), Some(b)) = (element(a), element(b)) else { return l.error(unknown) };
     let (d, list_a) = (four(l, operand(l, s, 0)?)?, registers(l, operand(l, s, 1)?)?);
     let (list_b, c) = (registers(l, operand(l, s, 2)?)?, four(l, operand(l, s, 3)?)?);
-    let bytes = match a {
-        Element::Tf32 => 4,
-        Element::F16 | Element::Bf16 => 2,
-        Element::E4m3 | Element::E5m2 => 1,
-    };
-    if list_a.len() * 32 * 4 != 16 * k * bytes || list_b.len() * 32 * 4 != 8 * k * bytes {
+    if list_a.len() * 32 * 4 != 16 * k * a.bytes() || list_b.len() * 32 * 4 != 8 * k * b.bytes() {
         return l.error(format!("{} of {} and {} registers", s.opcode, list_a.len(), list_b.len()));
     }
     Ok(Op::Mma(Box::new(Mma { d, a: list_a, b: list_b, c, k, elements: [a, b] })))
-}
-
-fn copies<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
-    match &words[1..] {
-        ["async", "commit_group"] => return Ok(Op::CopyCommit),
-        ["async", "wait_group"] => return Ok(Op::CopyWait(l.integer(one(l, s)?)? as u32)),
-        ["async", "wait_all"] => return Ok(Op::CopyWaitAll),
-        ["async", "mbarrier", "arrive", rest @ ..] => {
-            only(l, s, rest, &["noinc", "shared", "shared::cta", "b64"])?;
-            return Ok(Op::CopyArrive(address(l, one(l, s)?)?, rest.contains(&"noinc")));
-        }
-        ["async", "bulk", "commit_group"] => return Ok(Op::BulkCommit),
-        ["async", "bulk", "wait_group", rest @ ..] => {
-            only(l, s, rest, &["read"])?;
-            let left = l.integer(one(l, s)?)? as u32;
-            return Ok(Op::BulkWait(left));
-        }
-        ["async", "bulk", rest @ ..] => return bulk(l, s, rest),
-        _ => (),
-    }
-    let known =
-        ["async", "ca", "cg", "shared", "shared::cta", "global", "L2::64B", "L2::128B", "L2::256B"];
-    only(l, s, &words[1..], &known)?;
-    let [to, from] = two(l, s)?;
-    let bytes = l.integer(operand(l, s, 2)?)? as u32;
-    let read = s.operands.get(3).map(|read| l.word(read)).transpose()?;
-    if !matches!(bytes, 4 | 8 | 16) || (words.contains(&"cg") && bytes != 16) {
-        return l.error(format!("{} of {bytes} bytes", s.opcode));
-    }
-    Ok(Op::CopyAsync(Box::new(CopyAsync {
-        to: address(l, to)?,
-        from: address(l, from)?,
-        bytes,
-        read,
-    })))
-}
-
-fn bulk<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
-    let known = [
-        "tensor",
-        "1d",
-        "2d",
-        "3d",
-        "4d",
-        "5d",
-        "shared::cluster",
-        "shared::cta",
-        "global",
-        "tile",
-        "mbarrier::complete_tx::bytes",
-        "bulk_group",
-    ];
-    only(l, s, words, &known)?;
-    let is_tensor = words.contains(&"tensor");
-    let is_store = words.contains(&"bulk_group");
-    let (first, second) = (operand(l, s, 0)?, operand(l, s, 1)?);
-    let (global, shared) = if is_store { (first, second) } else { (second, first) };
-    let shared = address(l, shared)?;
-    let (global, what) = match (is_tensor, global) {
-        (true, Operand::Tensor(map, coordinates)) => {
-            let coordinates = coordinates.iter().map(|c| l.word(c)).collect::<Result<Vec<_>>>()?;
-            if !words.contains(&format!("{}d", coordinates.len()).as_str()) {
-                return l.error(format!("{} with {} coordinates", s.opcode, coordinates.len()));
-            }
-            let map = Address { base: Base::Double(l.double(map)?), offset: 0 };
-            (map, BulkSize::Box(coordinates))
-        }
-        (false, global) => (address(l, global)?, BulkSize::Bytes(l.word(operand(l, s, 2)?)?)),
-        _ => return l.error(format!("{} without a tensor map", s.opcode)),
-    };
-    let mbarrier = match s.operands.last() {
-        Some(last) if !is_store => Some(address(l, last)?),
-        _ => None,
-    };
-    Ok(Op::Bulk(Box::new(Bulk { shared, global, what, mbarrier })))
-}
-
-fn mbarrier<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
-    let known = [
-        "shared",
-        "shared::cta",
-        "b64",
-        "release",
-        "acquire",
-        "cta",
-        "expect_tx",
-        "parity",
-        "relaxed",
-    ];
-    only(l, s, &words[2..], &known)?;
-    let has = |word| words.contains(&word);
-    let (at, op) = match words[1] {
-        "init" => (0, MbarrierOp::Init(l.word(operand(l, s, 1)?)?)),
-        "inval" => (0, MbarrierOp::Invalidate),
-        "expect_tx" => (0, MbarrierOp::Expect(l.word(operand(l, s, 1)?)?)),
-        "arrive" | "arrive_drop" => {
-            let state = l.any(operand(l, s, 0)?)?;
-            let third = s.operands.get(2).map(|count| l.word(count)).transpose()?;
-            let (count, expect) = if has("expect_tx") { (None, third) } else { (third, None) };
-            (1, MbarrierOp::Arrive { state, count, expect, drop: words[1] == "arrive_drop" })
-        }
-        "try_wait" | "test_wait" => {
-            let done = l.predicate(operand(l, s, 0)?)?;
-            let phase = operand(l, s, 2)?;
-            let parity = if has("parity") { Some(l.word(phase)?) } else { None };
-            let state = if has("parity") { None } else { Some(l.double(phase)?) };
-            (1, MbarrierOp::Test { done, parity, state, suspends: words[1] == "try_wait" })
-        }
-        _ => return l.error(format!("the executor has no opcode {}", s.opcode)),
-    };
-    Ok(Op::Mbarrier(Box::new(Mbarrier { at: address(l, operand(l, s, at)?)?, op })))
-}
-
-fn wgmma<'e, 't>(l: &mut Lowering<'e, 't>, s: &'e Statement<'t>, words: &[&str]) -> Result<Op> {
-    let unknown = format!("the executor has no opcode {}", s.opcode);
-    let (shape, a, b) = match &words[1..] {
-        ["fence", "sync", "aligned"] => return Ok(Op::WgmmaFence),
-        ["commit_group", "sync", "aligned"] => return Ok(Op::WgmmaCommit),
-        ["wait_group", "sync", "aligned"] => {
-            return Ok(Op::WgmmaWait(l.integer(one(l, s)?)? as u32));
-        }
-        ["mma_async", "sync", "aligned", shape, "f32", a, b] => (shape, element(a), element(b)),
-        _ => return l.error(unknown),
-    };
-    let n =
-        shape.strip_prefix("m64n").and_then(|rest| rest.split('k').next()?.parse::<usize>().ok());
-    let (Some(n), Some(element_a), Some(element_b)) = (n, a, b) else { return l.error(unknown) };
-    let d = registers(l, operand(l, s, 0)?)?;
-    if d.len() * 2 != n {
-        return l.error(format!("{} of {} registers", s.opcode, d.len()));
-    }
-    let a = match operand(l, s, 1)? {
-        list @ Operand::Vector(_) => WgmmaA::Registers(four(l, list)?),
-        descriptor => WgmmaA::Descriptor(l.double(descriptor)?),
-    };
-    let (b, scale_d) = (l.double(operand(l, s, 2)?)?, l.predicate(operand(l, s, 3)?)?);
-    let flag = |l: &Lowering<'_, '_>, i: usize| -> Result<u64> {
-        s.operands.get(i).map_or(Ok(0), |flag| l.integer(flag))
-    };
-    let negated = [flag(l, 4)? as i32 == -1, flag(l, 5)? as i32 == -1];
-    let transposed = match a {
-        WgmmaA::Registers(_) => [false, flag(l, 6)? != 0],
-        WgmmaA::Descriptor(_) => [flag(l, 6)? != 0, flag(l, 7)? != 0],
-    };
-    let elements = [element_a, element_b];
-    Ok(Op::Wgmma(Box::new(Wgmma { d, a, b, scale_d, negated, transposed, elements, n })))
 }

@@ -74,6 +74,34 @@ fn mbarriers_that_are_misused_are_reported() {
 }
 
 #[test]
+fn those_that_drop_out_are_not_waited_for_again() {
+    // Lane 0 drops out with 2 of 64: the second phase is complete with 62.
+    let body = format!(
+        "{MBARRIER}@%p1 mbarrier.arrive_drop.shared::cta.b64 _, [%r3], 2;\nbar.sync 0;\n@%p1 mbarrier.arrive.shared::cta.b64 _, [%r3], 62;\nbar.sync 0;\n@%p1 mbarrier.arrive.shared::cta.b64 _, [%r3], 62;\nbar.sync 0;\nmbarrier.test_wait.parity.shared::cta.b64 %p3, [%r3], 1;\nselp.u32 %r9, 1, 2, %p3;\n{}",
+        out("%r9")
+    );
+    let ran = run(&body, &[], &Setup::default());
+    assert_eq!((ran.outcome, &ran.reports[..]), (Outcome::Ended, &[][..]));
+    assert!(ran.out[..32].iter().all(|x| *x == 1), "{:?}", &ran.out[..32]);
+}
+
+#[test]
+fn a_copys_arrival_tells_what_was_done_when_it_was_asked_for() {
+    let body = "mov.u32 %r3, smem;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 mbarrier.init.shared::cta.b64 [%r3], 1;\nbar.sync 0;\n@%p1 cp.async.cg.shared.global [%r3+1024], [%rd1], 16;\n@%p1 cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r3];\n@%p1 bar.warp.sync 1;\n@%p1 cp.async.wait_all;\n";
+    let input = words(8);
+    let aligned = &input[input.as_ptr().align_offset(16)..];
+    let ran = run(body, aligned, &Setup::default());
+    assert_eq!((ran.outcome, &ran.reports[..]), (Outcome::Ended, &[][..]));
+    // 17 and 18 are the mbarrier's clocks, 19 is that of what the thread had done before the barrier of
+    // the warp; by it others see the copy, and it is what they get.
+    let since = ran.events.iter().position(|event| event == "release 19 0 0x1").unwrap();
+    assert_eq!(
+        ran.events[since + 1..],
+        ["sync 0 0x1", "landed 0 0x1, seen in Some(19)", "move 19 17", "move 17 18"]
+    );
+}
+
+#[test]
 fn copies_arrive_at_an_mbarrier_when_they_have_landed() {
     for noinc in ["", ".noinc"] {
         // With .noinc the arrivals are of those that the count names; without, of their own.
@@ -129,18 +157,19 @@ fn stores_in_bulk_happen_when_their_group_is_waited_for() {
             "mov.u32 %r3, smem;\nshl.b32 %r2, %r1, 2;\nadd.s32 %r4, %r2, %r3;\nadd.s32 %r5, %r1, 1;\nst.shared.u32 [%r4], %r5;\nfence.proxy.async.shared::cta;\nbar.warp.sync -1;\nsetp.eq.u32 %p1, %r1, 0;\nmov.u32 %r8, 128;\n@%p1 cp.async.bulk.global.shared::cta.bulk_group [%rd2], [%r3], %r8;\n@%p1 cp.async.bulk.commit_group;\n{wait}st.shared.u32 [%r4], 0;\n"
         )
     };
-    let waited = run(
-        &body("@%p1 cp.async.bulk.wait_group.read 0;\nbar.warp.sync -1;\n"),
-        &[],
-        &Setup::default(),
-    );
-    // The output's address is a multiple of 16 in practice; else the copy says that it is not.
-    if waited.outcome == Outcome::Ended {
-        assert!((0..32).all(|i| waited.out[i] == i as u32 + 1));
-        let early = run(&body(""), &[], &Setup::default());
-        assert!((0..32).all(|i| early.out[i] == 0), "read late: {:?}", &early.out[..4]);
-    } else {
-        assert!(waited.reports[0].contains("not multiples of 16"));
+    let setup = Setup { fill: !0, ..Setup::default() };
+    let wait = "@%p1 cp.async.bulk.wait_group.read 0;\nbar.warp.sync -1;\n";
+    let waited = run(&body(wait), &[], &setup);
+    assert_eq!((waited.outcome, &waited.reports[..]), (Outcome::Ended, &[][..]));
+    assert!((0..32).all(|i| waited.out[i] == i as u32 + 1), "{:?}", &waited.out[..4]);
+    // What was not waited for is read late.
+    let early = run(&body(""), &[], &setup);
+    assert!((0..32).all(|i| early.out[i] == 0), "{:?}", &early.out[..4]);
+    // Whose reads alone are waited for, of that nothing is in global memory yet.
+    for (wait, seen) in [(wait.to_owned(), u32::MAX), (wait.replace(".read", ""), 1)] {
+        let load = "ld.global.u32 %r9, [%rd2];\nst.global.u32 [%rd2+512], %r9;\n";
+        let ran = run(&body(&(wait + load)), &[], &setup);
+        assert_eq!(ran.out[128], seen);
     }
 }
 
@@ -164,6 +193,31 @@ fn tensor_copies_fill_what_is_outside_with_zeros() {
     let ran = run(&body, &input, &Setup { map: Some(map), ..Setup::default() });
     assert_eq!((ran.outcome, &ran.reports[..]), (Outcome::Ended, &[][..]));
     assert_eq!(ran.out[..8], [63, 64, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn lines_that_a_swizzled_box_does_not_fill_are_checked_where_they_lie() {
+    // 16 bytes a line, 128 from one to the next: with its last line it is beyond shared memory.
+    let input = words(1024);
+    let map = Map {
+        base: input.as_ptr() as u64,
+        rank: 2,
+        element_bytes: 4,
+        swizzle: 3,
+        dim: [4, 64, 0, 0, 0],
+        stride: [0, 16, 0, 0, 0],
+        box_: [4, 16, 0, 0, 0],
+    };
+    let body = |at: u32| {
+        format!(
+            "mov.u32 %r3, smem;\nmov.u32 %r8, 0;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 mbarrier.init.shared::cta.b64 [%r3], 1;\n@%p1 cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r3+{at}], [%rd1, {{%r8,%r8}}], [%r3];\n"
+        )
+    };
+    let setup = Setup { map: Some(map), ..Setup::default() };
+    assert!(run(&body(65536 - 2048), &input, &setup).reports.is_empty());
+    assert!(fault(&body(65536 - 1024), &setup).contains("is outside"));
+    let large = Map { box_: [256, 256, 0, 0, 0], ..map };
+    assert!(fault(&body(1024), &Setup { map: Some(large), ..setup }).contains("out of bounds"));
 }
 
 #[test]

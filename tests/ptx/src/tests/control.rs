@@ -45,6 +45,68 @@ fn a_collective_of_lanes_that_are_elsewhere_is_divergent() {
 }
 
 #[test]
+fn lanes_that_have_ended_are_missed_by_what_needs_all_of_them() {
+    let ended = "setp.lt.u32 %p1, %r1, 16;\nmov.u32 %r3, smem;\nmov.u32 %r2, 0;\n@%p1 ret;\n";
+    for (what, instruction) in [
+        ("divergent ldmatrix", "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r4}, [%r3];\n"),
+        ("divergent movmatrix", "movmatrix.sync.aligned.m8n8.trans.b16 %r4, %r2;\n"),
+        ("divergent wgmma.fence", "wgmma.fence.sync.aligned;\n"),
+    ] {
+        let said = fault(&format!("{ended}{instruction}"), &Setup::default());
+        assert!(said.contains(what) && said.contains("16 lanes"), "{said}");
+    }
+    // A barrier of the block does without them; and a warp may be short from the start.
+    assert!(run(&format!("{ended}bar.sync 0;\n"), &[], &Setup::default()).reports.is_empty());
+    let short = Setup { threads: 40, ..Setup::default() };
+    assert!(
+        run("movmatrix.sync.aligned.m8n8.trans.b16 %r4, %r1;\n", &[], &short).reports.is_empty()
+    );
+}
+
+#[test]
+fn what_a_lane_gets_from_one_that_takes_no_part_is_unknown() {
+    // Of 8 lanes, each reads from the next but seven one: all but one of these are not in the mask.
+    let body = |reads: &str| {
+        format!(
+            "setp.gt.u32 %p1, %r1, 7;\n@%p1 bra $OUT;\nadd.s32 %r3, %r1, 7;\nshfl.sync.idx.b32 %r2, %r1, %r3, 31, 255;\nsetp.eq.u32 %p2, %r1, 0;\n{reads}add.s32 %r4, %r2, 1;\n$OUT:\n"
+        )
+    };
+    let said = run(&body(""), &[], &Setup::default()).reports;
+    assert!(
+        said.len() == 1 && said[0].contains("thread 1 ") && said[0].contains("not written"),
+        "{said:?}"
+    );
+    assert!(run(&body("@%p2 "), &[], &Setup::default()).reports.is_empty());
+}
+
+#[test]
+fn lanes_that_ask_in_vain_let_others_go_on() {
+    // The even lanes ask, at a lower place, for what the odd ones then do.
+    let body = format!(
+        "mov.u32 %r3, smem;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 mbarrier.init.shared::cta.b64 [%r3], 16;\nbar.sync 0;\nand.b32 %r2, %r1, 1;\nsetp.eq.u32 %p2, %r2, 1;\n@%p2 bra $ODD;\n$ASK:\nmbarrier.test_wait.parity.shared::cta.b64 %p3, [%r3], 0;\n@!%p3 bra $ASK;\nbra.uni $END;\n$ODD:\nmbarrier.arrive.shared::cta.b64 _, [%r3];\n$END:\n{}",
+        out("%r1")
+    );
+    for seed in 0..8 {
+        let ran = run(&body, &[], &Setup { seed, ..Setup::default() });
+        assert_eq!((ran.outcome, &ran.reports[..]), (Outcome::Ended, &[][..]), "{seed}");
+    }
+}
+
+#[test]
+fn what_never_ends_is_reported_by_its_line() {
+    for endless in [
+        "$L:\nadd.s32 %r1, %r1, 1;\nbra $L;\n",
+        "$L:\nbra $L;\n",
+        "mov.u32 %r3, smem;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 mbarrier.init.shared::cta.b64 [%r3], 1;\n$L:\nmbarrier.test_wait.parity.shared::cta.b64 %p3, [%r3], 0;\n@!%p3 bra $L;\n",
+    ] {
+        for seed in [0, 1] {
+            let said = fault(endless, &Setup { seed, ..Setup::default() });
+            assert!(said.contains("no end after 100000 instructions"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_part_of_a_warp_may_meet_by_its_mask() {
     let body = format!(
         "setp.lt.u32 %p1, %r1, 16;\nmov.u32 %r3, 0;\n@!%p1 bra $OUT;\nshfl.sync.bfly.b32 %r3, %r1, 15, 31, 65535;\n$OUT:\n{}",

@@ -74,6 +74,14 @@ fn instructions_of_whole_warps_stand_where_all_lanes_are() {
         "may have gone apart",
     );
     // Whole warps, a value that all lanes have, a vote.
+    // Of segments each has a lane of its own; a row of threads may end within a warp.
+    for varying in [
+        "shfl.sync.idx.b32 %r2, %r1, 3, 6175, -1;\nsetp.eq.u32 %p1, %r2, 1;\n",
+        "mov.u32 %r2, %tid.y;\nsetp.eq.u32 %p1, %r2, 1;\n",
+        "mov.u32 %r2, %tid.z;\nshr.u32 %r2, %r2, 5;\nsetp.eq.u32 %p1, %r2, 1;\n",
+    ] {
+        finds(&within(varying), plain, "may have gone apart");
+    }
     for uniform in [
         "setp.lt.u32 %p1, %r1, 64;\n",
         "shr.u32 %r2, %r1, 5;\nsetp.eq.u32 %p1, %r2, 1;\n",
@@ -116,7 +124,43 @@ fn products_stand_between_fence_and_wait() {
         plain,
         "wgmma without a fence",
     );
-    finds(&format!("{fence}{product}{commit}{read}{wait}"), plain, "add.f32 of an accumulator");
+    finds(
+        &format!("{fence}{product}{commit}{read}{wait}"),
+        plain,
+        "add.f32 of a register whose wgmma",
+    );
     let one_left = wait.replace(" 0;", " 1;");
-    finds(&format!("{fence}{product}{commit}{one_left}{read}"), plain, "add.f32 of an accumulator");
+    finds(
+        &format!("{fence}{product}{commit}{one_left}{read}"),
+        plain,
+        "add.f32 of a register whose wgmma",
+    );
+    // A in registers is read until the wait.
+    let of_registers = product.replace("%rd1,", "{%r10,%r11,%r12,%r13},").replace("0, 0;", "0;");
+    let write = "mov.u32 %r12, 1;\n";
+    finds(
+        &format!("{fence}{of_registers}{commit}{write}{wait}"),
+        plain,
+        "mov.u32 of a register whose wgmma",
+    );
+    assert!(found(&format!("{fence}{of_registers}{commit}{wait}{write}"), plain).is_empty());
+}
+
+#[test]
+fn lanes_that_have_ended_are_missed() {
+    let matrix = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r3}, [smem];\n";
+    let plain = Contract::default();
+    let parts = "setp.lt.u32 %p1, %r1, 40;\n";
+    finds(
+        &format!("{parts}@%p1 ret;\n{matrix}"),
+        plain,
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b16 where",
+    );
+    finds(&format!("{parts}@!%p1 bra $ON;\nret;\n$ON:\n{matrix}"), plain, "where lanes of a warp");
+    // Whole warps may go, and a block's barriers do without those that have gone.
+    let whole = parts.replace("40", "64");
+    for fine in [format!("{whole}@%p1 ret;\n{matrix}"), format!("{parts}@%p1 ret;\nbar.sync 0;\n")]
+    {
+        assert_eq!(found(&fine, plain), Vec::<String>::new());
+    }
 }

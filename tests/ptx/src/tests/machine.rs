@@ -69,14 +69,17 @@ impl Host for Machine {
         mask: u32,
         _: &Addresses,
         _: &Addresses,
-        _: CopyBytes<'_>,
+        copied: CopyBytes<'_>,
         _: u32,
     ) -> Going {
-        self.note(format!("landed {warp} {mask:#x}"));
+        self.note(format!("landed {warp} {mask:#x}, seen in {:?}", copied.seen_in));
         Ok(())
     }
     fn pending(&mut self, _: u32, _: u32, _: u32, _: bool, _: u32) {}
     fn mbarrier(&mut self, _: u32, _: bool) {}
+    fn mbarrier_used(&mut self, id: u32, _: u32, fenced: bool, _: u32) {
+        self.note(format!("mbarrier used by {id}, fenced: {fenced}"));
+    }
     fn release(&mut self, clock: u32, warp: u32, mask: u32) {
         self.note(format!("release {clock} {warp} {mask:#x}"));
     }
@@ -86,7 +89,9 @@ impl Host for Machine {
     fn release_id(&mut self, clock: u32, id: u32) {
         self.note(format!("release {clock} of {id}"));
     }
-    fn move_clock(&mut self, _: u32, _: u32) {}
+    fn move_clock(&mut self, from: u32, to: u32) {
+        self.note(format!("move {from} {to}"));
+    }
     fn clear_clock(&mut self, _: u32) {}
     fn sync_warp(&mut self, warp: u32, mask: u32) {
         self.note(format!("sync {warp} {mask:#x}"));
@@ -121,11 +126,13 @@ pub(super) struct Setup {
     pub(super) seed: u64,
     pub(super) prior_done: bool,
     pub(super) map: Option<Map>,
+    /// What the output's words are at first.
+    pub(super) fill: u32,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { threads: 32, seed: 0, prior_done: true, map: None }
+        Self { threads: 32, seed: 0, prior_done: true, map: None, fill: 0 }
     }
 }
 
@@ -157,7 +164,11 @@ pub(super) fn program(text: &str) -> Result<Program, String> {
 pub(super) fn run(body: &str, input: &[u32], setup: &Setup) -> Ran {
     let text = kernel(body);
     let program = Rc::new(program(&text).unwrap_or_else(|why| panic!("{why}\n{text}")));
-    let mut out = vec![0u32; 4096];
+    // Aligned as device memory is, as far as bulk copies ask for it.
+    let mut room = vec![0u32; 4096 + 4];
+    let first = room.as_ptr().align_offset(16);
+    let out = &mut room[first..first + 4096];
+    out.fill(setup.fill);
     let params = [input.as_ptr() as u64, out.as_mut_ptr() as u64];
     let mut shared = vec![u64::MAX; 8192 + 128];
     // Aligned as the address in the block's own space is.
@@ -185,7 +196,7 @@ pub(super) fn run(body: &str, input: &[u32], setup: &Setup) -> Ran {
     }
     drop(block);
     let (reports, events) = (notes.reports.take(), notes.events.take());
-    Ran { outcome, out, reports, events }
+    Ran { outcome, out: room[first..first + 4096].to_vec(), reports, events }
 }
 
 /// The output of a kernel that has nothing said of it.

@@ -4,4 +4,5 @@ mod asynchronous;
 mod control;
 mod lint;
 mod machine;
+mod products;
 mod text;

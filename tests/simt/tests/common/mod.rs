@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys;
 pub(crate) use cudarc::driver::sys::CUresult::{self, CUDA_SUCCESS};
+pub(crate) use cudarc::driver::sys::CUtensorMapFloatOOBfill as OobFill;
 use simt::{Emulator, Mode};
 
 /// The device, held by one test at a time.
@@ -215,13 +216,25 @@ impl TensorMap {
     /// Of numbers of 16 bits, whose rows of a box are 128 bytes, swizzled by them.
     pub(crate) fn of_16_bits(base: u64, dim: [u64; 4], tile: [u32; 4]) -> Self {
         let mut map = Self([0; 16]);
+        ok(map.encode(base, dim, tile, OobFill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+        map
+    }
+
+    /// As [`Self::of_16_bits`], with what there is outside of the tensor.
+    pub(crate) fn encode(
+        &mut self,
+        base: u64,
+        dim: [u64; 4],
+        tile: [u32; 4],
+        fill: OobFill,
+    ) -> CUresult {
         let row = dim[0] * 2;
         let strides = [row, row * dim[1], row * dim[1] * dim[2]];
         let element_strides = [1_u32; 4];
         // SAFETY: arrays of the rank's length, a map of the size and alignment asked for.
-        ok(unsafe {
+        unsafe {
             sys::cuTensorMapEncodeTiled(
-                std::ptr::from_mut(&mut map).cast(),
+                std::ptr::from_mut(self).cast(),
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                 4,
                 base as *mut _,
@@ -232,10 +245,9 @@ impl TensorMap {
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                fill,
             )
-        });
-        map
+        }
     }
 }
 

@@ -121,6 +121,7 @@ pub(crate) fn rules(kernel: &str) -> Option<Vec<(Range<usize>, Rule)>> {
         "arch_lanes" => slots(32 * 42, &[Bits]),
         "arch_hopper_copies" => slots(2048, &[Bits]),
         "arch_hopper_matrices" => slots(128, &[Bits]),
+        "arch_hopper_atomics" => slots(387, &[Bits]),
         "arch_hopper_products" => slots(2 * 128 * 96, &[WGMMA]),
         _ => return None,
     })

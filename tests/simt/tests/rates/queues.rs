@@ -19,21 +19,34 @@ impl Events {
         Self(event(), event())
     }
 
-    /// Seconds of what is queued, the least of some tries.
-    pub(crate) fn time(&self, tries: usize, stream: sys::CUstream, mut work: impl FnMut()) -> f64 {
+    /// Seconds of what is queued.
+    pub(crate) fn once(&self, stream: sys::CUstream, work: impl FnOnce()) -> f64 {
+        // SAFETY: the events are this struct's, the stream is the caller's.
+        ok(unsafe { sys::cuEventRecord(self.0, stream) });
+        work();
+        let mut ms = 0.0;
+        // SAFETY: as above; the pointer is to a local.
+        unsafe {
+            ok(sys::cuEventRecord(self.1, stream));
+            ok(sys::cuEventSynchronize(self.1));
+            ok(sys::cuEventElapsedTime(&raw mut ms, self.0, self.1));
+        }
+        f64::from(ms) / 1e3
+    }
+
+    /// Seconds of one of `n` in a row, the least of some tries. One more goes before, which keeps the
+    /// device at work while the host queues the others.
+    pub(crate) fn time(
+        &self,
+        tries: usize,
+        n: usize,
+        stream: sys::CUstream,
+        mut work: impl FnMut(),
+    ) -> f64 {
         let mut best = f64::INFINITY;
         for _ in 0..tries {
-            // SAFETY: the events are this struct's, the stream is the caller's.
-            ok(unsafe { sys::cuEventRecord(self.0, stream) });
             work();
-            let mut ms = 0.0;
-            // SAFETY: as above; the pointer is to a local.
-            unsafe {
-                ok(sys::cuEventRecord(self.1, stream));
-                ok(sys::cuEventSynchronize(self.1));
-                ok(sys::cuEventElapsedTime(&raw mut ms, self.0, self.1));
-            }
-            best = best.min(f64::from(ms) / 1e3);
+            best = best.min(self.once(stream, || (0..n).for_each(|_| work())) / n as f64);
         }
         best
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use candle_core::Device;
-use inflight::device::cuda::{Cuda, CudaBuffer, CudaStream};
+use inflight::device::cuda::{Cuda, CudaStream};
 
 /// What the emulator of the library's tests calls itself.
 const EMULATOR: &str = "inflight SIMT emulator";
@@ -70,14 +70,6 @@ impl Gpu {
             pool::trim(self.cuda.info().ordinal)?;
         }
         Ok(())
-    }
-
-    /// Numbers in memory of the GPU, for the library's kernels.
-    pub fn floats(&self, values: &[f32]) -> Result<CudaBuffer> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-        let buffer = CudaBuffer::new(&self.cuda, bytes.len())?;
-        self.stream.write(&buffer, 0, &bytes)?;
-        Ok(buffer)
     }
 }
 

@@ -9,22 +9,20 @@ use candle_core::{
     CpuStorage, CustomOp1, DType as Numbers, Error, InplaceOp1, Layout, Result, Shape,
 };
 use half::{bf16, f16};
-use inflight::device::cuda::CudaBuffer;
-use inflight::kernels::cuda::{
-    Append, AppendArgs, Attention, AttentionArgs, DeviceCache, DeviceTensor, Rope, StepBuffer,
-};
-use inflight::kernels::rope::RopePairs;
+use inflight::kernels::DeviceTensor;
 use inflight::kernels::tensor::{DType, Shape as Tokens};
 
 use super::gpu::Gpu;
 use crate::gguf;
+use crate::runner::paged::Paged;
 
 /// A layer of a step.
 pub(super) struct Layer<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) shape: &'a gguf::Shape,
-    pub(super) step: &'a StepBuffer,
-    pub(super) cache: DeviceCache,
+    pub(super) paged: &'a Paged,
+    /// Its number.
+    pub(super) nth: usize,
     /// Of queries, keys, values and outputs: f16 or bf16.
     pub(super) dtype: DType,
     /// Tokens of the step; tensors may have more.
@@ -34,20 +32,11 @@ pub(super) struct Layer<'a> {
 /// Rotates queries and keys, and writes keys and values to the cache.
 pub(super) struct RotateAndAppend<'a> {
     pub(super) with: &'a Layer<'a>,
-    pub(super) append: &'a Append,
-    pub(super) rope: RotationTable<'a>,
-}
-
-/// The angles of all positions.
-pub(super) struct RotationTable<'a> {
-    pub(super) cos_sin: &'a CudaBuffer,
-    pub(super) positions: usize,
 }
 
 /// Attends to all that each token sees: `[tokens, q_dim]`.
 pub(super) struct Attend<'a> {
     pub(super) with: &'a Layer<'a>,
-    pub(super) attention: &'a Attention,
 }
 
 impl Layer<'_> {
@@ -106,20 +95,10 @@ impl Layer<'_> {
 
 impl RotateAndAppend<'_> {
     fn queue(&self, address: u64) -> Result<()> {
-        let Layer { gpu, shape, step, cache, .. } = *self.with;
-        let [q, k, v] = self.with.qkv(address);
-        let rope = Rope {
-            cos_sin: self.rope.cos_sin.address(),
-            max_position: self.rope.positions as u32,
-            rotary_dim: shape.rotary_dim,
-            // GGUF files keep the weights as the authors of Llama did.
-            pairs: RopePairs::Interleaved,
-            q: Some(q),
-        };
-        let args = AppendArgs { k, v, cache, rope: Some(rope) };
-        // SAFETY: upload, append and attention are queued on one stream; the table has as many rows
-        // as it says; there is no capture.
-        unsafe { self.append.run(&gpu.stream, step, &args) }.map_err(Error::wrap)
+        let Layer { gpu, paged, nth, .. } = *self.with;
+        // SAFETY: upload, append and attention are queued on one stream; there is no capture.
+        let queued = unsafe { paged.append(Some(&gpu.stream), nth, self.with.qkv(address)) };
+        queued.map_err(Error::wrap)
     }
 }
 
@@ -150,13 +129,12 @@ impl InplaceOp1 for RotateAndAppend<'_> {
 
 impl Attend<'_> {
     fn queue(&self, qkv: u64, o: u64) -> Result<()> {
-        let Layer { gpu, shape, step, cache, .. } = *self.with;
+        let Layer { gpu, shape, paged, nth, .. } = *self.with;
         let [q, _, _] = self.with.qkv(qkv);
         let o = self.with.heads(o, 0, shape.heads, shape.q_dim());
-        let args = AttentionArgs::new(q, cache, o);
         // SAFETY: upload, append and attention are queued on one stream, layer after layer; there is
         // no capture.
-        unsafe { self.attention.run(&gpu.stream, step, 0, &args) }.map_err(Error::wrap)
+        unsafe { paged.attend(Some(&gpu.stream), nth, q, o) }.map_err(Error::wrap)
     }
 
     /// Outputs of as many tokens as a tensor has.

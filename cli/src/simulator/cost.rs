@@ -30,30 +30,30 @@
 /// devices report up to 6 % more, which is left to the driver and to fragmentation, and vLLM finds
 /// room for as much more KV.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GpuSpec {
+pub(crate) struct GpuSpec {
     /// The name in [`gpu`].
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Device memory, bytes.
-    pub memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
     /// Fraction of the memory the engine may fill: 0.9, as is vLLM's default.
-    pub memory_utilization: f64,
+    pub(crate) memory_utilization: f64,
     /// Peak bandwidth of device memory, bytes a second.
-    pub bandwidth: f64,
+    pub(crate) bandwidth: f64,
     /// Fraction of the bandwidth that reading weights and KV reaches. 0.85 (fitted): large
     /// matrix-vector products and paged attention get 80 to 90 % of the data sheet.
-    pub mem_efficiency: f64,
+    pub(crate) mem_efficiency: f64,
     /// Peak of dense f16 and bf16 matrix products, FLOP/s.
-    pub flops: f64,
+    pub(crate) flops: f64,
     /// Fraction of that peak a whole prefill reaches, its element-wise kernels included. 0.68 on
     /// A100 (fitted). 0.55 on H100 and H200, which lower their clocks under such load: 500 to 620
     /// TFLOP/s are published for matrix products and attention.
-    pub flop_efficiency: f64,
+    pub(crate) flop_efficiency: f64,
     /// Scheduling, launching, sampling and copying the tokens back, seconds a step.
-    pub step_overhead_s: f64,
+    pub(crate) step_overhead_s: f64,
     /// Launch gaps and kernels too small to count in bytes or FLOPs, seconds a layer.
-    pub layer_overhead_s: f64,
+    pub(crate) layer_overhead_s: f64,
     /// Sampling and bookkeeping, seconds for each request in the step.
-    pub row_overhead_s: f64,
+    pub(crate) row_overhead_s: f64,
 }
 
 const A100_40G: GpuSpec = GpuSpec {
@@ -86,40 +86,40 @@ static GPUS: [GpuSpec; 4] = [
 ];
 
 /// Every GPU known here.
-pub fn gpus() -> &'static [GpuSpec] {
+pub(crate) fn gpus() -> &'static [GpuSpec] {
     &GPUS
 }
 
 /// The GPU called `name`, as in [`gpus`].
-pub fn gpu(name: &str) -> Option<&'static GpuSpec> {
+pub(crate) fn gpu(name: &str) -> Option<&'static GpuSpec> {
     GPUS.iter().find(|gpu| gpu.name == name)
 }
 
 /// The shape of a decoder-only transformer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ModelSpec {
+pub(crate) struct ModelSpec {
     /// The name in [`model`].
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Transformer layers.
-    pub layers: u64,
+    pub(crate) layers: u64,
     /// Width of the residual stream.
-    pub hidden: u64,
+    pub(crate) hidden: u64,
     /// Query heads.
-    pub heads: u64,
+    pub(crate) heads: u64,
     /// Key and value heads.
-    pub kv_heads: u64,
+    pub(crate) kv_heads: u64,
     /// Width of a head.
-    pub head_dim: u64,
+    pub(crate) head_dim: u64,
     /// Width inside the feed-forward block.
-    pub intermediate: u64,
+    pub(crate) intermediate: u64,
     /// Matrices of the feed-forward block: 3 where it is gated, else 2.
-    pub mlp_matrices: u64,
+    pub(crate) mlp_matrices: u64,
     /// Tokens in the vocabulary.
-    pub vocab: u64,
+    pub(crate) vocab: u64,
     /// The embedding also serves as the output matrix.
-    pub tied_embeddings: bool,
+    pub(crate) tied_embeddings: bool,
     /// Bytes of a weight and of an element of the KV cache.
-    pub dtype_bytes: u64,
+    pub(crate) dtype_bytes: u64,
 }
 
 const LLAMA_7B: ModelSpec = ModelSpec {
@@ -175,12 +175,12 @@ static MODELS: [ModelSpec; 6] = [
 ];
 
 /// Every model known here, in 16 bits.
-pub fn models() -> &'static [ModelSpec] {
+pub(crate) fn models() -> &'static [ModelSpec] {
     &MODELS
 }
 
 /// The model called `name`, as in [`models`].
-pub fn model(name: &str) -> Option<&'static ModelSpec> {
+pub(crate) fn model(name: &str) -> Option<&'static ModelSpec> {
     MODELS.iter().find(|model| model.name == name)
 }
 
@@ -200,37 +200,37 @@ impl ModelSpec {
 
     /// All parameters: linear layers, norms, embedding and head. Biases and learned positions are
     /// left out (OPT has them: 0.1 % of it).
-    pub fn parameters(&self) -> u64 {
+    pub(crate) fn parameters(&self) -> u64 {
         let embeddings = if self.tied_embeddings { 1 } else { 2 } * self.vocab * self.hidden;
         let norms = (2 * self.layers + 1) * self.hidden;
         self.linear_parameters() + embeddings + norms
     }
 
     /// Bytes of all weights.
-    pub fn weights_bytes(&self) -> u64 {
+    pub(crate) fn weights_bytes(&self) -> u64 {
         self.parameters() * self.dtype_bytes
     }
 
     /// Bytes that one token takes in the KV cache, all layers together.
-    pub fn kv_bytes_per_token(&self) -> u64 {
+    pub(crate) fn kv_bytes_per_token(&self) -> u64 {
         2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
     }
 
     /// FLOPs of the linear layers for one token. The head is not included: most tokens of a prompt
     /// need no logits.
-    pub fn flops_per_token(&self) -> u64 {
+    pub(crate) fn flops_per_token(&self) -> u64 {
         2 * self.linear_parameters()
     }
 
     /// FLOPs of attention for one query token and one key token, all layers and heads together.
-    pub fn flops_per_attention_pair(&self) -> u64 {
+    pub(crate) fn flops_per_attention_pair(&self) -> u64 {
         4 * self.layers * self.heads * self.head_dim
     }
 
     /// Bytes of activations to keep free for a step of 2048 tokens of which 256 are sampled: at
     /// the feed-forward block, its input, output and inner values; then logits and probabilities
     /// in f32.
-    pub fn activation_bytes(&self) -> u64 {
+    pub(crate) fn activation_bytes(&self) -> u64 {
         let per_token =
             (2 * self.hidden + self.mlp_matrices * self.intermediate) * self.dtype_bytes;
         let per_logits_row = 2 * self.vocab * 4;
@@ -240,36 +240,36 @@ impl ModelSpec {
 
 /// What one step computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StepWork {
+pub(crate) struct StepWork {
     /// Requests in the step.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Tokens that go through the layers, padding included. 0 is a step that does nothing.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// Tokens whose logits are needed.
-    pub logits_rows: u64,
+    pub(crate) logits_rows: u64,
     /// Tokens of KV read: the sum over the rows of their KV length.
-    pub kv_read_tokens: u64,
+    pub(crate) kv_read_tokens: u64,
     /// Pairs of a query and a key it sees: the sum over the rows, causal.
-    pub attn_pairs: u64,
+    pub(crate) attn_pairs: u64,
 }
 
 /// The time of steps, and the room for KV, of one model on one GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CostModel {
+pub(crate) struct CostModel {
     /// The GPU.
-    pub gpu: GpuSpec,
+    pub(crate) gpu: GpuSpec,
     /// The model, all of it on that GPU.
-    pub model: ModelSpec,
+    pub(crate) model: ModelSpec,
 }
 
 impl CostModel {
     /// The cost of `model` on `gpu`; either may be a changed copy of a named one.
-    pub fn new(gpu: &GpuSpec, model: &ModelSpec) -> Self {
+    pub(crate) fn new(gpu: &GpuSpec, model: &ModelSpec) -> Self {
         Self { gpu: *gpu, model: *model }
     }
 
     /// The time of one step, in seconds. More work never takes less time.
-    pub fn step_seconds(&self, work: &StepWork) -> f64 {
+    pub(crate) fn step_seconds(&self, work: &StepWork) -> f64 {
         if work.tokens == 0 {
             return 0.0;
         }
@@ -307,14 +307,14 @@ impl CostModel {
 
     /// Tokens of KV for which there is room beside weights and activations; 0 where the model does
     /// not fit.
-    pub fn kv_capacity_tokens(&self) -> u64 {
+    pub(crate) fn kv_capacity_tokens(&self) -> u64 {
         let usable = (self.gpu.memory_bytes as f64 * self.gpu.memory_utilization) as u64;
         let taken = self.model.weights_bytes() + self.model.activation_bytes();
         usable.saturating_sub(taken) / self.model.kv_bytes_per_token()
     }
 
     /// Blocks of `block_size` tokens for which there is room; 0 where the model does not fit.
-    pub fn num_blocks(&self, block_size: usize) -> usize {
+    pub(crate) fn num_blocks(&self, block_size: usize) -> usize {
         let tokens = usize::try_from(self.kv_capacity_tokens()).unwrap_or(usize::MAX);
         tokens.checked_div(block_size).unwrap_or(0)
     }

@@ -12,13 +12,17 @@ pub const INFLIGHT_COPY_THREADS: u32 = 256;
 pub const INFLIGHT_ROPE_NONE: u32 = 0;
 pub const INFLIGHT_ROPE_HALF: u32 = 1;
 pub const INFLIGHT_ROPE_INTERLEAVED: u32 = 2;
-#[doc = " Start of the buffer: what RaggedBatch packs (src/batch.rs), the plans' offsets in what it\n reserves."]
+#[doc = " Start of a step's buffer: counts, then the offset of each array. src/batch.rs lays it out."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_step {
+    #[doc = " INFLIGHT_STEP_MAGIC"]
     pub magic: u32,
+    #[doc = " of the buffer that are in use"]
     pub total_bytes: u32,
+    #[doc = " the step's id, low and high word"]
     pub step: [u32; 2usize],
+    #[doc = " that own tokens"]
     pub num_rows: u32,
     #[doc = " empty rows of a graph's bucket included"]
     pub padded_rows: u32,
@@ -27,8 +31,11 @@ pub struct inflight_step {
     pub num_pending: u32,
     pub num_ops: u32,
     pub num_kv_blocks: u32,
+    #[doc = " tokens per block"]
     pub block_size: u32,
+    #[doc = " tokens of the longest row"]
     pub max_q_len: u32,
+    #[doc = " KV length of the longest row, this step included"]
     pub max_kv_len: u32,
     #[doc = " u32 [num_tokens]"]
     pub tokens: u32,
@@ -44,6 +51,7 @@ pub struct inflight_step {
     pub kv_last_page_len: u32,
     #[doc = " u32 [num_logits]"]
     pub logits_indices: u32,
+    #[doc = " inflight_pending [num_pending]"]
     pub pending: u32,
     #[doc = " inflight_block_op [num_ops]"]
     pub ops: u32,
@@ -103,9 +111,53 @@ const _: () = {
     ["Offset of field: inflight_step::plans"]
         [::std::mem::offset_of!(inflight_step, plans) - 96usize];
 };
+#[doc = " An input token that is not known yet: the device takes it from an earlier step."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct inflight_pending {
+    #[doc = " index into `tokens`"]
+    pub token: u32,
+    #[doc = " That step's id is so much below this step's; at least 1. Steps that were abandoned count,\n since their ids are not given again."]
+    pub steps_back: u32,
+    #[doc = " index among that step's logits"]
+    pub logits: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of inflight_pending"][::std::mem::size_of::<inflight_pending>() - 12usize];
+    ["Alignment of inflight_pending"][::std::mem::align_of::<inflight_pending>() - 4usize];
+    ["Offset of field: inflight_pending::token"]
+        [::std::mem::offset_of!(inflight_pending, token) - 0usize];
+    ["Offset of field: inflight_pending::steps_back"]
+        [::std::mem::offset_of!(inflight_pending, steps_back) - 4usize];
+    ["Offset of field: inflight_pending::logits"]
+        [::std::mem::offset_of!(inflight_pending, logits) - 8usize];
+};
+#[doc = " Copy of a block in every layer's K and V, made before the step's kernels run."]
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct inflight_block_op {
+    #[doc = " 0 copy, 1 swap out, 2 swap in"]
+    pub kind: u32,
+    #[doc = " block read: of the host pool for a swap in, else of the device pool"]
+    pub src: u32,
+    #[doc = " block written: of the host pool for a swap out, else of the device pool"]
+    pub dst: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of inflight_block_op"][::std::mem::size_of::<inflight_block_op>() - 12usize];
+    ["Alignment of inflight_block_op"][::std::mem::align_of::<inflight_block_op>() - 4usize];
+    ["Offset of field: inflight_block_op::kind"]
+        [::std::mem::offset_of!(inflight_block_op, kind) - 0usize];
+    ["Offset of field: inflight_block_op::src"]
+        [::std::mem::offset_of!(inflight_block_op, src) - 4usize];
+    ["Offset of field: inflight_block_op::dst"]
+        [::std::mem::offset_of!(inflight_block_op, dst) - 8usize];
+};
 #[doc = " Who computes what, for the layers of one attention group. Offsets count from this struct."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_plan {
     #[doc = " thread blocks with work; others of the grid return"]
     pub num_shares: u32,
@@ -150,21 +202,25 @@ const _: () = {
     ["Offset of field: inflight_plan::reserved"]
         [::std::mem::offset_of!(inflight_plan, reserved) - 36usize];
 };
-#[doc = " Queries q_start.. of a row over keys kv_start..kv_end, for KV head `head` (num_heads is 1).\n Query i of a row is at position kv_len - q_len(row) + i."]
+#[doc = " Part of a tile: queries of a row over a range of keys. Query i of a row is at position\n kv_len - q_len(row) + i. Its state holds, for each query and KV head, output and log-sum-exp; 0\n and minus infinity for a query that sees none of these keys."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_part {
     pub row: u32,
+    #[doc = " first KV head"]
     pub head: u32,
+    #[doc = " all, or one: always one on a GPU"]
     pub num_heads: u32,
+    #[doc = " first query, counted from the row's first"]
     pub q_start: u32,
     pub q_len: u32,
+    #[doc = " first key of the sequence; no earlier one is read: it may be evicted"]
     pub kv_start: u32,
     #[doc = " kv_start where no key is seen"]
     pub kv_end: u32,
-    #[doc = " first of its q_len states; INFLIGHT_WHOLE: it writes the output itself"]
+    #[doc = " First of its q_len * num_heads states; INFLIGHT_WHOLE where it is its tile's only part and\n writes the output itself."]
     pub partial: u32,
-    #[doc = " INFLIGHT_WHOLE: none"]
+    #[doc = " that its states belong to; INFLIGHT_WHOLE: none"]
     pub merge: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -188,9 +244,9 @@ const _: () = {
     ["Offset of field: inflight_part::merge"]
         [::std::mem::offset_of!(inflight_part, merge) - 32usize];
 };
-#[doc = " A tile computed in parts: the states of part p begin at partial + p * q_len, in key order."]
+#[doc = " A tile computed in parts: the states of part p begin at partial + p * q_len * num_heads, in the\n order of their keys."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_merge {
     pub row: u32,
     pub head: u32,
@@ -200,6 +256,7 @@ pub struct inflight_merge {
     pub partial: u32,
     #[doc = " parts, at least 2"]
     pub count: u32,
+    #[doc = " they follow one another in the plan"]
     pub first_part: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -368,7 +425,7 @@ const _: () = {
         [::std::mem::offset_of!(inflight_mixed_params, prefill) - 224usize];
 };
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_merge_params {
     #[doc = " [tokens, heads, head_dim], type of the kernel"]
     pub o: [u64; 16usize],
@@ -418,7 +475,7 @@ const _: () = {
 };
 #[doc = " New keys and values to their slots, rotated and quantised on the way; queries rotated in place."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_append_params {
     pub step: u64,
     #[doc = " [tokens, num_kv_heads, head_dim], type of the kernel"]
@@ -521,29 +578,9 @@ const _: () = {
     ["Offset of field: inflight_append_params::reserved"]
         [::std::mem::offset_of!(inflight_append_params, reserved) - 196usize];
 };
-#[doc = " As BlockOp in src/cache/mod.rs."]
-#[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
-pub struct inflight_block_op {
-    #[doc = " 0 copy, 1 swap out, 2 swap in"]
-    pub kind: u32,
-    pub src: u32,
-    pub dst: u32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of inflight_block_op"][::std::mem::size_of::<inflight_block_op>() - 12usize];
-    ["Alignment of inflight_block_op"][::std::mem::align_of::<inflight_block_op>() - 4usize];
-    ["Offset of field: inflight_block_op::kind"]
-        [::std::mem::offset_of!(inflight_block_op, kind) - 0usize];
-    ["Offset of field: inflight_block_op::src"]
-        [::std::mem::offset_of!(inflight_block_op, src) - 4usize];
-    ["Offset of field: inflight_block_op::dst"]
-        [::std::mem::offset_of!(inflight_block_op, dst) - 8usize];
-};
 #[doc = " One array of blocks (K or V of a layer) on either side. Blocks of an array lie `*_block` bytes\n apart."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_copy_array {
     pub from: u64,
     pub to: u64,
@@ -565,7 +602,7 @@ const _: () = {
 };
 #[doc = " Whole blocks of many arrays in one launch: copies within a device, and swaps where one side is\n page-locked host memory. No block is both read and written."]
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct inflight_copy_params {
     #[doc = " inflight_copy_array [num_arrays]"]
     pub arrays: u64,
