@@ -285,7 +285,8 @@ impl Task for Part<'_> {
             match q.dtype() {
                 DType::F32 => rotate_queries::<f32>(q, rope, tokens),
                 DType::F16 => rotate_queries::<f16>(q, rope, tokens),
-                DType::Bf16 | DType::Fp8E4m3 => rotate_queries::<bf16>(q, rope, tokens),
+                // Of bf16: types of caches alone are refused for queries.
+                _ => rotate_queries::<bf16>(q, rope, tokens),
             }
         }
     }

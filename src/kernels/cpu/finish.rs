@@ -166,7 +166,8 @@ pub(super) unsafe fn load_query<S: Simd, E: KvElement, F: Format<S, E>>(
         match dtype {
             DType::F16 => widen::<S, F16>(s, from, head_dim, to, stride),
             DType::Bf16 => widen::<S, Bf16>(s, from, head_dim, to, stride),
-            DType::F32 | DType::Fp8E4m3 => widen::<S, F32>(s, from, head_dim, to, stride),
+            // Of f32: types of caches alone are refused for queries and outputs.
+            _ => widen::<S, F32>(s, from, head_dim, to, stride),
         }
     }
 }
@@ -252,7 +253,7 @@ pub(super) unsafe fn write_row<S: Simd>(
             match dtype {
                 DType::F16 => s.store_f16(place, v),
                 DType::Bf16 => s.store_bf16(place, v),
-                DType::F32 | DType::Fp8E4m3 => s.store(place.cast(), v),
+                _ => s.store(place.cast(), v),
             }
             if here < S::LANES {
                 std::ptr::copy_nonoverlapping(place, out, here * dtype.size());
