@@ -68,31 +68,6 @@ ARCH_FN inflight_merge load_merge(const inflight_plan* plan, uint32_t merge) {
     return at<inflight_merge>(plan, plan->merges)[merge];
 }
 
-// One head of K or of V in the paged cache. Strides are in bytes here.
-struct PagedHead {
-    uint64_t base;  // block 0, token 0 of the head
-    int64_t block, token;
-
-    static ARCH_MEMBER PagedHead of(uint64_t cache, int64_t block, int64_t token, int64_t heads,
-                                    uint32_t head, int element_bytes) {
-        return {cache + static_cast<uint64_t>(heads * element_bytes * head), block * element_bytes,
-                token * element_bytes};
-    }
-    ARCH_MEMBER uint64_t address(uint32_t block_id, uint32_t offset) const {
-        return base + static_cast<uint64_t>(block * static_cast<int64_t>(block_id) +
-                                            token * static_cast<int64_t>(offset));
-    }
-};
-
-template <int ELEMENT_BYTES>
-ARCH_FN PagedHead key_head(const inflight_attention_params& p, uint32_t head) {
-    return PagedHead::of(p.k, p.k_block, p.k_token, p.k_head, head, ELEMENT_BYTES);
-}
-template <int ELEMENT_BYTES>
-ARCH_FN PagedHead value_head(const inflight_attention_params& p, uint32_t head) {
-    return PagedHead::of(p.v, p.v_block, p.v_token, p.v_head, head, ELEMENT_BYTES);
-}
-
 // Where key `key` lies in the cache.
 struct Slot {
     uint32_t block, offset;
@@ -101,6 +76,25 @@ struct Slot {
 ARCH_FN Slot slot_of(const uint32_t* table, const BlockSize& size, uint32_t key) {
     const uint32_t index = size.blocks(key);
     return {arch::load_const(table + index), key - index * size.size};
+}
+
+// Its address for a head. Strides are read from the parameters each time: registers are dear.
+template <int ELEMENT_BYTES>
+ARCH_FN uint64_t slot_address(uint64_t cache, int64_t block, int64_t token, int64_t head_stride,
+                              uint32_t head, const Slot& slot) {
+    const int64_t elements = block * static_cast<int64_t>(slot.block) +
+                             token * static_cast<int64_t>(slot.offset) +
+                             head_stride * static_cast<int64_t>(head);
+    return cache + static_cast<uint64_t>(elements * ELEMENT_BYTES);
+}
+template <int ELEMENT_BYTES>
+ARCH_FN uint64_t key_address(const inflight_attention_params& p, uint32_t head, const Slot& slot) {
+    return slot_address<ELEMENT_BYTES>(p.k, p.k_block, p.k_token, p.k_head, head, slot);
+}
+template <int ELEMENT_BYTES>
+ARCH_FN uint64_t value_address(const inflight_attention_params& p, uint32_t head,
+                               const Slot& slot) {
+    return slot_address<ELEMENT_BYTES>(p.v, p.v_block, p.v_token, p.v_head, head, slot);
 }
 
 // Scale of an e4m3 cache's keys or values for a head; 1 for other caches.

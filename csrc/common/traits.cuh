@@ -76,11 +76,12 @@ struct KernelTraits;
 
 }  // namespace inflight
 
-// The kernels of a row of attention: plain, and with all features.
-#define INFLIGHT_ATTENTION_KERNELS(family, Params, name, q, kv, d, v_d, device)                 \
+// The kernels of a row of attention, of each kind the body with `Usual` features and that with all
+// (see common/logits.cuh).
+#define INFLIGHT_ATTENTION_KERNELS(family, Usual, Params, name, q, kv, d, v_d, device)          \
     using name##_traits = inflight::KernelTraits<inflight::Family::family, inflight::Kv::kv, d, \
                                                  v_d, inflight::DeviceClass::device>;           \
     ARCH_KERNEL(name, name##_traits::THREADS, name##_traits::BLOCKS, Params,                    \
-                inflight::family<arch::q, name##_traits, false>)                                \
+                inflight::family<arch::q, name##_traits, inflight::Usual>)                      \
     ARCH_KERNEL(name##_general, name##_traits::THREADS, name##_traits::BLOCKS, Params,          \
-                inflight::family<arch::q, name##_traits, true>)
+                inflight::family<arch::q, name##_traits, inflight::EveryFeature>)

@@ -13,6 +13,7 @@
 // need 26 KB.
 #pragma once
 
+#include "../../common/logits.cuh"
 #include "../../common/state.cuh"
 #include "operands.cuh"
 #include "shape.cuh"
@@ -112,7 +113,8 @@ struct DecodeLoader {
     ARCH_MEMBER void request_keys(uint32_t to) {
         if (part != parts.end) {
             const DecodePart& x = parts[part];
-            request<typename Operands::KeyTile>(to, key_head<Shape::KV_BYTES>(p, x.head), x.kv_end);
+            request<typename Operands::KeyTile>(to, key_address<Shape::KV_BYTES>(p, x.head, slot),
+                                                x.kv_end);
         }
         arch::cp_async_commit();
     }
@@ -120,8 +122,8 @@ struct DecodeLoader {
     ARCH_MEMBER void request_values(uint32_t to) {
         if (part != parts.end) {
             const DecodePart& x = parts[part];
-            request<typename Operands::ValueTile>(to, value_head<Shape::KV_BYTES>(p, x.head),
-                                                  x.kv_end);
+            request<typename Operands::ValueTile>(
+                to, value_address<Shape::KV_BYTES>(p, x.head, slot), x.kv_end);
             warp_key += Shape::TILE_KEYS;
             if (--steps == 0) {
                 part++;
@@ -133,10 +135,10 @@ struct DecodeLoader {
         arch::cp_async_commit();
     }
     template <class Tile>
-    ARCH_MEMBER void request(uint32_t to, const PagedHead& head, uint32_t kv_end) {
+    ARCH_MEMBER void request(uint32_t to, uint64_t own, uint32_t kv_end) {
         if (warp_key >= kv_end) return;
-        const uint64_t row = lane_key() < kv_end ? head.address(slot.block, slot.offset) : 0;
-        load_rows<Tile, Shape::WARP_KEYS>(to, 0, row, 0, p.head_dim * Shape::KV_BYTES / 16);
+        copy_rows<Tile, Shape::WARP_KEYS, Shape::KV_BYTES>(
+            to, 0, own, static_cast<int32_t>(kv_end - warp_key), p.head_dim);
     }
 };
 
@@ -196,33 +198,37 @@ ARCH_FN Target decode_target(const inflight_attention_params& p, const DecodePar
 // What a lane knows of its two query rows, and the keys that all rows of the part see.
 struct DecodeRows {
     QueryRow row[2];
-    const uint8_t* query[2];  // null for a row that is not there
-    uint32_t all_first, all_end;
+    const uint8_t* query[2];  // null for a row that is not there, which sees nothing
+    int32_t all_first, all_end;
 };
 
-template <bool GENERAL>
+template <class Has>
 ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const inflight_plan* plan,
                                const DecodePart& part, uint32_t group) {
     const Target target = {part.first_token, part.head * group, group, 1.0f};
     DecodeRows rows;
-    const Row row = {0, part.row_q_len, part.kv_len, nullptr};
     const uint32_t lane = threadIdx.x & 31;
-    rows.all_first = part.kv_start;
-    rows.all_end = part.kv_end;
+    const int32_t kv_end = static_cast<int32_t>(part.kv_end);
+    rows.all_first = static_cast<int32_t>(part.kv_start);
+    rows.all_end = kv_end;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const uint32_t r = lane / 4 + 8 * i;
         const bool there = r < part.q_len * group;
-        rows.row[i] = no_query();
+        rows.row[i] = {0, 0, 0, 0.0f, nullptr, 0};
         rows.query[i] = nullptr;
         if (!there) continue;
-        const uint32_t head = target.head(r);
+        const uint32_t head = target.head(r), query = part.q_start + r / group;
         QueryRow& q = rows.row[i];
-        q = query_row<GENERAL>(p, plan, row, part.row, part.q_start + r / group, head);
-        // The rest of a tile is not the part's.
-        if (q.end > part.kv_end) q.end = part.kv_end;
+        q = QueryRow::of<Has>(p, static_cast<int32_t>(part.kv_len - part.row_q_len + query),
+                              kv_end);
+        if (Has::HAS_ALIBI && p.alibi_slopes != 0) q.set_slope(p, head);
         if (q.first > rows.all_first) rows.all_first = q.first;
         if (q.end < rows.all_end) rows.all_end = q.end;
+        if (Has::HAS_MASK) {
+            q.set_mask(RowMask::of(plan, part.kv_len, part.row), query);
+            if (q.mask != nullptr && q.mask_start < rows.all_end) rows.all_end = q.mask_start;
+        }
         rows.query[i] = reinterpret_cast<const uint8_t*>(p.q) +
                         (static_cast<int64_t>(target.token(r)) * p.q_token +
                          static_cast<int64_t>(head) * p.q_head) *
@@ -230,19 +236,21 @@ ARCH_FN DecodeRows decode_rows(const inflight_attention_params& p, const infligh
     }
 #pragma unroll
     for (int i = 4; i < 32; i *= 2) {
-        const uint32_t first = arch::shfl_xor(rows.all_first, i);
-        const uint32_t end = arch::shfl_xor(rows.all_end, i);
+        const int32_t first = arch::shfl_xor(static_cast<uint32_t>(rows.all_first), i);
+        const int32_t end = arch::shfl_xor(static_cast<uint32_t>(rows.all_end), i);
         if (first > rows.all_first) rows.all_first = first;
         if (end < rows.all_end) rows.all_end = end;
     }
     return rows;
 }
 
-template <class Q, class Traits, bool GENERAL>
+template <class Q, class Traits, class Has>
 ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockIdx.x) {
     using Shape = DecodeShape<Traits>;
     constexpr int D = Shape::D;
-    using Operands = DecodeOperands<Q, Element<Q, Traits::KV>, D, Shape::WARP_KEYS>;
+    using KV = Element<Q, Traits::KV>;
+    using Operands = DecodeOperands<Q, KV, D, Shape::WARP_KEYS>;
+    using P = Probability<Q, KV>;
     constexpr int KEYS = Shape::WARP_KEYS, STAGES = Shape::STAGES;
     ARCH_DYN_SMEM(smem);
 
@@ -274,8 +282,8 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
         const DecodePart& part = parts[index];
         const uint32_t kv_end = part.kv_end;
         const float k_scale = kv_scale(p.k_scale, p.scale_stride, part.head);
-        const LogitScale scale = LogitScale::of(p, k_scale * Operands::KEY_SCALE);
-        DecodeRows rows = decode_rows<GENERAL>(p, plan, part, group);
+        const LogitScale scale = LogitScale::of(p, k_scale * key_scale<Q, KV>);
+        DecodeRows rows = decode_rows<Has>(p, plan, part, group);
         queries.template load<Operands>(rows.query, p.head_dim);
 
         Softmax softmax;
@@ -290,15 +298,22 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
             arch::cp_async_wait<2 * STAGES - 1>();
             arch::sync_warp();
             float s[KEYS / 8][4] = {};
-            if (has_keys) Operands::score(s, queries, warp_smem + k_at, stages + k_at);
+            if (has_keys) Operands::qk(s, queries, warp_smem + k_at, stages + k_at);
             if (left > 1) {
                 arch::sync_warp();
                 loader.request_keys(stages + k_at);
             }
-            uint32_t weights[KEYS / 16][4];
+            uint32_t probabilities[KEYS / 16][4];
             if (has_keys) {
-                const bool all_seen = key >= rows.all_first && key + KEYS <= rows.all_end;
-                logits<GENERAL>(s, key, rows.row, scale, all_seen);
+                const int32_t first = static_cast<int32_t>(key);
+                const bool all_seen = first >= rows.all_first && first + KEYS <= rows.all_end;
+                apply_soft_cap<Has>(s, scale);
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (Has::HAS_ALIBI && p.alibi_slopes != 0)
+                        apply_alibi(s, i, first, rows.row[i]);
+                    if (!all_seen) apply_mask<Has>(s, i, first, rows.row[i]);
+                }
                 float correction[2];
                 if (softmax.update(s, 1.0f, correction)) {
 #pragma unroll
@@ -310,9 +325,8 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
                 for (int j = 0; j < KEYS / 16; j++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        weights[j][i] =
-                            arch::pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1],
-                                       typename Operands::Weight{});
+                        probabilities[j][i] = arch::pack(s[2 * j + i / 2][i % 2 * 2],
+                                                         s[2 * j + i / 2][i % 2 * 2 + 1], P{});
             }
             // V is the oldest now; in the part's last step one request fewer is under way.
             if (left > 1) {
@@ -321,7 +335,7 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
                 arch::cp_async_wait<2 * STAGES - 2>();
             }
             arch::sync_warp();
-            if (has_keys) Operands::weigh(o, weights, warp_smem + v_at, stages + v_at);
+            if (has_keys) Operands::pv(o, probabilities, stages + v_at);
             arch::sync_warp();
             if (left > 1) loader.request_values(stages + v_at);
             key += Shape::TILE_KEYS;
@@ -331,12 +345,19 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
 
         softmax.reduce();
         const uint32_t lane = threadIdx.x & 31, num_rows = part.q_len * group;
-        Operands::each_pair(o, [&](int i, uint32_t d, float a, float b) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
             const uint32_t r = lane / 4 + 8 * i;
-            if (r >= num_rows) return;
-            uint8_t* to = warp_smem + last_stage + output_quad<D>(r, d / 4) + d % 4 * 4;
-            *reinterpret_cast<arch::vec2*>(to) = {arch::as_u32(a), arch::as_u32(b)};
-        });
+            if (r >= num_rows) continue;
+#pragma unroll
+            for (int pair = 0; pair < D / 16; pair++)
+                each_output<KV>(
+                    o[2 * pair], o[2 * pair + 1], pair, i, lane % 4,
+                    [&](uint32_t d, float x, float y) {
+                        uint8_t* to = warp_smem + last_stage + output_quad<D>(r, d / 4) + d % 4 * 4;
+                        *reinterpret_cast<arch::vec2*>(to) = {arch::as_u32(x), arch::as_u32(y)};
+                    });
+        }
         if (lane % 4 == 0) {
             auto* to = reinterpret_cast<arch::vec2*>(smem + Shape::MAX_SUM) + warp * Shape::ROWS +
                        lane / 4;
@@ -345,7 +366,7 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
                 to[8 * i] = {arch::as_u32(softmax.max[i]), arch::as_u32(softmax.sum[i])};
         }
         arch::sync_threads();
-        const Target target = decode_target(p, part, group, Operands::VALUE_SCALE);
+        const Target target = decode_target(p, part, group, value_scale<KV>);
         finish_part<Q, Shape>(p, target, smem, last_stage, num_rows, part.partial);
         arch::sync_threads();
         loader.request_keys(stages + last_stage);
@@ -365,4 +386,4 @@ ARCH_FN void decode(const inflight_attention_params& p, uint32_t share = blockId
 // The general kernel knows soft cap, ALiBi and masks, the plain one causality and windows; both
 // know sinks.
 #define INFLIGHT_DECODE_KERNELS(...) \
-    INFLIGHT_ATTENTION_KERNELS(decode, inflight_attention_params, __VA_ARGS__)
+    INFLIGHT_ATTENTION_KERNELS(decode, WindowOnly, inflight_attention_params, __VA_ARGS__)

@@ -29,19 +29,19 @@ struct MixedTraits<KernelTraits<Family::mixed, KV, D, V_D, CLASS>> {
     static_assert(Mixed::SMEM == SMEM, "kernels.def has another number of bytes");
 };
 
-template <class Q, class Traits, bool GENERAL>
+template <class Q, class Traits, class Has>
 ARCH_FN void mixed(const inflight_mixed_params& p) {
     using Both = MixedTraits<Traits>;
     // Of the plan, which no kernel writes; both kinds wait before they go on.
     const uint32_t prefills = plan_of(step_of(p.prefill.step), p.prefill.plan)->num_shares;
     if (blockIdx.x < prefills) {
-        prefill<Q, typename Both::Prefill, GENERAL>(p.prefill);
+        prefill<Q, typename Both::Prefill, Has>(p.prefill);
     } else {
-        decode<Q, typename Both::Decode, GENERAL>(p.decode, blockIdx.x - prefills);
+        decode<Q, typename Both::Decode, Has>(p.decode, blockIdx.x - prefills);
     }
 }
 
 }  // namespace inflight
 
 #define INFLIGHT_MIXED_KERNELS(...) \
-    INFLIGHT_ATTENTION_KERNELS(mixed, inflight_mixed_params, __VA_ARGS__)
+    INFLIGHT_ATTENTION_KERNELS(mixed, NoFeature, inflight_mixed_params, __VA_ARGS__)

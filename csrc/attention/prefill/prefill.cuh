@@ -6,9 +6,10 @@
 // next tile are on their way meanwhile. Tiles that all rows see whole take no masking.
 #pragma once
 
+#include "../../common/fragments.cuh"
+#include "../../common/logits.cuh"
 #include "../../common/state.cuh"
 #include "tiles.cuh"
-#include "weights.cuh"
 
 namespace inflight {
 
@@ -30,7 +31,7 @@ struct Work {
     }
 };
 
-template <class Q, class Traits, bool GENERAL>
+template <class Q, class Traits, class Has>
 class Prefill {
     using Shape = PrefillShape<Traits>;
     using KV = Element<Q, Traits::KV>;
@@ -38,18 +39,13 @@ class Prefill {
     using QTile = typename Shape::QTile;
     using KvTile = typename Shape::KvTile;
     using Keys = KeyFragments<Q, KV, KvTile>;
-    // Of the product with V: e4m3 is widened to f16 in one instruction a pair, to bf16 in three.
-    // Weights are at most 1 and sums f32, so f16 does for any queries.
-    using Weight = typename WeightOf<Q, KV>::Type;
-    using Values = ValueFragments<Weight, KV, KvTile>;
+    using P = Probability<Q, KV>;
+    using Values = ValueFragments<P, KV, KvTile>;
     static constexpr int M = Shape::M;
     static constexpr int N = Shape::KEYS / 8;
     static constexpr int STEPS = D / 16;
     static constexpr int SLOTS = Shape::SLOTS;
     static constexpr bool NARROW = sizeof(KV) == 1;
-    // What unpack_e4m3x4 gives of keys and values is to be multiplied by these.
-    static constexpr float KEY_SCALE = NARROW && same_type<Q, arch::f16> ? e4m3_in_f16 : 1.0f;
-    static constexpr float VALUE_SCALE = NARROW ? e4m3_in_f16 : 1.0f;
 
     const inflight_attention_params& p;
     const uint32_t ring;  // of tiles
@@ -59,7 +55,7 @@ class Prefill {
 
     uint32_t q_fragments[Shape::REGISTER_Q ? STEPS : 1][4];
     float o[M][D / 8][4];
-    Softmax weights[M];
+    Softmax softmax[M];
 
     // What a lane's row `half` of 16 rows m is among the block's.
     ARCH_MEMBER uint32_t row_of(int m, int half) const {
@@ -92,17 +88,17 @@ class Prefill {
         b = {lo.y, lo.w, hi.y, hi.w};
     }
 
-    ARCH_MEMBER arch::vec4 q_chunk(const Q* from, uint32_t d, const LogitRules& rules) const {
+    ARCH_MEMBER arch::vec4 q_chunk(const Q* from, uint32_t d, const QueryScale& scale) const {
         if (d >= p.head_dim) return {0, 0, 0, 0};
         arch::vec4 v = arch::load_global(reinterpret_cast<const arch::vec4*>(from + d));
-        v.x = (v.x & rules.q_keep) ^ rules.q_flip;
-        v.y = (v.y & rules.q_keep) ^ rules.q_flip;
-        v.z = (v.z & rules.q_keep) ^ rules.q_flip;
-        v.w = (v.w & rules.q_keep) ^ rules.q_flip;
+        v.x = (v.x & scale.q_and_mask) ^ scale.q_xor_mask;
+        v.y = (v.y & scale.q_and_mask) ^ scale.q_xor_mask;
+        v.z = (v.z & scale.q_and_mask) ^ scale.q_xor_mask;
+        v.w = (v.w & scale.q_and_mask) ^ scale.q_xor_mask;
         return v;
     }
 
-    ARCH_MEMBER void load_queries(const Work& work, const LogitRules& rules, uint32_t first_row) {
+    ARCH_MEMBER void load_queries(const Work& work, const QueryScale& scale, uint32_t first_row) {
         if constexpr (Shape::REGISTER_Q) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -116,7 +112,7 @@ class Prefill {
                         uint32_t pair = 0;
                         if (d < p.head_dim)
                             pair = arch::load_global(reinterpret_cast<const uint32_t*>(from + d));
-                        q_fragments[k][2 * i + half] = (pair & rules.q_keep) ^ rules.q_flip;
+                        q_fragments[k][2 * i + half] = (pair & scale.q_and_mask) ^ scale.q_xor_mask;
                     }
             }
         } else {
@@ -127,11 +123,11 @@ class Prefill {
                 const uint32_t piece = i * Shape::THREADS + threadIdx.x;
                 const uint32_t r = piece / STEPS, k = piece % STEPS;
                 const Q* from = query_at(work, first_row, r);
-                arch::vec4 a = q_chunk(from, 16 * k, rules), b = q_chunk(from, 16 * k + 8, rules);
+                arch::vec4 a = q_chunk(from, 16 * k, scale), b = q_chunk(from, 16 * k + 8, scale);
                 permute_q(a, b);
                 uint8_t* tile = smem + Shape::Q_AT;
-                *reinterpret_cast<arch::vec4*>(tile + QTile::at(r, 2 * k)) = a;
-                *reinterpret_cast<arch::vec4*>(tile + QTile::at(r, 2 * k + 1)) = b;
+                *reinterpret_cast<arch::vec4*>(tile + tile_offset<QTile>(r, 2 * k)) = a;
+                *reinterpret_cast<arch::vec4*>(tile + tile_offset<QTile>(r, 2 * k + 1)) = b;
             }
         }
     }
@@ -181,7 +177,7 @@ class Prefill {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float (&pair)[4] = s[m][n + i / 2];
-                    a[m][i] = arch::pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1], Weight{});
+                    a[m][i] = arch::pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1], P{});
                 }
 #pragma unroll
             for (int d = 0; d < STEPS; d += Values::PAIRS) {
@@ -194,7 +190,7 @@ class Prefill {
                         values.get(pair, half, b0, b1);
 #pragma unroll
                         for (int m = 0; m < M; m++)
-                            arch::mma(o[m][2 * (d + pair) + half], a[m], b0, b1, Weight{});
+                            arch::mma(o[m][2 * (d + pair) + half], a[m], b0, b1, P{});
                     }
             }
         }
@@ -208,12 +204,12 @@ class Prefill {
         return tile == ring ? ring + (SLOTS - 1) * Shape::SLOT_BYTES : tile - Shape::SLOT_BYTES;
     }
 
-    ARCH_MEMBER void all_keys(uint32_t index, const Work& work, const LogitRules& rules,
+    ARCH_MEMBER void all_keys(uint32_t index, const Work& work, const QueryScale& scale,
                               uint32_t first_row, const BlockSize& block_size) {
         const uint32_t last = work.rows() - 1;
         const uint32_t end_row =
             last - first_row < Shape::ROWS ? last : first_row + Shape::ROWS - 1;
-        const SeenKeys keys = SeenKeys::of<GENERAL>(
+        const VisibleKeys keys = VisibleKeys::of<Has>(
             p, plan_of(step_of(p.step), p.plan), work.row, work.part,
             work.part.q_start + first_row / group, work.part.q_start + end_row / group);
         TileLoader<Shape> loader(p, work.row, block_size, work.part.head);
@@ -228,10 +224,10 @@ class Prefill {
             queries()[threadIdx.x] = work.part.q_start + (r < last ? r : last) / group;
         }
         arch::sync_threads();
-        load_queries(work, rules, first_row);
+        load_queries(work, scale, first_row);
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            weights[m] = Softmax();
+            softmax[m] = Softmax();
 #pragma unroll
             for (int d = 0; d < D / 8; d++)
 #pragma unroll
@@ -246,38 +242,36 @@ class Prefill {
             multiply_keys(s);
             next_tile();
 
-            const bool free = keys.template free<GENERAL>(key, Shape::KEYS);
-            if (GENERAL || !free) {
+            const bool all_seen = keys.template all_seen<Has>(key, Shape::KEYS);
+            if (Has::HAS_BIAS || !all_seen) {
 #pragma unroll
                 for (int m = 0; m < M; m++) {
                     const uint32_t own[2] = {queries()[row_of(m, 0)], queries()[row_of(m, 1)]};
-                    if (GENERAL) {
-                        float slopes[2] = {0.0f, 0.0f};
-                        if (p.alibi_slopes != 0) {
-                            const auto all = reinterpret_cast<const float*>(p.alibi_slopes);
-                            const Work again(p, index, group);
+                    if (Has::HAS_BIAS) apply_soft_cap<Has>(s[m], scale.scale);
 #pragma unroll
-                            for (int half = 0; half < 2; half++)
-                                slopes[half] =
-                                    LOG2_E * arch::load_global(
-                                                 all + head_of(again, first_row, row_of(m, half)));
+                    for (int half = 0; half < 2; half++) {
+                        QueryRow row = QueryRow::of<Has>(
+                            p, keys.first_position + static_cast<int32_t>(own[half]), keys.end);
+                        if (Has::HAS_ALIBI && p.alibi_slopes != 0) {
+                            const Work again(p, index, group);
+                            row.set_slope(p, head_of(again, first_row, row_of(m, half)));
+                            apply_alibi(s[m], half, key, row);
                         }
-                        bend(s[m], key, p, keys, rules.scale, own, slopes);
+                        if (all_seen) continue;
+                        if (Has::HAS_MASK) {
+                            const Work again(p, index, group);
+                            row.set_mask(RowMask::of(plan_of(step_of(p.step), p.plan),
+                                                     again.row.kv_len, again.part.row),
+                                         own[half]);
+                        }
+                        apply_mask<Has>(s[m], half, key, row);
                     }
-                    if (free) continue;
-                    MaskBits mask = {nullptr, 0, 0};
-                    if (GENERAL) {
-                        const Work again(p, index, group);
-                        mask = MaskBits::of(plan_of(step_of(p.step), p.plan), again.row.kv_len,
-                                            again.part.row);
-                    }
-                    hide<GENERAL>(s[m], key, p, keys, mask, own);
                 }
             }
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 float correction[2];
-                if (!weights[m].update(s[m], rules.factor, correction)) continue;
+                if (!softmax[m].update(s[m], scale.factor, correction)) continue;
 #pragma unroll
                 for (int d = 0; d < D / 8; d++)
 #pragma unroll
@@ -316,33 +310,24 @@ class Prefill {
         if (to != nullptr && d < p.head_dim) *reinterpret_cast<arch::vec2*>(to + d / 2) = out;
     }
     ARCH_MEMBER void write_state(float* to, int m, int half, int pair) const {
-        const float (&a)[4] = o[m][2 * pair];
-        const float (&b)[4] = o[m][2 * pair + 1];
-        const uint32_t t = lane % 4;
         const auto store = [&](uint32_t d, float x, float y) {
             if (d < p.head_dim)
                 *reinterpret_cast<arch::vec2*>(to + d) = {arch::as_u32(x), arch::as_u32(y)};
         };
-        if (NARROW) {
-            store(16 * pair + 4 * t, a[2 * half], b[2 * half]);
-            store(16 * pair + 4 * t + 2, a[2 * half + 1], b[2 * half + 1]);
-        } else {
-            store(16 * pair + 2 * t, a[2 * half], a[2 * half + 1]);
-            store(16 * pair + 8 + 2 * t, b[2 * half], b[2 * half + 1]);
-        }
+        each_output<KV>(o[m][2 * pair], o[m][2 * pair + 1], pair, half, lane % 4, store);
     }
 
     ARCH_MEMBER void write(uint32_t index, float factor, uint32_t first_row) {
         const Work work(p, index, group);
-        const Target target = work.target(p, VALUE_SCALE);
+        const Target target = work.target(p, value_scale<KV>);
         const uint32_t partial = work.part.partial;
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            weights[m].reduce();
+            softmax[m].reduce();
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const uint32_t r = first_row + row_of(m, half);
-                const float max = weights[m].max[half] * factor, sum = weights[m].sum[half];
+                const float max = softmax[m].max[half] * factor, sum = softmax[m].sum[half];
                 const bool there = r < work.rows();
                 if (partial == INFLIGHT_WHOLE) {
                     Normal n = {0.0f, 0.0f};
@@ -376,24 +361,24 @@ class Prefill {
             if (first_row >= work.rows()) break;
             // No one reads the last tiles, or the queries' numbers, any more.
             arch::sync_threads();
-            const LogitRules rules = LogitRules::of<GENERAL>(
-                p, kv_scale(p.k_scale, p.scale_stride, work.part.head) * KEY_SCALE);
-            all_keys(index, work, rules, first_row, block_size);
-            write(index, rules.factor, first_row);
+            const QueryScale scale = QueryScale::of<Has>(
+                p, kv_scale(p.k_scale, p.scale_stride, work.part.head) * key_scale<Q, KV>);
+            all_keys(index, work, scale, first_row, block_size);
+            write(index, scale.factor, first_row);
         }
         const uint32_t merge = load_part(plan_of(step_of(p.step), p.plan), index).merge;
         if (merge == INFLIGHT_WHOLE) return;
         const inflight_merge states = load_merge(plan_of(step_of(p.step), p.plan), merge);
         if (arrives_last(p, merge, states.count, threadIdx.x, queries(),
                          [] { arch::sync_threads(); }))
-            merge_states<Q, Shape::WARPS>(p, states, Work(p, index, group).target(p, VALUE_SCALE),
-                                          warp);
+            merge_states<Q, Shape::WARPS>(p, states,
+                                          Work(p, index, group).target(p, value_scale<KV>), warp);
         // The flag is read before the queries' numbers take its place.
         arch::sync_threads();
     }
 };
 
-template <class Q, class Traits, bool GENERAL>
+template <class Q, class Traits, class Has>
 ARCH_FN void prefill(const inflight_attention_params& p) {
     ARCH_DYN_SMEM(smem);
     arch::wait_for_prior_kernel();
@@ -403,11 +388,11 @@ ARCH_FN void prefill(const inflight_attention_params& p) {
     const BlockSize block_size = BlockSize::of(step_of(p.step)->block_size);
     for (uint32_t i = share_indptr(plan(), blockIdx.x); i < share_indptr(plan(), blockIdx.x + 1);
          i++)
-        Prefill<Q, Traits, GENERAL>(p, smem).compute(i, block_size);
+        Prefill<Q, Traits, Has>(p, smem).compute(i, block_size);
     arch::let_next_kernel_start();
 }
 
 }  // namespace inflight
 
 #define INFLIGHT_PREFILL_KERNELS(...) \
-    INFLIGHT_ATTENTION_KERNELS(prefill, inflight_attention_params, __VA_ARGS__)
+    INFLIGHT_ATTENTION_KERNELS(prefill, NoFeature, inflight_attention_params, __VA_ARGS__)
