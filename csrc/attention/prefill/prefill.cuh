@@ -248,16 +248,21 @@ class Prefill {
                 for (int m = 0; m < M; m++) {
                     const uint32_t own[2] = {queries()[row_of(m, 0)], queries()[row_of(m, 1)]};
                     if (Has::HAS_BIAS) apply_soft_cap<Has>(s[m], scale.scale);
+                    if (Has::HAS_ALIBI && p.alibi_slopes != 0) {
+                        const Work again(p, index, group);
+#pragma unroll
+                        for (int half = 0; half < 2; half++) {
+                            QueryRow row = QueryRow::of<Has>(
+                                p, keys.first_position + static_cast<int32_t>(own[half]), keys.end);
+                            row.set_slope(p, head_of(again, first_row, row_of(m, half)));
+                            apply_alibi(s[m], half, key, row);
+                        }
+                    }
+                    if (all_seen) continue;
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         QueryRow row = QueryRow::of<Has>(
                             p, keys.first_position + static_cast<int32_t>(own[half]), keys.end);
-                        if (Has::HAS_ALIBI && p.alibi_slopes != 0) {
-                            const Work again(p, index, group);
-                            row.set_slope(p, head_of(again, first_row, row_of(m, half)));
-                            apply_alibi(s[m], half, key, row);
-                        }
-                        if (all_seen) continue;
                         if (Has::HAS_MASK) {
                             const Work again(p, index, group);
                             row.set_mask(RowMask::of(plan_of(step_of(p.step), p.plan),
