@@ -64,12 +64,6 @@ ARCH_FN void write_output_4(const inflight_attention_params& p, const Target& ta
     *reinterpret_cast<arch::vec2*>(output_at<Q>(p, target, r, d)) = {arch::pack(a, b, Q{}),
                                                                      arch::pack(c, e, Q{})};
 }
-// d is even.
-template <class Q>
-ARCH_FN void write_output_2(const inflight_attention_params& p, const Target& target, uint32_t r,
-                            uint32_t d, float a, float b) {
-    *reinterpret_cast<uint32_t*>(output_at<Q>(p, target, r, d)) = arch::pack(a, b, Q{});
-}
 
 // Query row r of the states that begin at `partial` (the part's or merge's, in queries).
 ARCH_FN float* state_o(const inflight_attention_params& p, uint32_t partial, uint32_t group,

@@ -49,8 +49,9 @@ pub extern "C" fn inflight_abi_version() -> u32 {
     INFLIGHT_ABI_VERSION
 }
 
-/// How the library was built. All functions are there in every build: those that this one cannot
-/// offer return `INFLIGHT_STATUS_UNSUPPORTED` or `INFLIGHT_STATUS_NO_CUDA`.
+/// How the library was built. All functions are there in every build: those that need CUDA return
+/// `INFLIGHT_STATUS_NO_CUDA` where this one has no support for it, and `INFLIGHT_STATUS_NO_KERNEL_IMAGE`
+/// where it has no kernels.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct inflight_build_info {

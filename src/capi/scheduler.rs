@@ -307,9 +307,6 @@ pub unsafe extern "C" fn inflight_scheduler_create(
     let make = || {
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?;
-        if config.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         let state = State {
             scheduler: Scheduler::new(config.config()?, config.policy()?)?,
             builder: BatchBuilder::new(config.buckets()?, None),

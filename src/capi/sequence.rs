@@ -153,12 +153,6 @@ fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result
             let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
             return Err(Failure::argument("num_cached", reason));
         }
-        if cache.is_swapped_out(id) {
-            return Err(Failure::argument("seq", "is swapped out"));
-        }
-        if cached > 0 && !cache.table(id).is_empty() {
-            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
-        }
         let usable = cache.pool().num_usable();
         if cache.blocks_for(num_tokens) > usable {
             let reason = format!("{num_tokens} are more than the pool's {usable} blocks hold");
