@@ -340,7 +340,7 @@ impl BatchBuilder {
             return Err(Error::UnknownStep(step.id()));
         }
         if let Some(dense) = &mut self.dense {
-            // What a failed build wrote, nobody has copied yet.
+            // What a failed build wrote has not been copied yet.
             if std::mem::replace(&mut dense.complete, false) {
                 dense.changed.clear();
             }

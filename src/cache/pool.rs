@@ -158,7 +158,7 @@ impl BlockPool {
         })
     }
 
-    /// Checks the list and that a block is free exactly when nobody holds it.
+    /// Checks the list and that a block is free exactly when no sequence holds it.
     pub(super) fn verify(&self) -> Result<()> {
         let corrupt = |what: String| Err(Error::Corrupt(what));
         let mut before = self.sentinel();

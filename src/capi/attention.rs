@@ -200,7 +200,7 @@ pub unsafe extern "C" fn inflight_attention_create(
 /// Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
 /// GPU this waits for the device's work, unless such a step buffer is left.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_attention_free(attention: *mut inflight_attention) {
     // SAFETY: NULL, or from `inflight_attention_create` and not used any more.

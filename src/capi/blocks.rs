@@ -77,7 +77,7 @@ pub unsafe extern "C" fn inflight_block_mover_create(
 
 /// Frees a mover. NULL does nothing. On a GPU this waits for the device's work.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mover) {
     // SAFETY: NULL, or from `inflight_block_mover_create` and not used any more.

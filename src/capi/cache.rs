@@ -120,7 +120,7 @@ pub unsafe extern "C" fn inflight_cache_create(
 
 /// Frees a cache manager and all its sequences. NULL does nothing.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_free(cache: *mut inflight_cache) {
     // SAFETY: NULL, or from `inflight_cache_create` and not used any more.

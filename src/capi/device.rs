@@ -200,7 +200,7 @@ fn cuda(_ordinal: u32) -> Result<Device> {
 /// have ended when the last of device, attentions, step buffers and block movers that use them has
 /// been freed: the library may be unloaded then, and not before.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_device_free(device: *mut inflight_device) {
     // SAFETY: NULL, or from a `create` and not used any more.

@@ -298,7 +298,7 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
     unsafe { call(error, body) }
 }
 
-/// Called once, on any thread, when nobody uses an exported array any more.
+/// Called once, on any thread, when an exported array is not used any more.
 pub type inflight_release_callback = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
 /// An exported array: what the consumer holds, and what it points to.
@@ -325,10 +325,10 @@ unsafe extern "C" fn delete(managed: *mut Versioned) {
 
 /// Exports a tensor of the device as a `DLManagedTensorVersioned` of DLPack 1.1, for a capsule named
 /// "dltensor_versioned". The memory stays the caller's: `release` (may be NULL) is called with
-/// `user_data` when the consumer's deleter says that nobody uses it any more. The work that writes the
+/// `user_data` when the consumer's deleter says that it is not used any more. The work that writes the
 /// tensor is the caller's to order before the consumer's.
 ///
-/// Outputs: `*managed`, which whoever holds it last frees by its own deleter; NULL on failure, and
+/// Outputs: `*managed`, which its last holder frees by its own deleter; NULL on failure, and
 /// `release` is not called then.
 /// Fails: INVALID_ARGUMENT naming `tensor` or `read_only`.
 /// Threads: any. Since 0.1.
@@ -386,7 +386,7 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
             release,
             user_data,
         }));
-        // SAFETY: just made, and nobody else's yet.
+        // SAFETY: just made, and not shared yet.
         let within = unsafe { &mut *exported };
         within.managed.context = exported.cast();
         within.managed.tensor.shape = within.shape.as_mut_ptr();

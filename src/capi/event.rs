@@ -1,4 +1,4 @@
-//! What happened to requests, for whoever answers their clients.
+//! What happened to requests, for code that answers their clients.
 
 use super::elements::Element;
 use super::request::{INFLIGHT_NO_TOKEN, inflight_request_result};

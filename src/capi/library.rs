@@ -175,7 +175,7 @@ fn current_log() -> &'static RwLock<Option<Log>> {
 }
 
 /// Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
-/// nobody, as at the start.
+/// no callback, as at the start.
 ///
 /// The library logs rarely: never in a step that goes well, and in this version only its own panics,
 /// which Rust reports on the error output as well. When this call returns, the callback
@@ -195,13 +195,13 @@ pub unsafe extern "C" fn inflight_set_log_callback(
     *current_log().write().unwrap_or_else(PoisonError::into_inner) = log;
 }
 
-/// Logs a line. The text is made only where somebody listens.
+/// Logs a line. The text is made only where a callback is set.
 pub(super) fn log(level: u32, text: impl FnOnce() -> String) {
     let log = current_log().read().unwrap_or_else(PoisonError::into_inner);
     let Some(log) = log.as_ref().filter(|log| level <= log.level) else { return };
     let line = text().replace(['\n', '\0'], " ");
     let Ok(line) = CString::new(line) else { return };
-    // SAFETY: whoever set the callback promised that it may be called so.
+    // SAFETY: the caller who set the callback promised that it may be called so.
     unsafe { (log.callback)(level, line.as_ptr(), log.user_data) };
 }
 

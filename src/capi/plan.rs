@@ -60,7 +60,7 @@ pub struct inflight_attention_args {
     pub o: *const inflight_tensor,
     /// The layer's K and V, this step's already appended.
     pub cache: *const inflight_kv_cache,
-    /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
+    /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL if not wanted. For the step's tokens; in a CUDA
     /// graph's capture for as many as the limits have.
     pub lse: *mut f32,
     /// ALiBi slopes, one a query head; NULL for none.

@@ -96,7 +96,7 @@ fn stats_of(state: &State) -> inflight_scheduler_stats {
 pub struct inflight_request_snapshot {
     /// `sizeof(inflight_request_snapshot)`.
     pub struct_size: usize,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
     /// 1 if it is among the running requests, 0 if it waits.
     pub running: u32,

@@ -125,7 +125,7 @@ pub struct inflight_request {
     pub num_contents: usize,
     /// `sizeof(inflight_content)`, where there are contents.
     pub content_size: usize,
-    /// Whom the request belongs to: for policies that are fair to clients, and for the caller.
+    /// The client that the request belongs to: for policies that are fair to clients, and for the caller.
     pub client: u64,
     /// When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is given;
     /// `INFLIGHT_NOW` by default.
@@ -133,7 +133,7 @@ pub struct inflight_request {
     /// Output tokens at most; at least 1. `max_model_len` caps prompt and output together.
     pub max_tokens: u32,
     /// Outputs below which repetition does not end the request. The end of sequence is not
-    /// affected: whoever samples must not sample it too early.
+    /// affected: the sampler must not sample it too early.
     pub min_tokens: u32,
     /// Token id that ends the request when sampled; `INFLIGHT_NO_TOKEN` (the default) for none.
     pub eos: u32,

@@ -102,7 +102,7 @@ pub unsafe extern "C" fn inflight_cache_extend(
 }
 
 /// Looks up the longest cached prefix of a sequence's tokens, of at most `max_tokens`: one less than
-/// it has, since somebody must compute the logits of the last. Nothing is held before
+/// it has, since a step must compute the logits of the last. Nothing is held before
 /// `inflight_cache_allocate`.
 ///
 /// Outputs: `*num_cached`, its tokens, a multiple of the block size.
@@ -204,7 +204,7 @@ pub unsafe extern "C" fn inflight_cache_blocks_needed(
 /// `inflight_cache_take_ops`.
 ///
 /// Outputs: `*num_blocks`, the blocks it took from the free ones; NULL if the caller does not care.
-/// Fails, and nothing has changed: OUT_OF_BLOCKS (preempt somebody, or try again later);
+/// Fails, and nothing has changed: OUT_OF_BLOCKS (preempt a request, or try again later);
 /// INVALID_ARGUMENT when the sequence is unknown or swapped out, when the prefix is not cached any
 /// more or the sequence has blocks, and when the whole pool would not hold the tokens; IN_USE,
 /// POISONED.
@@ -246,7 +246,7 @@ pub unsafe extern "C" fn inflight_cache_allocate(
 }
 
 /// Makes the sequence's full blocks among its first `num_tokens` tokens findable for others. Also
-/// ahead of the step that computes them, if whoever finds them runs after it or in it.
+/// ahead of the step that computes them, if the sequence that finds them runs after it or in it.
 ///
 /// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
@@ -335,8 +335,8 @@ pub unsafe extern "C" fn inflight_cache_truncate(
     unsafe { with(cache, seq, error, body) }
 }
 
-/// Starts a sequence with the tokens and keys of `seq` that shares all its blocks. Whoever first
-/// writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
+/// Starts a sequence with the tokens and keys of `seq` that shares all its blocks. The first
+/// of them to write to a shared block gets a copy of it, by `inflight_cache_allocate`.
 ///
 /// Outputs: `*child`.
 /// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;

@@ -236,7 +236,7 @@ macro_rules! view {
             ///
             /// # Safety
             /// Every element of `shape` lies in memory valid for as long as the view lives, for
-            /// reads and, if the view is mutable, for writes by nobody else; the shape's extent in
+            /// reads and, if the view is mutable, for writes by this view alone; the shape's extent in
             /// bytes is below `isize::MAX`.
             #[must_use]
             pub unsafe fn from_raw(data: $ptr, dtype: DType, shape: Shape) -> Self {

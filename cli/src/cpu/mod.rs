@@ -95,7 +95,7 @@ struct Tokens {
     o: Tensor,
 }
 
-/// A cache of its own for tokens that nobody reads.
+/// A cache of its own for tokens that are not read.
 #[derive(Debug, Default)]
 struct Spare {
     blocks: usize,

@@ -7,7 +7,7 @@ use inflight::{BlockId, Error, Result};
 
 /// The rows of a static batch, all as long as the longest.
 ///
-/// A row that computes something has its own block table, lengthened. Nobody reserved memory for
+/// A row that computes something has its own block table, lengthened. No memory was reserved for
 /// padding, so what a table lacks are other blocks of the pool, one after the other and then from
 /// the start: reading them is as much traffic, and what they hold changes no figure.
 #[derive(Debug, Default)]

@@ -173,7 +173,7 @@ impl Cutter {
 /// Computes a part: its outputs, or its states. `next` is what the same thread computes afterwards.
 ///
 /// # Safety
-/// The call's pointers are valid for all that its shapes, strides and tables name, nobody else
+/// The call's pointers are valid for all that its shapes, strides and tables name, no other thread
 /// writes the part's rows or states, `scratch` is reserved for the part, and the processor has the
 /// kernels' instructions.
 pub(super) unsafe fn run(

@@ -214,7 +214,7 @@ impl Attention {
             let params = inflight_mixed_params { decode, prefill };
             // SAFETY: these are the kernel's parameters, and it has a block for each share. Plans,
             // states and counters are as large as the limits ask for, and each side has its own;
-            // tensors and caches are as `args` vouches.
+            // tensors and caches are as `args` guarantees.
             return unsafe { kernel.launch(stream, launch, &params, &[]) };
         }
         for (nth, (side, params)) in sides.into_iter().zip([decode, prefill]).enumerate() {

@@ -68,7 +68,7 @@ fn a_graph_computes_other_steps() {
             theirs.inputs(n as u64);
             theirs.plan(&rows);
             theirs.upload(&rows, stream.handle());
-            // SAFETY: what was captured lives, and nobody else uses it.
+            // SAFETY: what was captured lives, and is in no other use.
             unsafe { graph.launch(stream) }.expect("launched");
             let mut theirs = theirs.answer();
             let ours_then = ours.compute(&rows);
@@ -135,6 +135,6 @@ fn what_differs_between_steps_is_not_for_a_graph() {
     if gpu.gpu().emulator.is_some() {
         assert_eq!(gpu.launches(), before + 1, "the append alone");
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_block_mover_free(mover) };
 }

@@ -335,7 +335,7 @@ impl<'a> Model<'a> {
 
 impl Drop for Model<'_> {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { inflight_attention_free(self.attention) };
         // SAFETY: as above.
         unsafe { inflight_step_buffer_free(self.step) };

@@ -206,7 +206,7 @@ fn blocks_move_as_on_the_processor() {
             done(|e| unsafe { inflight_block_mover_run(mover, ops, size, len, on.stream(), e) });
         }
         let all: Vec<_> = here.iter().chain(&there).map(|memory| on.read(memory)).collect();
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { inflight_block_mover_free(mover) };
         let before: Vec<_> = (0..2 * layers)
             .map(|n| pool(blocks, n + 1))
