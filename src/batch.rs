@@ -311,7 +311,7 @@ pub struct BatchBuilder {
 
 impl BatchBuilder {
     /// A builder that pads the number of rows to `buckets` and, with `dense_width`, keeps a
-    /// [`DenseTable`] of so many columns beside the compressed one.
+    /// [`DenseTable`] of so many columns next to the compressed one.
     #[must_use]
     pub fn new(buckets: RowBuckets, dense_width: Option<usize>) -> Self {
         let dense = dense_width.map(|width| DenseTable { width, ..DenseTable::default() });

@@ -8,7 +8,7 @@
 //! workers, equally fast or not, then finish no more than 1% sooner.
 //!
 //! A cut moves to a multiple of the granularity or to an end of the tile, whichever loads the two
-//! shares beside it least, counting that the second part pays a tile's overhead again. No part is
+//! shares next to it least, counting that the second part pays a tile's overhead again. No part is
 //! shorter than half a granule, for it would not be worth its overhead. So a share costs at most an
 //! even one, two overheads, and less than 1.5 granules: 2 where a window begins a tile between
 //! multiples.

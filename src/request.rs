@@ -31,7 +31,7 @@ pub struct Request {
     /// When it came; breaks ties of priority, and ageing counts from it. `None` for the time of the
     /// last `schedule` before its submission.
     pub arrival: Option<Time>,
-    /// What beside the tokens decides the KV: salt, adapter, images.
+    /// What, besides the tokens, decides the KV: salt, adapter, images.
     pub extra_keys: Vec<ExtraKey>,
     /// Whether it may start from a cached prefix. False where every prompt position's logits are
     /// wanted. Its blocks serve others either way.

@@ -33,7 +33,7 @@ ARCH_FN Normal normal(const inflight_attention_params& p, const Target& target, 
         const float logit = arch::load_global(reinterpret_cast<const float*>(p.sinks) + head);
         const float sink = logit * LOG2_E;
         largest = fmaxf(max, sink);
-        // To base 2 a finite sink may be infinite: all there is, or nothing beside any key.
+        // To base 2 a finite sink may be infinite: all there is, or nothing next to any key.
         if (largest == neg_inf() || sink == -neg_inf()) return {0.0f, logit};
         weight = arch::ex2(max - largest);
         sum = sum * weight + arch::ex2(sink - largest);

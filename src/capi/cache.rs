@@ -55,7 +55,7 @@ pub struct inflight_cache {
 
 impl Handle for inflight_cache {}
 
-/// What is known of a sequence beside its blocks.
+/// What is known of a sequence besides its blocks.
 pub(super) struct Sequence {
     pub(super) tokens: Vec<Token>,
     pub(super) chain: HashChain,

@@ -158,7 +158,7 @@ versioned! {
     }
 }
 
-/// Elements of what a request points to beside its prompt: enough for all there is, and copied
+/// Elements of what a request points to besides its prompt: enough for all there is, and copied
 /// without a thought.
 const MOST: u64 = 1 << 16;
 
@@ -218,10 +218,10 @@ impl inflight_request {
     }
 }
 
-/// Copies of what beside the tokens decides a block's content.
+/// Copies of what decides a block's content besides the tokens.
 ///
 /// # Safety
-/// Pointers are NULL or of as many elements as stand beside them.
+/// Pointers are NULL or of as many elements as the counts next to them say.
 pub(super) unsafe fn extra_keys_of(
     salt: (*const u8, usize),
     adapter: (*const u8, usize),

@@ -10,7 +10,7 @@ use super::status::{Failure, inflight_error, inflight_status};
 use crate::cache::{HashChain, KvCache, SeqId};
 use crate::types::{Token, known};
 
-/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+/// What, besides its tokens, decides the content of a sequence's blocks: sequences share cached blocks
 /// only where all of it is the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

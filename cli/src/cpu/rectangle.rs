@@ -77,7 +77,7 @@ impl Rectangle {
         self.kv_indices.extend_from_slice(own);
         own.iter().for_each(|block| self.holder[block.index()] = row);
         for _ in own.len()..blocks {
-            // There is one: the pool has `blocks` blocks beside the null block.
+            // There is one: the pool has `blocks` blocks besides the null block.
             let free = loop {
                 self.next = (self.next + 1) % self.holder.len() as u32;
                 let holder = &mut self.holder[self.next as usize];

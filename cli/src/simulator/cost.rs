@@ -305,7 +305,7 @@ impl CostModel {
         memory.max(compute)
     }
 
-    /// Tokens of KV for which there is room beside weights and activations; 0 where the model does
+    /// Tokens of KV for which there is room next to weights and activations; 0 where the model does
     /// not fit.
     pub(crate) fn kv_capacity_tokens(&self) -> u64 {
         let usable = (self.gpu.memory_bytes as f64 * self.gpu.memory_utilization) as u64;

@@ -1,4 +1,4 @@
-//! Attention through the ABI beside the library's own, on the processor.
+//! Attention through the ABI against the library's own, on the processor.
 
 use std::ffi::c_void;
 use std::ptr;

@@ -1,4 +1,4 @@
-//! The cache manager, step by step beside the library's own.
+//! The cache manager, step by step against the library's own.
 
 use std::ptr;
 
