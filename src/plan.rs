@@ -16,7 +16,7 @@
 //! In batch-invariant mode tiles are split at fixed multiples instead: a request's parts depend on
 //! its own lengths only, and shares, made of whole parts, cost at most an even one and one part.
 //!
-//! A plan is made once a step for each attention group of a model (layers of the same heads, window
+//! A plan is made once per step for each attention group of a model (layers of the same heads, window
 //! and mask) and serves all its layers.
 
 #![forbid(unsafe_code)]

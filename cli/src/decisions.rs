@@ -1,4 +1,4 @@
-//! `--decisions`: what the scheduler decided, one JSON line a step.
+//! `--decisions`: what the scheduler decided, one JSON line per step.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -82,7 +82,7 @@ fn heading(setup: &Setup) -> String {
         _ => String::new(),
     };
     format!(
-        "{}: {} requests on {device_name}\n{computes}{} slots, {} blocks of {} tokens, {} tokens a \
+        "{}: {} requests on {device_name}\n{computes}{} slots, {} blocks of {} tokens, {} tokens per \
          step\n",
         trace.name,
         trace.rows.len(),

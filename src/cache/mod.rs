@@ -70,7 +70,7 @@ use table::Tables;
 pub struct CacheConfig {
     /// Blocks of the device pool, the null block 0 included; at least 2.
     pub num_blocks: usize,
-    /// Tokens a block; at least 1.
+    /// Tokens per block; at least 1.
     pub block_size: usize,
     /// Whether full blocks are kept for later requests that start with the same tokens.
     pub prefix_cache: bool,
@@ -140,7 +140,7 @@ impl KvCache {
         })
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[must_use]
     pub fn block_size(&self) -> usize {
         self.block_size

@@ -19,7 +19,7 @@ struct Block {
 /// the middle of it in O(1). Its front is reused first. Same rules as vLLM's
 /// `BlockPool`/`FreeKVCacheBlockQueue` (vllm/v1/core/block_pool.py), so block ids come out alike.
 pub struct BlockPool {
-    /// One entry a block, and the list's sentinel last.
+    /// One entry per block, and the list's sentinel last.
     blocks: Vec<Block>,
     num_free: usize,
 }

@@ -27,7 +27,7 @@ pub struct inflight_attention_config {
     pub num_q_heads: u32,
     /// KV heads; at least 1.
     pub num_kv_heads: u32,
-    /// Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
+    /// Elements per head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
     pub head_dim: u32,
     /// Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
     pub q_dtype: u32,
@@ -144,7 +144,7 @@ pub(super) unsafe fn limits_of(limits: *const inflight_step_limits) -> Result<St
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them.
 ///
-/// Once a step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once a layer
+/// Once per step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once per layer
 /// `inflight_append` and `inflight_attention_run`. Needs no scheduler: an `inflight_batch` says what
 /// the rows are.
 ///
@@ -163,7 +163,7 @@ impl Handle for inflight_attention {}
 /// Attention on a device, for steps within `limits`.
 ///
 /// On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
-/// that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+/// that is NULL, allocates it. Besides, it allocates counters of 4 bytes per tile that can be split.
 /// Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
 /// allocate nothing.
 ///

@@ -26,7 +26,7 @@ pub struct inflight_cache_config {
     /// Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
     /// default) for none. Each takes 4 bytes.
     pub num_host_blocks: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
     pub block_size: u32,
     /// 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
     pub prefix_cache: u32,

@@ -53,7 +53,7 @@ pub struct inflight_cpu_config {
     pub cores: *const u32,
     /// Elements of `cores`, at most 1024.
     pub num_cores: usize,
-    /// Threads, at most 1024; 0 (the default) for one a core in `cores`, or a core that this process
+    /// Threads, at most 1024; 0 (the default) for one per core in `cores`, or a core that this process
     /// may use.
     pub threads: u32,
     /// `INFLIGHT_ISA_*`.

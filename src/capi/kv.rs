@@ -68,7 +68,7 @@ pub struct inflight_kv_cache {
     pub struct_size: usize,
     /// Blocks; 1 to `INFLIGHT_MAX_COUNT`.
     pub num_blocks: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
     /// KV heads; 1 to 65536.
     pub num_heads: u32,

@@ -63,9 +63,9 @@ pub struct inflight_attention_args {
     /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL if not wanted. For the step's tokens; in a CUDA
     /// graph's capture for as many as the limits have.
     pub lse: *mut f32,
-    /// ALiBi slopes, one a query head; NULL for none.
+    /// ALiBi slopes, one per query head; NULL for none.
     pub alibi_slopes: *const f32,
-    /// Sink logits, one a query head: a key without value that takes part in the softmax; NULL for
+    /// Sink logits, one per query head: a key without value that takes part in the softmax; NULL for
     /// none.
     pub sinks: *const f32,
 }

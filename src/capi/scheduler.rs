@@ -54,7 +54,7 @@ pub struct inflight_scheduler_config {
     pub num_host_blocks: u64,
     /// Requests that may wait; a submit beyond it is refused. No bound by default.
     pub max_waiting: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
     pub block_size: u32,
     /// Requests that run at once. 256 by default.
     pub max_num_seqs: u32,

@@ -58,7 +58,7 @@ pub struct inflight_tensor {
     pub head_stride: i64,
     /// Heads; at least 1.
     pub heads: u32,
-    /// Elements a head; at least 1.
+    /// Elements per head; at least 1.
     pub head_dim: u32,
     /// `INFLIGHT_DTYPE_*`.
     pub dtype: u32,

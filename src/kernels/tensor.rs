@@ -25,7 +25,7 @@ impl DType {
     /// All there are.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Fp8E4m3];
 
-    /// Bytes an element.
+    /// Bytes per element.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -133,7 +133,7 @@ pub struct Shape {
     pub tokens: usize,
     /// Heads.
     pub heads: usize,
-    /// Elements a head.
+    /// Elements per head.
     pub head_dim: usize,
     /// Elements from one token to the next.
     pub token_stride: usize,

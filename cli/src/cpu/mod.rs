@@ -100,7 +100,7 @@ struct Tokens {
 struct Spare {
     blocks: usize,
     kv: Option<(Buffer, Buffer)>,
-    /// One a token.
+    /// One per token.
     slots: Vec<i64>,
 }
 

@@ -17,7 +17,7 @@ use crate::tensor::available_bytes;
 pub(crate) const KV_TOKENS: usize = 8192;
 /// Requests that run at once, where no option says how many.
 pub(crate) const MAX_NUM_SEQS: usize = 16;
-/// Tokens a step, where no option says how many: a chunk of 2,048 would hold up all other requests' next
+/// Tokens per step, where no option says how many: a chunk of 2,048 would hold up all other requests' next
 /// token for longer than on a GPU.
 pub(crate) const MAX_NUM_BATCHED_TOKENS: usize = 512;
 const LAYERS: usize = 2;

@@ -34,11 +34,11 @@ pub(super) struct Finite {
 /// they are named after, and the processor must have the instructions.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    /// Numbers a vector.
+    /// Numbers per vector.
     pub(super) lanes: usize,
     /// Rows and columns of a transposed block.
     pub(super) tile: usize,
-    /// Elements a word.
+    /// Elements per word.
     pub(super) depth: usize,
     /// Rows of the micro-kernel.
     pub(super) block_rows: usize,

@@ -11,7 +11,7 @@ use super::simd::{Bf16, Bf16Dot, Fp8, KvElement, MAX_LANES, Simd};
 
 /// How numbers of a cache become operands.
 pub(super) trait Format<S: Simd, E: KvElement>: Copy {
-    /// Elements a word.
+    /// Elements per word.
     const DEPTH: usize;
 
     /// `acc + a * b`, over the elements of each word.

@@ -17,7 +17,7 @@ use crate::plan::{Extent, Plan, PlanConfig};
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them, causal or not.
 ///
-/// [`plan`](Self::plan) and [`StepBuffer::upload`] once a step, then [`run`](Self::run) once a
+/// [`plan`](Self::plan) and [`StepBuffer::upload`] once per step, then [`run`](Self::run) once a
 /// layer, all layers on one stream: they share the memory of split tiles. Rows of few queries
 /// (at most 16 query heads of a KV head together) are computed by one kernel, others by another, or
 /// both at once by a third: see [`Fusion`].

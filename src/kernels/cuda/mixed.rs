@@ -108,7 +108,7 @@ impl Mixed {
     }
 }
 
-/// The rule of [`Mixed::divide`], for `blocks` thread blocks in all, two a multiprocessor.
+/// The rule of [`Mixed::divide`], for `blocks` thread blocks in all, two per multiprocessor.
 ///
 /// The model: a block next to one of the other kind has its multiprocessor's bandwidth, or products,
 /// to itself; next to one of its own kind it takes twice as long. Let the costs be `large` and

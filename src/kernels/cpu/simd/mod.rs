@@ -49,7 +49,7 @@ pub(crate) trait Simd: Copy {
     /// A vector.
     type V: Copy;
 
-    /// Numbers a vector; at most [`MAX_LANES`].
+    /// Numbers per vector; at most [`MAX_LANES`].
     const LANES: usize;
 
     /// Rows and columns of the blocks that [`transpose`](Self::transpose) takes.
