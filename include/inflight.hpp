@@ -929,7 +929,7 @@ struct build_info : inflight_build_info {
     build_info() noexcept { inflight_get_build_info(this, sizeof(inflight_build_info)); }
 };
 
-/// Has lines of the log given to `callback`, from any thread; nullptr for nobody.
+/// Has lines of the log given to `callback`, from any thread; nullptr for none.
 inline void set_log_callback(inflight_log_callback callback, void* user_data,
                              log_level level) noexcept {
     inflight_set_log_callback(callback, user_data, static_cast<std::uint32_t>(level));
