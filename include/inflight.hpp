@@ -683,8 +683,8 @@ struct cache_config : detail::prepared_cache_config<cache_config> {};
 /// Counters since a cache manager was made, and its state now.
 struct cache_stats : detail::prepared_cache_stats<cache_stats> {};
 
-/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
-/// only where all of it is the same.
+/// What, besides its tokens, decides the content of a sequence's blocks: sequences share cached
+/// blocks only where all of it is the same.
 struct cache_keys : detail::prepared_cache_keys<cache_keys> {};
 
 /// How many threads kernels have, where, and with which instructions.
