@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::device::{backend, inflight_device};
-use super::guard::{
+use super::ffi::{
     Exclusive, Handle, Result, Versioned, call, count, create, flag, free, output, read, versioned,
 };
 use super::status::{Failure, inflight_error, inflight_status};

@@ -1,8 +1,8 @@
 //! The rows of a step, and masks over their keys.
 
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
+use super::ffi::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::{inflight_group, inflight_step_view};
+use super::step_view::{inflight_group, inflight_step_view};
 use crate::kernels::{BatchView, Mask, StepArrays, StepSource};
 use crate::types::BlockId;
 

@@ -4,10 +4,10 @@ use std::ffi::c_void;
 
 use super::device::{backend, inflight_device, stream_of};
 use super::elements::elements;
-use super::guard::{Exclusive, Handle, Result, at_most, at_most_max, call, create, free, shared};
+use super::ffi::{Exclusive, Handle, Result, at_most, at_most_max, call, create, free, shared};
 use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::inflight_block_op;
+use super::step_view::inflight_block_op;
 use crate::cache::BlockOp;
 use crate::kernels::{Backend, BlockMover};
 

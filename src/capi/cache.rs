@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use super::elements::Room;
-use super::guard::{
+use super::ffi::{
     Entered, Exclusive, Handle, Result, Versioned, at_most_max, call, create, flag, free, output,
     read, shared, versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::inflight_block_op;
+use super::step_view::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
 use crate::types::{BlockId, Token};
 

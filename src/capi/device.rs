@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::guard::{
+use super::ffi::{
     Handle, Result, Versioned, array, at_most, call, create, free, output, read, shared, text,
     versioned, write,
 };

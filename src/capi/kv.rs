@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, Versioned, call, count, read, versioned, write};
+use super::ffi::{Result, Versioned, call, count, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{INFLIGHT_DTYPE_F32, INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{PoisonError, RwLock, TryLockError};
 
-use super::guard::{Versioned, infallible};
+use super::ffi::{Versioned, infallible};
 use crate::device::fork::PerProcess;
 
 /// Version of this header.
@@ -134,7 +134,7 @@ fn architectures() -> &'static CStr {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_get_build_info(info: *mut inflight_build_info, size: usize) {
     // SAFETY: as the caller promises.
-    infallible((), || unsafe { super::guard::init(info, size) });
+    infallible((), || unsafe { super::ffi::init(info, size) });
 }
 
 /// Something went wrong inside the library.

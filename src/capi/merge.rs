@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::device::{backend, inflight_device, stream_of};
 use super::elements::{Element, elements};
-use super::guard::{Result, Versioned, call, read, versioned};
+use super::ffi::{Result, Versioned, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::State;

@@ -1,7 +1,7 @@
 //! What a caller asks for.
 
 use super::elements::{Element, elements};
-use super::guard::{Result, Versioned, at_most, bounded, copied, flag, versioned};
+use super::ffi::{Result, Versioned, at_most, bounded, copied, flag, versioned};
 use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
@@ -169,7 +169,7 @@ const MOST: u64 = 1 << 16;
 /// says.
 pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Request> {
     // SAFETY: as the caller promises.
-    let given = unsafe { super::guard::read("request", request) }?;
+    let given = unsafe { super::ffi::read("request", request) }?;
     // SAFETY: as the caller promises.
     unsafe { given.request() }.map_err(|failure| failure.of_request(given.id))
 }

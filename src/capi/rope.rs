@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::guard::{Result, Versioned, array_mut, at_most_max, call, flag, read, versioned};
+use super::ffi::{Result, Versioned, array_mut, at_most_max, call, flag, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::inflight_tensor;
 use crate::kernels::rope::{RopeConfig, RopePairs, RopeScaling};

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 
 use super::elements::Room;
-use super::guard::{
+use super::ffi::{
     Entered, Exclusive, Handle, Result, Versioned, array, at_most, at_most_max, call, check,
     create, flag, free, output, read, shared, versioned, write,
 };
 use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::{
+use super::step_view::{
     Delivered, inflight_group, inflight_outputs_view, inflight_row, inflight_samples,
     inflight_step_view, view_of,
 };

@@ -1,7 +1,7 @@
 //! The sequences of a cache manager.
 
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{
+use super::ffi::{
     Result, Versioned, append, bounded, call, copied, count, lent, output, read, versioned,
 };
 use super::library::INFLIGHT_MAX_COUNT;

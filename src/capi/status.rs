@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
-use super::guard::{Versioned, text, versioned};
+use super::ffi::{Versioned, text, versioned};
 use crate::error::Error;
 use crate::types::RequestId;
 

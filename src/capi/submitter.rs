@@ -1,6 +1,6 @@
 //! Submitting and cancelling from any thread.
 
-use super::guard::{Handle, Result, Watch, call, create, free, shared};
+use super::ffi::{Handle, Result, Watch, call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
 use super::status::{Failure, inflight_error, inflight_status};

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, Versioned, at_most_max, call, read, versioned, write};
+use super::ffi::{Result, Versioned, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::kernels::tensor::Shape;
 use crate::kernels::{DType, DeviceTensor};

@@ -3,10 +3,10 @@
 use std::ptr;
 
 use super::super::cache::*;
-use super::super::guard::Versioned;
+use super::super::ffi::Versioned;
 use super::super::sequence::*;
 use super::super::status::{inflight_error, inflight_status};
-use super::super::step::inflight_block_op;
+use super::super::step_view::inflight_block_op;
 use super::{Numbers, done, field, refused};
 use crate::cache::{BlockOp, CacheConfig, ExtraKey, HashChain, KvCache, SeqId};
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::super::device::*;
 use super::super::dlpack::*;
-use super::super::guard::Versioned as _;
+use super::super::ffi::Versioned as _;
 use super::super::kv::*;
 use super::super::tensor::*;
 use super::{done, field};

@@ -3,11 +3,11 @@
 use std::ptr;
 
 use super::super::super::blocks::*;
-use super::super::super::guard::Versioned;
+use super::super::super::ffi::Versioned;
 use super::super::super::kv::*;
 use super::super::super::merge::*;
 use super::super::super::rope::*;
-use super::super::super::step::inflight_block_op;
+use super::super::super::step_view::inflight_block_op;
 use super::super::super::tensor::*;
 use super::super::{at, done};
 use super::data::*;

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::elements::Element;
-use super::guard::{Versioned, lent, versioned};
+use super::ffi::{Versioned, lent, versioned};
 use super::request::inflight_request_result;
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attention::{inflight_attention, inflight_step_limits, limits_of};
 use super::batch::{inflight_batch, source_of};
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Entered, Exclusive, Handle, Result, array, call, create, free, shared};
+use super::ffi::{Entered, Exclusive, Handle, Result, array, call, create, free, shared};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::error::Error;
 use crate::kernels::{Attention, Backend, StepBuffer};

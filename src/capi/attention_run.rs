@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::attention::inflight_attention;
 use super::batch::{arrays_of, inflight_batch, inflight_mask, mask_of};
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
+use super::ffi::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::steps::inflight_step_buffer;
+use super::step_buffer::inflight_step_buffer;
 use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::AttentionArgs;
 

@@ -1,7 +1,7 @@
 //! Looking at a scheduler: counters, requests, invariants.
 
 use super::cache::held;
-use super::guard::{Result, Versioned, call, versioned, write};
+use super::ffi::{Result, Versioned, call, versioned, write};
 use super::request::inflight_request_result;
 use super::scheduler::{State, enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
