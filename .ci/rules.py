@@ -12,6 +12,12 @@ UNSAFE_DIRS = ("src/device/", "src/kernels/", "src/capi/")
 FORBID = ("src/cache/mod.rs", "src/scheduler/mod.rs", "src/batch.rs", "src/plan.rs", "src/request.rs")
 # Homes and work folders; spelt so that this file has none.
 MACHINE_PATH = re.compile(r"/(?:w[o]rk|r[o]ot|h[o]me/\w+)/")
+# Requests, blocks and threads are things, and two of them are next to each other.
+WORDS = re.compile(r"\b(nobody|whoever|whom|everybody|somebody|vouch(?:es)?|beside)\b", re.IGNORECASE)
+WORDS_IN = (
+    ".ci/run", "README.md", "CHANGELOG.md", "benches/README.md", "build", "cli/src/", "csrc/", "docs/", "examples/",
+    "ffi-examples/", "include/", "packaging/", "src/",
+)
 # What is switched off hides a defect.
 STUB = re.compile(r"\b(todo!|unimplemented!|dbg!)\s*\(|#\[i[g]nore")
 
@@ -35,6 +41,8 @@ def main() -> int:
             at = f"{name}:{number}"
             if MACHINE_PATH.search(line):
                 breaches.append(f"{at}: path of one machine")
+            if name.startswith(WORDS_IN) and (word := WORDS.search(line)):
+                breaches.append(f"{at}: the word `{word.group()}`")
             if name.endswith(".rs"):
                 if STUB.search(line):
                     breaches.append(f"{at}: stub or switched-off test")

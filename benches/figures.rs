@@ -1,4 +1,4 @@
-//! All figures of the table in `README.md`, by alternation in one run.
+//! All figures of the table in `docs/figures.md`, by alternation in one run.
 //!
 //! Contenders take turns; each turn gives one sample, and the figures are medians over the turns,
 //! so that a slow moment of the machine falls on all of them. Ratios are made turn by turn.

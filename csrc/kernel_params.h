@@ -142,7 +142,7 @@ struct inflight_attention_params {
     float soft_cap;        /* 0: none */
     uint32_t window_left;  /* INFLIGHT_NO_WINDOW: none */
     uint32_t flags;        /* INFLIGHT_CAUSAL */
-    uint32_t scale_stride; /* of k_scale and v_scale: 0 for one, 1 for one a head */
+    uint32_t scale_stride; /* of k_scale and v_scale: 0 for one, 1 for one per head */
     uint32_t reserved;
 };
 

@@ -175,7 +175,7 @@
 #define INFLIGHT_POLICY_PRIORITY 2
 
 /**
- * Nobody is admitted who might have to give way: TensorRT-LLM's default.
+ * No request is admitted that might have to be preempted: TensorRT-LLM's default.
  */
 #define INFLIGHT_POLICY_NO_EVICT 3
 
@@ -531,7 +531,7 @@ enum inflight_status
      */
     INFLIGHT_STATUS_NO_KERNEL_IMAGE = 304,
     /**
-     * The device, or this build, does not offer what was asked for.
+     * The device, or this build, does not offer what was asked for. No call of this version returns it.
      */
     INFLIGHT_STATUS_UNSUPPORTED = 305,
     /**
@@ -559,7 +559,7 @@ typedef int32_t inflight_status;
  * Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
  * any mixture of them.
  *
- * Once a step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once a layer
+ * Once per step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once per layer
  * `inflight_append` and `inflight_attention_run`. Needs no scheduler: an `inflight_batch` says what
  * the rows are.
  *
@@ -632,8 +632,9 @@ typedef struct inflight_step_buffer inflight_step_buffer;
 typedef struct inflight_submitter inflight_submitter;
 
 /**
- * How the library was built. All functions are there in every build: those that this one cannot
- * offer return `INFLIGHT_STATUS_UNSUPPORTED` or `INFLIGHT_STATUS_NO_CUDA`.
+ * How the library was built. All functions are there in every build: those that need CUDA return
+ * `INFLIGHT_STATUS_NO_CUDA` where this one has no support for it, and `INFLIGHT_STATUS_NO_KERNEL_IMAGE`
+ * where it has no kernels.
  */
 typedef struct inflight_build_info {
     /**
@@ -796,7 +797,7 @@ typedef struct inflight_request {
      */
     size_t content_size;
     /**
-     * Whom the request belongs to: for policies that are fair to clients, and for the caller.
+     * The client that the request belongs to: for policies that are fair to clients, and for the caller.
      */
     uint64_t client;
     /**
@@ -810,7 +811,7 @@ typedef struct inflight_request {
     uint32_t max_tokens;
     /**
      * Outputs below which repetition does not end the request. The end of sequence is not
-     * affected: whoever samples must not sample it too early.
+     * affected: the sampler must not sample it too early.
      */
     uint32_t min_tokens;
     /**
@@ -866,7 +867,7 @@ typedef struct inflight_scheduler_config {
      */
     uint64_t max_waiting;
     /**
-     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
+     * Tokens per block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
      */
     uint32_t block_size;
     /**
@@ -1055,7 +1056,7 @@ typedef struct inflight_group {
      */
     uint32_t num_kv_blocks;
     /**
-     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+     * Tokens per block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
 } inflight_group;
@@ -1255,7 +1256,7 @@ typedef struct inflight_samples {
      */
     size_t num_tokens;
     /**
-     * NULL for one token a row. With drafts: the i-th row that samples has
+     * NULL for one token per row. With drafts: the i-th row that samples has
      * `tokens[indptr[i]..indptr[i + 1]]`, the accepted drafts and the token after them, between
      * one and `num_draft + 1`.
      */
@@ -1479,7 +1480,7 @@ typedef struct inflight_request_snapshot {
      */
     size_t struct_size;
     /**
-     * Whom it belongs to.
+     * The client that it belongs to.
      */
     uint64_t client;
     /**
@@ -1546,7 +1547,7 @@ typedef struct inflight_cache_config {
      */
     uint64_t num_host_blocks;
     /**
-     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
+     * Tokens per block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
      */
     uint32_t block_size;
     /**
@@ -1599,7 +1600,7 @@ typedef struct inflight_cache_stats {
 } inflight_cache_stats;
 
 /**
- * What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+ * What, besides its tokens, decides the content of a sequence's blocks: sequences share cached blocks
  * only where all of it is the same.
  */
 typedef struct inflight_cache_keys {
@@ -1654,7 +1655,7 @@ typedef struct inflight_cpu_config {
      */
     size_t num_cores;
     /**
-     * Threads, at most 1024; 0 (the default) for one a core in `cores`, or a core that this process
+     * Threads, at most 1024; 0 (the default) for one per core in `cores`, or a core that this process
      * may use.
      */
     uint32_t threads;
@@ -1752,7 +1753,7 @@ typedef struct inflight_tensor {
      */
     uint32_t heads;
     /**
-     * Elements a head; at least 1.
+     * Elements per head; at least 1.
      */
     uint32_t head_dim;
     /**
@@ -1850,7 +1851,7 @@ typedef struct inflight_kv_cache {
      */
     uint64_t num_blocks;
     /**
-     * Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+     * Tokens per block; 1 to `INFLIGHT_MAX_COUNT`.
      */
     uint32_t block_size;
     /**
@@ -1976,7 +1977,7 @@ typedef struct inflight_attention_config {
      */
     uint32_t num_kv_heads;
     /**
-     * Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
+     * Elements per head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
      */
     uint32_t head_dim;
     /**
@@ -2083,16 +2084,16 @@ typedef struct inflight_attention_args {
      */
     const struct inflight_kv_cache *cache;
     /**
-     * Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
+     * Takes the LSE, f32 `[tokens, num_q_heads]`; NULL if not wanted. For the step's tokens; in a CUDA
      * graph's capture for as many as the limits have.
      */
     float *lse;
     /**
-     * ALiBi slopes, one a query head; NULL for none.
+     * ALiBi slopes, one per query head; NULL for none.
      */
     const float *alibi_slopes;
     /**
-     * Sink logits, one a query head: a key without value that takes part in the softmax; NULL for
+     * Sink logits, one per query head: a key without value that takes part in the softmax; NULL for
      * none.
      */
     const float *sinks;
@@ -2276,13 +2277,13 @@ typedef struct inflight_merge_args {
      */
     const struct inflight_tensor *o;
     /**
-     * Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
+     * Takes the LSE, f32 `[tokens, heads]`; NULL where it is not wanted. Not that of a state.
      */
     float *lse;
 } inflight_merge_args;
 
 /**
- * Called once, on any thread, when nobody uses an exported array any more.
+ * Called once, on any thread, when an exported array is not used any more.
  */
 typedef void (*inflight_release_callback)(void *user_data);
 
@@ -2328,7 +2329,7 @@ void inflight_get_build_info(struct inflight_build_info *info, size_t size);
 
 /**
  * Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
- * nobody, as at the start.
+ * no callback, as at the start.
  *
  * The library logs rarely: never in a step that goes well, and in this version only its own panics,
  * which Rust reports on the error output as well. When this call returns, the callback
@@ -2397,7 +2398,7 @@ inflight_status inflight_scheduler_create(const struct inflight_scheduler_config
  * Frees a scheduler, whatever it holds. NULL does nothing. Views of its steps are gone; submitters
  * may live on, and refuse everything.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_scheduler_free(struct inflight_scheduler *scheduler);
 
@@ -2485,7 +2486,7 @@ inflight_status inflight_scheduler_set_draft(struct inflight_scheduler *schedule
  * Outputs: `*view`, prepared with `inflight_step_view_init`: the step, whose arrays are valid until
  * its commit or abandon. `num_rows` is 0 where there is nothing to run; such a step is committed,
  * with no tokens, or abandoned as any other.
- * Fails, and there is no step: TOO_MANY_STEPS_IN_FLIGHT; STALLED when the policy lets nobody run,
+ * Fails, and there is no step: TOO_MANY_STEPS_IN_FLIGHT; STALLED when the policy lets no request run,
  * which is for the caller to mend (cancel a request, or wait for what else holds blocks);
  * INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED. Requests may have been received and preempted.
  * Threads: one at a time. Since 0.1.
@@ -2664,7 +2665,7 @@ inflight_status inflight_submitter_create(struct inflight_scheduler *scheduler,
 /**
  * Frees a submitter. NULL does nothing. What it handed over stays handed over.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_submitter_free(struct inflight_submitter *submitter);
 
@@ -2733,7 +2734,7 @@ inflight_status inflight_cache_create(const struct inflight_cache_config *config
 /**
  * Frees a cache manager and all its sequences. NULL does nothing.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_cache_free(struct inflight_cache *cache);
 
@@ -2833,7 +2834,7 @@ inflight_status inflight_cache_extend(struct inflight_cache *cache,
 
 /**
  * Looks up the longest cached prefix of a sequence's tokens, of at most `max_tokens`: one less than
- * it has, since somebody must compute the logits of the last. Nothing is held before
+ * it has, since a step must compute the logits of the last. Nothing is held before
  * `inflight_cache_allocate`.
  *
  * Outputs: `*num_cached`, its tokens, a multiple of the block size.
@@ -2869,7 +2870,7 @@ inflight_status inflight_cache_blocks_needed(struct inflight_cache *cache,
  * `inflight_cache_take_ops`.
  *
  * Outputs: `*num_blocks`, the blocks it took from the free ones; NULL if the caller does not care.
- * Fails, and nothing has changed: OUT_OF_BLOCKS (preempt somebody, or try again later);
+ * Fails, and nothing has changed: OUT_OF_BLOCKS (preempt a request, or try again later);
  * INVALID_ARGUMENT when the sequence is unknown or swapped out, when the prefix is not cached any
  * more or the sequence has blocks, and when the whole pool would not hold the tokens; IN_USE,
  * POISONED.
@@ -2885,7 +2886,7 @@ inflight_status inflight_cache_allocate(struct inflight_cache *cache,
 
 /**
  * Makes the sequence's full blocks among its first `num_tokens` tokens findable for others. Also
- * ahead of the step that computes them, if whoever finds them runs after it or in it.
+ * ahead of the step that computes them, if the sequence that finds them runs after it or in it.
  *
  * Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
  * Threads: one at a time. Since 0.1.
@@ -2934,8 +2935,8 @@ inflight_status inflight_cache_truncate(struct inflight_cache *cache,
                                         struct inflight_error *error);
 
 /**
- * Starts a sequence with the tokens and keys of `seq` that shares all its blocks. Whoever first
- * writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
+ * Starts a sequence with the tokens and keys of `seq` that shares all its blocks. The first
+ * of them to write to a shared block gets a copy of it, by `inflight_cache_allocate`.
  *
  * Outputs: `*child`.
  * Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;
@@ -3041,7 +3042,7 @@ inflight_status inflight_device_create_cuda(uint32_t ordinal,
  * have ended when the last of device, attentions, step buffers and block movers that use them has
  * been freed: the library may be unloaded then, and not before.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_device_free(struct inflight_device *device);
 
@@ -3189,7 +3190,7 @@ void inflight_step_limits_init(struct inflight_step_limits *limits, size_t size)
  * Attention on a device, for steps within `limits`.
  *
  * On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
- * that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+ * that is NULL, allocates it. Besides, it allocates counters of 4 bytes per tile that can be split.
  * Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
  * allocate nothing.
  *
@@ -3209,7 +3210,7 @@ inflight_status inflight_attention_create(const struct inflight_device *device,
  * Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
  * GPU this waits for the device's work, unless such a step buffer is left.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_attention_free(struct inflight_attention *attention);
 
@@ -3244,7 +3245,7 @@ inflight_status inflight_attention_workspace_size(const struct inflight_device *
  * Outputs: `*out`, to be freed with `inflight_step_buffer_free`; NULL on failure.
  * Fails: INVALID_ARGUMENT naming `attentions` or the field of `limits`, STRUCT_SIZE, IN_USE,
  * NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
- * Threads: any; nobody may be using the attentions. Since 0.1.
+ * Threads: any, while no other call uses the attentions. Since 0.1.
  */
 inflight_status inflight_step_buffer_create(const struct inflight_device *device,
                                             const struct inflight_step_limits *limits,
@@ -3257,7 +3258,7 @@ inflight_status inflight_step_buffer_create(const struct inflight_device *device
  * Frees a step buffer. NULL does nothing. On a GPU this waits for the device's work; graphs that
  * were captured with it must not be launched any more.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_step_buffer_free(struct inflight_step_buffer *step);
 
@@ -3445,7 +3446,7 @@ inflight_status inflight_block_mover_create(const struct inflight_device *device
 /**
  * Frees a mover. NULL does nothing. On a GPU this waits for the device's work.
  *
- * Threads: any; nobody may be using it. Since 0.1.
+ * Threads: any, while no other call uses it. Since 0.1.
  */
 void inflight_block_mover_free(struct inflight_block_mover *mover);
 
@@ -3515,10 +3516,10 @@ inflight_status inflight_kv_cache_from_dlpack(const struct inflight_device *devi
 /**
  * Exports a tensor of the device as a `DLManagedTensorVersioned` of DLPack 1.1, for a capsule named
  * "dltensor_versioned". The memory stays the caller's: `release` (may be NULL) is called with
- * `user_data` when the consumer's deleter says that nobody uses it any more. The work that writes the
+ * `user_data` when the consumer's deleter says that it is not used any more. The work that writes the
  * tensor is the caller's to order before the consumer's.
  *
- * Outputs: `*managed`, which whoever holds it last frees by its own deleter; NULL on failure, and
+ * Outputs: `*managed`, which its last holder frees by its own deleter; NULL on failure, and
  * `release` is not called then.
  * Fails: INVALID_ARGUMENT naming `tensor` or `read_only`.
  * Threads: any. Since 0.1.

@@ -683,8 +683,8 @@ struct cache_config : detail::prepared_cache_config<cache_config> {};
 /// Counters since a cache manager was made, and its state now.
 struct cache_stats : detail::prepared_cache_stats<cache_stats> {};
 
-/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
-/// only where all of it is the same.
+/// What, besides its tokens, decides the content of a sequence's blocks: sequences share cached
+/// blocks only where all of it is the same.
 struct cache_keys : detail::prepared_cache_keys<cache_keys> {};
 
 /// How many threads kernels have, where, and with which instructions.
@@ -929,7 +929,7 @@ struct build_info : inflight_build_info {
     build_info() noexcept { inflight_get_build_info(this, sizeof(inflight_build_info)); }
 };
 
-/// Has lines of the log given to `callback`, from any thread; nullptr for nobody.
+/// Has lines of the log given to `callback`, from any thread; nullptr for none.
 inline void set_log_callback(inflight_log_callback callback, void* user_data,
                              log_level level) noexcept {
     inflight_set_log_callback(callback, user_data, static_cast<std::uint32_t>(level));
@@ -1653,14 +1653,14 @@ class attention : public detail::handle<inflight_attention, inflight_attention_f
             return inflight_attention_workspace_size(on.get(), &config, &limits, &bytes, error);
         });
     }
-    /// Once a step, before the upload to its buffer.
+    /// Once per step, before the upload to its buffer.
     result<void> try_plan(const inflight_batch& rows, std::uint64_t num_blocks,
                           const inflight_mask* masked = nullptr) noexcept {
         return detail::run([&](inflight_error* error) {
             return inflight_attention_plan(get(), &rows, num_blocks, masked, error);
         });
     }
-    /// Once a layer, behind its append. `stream` is nullptr on a processor.
+    /// Once per layer, behind its append. `stream` is nullptr on a processor.
     inline result<void> try_run(step_buffer& uploaded, const inflight_attention_args& args,
                                 void* stream = nullptr) noexcept;
 
@@ -1822,7 +1822,7 @@ class block_mover : public detail::handle<inflight_block_mover, inflight_block_m
     static result<block_mover> try_create(const device& on, span<const kv_cache> device_caches,
                                           span<const kv_cache> host_caches = {}) noexcept {
         if (!host_caches.empty() && host_caches.size() != device_caches.size()) {
-            return failure(status::invalid_argument, "host_caches", "not one a layer");
+            return failure(status::invalid_argument, "host_caches", "not one per layer");
         }
         return detail::create<block_mover, inflight_block_mover>([&](inflight_block_mover** out,
                                                                      inflight_error* error) {

@@ -311,7 +311,7 @@ pub struct BatchBuilder {
 
 impl BatchBuilder {
     /// A builder that pads the number of rows to `buckets` and, with `dense_width`, keeps a
-    /// [`DenseTable`] of so many columns beside the compressed one.
+    /// [`DenseTable`] of so many columns next to the compressed one.
     #[must_use]
     pub fn new(buckets: RowBuckets, dense_width: Option<usize>) -> Self {
         let dense = dense_width.map(|width| DenseTable { width, ..DenseTable::default() });
@@ -340,7 +340,7 @@ impl BatchBuilder {
             return Err(Error::UnknownStep(step.id()));
         }
         if let Some(dense) = &mut self.dense {
-            // What a failed build wrote, nobody has copied yet.
+            // What a failed build wrote has not been copied yet.
             if std::mem::replace(&mut dense.complete, false) {
                 dense.changed.clear();
             }

@@ -78,7 +78,7 @@ impl<E: Executor> Engine<E> {
     /// Runs one step at time `now`; `None` when there is no request.
     ///
     /// # Errors
-    /// [`Error::Stalled`] when the policy lets nobody run; what the executor reports, and the step
+    /// [`Error::Stalled`] when the policy lets no request run; what the executor reports, and the step
     /// is undone: the same requests run with the next call.
     pub fn step(&mut self, now: Time) -> Result<Option<Ran<'_>>> {
         if self.scheduler.num_unfinished() == 0 {

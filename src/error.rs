@@ -289,7 +289,7 @@ impl fmt::Display for Error {
             }
             Self::Stalled { head, needed, free } if needed <= free => write!(
                 f,
-                "nothing runs and the policy admits nobody: request {head} needs {needed} blocks, \
+                "nothing runs and the policy admits no request: request {head} needs {needed} blocks, \
                  and {free} are free"
             ),
             Self::Stalled { head, needed, free } => write!(

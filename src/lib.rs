@@ -43,8 +43,8 @@
 //! ```
 
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/features.md")]
+struct Features;
 
 pub mod batch;
 pub mod cache;

@@ -330,7 +330,7 @@ pub struct inflight_attention_params {
     pub window_left: u32,
     #[doc = " INFLIGHT_CAUSAL"]
     pub flags: u32,
-    #[doc = " of k_scale and v_scale: 0 for one, 1 for one a head"]
+    #[doc = " of k_scale and v_scale: 0 for one, 1 for one per head"]
     pub scale_stride: u32,
     pub reserved: u32,
 }

@@ -8,7 +8,7 @@
 //! workers, equally fast or not, then finish no more than 1% sooner.
 //!
 //! A cut moves to a multiple of the granularity or to an end of the tile, whichever loads the two
-//! shares beside it least, counting that the second part pays a tile's overhead again. No part is
+//! shares next to it least, counting that the second part pays a tile's overhead again. No part is
 //! shorter than half a granule, for it would not be worth its overhead. So a share costs at most an
 //! even one, two overheads, and less than 1.5 granules: 2 where a window begins a tile between
 //! multiples.
@@ -16,7 +16,7 @@
 //! In batch-invariant mode tiles are split at fixed multiples instead: a request's parts depend on
 //! its own lengths only, and shares, made of whole parts, cost at most an even one and one part.
 //!
-//! A plan is made once a step for each attention group of a model (layers of the same heads, window
+//! A plan is made once per step for each attention group of a model (layers of the same heads, window
 //! and mask) and serves all its layers.
 
 #![forbid(unsafe_code)]

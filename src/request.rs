@@ -20,18 +20,18 @@ pub struct Request {
     /// Each ends the request when sampled, and is reported as the reason.
     pub stop_tokens: Vec<Token>,
     /// Outputs below which [`repetition`](Self::repetition) does not end the request. The end of
-    /// sequence is not affected, as in vLLM: whoever samples must not sample it too early.
+    /// sequence is not affected, as in vLLM: the sampler must not sample it too early.
     pub min_tokens: u32,
     /// Ends the request when its output goes round in circles.
     pub repetition: Option<Repetition>,
     /// Lower runs first, under a policy that looks at it.
     pub priority: i32,
-    /// Whom the request belongs to.
+    /// The client that the request belongs to.
     pub client: u64,
     /// When it came; breaks ties of priority, and ageing counts from it. `None` for the time of the
     /// last `schedule` before its submission.
     pub arrival: Option<Time>,
-    /// What beside the tokens decides the KV: salt, adapter, images.
+    /// What, besides the tokens, decides the KV: salt, adapter, images.
     pub extra_keys: Vec<ExtraKey>,
     /// Whether it may start from a cached prefix. False where every prompt position's logits are
     /// wanted. Its blocks serve others either way.

@@ -63,7 +63,7 @@ pub struct StepId(pub u64);
 
 /// A point in time, in nanoseconds from any origin the caller likes.
 ///
-/// The library reads no clock: whoever steps it says what time it is, so a trace replays to the
+/// The library reads no clock: its caller says what time it is, so a trace replays to the
 /// same decisions. A caller that counts steps may pass them as time.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct Time(pub u64);

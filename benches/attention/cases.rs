@@ -92,9 +92,9 @@ fn decodes(cases: &mut Cases<'_>) -> Result<()> {
     Ok(())
 }
 
-/// fp8 beside bf16 of the same lengths.
+/// fp8 against bf16 of the same lengths.
 fn fp8(cases: &mut Cases<'_>) -> Result<()> {
-    for (name, beside, mean) in [
+    for (name, ratio_name, mean) in [
         ("decode: B 32, mean 1k, fp8", "decode: B 32, mean 1k, fp8 : bf16", 1024),
         ("decode: B 32, mean 4k, fp8", "decode: B 32, mean 4k, fp8 : bf16", 4096),
     ] {
@@ -111,14 +111,14 @@ fn fp8(cases: &mut Cases<'_>) -> Result<()> {
                     .also(rate, "rows/s")
                     .note(sizes(&load))
                     .of("read", read);
-                Ok(vec![bytes, Sample::new(beside, "rows/s", rate).want("bf16", bf16, 1.3)])
+                Ok(vec![bytes, Sample::new(ratio_name, "rows/s", rate).want("bf16", bf16, 1.3)])
             })
         })?;
     }
     Ok(())
 }
 
-/// One row in eight much longer than the others, beside rows of equal length.
+/// One row in eight much longer than the others, against rows of equal length.
 fn skew(cases: &mut Cases<'_>) -> Result<()> {
     for (name, count) in [("skew: B 8, 1 row long", 8), ("skew: B 32, 4 rows long", 32)] {
         cases.add(name, |bench| {
@@ -204,7 +204,7 @@ fn prefills(cases: &mut Cases<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A chunk of a prompt and decode rows in one batch, beside each run by itself.
+/// A chunk of a prompt and decode rows in one batch, against each run by itself.
 fn mixed(cases: &mut Cases<'_>) -> Result<()> {
     let name = "mixed: a chunk of 512 and 31 of decode";
     cases.add(name, |bench| {
@@ -222,7 +222,7 @@ fn mixed(cases: &mut Cases<'_>) -> Result<()> {
     })
 }
 
-/// All threads beside one.
+/// All threads against one.
 fn threads(cases: &mut Cases<'_>) -> Result<()> {
     for (name, spec, bound) in [
         ("threads: prefill 2048, bf16", Spec::new(BF16, vec![(2048, 2048)]), false),

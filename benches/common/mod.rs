@@ -169,7 +169,7 @@ impl Decode {
         self.steps += 1;
         let now = Time(self.steps);
         let start = Instant::now();
-        let id = self.scheduler.schedule(now).expect("somebody runs").id();
+        let id = self.scheduler.schedule(now).expect("a request runs").id();
         let scheduled = start.elapsed();
         let step = self.scheduler.step(id).expect("it is in flight");
         let value = between(&self.scheduler, step);
@@ -202,7 +202,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Unique prompts of 256 and outputs of 128 tokens, median; a pool that nobody fills up.
+    /// Unique prompts of 256 and outputs of 128 tokens, median; a pool that never fills up.
     pub(crate) const UNIQUE: Self = Self {
         running: 256,
         budget: 2048,
@@ -264,7 +264,7 @@ impl Life {
     pub(crate) fn run(&mut self, requests: usize) -> Spent {
         let mut spent = Spent::default();
         while spent.requests < requests {
-            // Somebody always waits, so that admissions are tried in each step.
+            // A request always waits, so that admissions are tried in each step.
             while self.scheduler.num_unfinished() < self.shape.running + 16 {
                 let request = self.request();
                 let start = Instant::now();
@@ -291,7 +291,7 @@ impl Life {
         self.steps += 1;
         let now = Time(self.steps);
         let start = Instant::now();
-        let id = self.scheduler.schedule(now).expect("somebody runs").id();
+        let id = self.scheduler.schedule(now).expect("a request runs").id();
         let mut time = start.elapsed();
         let step = self.scheduler.step(id).expect("it is in flight");
         spent.rows += step.rows().len();

@@ -152,7 +152,7 @@ pub(crate) fn measure(gpu: &mut Gpu, cpu: &Cpu, shape: &Shape) -> Result<Option<
     let calls: Vec<_> = (0..copies.max(2)).map(|n| of_copy(n % copies)).collect::<Result<_>>()?;
     let Prepared { attention, step, .. } = &prepared;
     let queue = |stream: &_| {
-        // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+        // SAFETY: all memory lives until the stream is done, and it is in no other use.
         calls.iter().try_for_each(|args| unsafe { attention.run(stream, step, 0, args) })
     };
     let mut graph = gpu.stream.capture(queue)?;
@@ -168,7 +168,7 @@ pub(crate) fn measure(gpu: &mut Gpu, cpu: &Cpu, shape: &Shape) -> Result<Option<
             });
         }
         let seconds = gpu.time(queue)? / calls.len() as f64;
-        // SAFETY: what was captured uses memory that lives, and nobody else uses it.
+        // SAFETY: what was captured uses memory that lives, and it is in no other use.
         let in_graph = gpu.time(|stream| unsafe { graph.launch(stream) })? / calls.len() as f64;
         if round > 0 || gpu.smoke {
             samples.push(Sample { seconds, in_graph: Some(in_graph), limits });
@@ -221,7 +221,7 @@ fn check(gpu: &Gpu, cpu: &Cpu, shape: &Shape) -> Result<f64> {
         .map(|memory| gpu.upload(&memory[..elements * shape.kv.size()]))
         .collect::<Result<_>>()?;
     let args = prepared.args(shape, &tables, on_device[0].address(), on_device[1].address())?;
-    // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+    // SAFETY: all memory lives until the stream is done, and it is in no other use.
     unsafe { prepared.attention.run(&gpu.stream, &prepared.step, 0, &args) }?;
     let len = shape.tokens() * shape.heads.0 * shape.dim;
     let (mut q, mut found) = (vec![bf16::ZERO; len], vec![bf16::ZERO; len]);

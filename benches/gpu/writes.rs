@@ -1,4 +1,4 @@
-//! Appends, merges and block moves, measured beside copying as many bytes.
+//! Appends, merges and block moves, measured against copying as many bytes.
 
 use half::bf16;
 use inflight::cache::BlockOp;
@@ -63,7 +63,7 @@ pub(crate) fn all(smoke: bool) -> Vec<(String, Measure)> {
     cases
 }
 
-/// Samples of work that moves `bytes` in each of `calls`, each beside a copy of as many.
+/// Samples of work that moves `bytes` in each of `calls`, each against a copy of as many.
 fn sample(
     gpu: &Gpu,
     bytes: usize,
@@ -178,7 +178,7 @@ fn append(
         gpu.stream.read(bytemuck::cast_slice_mut(numbers), buffer, 0)?;
     }
     gpu.stream.fill(&gpu.arena, 0, 2 * half, 0)?;
-    // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+    // SAFETY: all memory lives until the stream is done, and it is in no other use.
     unsafe { append.run(&gpu.stream, &step, &calls[0]) }?;
     let [host_k, host_v, host_q] = &mut host;
     let new = cpu::Append {
@@ -212,7 +212,7 @@ fn append(
         return Err(Error::Device(format!("{name}: other bytes than the processor's")));
     }
     let samples = sample(gpu, bytes, calls.len(), |stream| {
-        // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+        // SAFETY: all memory lives until the stream is done, and it is in no other use.
         calls.iter().try_for_each(|args| unsafe { append.run(stream, &step, args) })
     })?;
     Ok(Some(row(name, bytes, tokens, samples)))
@@ -298,7 +298,7 @@ fn moves(gpu: &mut Gpu, name: &str, kind: u32, ops: usize, layers: usize) -> Res
         let mut memory = PinnedBuffer::new(&gpu.cuda, moved)?;
         for sample in &mut samples {
             let seconds = gpu.time(|stream| match kind {
-                // SAFETY: the buffer lives until the stream is done, and nobody else uses it.
+                // SAFETY: the buffer lives until the stream is done, and it is in no other use.
                 BlockOp::SWAP_OUT => unsafe { stream.download(&mut memory, &gpu.arena, 0) },
                 // SAFETY: as above.
                 _ => unsafe { stream.upload(&gpu.arena, 0, &memory) },
@@ -326,7 +326,7 @@ fn merge(gpu: &mut Gpu, name: &str, count: usize, tokens: usize) -> Result<Optio
     let kernel = Merge::new(&gpu.cuda, DType::Bf16)?;
     let bytes = (count + 1) * (2 * elements + 4 * tokens * heads);
     let samples = sample(gpu, bytes, 1, |stream| {
-        // SAFETY: all memory lives until the stream is done, and nobody else uses it.
+        // SAFETY: all memory lives until the stream is done, and it is in no other use.
         unsafe { kernel.run(stream, &states, tensor(o, extent), lse.address()) }
     })?;
     // All states are the same numbers, and so is what they merge to.

@@ -8,7 +8,7 @@ The loader is `cargo build --release -p inflight-loader --features cuda`. All re
 this library and FlashInfer in place, from a paged cache in blocks of 16; torch, which is given no
 block tables, from a contiguous copy made beforehand. A sample is a call over enough copies of the
 cache that none finds its keys in the L2 cache, between two events; contenders take turns, and
-figures are medians over the rounds. Whoever is not here has a line, and so has what he refuses.
+figures are medians over the rounds. A peer that is not installed has a line, and so has what a peer refuses.
 """
 
 import argparse
@@ -306,7 +306,7 @@ class Timer:
 
 
 def compare(torch, timer, batch, options, notes):
-    """Everybody's times, and how many times as long as this library's they are."""
+    """The times of all, and how many times as long as this library's they are."""
     world = World(torch, batch)
     runs, outputs = {}, {}
     for name, make in CONTENDERS.items():

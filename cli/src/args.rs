@@ -55,7 +55,7 @@ pub(crate) struct Selftest {
     #[arg(long, value_name = "NAME|all")]
     pub(crate) isa: Option<String>,
 
-    /// Threads, at most 8 a core [default: one a core]
+    /// Threads, at most 8 a core [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
@@ -107,7 +107,7 @@ pub(crate) struct CpuOptions {
     #[arg(long, value_name = "N")]
     pub(crate) kv_heads: Option<usize>,
 
-    /// Elements a head [default: 128]
+    /// Elements per head [default: 128]
     #[arg(long, value_name = "N")]
     pub(crate) head_dim: Option<usize>,
 
@@ -119,7 +119,7 @@ pub(crate) struct CpuOptions {
     #[arg(long, value_name = "TYPE")]
     pub(crate) kv_dtype: Option<String>,
 
-    /// Threads, at most 8 a core [default: one a core]
+    /// Threads, at most 8 a core [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
 
@@ -169,7 +169,7 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "N")]
     pub(crate) num_blocks: Option<usize>,
 
-    /// Tokens a block
+    /// Tokens per block
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub(crate) block_size: usize,
 
@@ -191,7 +191,7 @@ pub(crate) struct Replay {
     #[arg(long, value_enum, default_value_t = Arrival::Trace, value_name = "trace|burst")]
     pub(crate) arrival: Arrival,
 
-    /// Poisson arrivals of so many requests a second, or sessions where the trace has them, instead
+    /// Poisson arrivals of so many requests per second, or sessions where the trace has them, instead
     /// of the trace's
     #[arg(long, value_name = "X")]
     pub(crate) rate: Option<f64>,
@@ -216,7 +216,7 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
-    /// Write each step's decisions, one JSON line a step; takes one --policy
+    /// Write each step's decisions, one JSON line per step; takes one --policy
     #[arg(long, value_name = "FILE")]
     pub(crate) decisions: Option<PathBuf>,
 

@@ -1,4 +1,4 @@
-//! `--decisions`: what the scheduler decided, one JSON line a step.
+//! `--decisions`: what the scheduler decided, one JSON line per step.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -41,7 +41,7 @@ impl Decisions {
         writeln!(out, ",\"running\":{running},\"waiting\":{waiting},\"free_blocks\":{free}}}")
     }
 
-    /// Writes a step in which nobody was there.
+    /// Writes a step without requests.
     pub(crate) fn empty(&mut self, number: u64, free_blocks: usize) -> io::Result<()> {
         writeln!(
             self.out,

@@ -31,7 +31,7 @@ pub(crate) enum Failure {
     Run(String),
 }
 
-/// Says something on standard error; where that is closed or full, nobody could be told of it.
+/// Says something on standard error; where that is closed or full, there is no place to report it.
 pub(crate) fn tell(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
@@ -42,7 +42,7 @@ pub(crate) fn tell(what: &str) {
 /// It cannot be written to.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
+        // The reader closed the pipe.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::Run(format!("standard output: {error}")))
         }

@@ -43,7 +43,7 @@ pub(crate) fn main(args: &Replay) -> Result<(), Failure> {
                 replay(&setup, policy, device, keep_timeline, decisions, &progress)?.0
             }
             DeviceKind::Cpu(on) => {
-                // Gigabytes are zeroed: nobody should wonder.
+                // Zeroing gigabytes takes a while: say so.
                 progress.set_message("preparing");
                 progress.enable_steady_tick(Duration::from_millis(500));
                 let device = on.device(&setup.config, sampler)?;
@@ -82,7 +82,7 @@ fn heading(setup: &Setup) -> String {
         _ => String::new(),
     };
     format!(
-        "{}: {} requests on {device_name}\n{computes}{} slots, {} blocks of {} tokens, {} tokens a \
+        "{}: {} requests on {device_name}\n{computes}{} slots, {} blocks of {} tokens, {} tokens per \
          step\n",
         trace.name,
         trace.rows.len(),
@@ -253,7 +253,7 @@ impl<D: Executor> Replayer<'_, D> {
         }
     }
 
-    /// Runs a step; false when nobody is there.
+    /// Runs a step; false when there is no request.
     fn step(&mut self) -> Result<bool, Failure> {
         let ran = self.engine.step(Time::from_secs_f64(self.now));
         let Some(ran) = ran.map_err(|error| Failure::Run(error.to_string()))? else {

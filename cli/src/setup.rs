@@ -71,7 +71,7 @@ impl Setup {
     pub(crate) fn policy(&self, name: &str) -> Result<Policy, Failure> {
         let mut policy = Policy::by_name(name).map_err(|error| usage(error.to_string()))?;
         if name == "priority" {
-            // Without ageing nobody is promised anything: vLLM's order has no bound either.
+            // Without ageing there is no bound to promise: vLLM's order has no bound either.
             let bound = if self.ageing == Ageing::Off { u64::MAX } else { 1024 };
             policy.queue = Box::new(Priority::new(self.ageing, bound, u64::MAX));
         }

@@ -8,8 +8,8 @@
 // Dynamic shared memory, aligned for swizzled tiles.
 #define ARCH_DYN_SMEM(name) extern __shared__ __align__(1024) uint8_t name[]
 
-// A kernel `name(Params)` of `threads` threads a block and `blocks` blocks a multiprocessor, whose
-// body is `body(const Params&)`.
+// A kernel `name(Params)` of `threads` threads per block and `blocks` blocks per multiprocessor,
+// whose body is `body(const Params&)`.
 #define ARCH_KERNEL(name, threads, blocks, Params, ...)           \
     extern "C" __global__ void __launch_bounds__(threads, blocks) \
         name(const __grid_constant__ Params params) {             \

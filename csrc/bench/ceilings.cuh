@@ -12,7 +12,7 @@ constexpr int ceiling_threads = 256;
 // benches/gpu/ceilings.rs has the same.
 struct ceiling_params {
     uint64_t from;     // vec4 [vectors]
-    uint64_t to;       // copy: vec4 [vectors]; others: u32, one a warp of the grid
+    uint64_t to;       // copy: vec4 [vectors]; others: u32, one per warp of the grid
     uint64_t vectors;  // a product: turns of its loop
 };
 

@@ -33,7 +33,7 @@ ARCH_FN Normal normal(const inflight_attention_params& p, const Target& target, 
         const float logit = arch::load_global(reinterpret_cast<const float*>(p.sinks) + head);
         const float sink = logit * LOG2_E;
         largest = fmaxf(max, sink);
-        // To base 2 a finite sink may be infinite: all there is, or nothing beside any key.
+        // To base 2 a finite sink may be infinite: all there is, or nothing next to any key.
         if (largest == neg_inf() || sink == -neg_inf()) return {0.0f, logit};
         weight = arch::ex2(max - largest);
         sum = sum * weight + arch::ex2(sink - largest);
@@ -63,12 +63,6 @@ ARCH_FN void write_output_4(const inflight_attention_params& p, const Target& ta
                             uint32_t d, float a, float b, float c, float e) {
     *reinterpret_cast<arch::vec2*>(output_at<Q>(p, target, r, d)) = {arch::pack(a, b, Q{}),
                                                                      arch::pack(c, e, Q{})};
-}
-// d is even.
-template <class Q>
-ARCH_FN void write_output_2(const inflight_attention_params& p, const Target& target, uint32_t r,
-                            uint32_t d, float a, float b) {
-    *reinterpret_cast<uint32_t*>(output_at<Q>(p, target, r, d)) = arch::pack(a, b, Q{});
 }
 
 // Query row r of the states that begin at `partial` (the part's or merge's, in queries).

@@ -16,7 +16,7 @@ ARCH_FN const inflight_step* step_of(uint64_t address) {
 }
 
 // Division of keys (below 2^31) by the block size, without a division: block tables are looked up
-// once a key. With l = ceil(log2 size) and magic = ceil(2^(31 + l) / size), which fits 32 bits,
+// once per key. With l = ceil(log2 size) and magic = ceil(2^(31 + l) / size), which fits 32 bits,
 // key / size is exactly key * magic >> (31 + l).
 struct BlockSize {
     uint32_t size, magic, shift;

@@ -48,7 +48,7 @@ def stays(steps: list[dict], static: bool) -> list[tuple[int, int, int, int, int
         slot = next(i for i, at in enumerate(free_at) if at <= start)
         free_at[slot] = held
         result.append((slot, request, start, end, held))
-    assert ends, "nobody ran"
+    assert ends, "no request ran"
     return result
 
 

@@ -23,7 +23,7 @@ static uint32_t next_token(uint32_t token, uint32_t position) {
     return (token * 31 + position * 7 + 3) % 9973;
 }
 
-/* Says what went wrong, and ends the program: there is nobody to recover for. */
+/* Says what went wrong, and ends the program: an example has nothing to recover for. */
 static void check(inflight_status status, const inflight_error* error) {
     if (status == INFLIGHT_STATUS_OK) {
         return;

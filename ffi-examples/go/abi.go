@@ -70,7 +70,8 @@ const (
 	// that is older than the toolkit that compiled them allows. The message says which, and what to
 	// do.
 	StatusNoKernelImage Status = C.INFLIGHT_STATUS_NO_KERNEL_IMAGE
-	// StatusUnsupported: The device, or this build, does not offer what was asked for.
+	// StatusUnsupported: The device, or this build, does not offer what was asked for. No call of
+	// this version returns it.
 	StatusUnsupported Status = C.INFLIGHT_STATUS_UNSUPPORTED
 	// StatusCorrupt: An invariant does not hold: a bug in the library.
 	StatusCorrupt Status = C.INFLIGHT_STATUS_CORRUPT
@@ -94,7 +95,7 @@ const (
 	// 256 admissions of others count as one level, and who has seen 1,024 goes first whatever its
 	// priority. These numbers are fixed here.
 	Priority Policy = C.INFLIGHT_POLICY_PRIORITY
-	// NoEvict: Nobody is admitted who might have to give way: TensorRT-LLM's default.
+	// NoEvict: No request is admitted that might have to be preempted: TensorRT-LLM's default.
 	NoEvict Policy = C.INFLIGHT_POLICY_NO_EVICT
 	// MaxUtilization: Admits whatever fits now: TensorRT-LLM's MAX_UTILIZATION.
 	MaxUtilization Policy = C.INFLIGHT_POLICY_MAX_UTILIZATION
@@ -384,14 +385,14 @@ type Request struct {
 	Adapter []byte
 	// Contents: Contents behind placeholder tokens, for the same purpose; may be NULL.
 	Contents []Content
-	// Client: Whom the request belongs to: for policies that are fair to clients, and for the
-	// caller.
+	// Client: The client that the request belongs to: for policies that are fair to clients, and
+	// for the caller.
 	Client uint64
 	// Arrival: When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is
 	// given; `INFLIGHT_NOW` by default.
 	Arrival time.Duration
 	// MinTokens: Outputs below which repetition does not end the request. The end of sequence is
-	// not affected: whoever samples must not sample it too early.
+	// not affected: the sampler must not sample it too early.
 	MinTokens uint32
 	// EOS: Token id that ends the request when sampled; `INFLIGHT_NO_TOKEN` (the default) for none.
 	EOS *uint32
@@ -456,7 +457,7 @@ type Config struct {
 	NumHostBlocks int
 	// MaxWaiting: Requests that may wait; a submit beyond it is refused. No bound by default.
 	MaxWaiting int
-	// BlockSize: Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
+	// BlockSize: Tokens per block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
 	BlockSize int
 	// MaxNumSeqs: Requests that run at once. 256 by default.
 	MaxNumSeqs int
@@ -577,7 +578,7 @@ func statsOf(c *C.inflight_scheduler_stats) (of Stats) {
 
 // Snapshot is an inflight_request_snapshot. A request at this moment.
 type Snapshot struct {
-	// Client: Whom it belongs to.
+	// Client: The client that it belongs to.
 	Client uint64
 	// Running: 1 if it is among the running requests, 0 if it waits.
 	Running bool

@@ -9,7 +9,7 @@ import (
 )
 
 // ErrSlowReader ends a request whose reader fell behind by more than its channel holds: a request
-// that nobody reads must not hold blocks that others wait for.
+// that is not read must not hold blocks that others wait for.
 var ErrSlowReader = errors.New("inflight: the reader of the stream is too slow")
 
 // ErrShutdown refuses requests that come after [Engine.Shutdown].
@@ -40,7 +40,7 @@ type Engine struct {
 	buffer    int
 	start     time.Time
 	submitter *Submitter
-	// steps lets nobody between the loop's call and its use of the view that came of it.
+	// steps lets no other call between the loop's call and its use of the view that came of it.
 	steps     sync.Mutex
 	scheduler *Scheduler
 

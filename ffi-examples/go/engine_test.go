@@ -211,7 +211,7 @@ func TestASlowReaderLosesItsRequest(t *testing.T) {
 	if got := toy.Decode(tokens); err == nil || got != toy.Continue("slow", 8) {
 		t.Errorf("%q, %v", got, err)
 	}
-	// A reader who never comes delays nobody, where all of it fits.
+	// A reader that never comes delays no other, where all of it fits.
 	if _, err := brief.Result(); err != nil {
 		t.Error(err)
 	}

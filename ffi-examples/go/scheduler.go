@@ -104,7 +104,7 @@ func (s *Scheduler) leave() {
 //
 // A step has no rows where there is nothing to run; it is committed, without tokens, or abandoned
 // as any other. There is no step where the error is [StatusTooManyStepsInFlight], or
-// [StatusStalled] because the policy lets nobody run.
+// [StatusStalled] because the policy lets no request run.
 func (s *Scheduler) Schedule(now time.Duration) (*Step, error) {
 	step := &Step{scheduler: s}
 	border, err := s.enter("schedule", nil)

@@ -455,7 +455,7 @@ func TestUseAfterClose(t *testing.T) {
 	}
 }
 
-// Whoever is late finds a closed handle, not freed memory.
+// A late caller finds a closed handle, not freed memory.
 func TestCloseWhileOthersCall(t *testing.T) {
 	for round := 0; round < 50; round++ {
 		s := scheduler(t, inflight.Config{NumBlocks: 64})

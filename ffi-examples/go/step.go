@@ -17,7 +17,7 @@ func (r *Row) Samples() bool { return r.Flags&RowSamples != 0 }
 // arrays by row have [Step.NumPaddedRows] entries, the last of them empty rows.
 //
 // The slices that its methods return are views of the library's memory, valid until Commit, Abandon
-// or the scheduler's Close; nobody may write to them. After that the methods return nil.
+// or the scheduler's Close; they must not be written to. After that the methods return nil.
 // [Step.Copy] makes a step that lasts.
 //
 // Several goroutines may read a step, and one of them then ends it.

@@ -24,7 +24,7 @@ type Stream struct {
 	result    RequestResult
 	err       error
 
-	// Why it is to end, by whoever says so first.
+	// Why it is to end, by the first that says so.
 	reason atomic.Pointer[error]
 	once   sync.Once
 }

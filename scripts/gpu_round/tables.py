@@ -84,7 +84,7 @@ def of_model(model, name):
 
 
 def rates(rows, model):
-    """Cycles per instruction and warp, by warps, beside what the model takes for it; then the rest."""
+    """Cycles per instruction and warp, by warps, next to what the model takes for it; then the rest."""
     counts = sorted({row["warps"] for row in rows if "warps" in row})
     lines = ["", "Cycles per instruction and warp, by warps of a block: of dependent ones, and of so many at once", "",
              "| | " + " | ".join(f"{n}" for n in counts) + " | model |", "|---" * (len(counts) + 2) + "|"]

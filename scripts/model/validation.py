@@ -46,7 +46,7 @@ ERRORS = record.FOLDER / "errors.json"
 
 @dataclass
 class Row:
-    """A figure beside what is published. `error` is of speed: more than 0 where the model is too fast."""
+    """A figure next to what is published. `error` is of speed: more than 0 where the model is too fast."""
 
     kernel: str
     gpu: str

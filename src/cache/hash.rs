@@ -25,7 +25,7 @@ impl BlockHash {
     }
 }
 
-/// What beside the tokens decides a block's content. Each kind has its own domain: an adapter
+/// What decides, besides the tokens, a block's content. Each kind has its own domain: an adapter
 /// named like a salt never meets it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ExtraKey {

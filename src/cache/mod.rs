@@ -5,7 +5,7 @@
 //! that has its own can use [`KvCache`] alone.
 //!
 //! The life of a sequence: [`open`](KvCache::open) it; extend its [`HashChain`];
-//! [`lookup`](KvCache::lookup) what is cached, at most one token less than it has, since somebody
+//! [`lookup`](KvCache::lookup) what is cached, at most one token less than it has, since a step
 //! must compute the logits; [`allocate`](KvCache::allocate) with what was found, writing from its
 //! end; [`register`](KvCache::register) what this step fills, so that others who run after or with it
 //! can share it; [`take_ops`](KvCache::take_ops) and make the copies; [`close`](KvCache::close).
@@ -31,7 +31,7 @@
 //! cache.allocate(second, &hit, cached, prompt.len())?;
 //! assert_eq!(cache.table(first)[..2], cache.table(second)[..2]);
 //!
-//! // A fork shares everything, until somebody writes.
+//! // A fork shares everything, until one of the two writes.
 //! let child = cache.fork(second)?;
 //! cache.allocate(child, &[], 10, 11)?;
 //! let mut copies = Vec::new();
@@ -70,7 +70,7 @@ use table::Tables;
 pub struct CacheConfig {
     /// Blocks of the device pool, the null block 0 included; at least 2.
     pub num_blocks: usize,
-    /// Tokens a block; at least 1.
+    /// Tokens per block; at least 1.
     pub block_size: usize,
     /// Whether full blocks are kept for later requests that start with the same tokens.
     pub prefix_cache: bool,
@@ -140,7 +140,7 @@ impl KvCache {
         })
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[must_use]
     pub fn block_size(&self) -> usize {
         self.block_size
@@ -158,7 +158,7 @@ impl KvCache {
         &self.pool
     }
 
-    /// Blocks that can be handed out now; cached prefixes nobody holds count as free.
+    /// Blocks that can be handed out now; cached prefixes that no sequence holds count as free.
     #[must_use]
     pub fn num_free(&self) -> usize {
         self.pool.num_free()
@@ -248,7 +248,7 @@ impl KvCache {
     ) -> usize {
         let table = self.table(seq);
         let new = self.blocks_for(num_tokens).saturating_sub(table.len() + hit.len());
-        // A hit nobody holds is in the free queue, and leaves it.
+        // A hit that no sequence holds is in the free queue, and leaves it.
         let revived = hit.iter().filter(|&&block| self.pool.refs(block) == 0).count();
         let adopted = hit.iter().skip(write_from / self.block_size);
         let held = adopted.filter(|&&block| self.pool.refs(block) > 0).count();
@@ -311,7 +311,7 @@ impl KvCache {
                 self.pool.release(*block);
                 *block = copy;
             } else if let Some(prefix) = &mut self.prefix {
-                // Nobody shares it: written in place, it loses the name of what it held.
+                // It is not shared: written in place, it loses the name of what it held.
                 prefix.remove(*block);
             }
         }
@@ -381,7 +381,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Starts a sequence that shares all blocks of `seq`. Whoever first writes to a shared block
+    /// Starts a sequence that shares all blocks of `seq`. The first of them to write to a shared block
     /// gets a copy of it (see [`allocate`](Self::allocate)).
     ///
     /// # Errors

@@ -19,7 +19,7 @@ struct Block {
 /// the middle of it in O(1). Its front is reused first. Same rules as vLLM's
 /// `BlockPool`/`FreeKVCacheBlockQueue` (vllm/v1/core/block_pool.py), so block ids come out alike.
 pub struct BlockPool {
-    /// One entry a block, and the list's sentinel last.
+    /// One entry per block, and the list's sentinel last.
     blocks: Vec<Block>,
     num_free: usize,
 }
@@ -158,7 +158,7 @@ impl BlockPool {
         })
     }
 
-    /// Checks the list and that a block is free exactly when nobody holds it.
+    /// Checks the list and that a block is free exactly when no sequence holds it.
     pub(super) fn verify(&self) -> Result<()> {
         let corrupt = |what: String| Err(Error::Corrupt(what));
         let mut before = self.sentinel();

@@ -149,7 +149,7 @@ impl PrefixIndex {
         true
     }
 
-    /// Frees a place, and moves up whoever would no longer be found behind it.
+    /// Frees a place, and moves up the entry that would no longer be found behind it.
     fn vacate(&mut self, mut free: usize) {
         let mut at = self.after(free);
         while self.heads[at] != FREE {

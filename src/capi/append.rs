@@ -3,11 +3,11 @@
 use std::ffi::c_void;
 
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
+use super::ffi::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, inflight_kv_cache};
 use super::rope::inflight_rope;
 use super::status::{Failure, inflight_error, inflight_status};
-use super::steps::inflight_step_buffer;
+use super::step_buffer::inflight_step_buffer;
 use super::tensor::{device_tensor, inflight_tensor};
 use crate::error::Error;
 use crate::kernels::{AppendArgs, Rope};

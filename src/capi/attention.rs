@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::device::{backend, inflight_device};
-use super::guard::{
+use super::ffi::{
     Exclusive, Handle, Result, Versioned, call, count, create, flag, free, output, read, versioned,
 };
 use super::status::{Failure, inflight_error, inflight_status};
@@ -27,7 +27,7 @@ pub struct inflight_attention_config {
     pub num_q_heads: u32,
     /// KV heads; at least 1.
     pub num_kv_heads: u32,
-    /// Elements a head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
+    /// Elements per head: a multiple of 8 up to 256; on a GPU 64, 80, 96, 112, 128, 192 or 256.
     pub head_dim: u32,
     /// Type of queries and outputs, `INFLIGHT_DTYPE_*`: F32 (on a processor only), F16 or BF16.
     pub q_dtype: u32,
@@ -144,7 +144,7 @@ pub(super) unsafe fn limits_of(limits: *const inflight_step_limits) -> Result<St
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them.
 ///
-/// Once a step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once a layer
+/// Once per step `inflight_attention_plan`, then `inflight_step_buffer_upload`; then once per layer
 /// `inflight_append` and `inflight_attention_run`. Needs no scheduler: an `inflight_batch` says what
 /// the rows are.
 ///
@@ -163,7 +163,7 @@ impl Handle for inflight_attention {}
 /// Attention on a device, for steps within `limits`.
 ///
 /// On a GPU it loads kernels, and takes the memory of split rows from `config->workspace` or, where
-/// that is NULL, allocates it. Besides, it allocates counters of 4 bytes a tile that can be split.
+/// that is NULL, allocates it. Besides, it allocates counters of 4 bytes per tile that can be split.
 /// Nothing is allocated later. On a processor memory grows with the steps, and steps of like size
 /// allocate nothing.
 ///
@@ -200,7 +200,7 @@ pub unsafe extern "C" fn inflight_attention_create(
 /// Frees an attention. NULL does nothing. Step buffers made with it keep what they need of it. On a
 /// GPU this waits for the device's work, unless such a step buffer is left.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_attention_free(attention: *mut inflight_attention) {
     // SAFETY: NULL, or from `inflight_attention_create` and not used any more.

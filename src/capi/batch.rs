@@ -1,8 +1,8 @@
 //! The rows of a step, and masks over their keys.
 
-use super::guard::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
+use super::ffi::{Result, Versioned, array, at_most, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::{inflight_group, inflight_step_view};
+use super::step_view::{inflight_group, inflight_step_view};
 use crate::kernels::{BatchView, Mask, StepArrays, StepSource};
 use crate::types::BlockId;
 
@@ -89,7 +89,7 @@ const _: () = assert!(size_of::<BlockId>() == size_of::<u32>());
 /// The arrays of the caller's batch; what they hold is not checked but for the number of tokens.
 ///
 /// # Safety
-/// `batch` is NULL or a batch, whose arrays are NULL or as long as it says, and written by nobody
+/// `batch` is NULL or a batch, whose arrays are NULL or as long as it says, and not written
 /// during 'a.
 pub(super) unsafe fn arrays_of<'a>(batch: *const inflight_batch) -> Result<StepArrays<'a>> {
     // SAFETY: as the caller promises.
@@ -175,7 +175,7 @@ versioned! {
 /// The mask of the caller's for so many rows; none for NULL.
 ///
 /// # Safety
-/// `mask` is NULL or a mask, whose arrays are NULL or as long as it says, and written by nobody during
+/// `mask` is NULL or a mask, whose arrays are NULL or as long as it says, and not written during
 /// 'a.
 pub(super) unsafe fn mask_of<'a>(
     mask: *const inflight_mask,

@@ -4,10 +4,10 @@ use std::ffi::c_void;
 
 use super::device::{backend, inflight_device, stream_of};
 use super::elements::elements;
-use super::guard::{Exclusive, Handle, Result, at_most, at_most_max, call, create, free, shared};
+use super::ffi::{Exclusive, Handle, Result, at_most, at_most_max, call, create, free, shared};
 use super::kv::{caches_of, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::inflight_block_op;
+use super::step_view::inflight_block_op;
 use crate::cache::BlockOp;
 use crate::kernels::{Backend, BlockMover};
 
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn inflight_block_mover_create(
 
 /// Frees a mover. NULL does nothing. On a GPU this waits for the device's work.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_block_mover_free(mover: *mut inflight_block_mover) {
     // SAFETY: NULL, or from `inflight_block_mover_create` and not used any more.

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use super::elements::Room;
-use super::guard::{
+use super::ffi::{
     Entered, Exclusive, Handle, Result, Versioned, at_most_max, call, create, flag, free, output,
     read, shared, versioned, write,
 };
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::inflight_block_op;
+use super::step_view::inflight_block_op;
 use crate::cache::{BlockOp, CacheConfig, HashChain, KvCache, SeqId};
 use crate::types::{BlockId, Token};
 
@@ -26,7 +26,7 @@ pub struct inflight_cache_config {
     /// Blocks of the host pool, to swap sequences out to, at most `INFLIGHT_MAX_COUNT`; 0 (the
     /// default) for none. Each takes 4 bytes.
     pub num_host_blocks: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`. 16 by default.
     pub block_size: u32,
     /// 1 (the default) if full blocks are kept for later sequences that start with the same tokens.
     pub prefix_cache: u32,
@@ -55,7 +55,7 @@ pub struct inflight_cache {
 
 impl Handle for inflight_cache {}
 
-/// What is known of a sequence beside its blocks.
+/// What is known of a sequence besides its blocks.
 pub(super) struct Sequence {
     pub(super) tokens: Vec<Token>,
     pub(super) chain: HashChain,
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn inflight_cache_create(
 
 /// Frees a cache manager and all its sequences. NULL does nothing.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_cache_free(cache: *mut inflight_cache) {
     // SAFETY: NULL, or from `inflight_cache_create` and not used any more.

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::guard::{
+use super::ffi::{
     Handle, Result, Versioned, array, at_most, call, create, free, output, read, shared, text,
     versioned, write,
 };
@@ -53,7 +53,7 @@ pub struct inflight_cpu_config {
     pub cores: *const u32,
     /// Elements of `cores`, at most 1024.
     pub num_cores: usize,
-    /// Threads, at most 1024; 0 (the default) for one a core in `cores`, or a core that this process
+    /// Threads, at most 1024; 0 (the default) for one per core in `cores`, or a core that this process
     /// may use.
     pub threads: u32,
     /// `INFLIGHT_ISA_*`.
@@ -200,7 +200,7 @@ fn cuda(_ordinal: u32) -> Result<Device> {
 /// have ended when the last of device, attentions, step buffers and block movers that use them has
 /// been freed: the library may be unloaded then, and not before.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_device_free(device: *mut inflight_device) {
     // SAFETY: NULL, or from a `create` and not used any more.

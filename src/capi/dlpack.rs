@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr;
 
 use super::device::{backend, inflight_device};
-use super::guard::{Result, call, flag, give, plain};
+use super::ffi::{Result, call, flag, give, plain};
 use super::kv::{
     INFLIGHT_LAYOUT_HND, INFLIGHT_LAYOUT_NHD, Layer, inflight_kv_array, inflight_kv_cache,
 };
@@ -126,13 +126,13 @@ unsafe fn array_of(
         return refused(format!("has {} dimensions, not {ndim}", tensor.ndim));
     }
     // SAFETY: as the caller promises.
-    let shape = unsafe { super::guard::array(field, tensor.shape.cast_const(), ndim) }?;
+    let shape = unsafe { super::ffi::array(field, tensor.shape.cast_const(), ndim) }?;
     if let Some(size) = shape.iter().find(|&&size| size < 0) {
         return refused(format!("has a dimension of {size}"));
     }
     let strides = match tensor.strides.is_null() {
         // SAFETY: as the caller promises.
-        false => unsafe { super::guard::array(field, tensor.strides.cast_const(), ndim) }?.to_vec(),
+        false => unsafe { super::ffi::array(field, tensor.strides.cast_const(), ndim) }?.to_vec(),
         true => compact(shape)
             .ok_or_else(|| Failure::argument(field, "its elements do not fit 64 bits"))?,
     };
@@ -226,7 +226,7 @@ pub unsafe extern "C" fn inflight_tensor_from_dlpack(
         };
         made.parts("managed")?;
         // SAFETY: NULL or a tensor of the caller's.
-        unsafe { super::guard::write("tensor", tensor, made) }
+        unsafe { super::ffi::write("tensor", tensor, made) }
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
@@ -292,13 +292,13 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
         };
         Layer::try_from(&made)?;
         // SAFETY: NULL or a cache of the caller's.
-        unsafe { super::guard::write("cache", cache, made) }
+        unsafe { super::ffi::write("cache", cache, made) }
     };
     // SAFETY: `error` is NULL or the caller's.
     unsafe { call(error, body) }
 }
 
-/// Called once, on any thread, when nobody uses an exported array any more.
+/// Called once, on any thread, when an exported array is not used any more.
 pub type inflight_release_callback = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
 /// An exported array: what the consumer holds, and what it points to.
@@ -325,10 +325,10 @@ unsafe extern "C" fn delete(managed: *mut Versioned) {
 
 /// Exports a tensor of the device as a `DLManagedTensorVersioned` of DLPack 1.1, for a capsule named
 /// "dltensor_versioned". The memory stays the caller's: `release` (may be NULL) is called with
-/// `user_data` when the consumer's deleter says that nobody uses it any more. The work that writes the
+/// `user_data` when the consumer's deleter says that it is not used any more. The work that writes the
 /// tensor is the caller's to order before the consumer's.
 ///
-/// Outputs: `*managed`, which whoever holds it last frees by its own deleter; NULL on failure, and
+/// Outputs: `*managed`, which its last holder frees by its own deleter; NULL on failure, and
 /// `release` is not called then.
 /// Fails: INVALID_ARGUMENT naming `tensor` or `read_only`.
 /// Threads: any. Since 0.1.
@@ -386,7 +386,7 @@ pub unsafe extern "C" fn inflight_tensor_to_dlpack(
             release,
             user_data,
         }));
-        // SAFETY: just made, and nobody else's yet.
+        // SAFETY: just made, and not shared yet.
         let within = unsafe { &mut *exported };
         within.managed.context = exported.cast();
         within.managed.tensor.shape = within.shape.as_mut_ptr();

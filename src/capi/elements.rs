@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::{ptr, slice};
 
-use super::guard::{Result, check_pointer};
+use super::ffi::{Result, check_pointer};
 use super::status::{Failure, inflight_status};
 
 /// A struct of arrays, which may only grow.

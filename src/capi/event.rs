@@ -1,9 +1,9 @@
-//! What happened to requests, for whoever answers their clients.
+//! What happened to requests, for code that answers their clients.
 
 use super::elements::Element;
 use super::request::{INFLIGHT_NO_TOKEN, inflight_request_result};
 use super::status::inflight_status;
-use super::step::{INFLIGHT_FINISH_NONE, INFLIGHT_FINISH_STOPPED, finish_of};
+use super::step_view::{INFLIGHT_FINISH_NONE, INFLIGHT_FINISH_STOPPED, finish_of};
 use crate::scheduler::{Ended, Output};
 use crate::types::{RequestId, StepId};
 

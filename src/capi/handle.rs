@@ -12,7 +12,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::guard::{Result, check_pointer, give, infallible, inject_panic};
+use super::ffi::{Result, check_pointer, give, infallible, inject_panic};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::device::fork::Generation;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, Versioned, call, count, read, versioned, write};
+use super::ffi::{Result, Versioned, call, count, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{INFLIGHT_DTYPE_F32, INFLIGHT_DTYPE_FP8_E4M3, dtype_of, stride};
 use crate::error::Error;
@@ -68,7 +68,7 @@ pub struct inflight_kv_cache {
     pub struct_size: usize,
     /// Blocks; 1 to `INFLIGHT_MAX_COUNT`.
     pub num_blocks: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
     /// KV heads; 1 to 65536.
     pub num_heads: u32,

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{PoisonError, RwLock, TryLockError};
 
-use super::guard::{Versioned, infallible};
+use super::ffi::{Versioned, infallible};
 use crate::device::fork::PerProcess;
 
 /// Version of this header.
@@ -49,8 +49,9 @@ pub extern "C" fn inflight_abi_version() -> u32 {
     INFLIGHT_ABI_VERSION
 }
 
-/// How the library was built. All functions are there in every build: those that this one cannot
-/// offer return `INFLIGHT_STATUS_UNSUPPORTED` or `INFLIGHT_STATUS_NO_CUDA`.
+/// How the library was built. All functions are there in every build: those that need CUDA return
+/// `INFLIGHT_STATUS_NO_CUDA` where this one has no support for it, and `INFLIGHT_STATUS_NO_KERNEL_IMAGE`
+/// where it has no kernels.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct inflight_build_info {
@@ -133,7 +134,7 @@ fn architectures() -> &'static CStr {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_get_build_info(info: *mut inflight_build_info, size: usize) {
     // SAFETY: as the caller promises.
-    infallible((), || unsafe { super::guard::init(info, size) });
+    infallible((), || unsafe { super::ffi::init(info, size) });
 }
 
 /// Something went wrong inside the library.
@@ -174,7 +175,7 @@ fn current_log() -> &'static RwLock<Option<Log>> {
 }
 
 /// Has lines of the log of at most this level (`INFLIGHT_LOG_*`) given to `callback`; NULL for
-/// nobody, as at the start.
+/// no callback, as at the start.
 ///
 /// The library logs rarely: never in a step that goes well, and in this version only its own panics,
 /// which Rust reports on the error output as well. When this call returns, the callback
@@ -194,13 +195,13 @@ pub unsafe extern "C" fn inflight_set_log_callback(
     *current_log().write().unwrap_or_else(PoisonError::into_inner) = log;
 }
 
-/// Logs a line. The text is made only where somebody listens.
+/// Logs a line. The text is made only where a callback is set.
 pub(super) fn log(level: u32, text: impl FnOnce() -> String) {
     let log = current_log().read().unwrap_or_else(PoisonError::into_inner);
     let Some(log) = log.as_ref().filter(|log| level <= log.level) else { return };
     let line = text().replace(['\n', '\0'], " ");
     let Ok(line) = CString::new(line) else { return };
-    // SAFETY: whoever set the callback promised that it may be called so.
+    // SAFETY: the caller who set the callback promised that it may be called so.
     unsafe { (log.callback)(level, line.as_ptr(), log.user_data) };
 }
 

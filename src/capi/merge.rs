@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::device::{backend, inflight_device, stream_of};
 use super::elements::{Element, elements};
-use super::guard::{Result, Versioned, call, read, versioned};
+use super::ffi::{Result, Versioned, call, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::State;
@@ -42,7 +42,7 @@ pub struct inflight_merge_args {
     pub state_size: usize,
     /// Takes the outputs, of the states' shape. On a GPU it may be that of a state.
     pub o: *const inflight_tensor,
-    /// Takes the LSE, f32 `[tokens, heads]`; NULL for nobody. Not that of a state.
+    /// Takes the LSE, f32 `[tokens, heads]`; NULL where it is not wanted. Not that of a state.
     pub lse: *mut f32,
 }
 

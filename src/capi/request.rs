@@ -1,7 +1,7 @@
 //! What a caller asks for.
 
 use super::elements::{Element, elements};
-use super::guard::{Result, Versioned, at_most, bounded, copied, flag, versioned};
+use super::ffi::{Result, Versioned, at_most, bounded, copied, flag, versioned};
 use super::library::INFLIGHT_MAX_COUNT;
 use crate::cache::ExtraKey;
 use crate::request::{Repetition, Request};
@@ -125,7 +125,7 @@ pub struct inflight_request {
     pub num_contents: usize,
     /// `sizeof(inflight_content)`, where there are contents.
     pub content_size: usize,
-    /// Whom the request belongs to: for policies that are fair to clients, and for the caller.
+    /// The client that the request belongs to: for policies that are fair to clients, and for the caller.
     pub client: u64,
     /// When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is given;
     /// `INFLIGHT_NOW` by default.
@@ -133,7 +133,7 @@ pub struct inflight_request {
     /// Output tokens at most; at least 1. `max_model_len` caps prompt and output together.
     pub max_tokens: u32,
     /// Outputs below which repetition does not end the request. The end of sequence is not
-    /// affected: whoever samples must not sample it too early.
+    /// affected: the sampler must not sample it too early.
     pub min_tokens: u32,
     /// Token id that ends the request when sampled; `INFLIGHT_NO_TOKEN` (the default) for none.
     pub eos: u32,
@@ -158,7 +158,7 @@ versioned! {
     }
 }
 
-/// Elements of what a request points to beside its prompt: enough for all there is, and copied
+/// Elements of what a request points to besides its prompt: enough for all there is, and copied
 /// without a thought.
 const MOST: u64 = 1 << 16;
 
@@ -169,7 +169,7 @@ const MOST: u64 = 1 << 16;
 /// says.
 pub(super) unsafe fn request_of(request: *const inflight_request) -> Result<Request> {
     // SAFETY: as the caller promises.
-    let given = unsafe { super::guard::read("request", request) }?;
+    let given = unsafe { super::ffi::read("request", request) }?;
     // SAFETY: as the caller promises.
     unsafe { given.request() }.map_err(|failure| failure.of_request(given.id))
 }
@@ -218,10 +218,10 @@ impl inflight_request {
     }
 }
 
-/// Copies of what beside the tokens decides a block's content.
+/// Copies of what decides a block's content besides the tokens.
 ///
 /// # Safety
-/// Pointers are NULL or of as many elements as stand beside them.
+/// Pointers are NULL or of as many elements as the counts next to them say.
 pub(super) unsafe fn extra_keys_of(
     salt: (*const u8, usize),
     adapter: (*const u8, usize),

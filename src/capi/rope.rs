@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use super::guard::{Result, Versioned, array_mut, at_most_max, call, flag, read, versioned};
+use super::ffi::{Result, Versioned, array_mut, at_most_max, call, flag, read, versioned};
 use super::status::{Failure, inflight_error, inflight_status};
 use super::tensor::inflight_tensor;
 use crate::kernels::rope::{RopeConfig, RopePairs, RopeScaling};
@@ -43,11 +43,8 @@ versioned! {
 }
 
 impl inflight_rope {
-    /// Which elements make a pair; checks what is in no kernel's arguments, too.
+    /// Which elements make a pair.
     pub(super) fn pairs(&self) -> Result<RopePairs> {
-        if self.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         match self.pairs {
             INFLIGHT_ROPE_PAIRS_HALF => Ok(RopePairs::Half),
             INFLIGHT_ROPE_PAIRS_INTERLEAVED => Ok(RopePairs::Interleaved),
@@ -155,9 +152,6 @@ impl inflight_rope_config {
         };
         let config =
             RopeConfig { rotary_dim: self.rotary_dim as usize, theta: self.theta, scaling };
-        if self.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         config.check().map_err(|error| {
             Failure::from(error).renamed(&[("max_position", "original_max_position")])
         })?;

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 
 use super::elements::Room;
-use super::guard::{
+use super::ffi::{
     Entered, Exclusive, Handle, Result, Versioned, array, at_most, at_most_max, call, check,
     create, flag, free, output, read, shared, versioned, write,
 };
 use super::request::{inflight_request, inflight_request_result, request_of};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::step::{
+use super::step_view::{
     Delivered, inflight_group, inflight_outputs_view, inflight_row, inflight_samples,
     inflight_step_view, view_of,
 };
@@ -31,7 +31,7 @@ pub const INFLIGHT_POLICY_STATIC: u32 = 1;
 /// of others count as one level, and who has seen 1,024 goes first whatever its priority. These
 /// numbers are fixed here.
 pub const INFLIGHT_POLICY_PRIORITY: u32 = 2;
-/// Nobody is admitted who might have to give way: TensorRT-LLM's default.
+/// No request is admitted that might have to be preempted: TensorRT-LLM's default.
 pub const INFLIGHT_POLICY_NO_EVICT: u32 = 3;
 /// Admits whatever fits now: TensorRT-LLM's MAX_UTILIZATION.
 pub const INFLIGHT_POLICY_MAX_UTILIZATION: u32 = 4;
@@ -54,7 +54,7 @@ pub struct inflight_scheduler_config {
     pub num_host_blocks: u64,
     /// Requests that may wait; a submit beyond it is refused. No bound by default.
     pub max_waiting: u64,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default.
     pub block_size: u32,
     /// Requests that run at once. 256 by default.
     pub max_num_seqs: u32,
@@ -195,7 +195,7 @@ pub(super) struct State {
     spare: Vec<InFlight>,
     delivered: Delivered,
     wants_events: bool,
-    /// None while nobody could ask for them: without submitters, or not wanted.
+    /// None while they cannot be asked for: without submitters, or not wanted.
     events: Option<VecDeque<inflight_event>>,
 }
 
@@ -307,9 +307,6 @@ pub unsafe extern "C" fn inflight_scheduler_create(
     let make = || {
         // SAFETY: NULL or a config.
         let config = unsafe { read("config", config) }?;
-        if config.reserved != 0 {
-            return Err(Failure::argument("reserved", "is not 0"));
-        }
         let state = State {
             scheduler: Scheduler::new(config.config()?, config.policy()?)?,
             builder: BatchBuilder::new(config.buckets()?, None),
@@ -328,7 +325,7 @@ pub unsafe extern "C" fn inflight_scheduler_create(
 /// Frees a scheduler, whatever it holds. NULL does nothing. Views of its steps are gone; submitters
 /// may live on, and refuse everything.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_scheduler_free(scheduler: *mut inflight_scheduler) {
     // SAFETY: NULL, or from `inflight_scheduler_create` and not used any more.
@@ -503,7 +500,7 @@ pub unsafe extern "C" fn inflight_scheduler_set_draft(
 /// Outputs: `*view`, prepared with `inflight_step_view_init`: the step, whose arrays are valid until
 /// its commit or abandon. `num_rows` is 0 where there is nothing to run; such a step is committed,
 /// with no tokens, or abandoned as any other.
-/// Fails, and there is no step: TOO_MANY_STEPS_IN_FLIGHT; STALLED when the policy lets nobody run,
+/// Fails, and there is no step: TOO_MANY_STEPS_IN_FLIGHT; STALLED when the policy lets no request run,
 /// which is for the caller to mend (cancel a request, or wait for what else holds blocks);
 /// INVALID_ARGUMENT, STRUCT_SIZE, IN_USE, POISONED. Requests may have been received and preempted.
 /// Threads: one at a time. Since 0.1.

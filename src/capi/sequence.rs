@@ -1,7 +1,7 @@
 //! The sequences of a cache manager.
 
 use super::cache::{Sequence, State, enter, inflight_cache};
-use super::guard::{
+use super::ffi::{
     Result, Versioned, append, bounded, call, copied, count, lent, output, read, versioned,
 };
 use super::library::INFLIGHT_MAX_COUNT;
@@ -10,7 +10,7 @@ use super::status::{Failure, inflight_error, inflight_status};
 use crate::cache::{HashChain, KvCache, SeqId};
 use crate::types::{Token, known};
 
-/// What beside its tokens decides the content of a sequence's blocks: sequences share cached blocks
+/// What, besides its tokens, decides the content of a sequence's blocks: sequences share cached blocks
 /// only where all of it is the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn inflight_cache_extend(
 }
 
 /// Looks up the longest cached prefix of a sequence's tokens, of at most `max_tokens`: one less than
-/// it has, since somebody must compute the logits of the last. Nothing is held before
+/// it has, since a step must compute the logits of the last. Nothing is held before
 /// `inflight_cache_allocate`.
 ///
 /// Outputs: `*num_cached`, its tokens, a multiple of the block size.
@@ -152,12 +152,6 @@ fn find(state: &mut State, seq: u64, num_cached: u64, num_tokens: u64) -> Result
         if cached % cache.block_size() != 0 || cached > num_tokens {
             let reason = format!("{cached} of {num_tokens} tokens are no whole blocks of them");
             return Err(Failure::argument("num_cached", reason));
-        }
-        if cache.is_swapped_out(id) {
-            return Err(Failure::argument("seq", "is swapped out"));
-        }
-        if cached > 0 && !cache.table(id).is_empty() {
-            return Err(Failure::argument("num_cached", "the sequence has blocks already"));
         }
         let usable = cache.pool().num_usable();
         if cache.blocks_for(num_tokens) > usable {
@@ -210,7 +204,7 @@ pub unsafe extern "C" fn inflight_cache_blocks_needed(
 /// `inflight_cache_take_ops`.
 ///
 /// Outputs: `*num_blocks`, the blocks it took from the free ones; NULL if the caller does not care.
-/// Fails, and nothing has changed: OUT_OF_BLOCKS (preempt somebody, or try again later);
+/// Fails, and nothing has changed: OUT_OF_BLOCKS (preempt a request, or try again later);
 /// INVALID_ARGUMENT when the sequence is unknown or swapped out, when the prefix is not cached any
 /// more or the sequence has blocks, and when the whole pool would not hold the tokens; IN_USE,
 /// POISONED.
@@ -252,7 +246,7 @@ pub unsafe extern "C" fn inflight_cache_allocate(
 }
 
 /// Makes the sequence's full blocks among its first `num_tokens` tokens findable for others. Also
-/// ahead of the step that computes them, if whoever finds them runs after it or in it.
+/// ahead of the step that computes them, if the sequence that finds them runs after it or in it.
 ///
 /// Fails, and nothing has changed: INVALID_ARGUMENT, IN_USE, POISONED.
 /// Threads: one at a time. Since 0.1.
@@ -341,8 +335,8 @@ pub unsafe extern "C" fn inflight_cache_truncate(
     unsafe { with(cache, seq, error, body) }
 }
 
-/// Starts a sequence with the tokens and keys of `seq` that shares all its blocks. Whoever first
-/// writes to a shared block gets a copy of it, by `inflight_cache_allocate`.
+/// Starts a sequence with the tokens and keys of `seq` that shares all its blocks. The first
+/// of them to write to a shared block gets a copy of it, by `inflight_cache_allocate`.
 ///
 /// Outputs: `*child`.
 /// Fails, and nothing has changed: INVALID_ARGUMENT when it is unknown or swapped out;

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
-use super::guard::{Versioned, text, versioned};
+use super::ffi::{Versioned, text, versioned};
 use crate::error::Error;
 use crate::types::RequestId;
 
@@ -68,7 +68,7 @@ pub enum inflight_status {
     /// This build has no kernels that the device can run, or its driver: one that is older than the
     /// toolkit that compiled them allows. The message says which, and what to do.
     NoKernelImage = 304,
-    /// The device, or this build, does not offer what was asked for.
+    /// The device, or this build, does not offer what was asked for. No call of this version returns it.
     Unsupported = 305,
     /// An invariant does not hold: a bug in the library.
     Corrupt = 900,

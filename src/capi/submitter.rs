@@ -1,6 +1,6 @@
 //! Submitting and cancelling from any thread.
 
-use super::guard::{Handle, Result, Watch, call, create, free, shared};
+use super::ffi::{Handle, Result, Watch, call, create, free, shared};
 use super::request::{inflight_request, request_of};
 use super::scheduler::{enter, inflight_scheduler};
 use super::status::{Failure, inflight_error, inflight_status};
@@ -55,7 +55,7 @@ pub unsafe extern "C" fn inflight_submitter_create(
 
 /// Frees a submitter. NULL does nothing. What it handed over stays handed over.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_submitter_free(submitter: *mut inflight_submitter) {
     // SAFETY: NULL, or from `inflight_submitter_create` and not used any more.

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::guard::{Result, Versioned, at_most_max, call, read, versioned, write};
+use super::ffi::{Result, Versioned, at_most_max, call, read, versioned, write};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::kernels::tensor::Shape;
 use crate::kernels::{DType, DeviceTensor};
@@ -58,7 +58,7 @@ pub struct inflight_tensor {
     pub head_stride: i64,
     /// Heads; at least 1.
     pub heads: u32,
-    /// Elements a head; at least 1.
+    /// Elements per head; at least 1.
     pub head_dim: u32,
     /// `INFLIGHT_DTYPE_*`.
     pub dtype: u32,

@@ -2,7 +2,7 @@
 
 use std::{ptr, slice};
 
-use super::guard::{Result, check_pointer};
+use super::ffi::{Result, check_pointer};
 use super::status::{Failure, inflight_status};
 
 /// A struct of the ABI that begins with its own size and may only grow.

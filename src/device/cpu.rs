@@ -111,7 +111,7 @@ impl FromStr for Isa {
 /// How many threads, where, and with which instructions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuConfig {
-    /// Threads of the pool; `None` for one a core that this process may use.
+    /// Threads of the pool; `None` for one per core that this process may use.
     pub threads: Option<usize>,
     /// Cores to pin the threads to, one each, in order; `None` leaves them to the system. Linux
     /// only.
@@ -205,7 +205,10 @@ impl Cpu {
         }
         let cores = config.cores.clone();
         if cores.as_ref().is_some_and(|cores| cores.len() != threads) {
-            return Err(Error::argument("cores", format!("there must be {threads}, one a thread")));
+            return Err(Error::argument(
+                "cores",
+                format!("there must be {threads}, one per thread"),
+            ));
         }
         check_cores(cores.as_deref().unwrap_or_default())?;
         // Before the threads: those of a fork in between are not the child's.

@@ -20,9 +20,9 @@ pub struct AttentionArgs {
     pub o: DeviceTensor,
     /// Address of the LSE, f32 `[tokens, num_q_heads]`; 0 for none.
     pub lse: u64,
-    /// Address of ALiBi slopes, f32, one a query head; 0 for none.
+    /// Address of ALiBi slopes, f32, one per query head; 0 for none.
     pub alibi_slopes: u64,
-    /// Address of sink logits, f32, one a query head; 0 for none.
+    /// Address of sink logits, f32, one per query head; 0 for none.
     pub sinks: u64,
 }
 

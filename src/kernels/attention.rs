@@ -31,7 +31,7 @@ pub struct AttentionConfig {
     pub num_q_heads: usize,
     /// KV heads.
     pub num_kv_heads: usize,
-    /// Elements a head: a multiple of 8 up to 256.
+    /// Elements per head: a multiple of 8 up to 256.
     pub head_dim: usize,
     /// Type of queries and outputs: f32, f16 or bf16.
     pub q_dtype: DType,
@@ -131,7 +131,7 @@ impl AttentionConfig {
 pub struct Mask<'a> {
     /// The bits.
     pub bits: &'a [u8],
-    /// Where each row's bytes begin; one entry a row, and one past the last.
+    /// Where each row's bytes begin; one entry per row, and one past the last.
     pub indptr: &'a [u32],
     /// Keys a row's mask covers; at most its `kv_len`.
     pub widths: &'a [u32],

@@ -94,7 +94,7 @@ fn other_device(field: &'static str) -> Error {
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them.
 ///
-/// [`plan`](Self::plan) and [`StepBuffer::upload`] once a step, then [`run`](Self::run) once a layer.
+/// [`plan`](Self::plan) and [`StepBuffer::upload`] once per step, then [`run`](Self::run) once per layer.
 /// The same plan gives the same bits; with [`fixed_split`](AttentionConfig::fixed_split) a row's bits
 /// are the same in any batch.
 #[derive(Debug)]

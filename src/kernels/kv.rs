@@ -30,11 +30,11 @@ pub struct KvLayout {
     pub dtype: DType,
     /// Blocks.
     pub num_blocks: usize,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_size: usize,
     /// KV heads.
     pub num_heads: usize,
-    /// Elements a head.
+    /// Elements per head.
     pub head_dim: usize,
     /// Strides of K.
     pub k: KvStrides,

@@ -25,7 +25,7 @@ pub struct BatchView<'a> {
     pub kv_indices: &'a [BlockId],
     /// Tokens in the last block of each row, this step's included; 0 for a row without blocks.
     pub kv_last_page_len: &'a [u32],
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_size: usize,
 }
 

@@ -25,7 +25,7 @@ impl DType {
     /// All there are.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Fp8E4m3];
 
-    /// Bytes an element.
+    /// Bytes per element.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -133,7 +133,7 @@ pub struct Shape {
     pub tokens: usize,
     /// Heads.
     pub heads: usize,
-    /// Elements a head.
+    /// Elements per head.
     pub head_dim: usize,
     /// Elements from one token to the next.
     pub token_stride: usize,
@@ -236,7 +236,7 @@ macro_rules! view {
             ///
             /// # Safety
             /// Every element of `shape` lies in memory valid for as long as the view lives, for
-            /// reads and, if the view is mutable, for writes by nobody else; the shape's extent in
+            /// reads and, if the view is mutable, for writes by this view alone; the shape's extent in
             /// bytes is below `isize::MAX`.
             #[must_use]
             pub unsafe fn from_raw(data: $ptr, dtype: DType, shape: Shape) -> Self {

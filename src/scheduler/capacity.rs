@@ -3,7 +3,7 @@
 use crate::types::{RequestId, Time};
 
 /// A waiting request whose turn it is, and what it asks of the cache. Blocks count what the free
-/// queue would lose, cached prefix blocks that nobody holds included.
+/// queue would lose, cached prefix blocks that no sequence holds included.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     /// The request.
@@ -12,7 +12,7 @@ pub struct Candidate {
     pub priority: i32,
     /// When it came.
     pub arrival: Time,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
     /// Blocks for what it would compute in this step.
     pub blocks_now: usize,
@@ -67,7 +67,7 @@ pub trait Capacity: Send {
     }
 
     /// Whether [`Occupancy`]'s fields about completion are to be computed: a pass over the running
-    /// requests in each step with somebody waiting.
+    /// requests in each step with a request waiting.
     fn looks_ahead(&self) -> bool {
         false
     }
@@ -102,8 +102,8 @@ impl Capacity for Optimistic {
     }
 }
 
-/// Admits a request only if everybody can run to the end: TensorRT-LLM's `GUARANTEED_NO_EVICT`
-/// (capacityScheduler.cpp). Nobody is ever preempted.
+/// Admits a request only if every request can run to the end: TensorRT-LLM's `GUARANTEED_NO_EVICT`
+/// (capacityScheduler.cpp). No request is ever preempted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GuaranteedNoEvict;
 
@@ -156,7 +156,7 @@ impl Capacity for StaticBatch {
 pub struct Orca {
     /// Requests of this priority or a lower value do not wait for the next round.
     pub at_once: i32,
-    /// The batch is about to finish when nobody has more than this many output tokens to go.
+    /// The batch is about to finish when no request has more than this many output tokens to go.
     pub about_to_finish: u32,
 }
 

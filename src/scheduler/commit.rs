@@ -138,7 +138,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Whether all that runs is held for nobody's sake.
+    /// Whether all that runs is held for no request's sake.
     pub(super) fn batch_has_ended(&self) -> bool {
         self.running.iter().all(|&slot| self.entries[slot as usize].state == State::Ended)
     }
@@ -171,7 +171,7 @@ impl Scheduler {
         // Its batch may be gone by cancellation, and the rectangle be that of the next.
         let steps = &mut self.rectangle.steps;
         *steps = steps.saturating_sub(u32::from(step.padding.is_some()));
-        // Nobody knows how far the copies got. Whoever they were for starts anew: swapped in, it was
+        // How far the copies got is not known. The request they were for starts anew: swapped in, it was
         // admitted; swapped out, it is among the preempted.
         for op in step.block_ops.iter().filter(|op| op.kind != BlockOp::SWAP_OUT) {
             self.cache.forget(BlockId(op.dst));

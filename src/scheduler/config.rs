@@ -33,7 +33,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// vLLM's defaults for a server, over this cache: 256 requests, 8,192 tokens a step,
+    /// vLLM's defaults for a server, over this cache: 256 requests, 8,192 tokens per step,
     /// sequences as long as the cache, one step at a time.
     #[must_use]
     pub fn new(cache: CacheConfig) -> Self {

@@ -206,7 +206,7 @@ impl Entry {
         self.num_tokens() - self.num_prompt
     }
 
-    /// Tokens whose KV it can come to need: all but the last, which nobody computes.
+    /// Tokens whose KV it can come to need: all but the last, which is not computed.
     pub(super) fn max_kv(&self) -> u32 {
         self.max_total - 1
     }

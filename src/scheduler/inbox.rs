@@ -140,7 +140,7 @@ pub enum Received {
     Refused {
         /// The request.
         id: RequestId,
-        /// Whom it belongs to.
+        /// The client that it belongs to.
         client: u64,
         /// [`Error::DuplicateRequest`] or [`Error::QueueFull`].
         error: Error,

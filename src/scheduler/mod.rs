@@ -139,7 +139,7 @@ pub struct Scheduler {
     output_tokens: Vec<Token>,
     released: Vec<RequestId>,
     ended: Vec<Ended>,
-    /// Released since nobody of their static batch was left, to be told with the next commit.
+    /// Released since no request of their static batch was left, to be told with the next commit.
     released_early: Vec<RequestId>,
 }
 
@@ -340,7 +340,7 @@ impl Scheduler {
     }
 
     /// Takes the names off blocks that steps in flight compute, before they are given up: once they
-    /// are, nobody could if such a step is abandoned.
+    /// are, it is too late when such a step is abandoned.
     fn take_back_names(&mut self, slot: u32) -> Result<()> {
         let entry = &self.entries[slot as usize];
         let computed = entry.num_computed.saturating_sub(entry.num_in_flight);
@@ -398,7 +398,7 @@ impl Scheduler {
         self.by_id.len()
     }
 
-    /// Tokens that the running requests' blocks have room for and nobody needs: the rest of last
+    /// Tokens that the running requests' blocks have room for and that none needs: the rest of last
     /// blocks, what is reserved ahead, and all that ended requests of a static batch hold.
     #[must_use]
     pub fn kv_slack(&self) -> usize {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// What happens behind a request that must wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadOfLine {
-    /// Everybody waits: a large request is never starved by small ones (vLLM).
+    /// All wait: a large request is never starved by small ones (vLLM).
     #[default]
     Strict,
     /// Up to `lookahead` requests behind it are tried, until `bound` of them have passed it.
@@ -95,7 +95,7 @@ impl Policy {
         }
     }
 
-    /// TensorRT-LLM's default: nobody is admitted who might have to give way.
+    /// TensorRT-LLM's default: no request is admitted that might have to be preempted.
     #[must_use]
     pub fn no_evict() -> Self {
         Self { capacity: Box::new(GuaranteedNoEvict), ..Self::continuous() }

@@ -19,14 +19,14 @@ pub struct Running {
     pub num_blocks: u32,
     /// Times it was preempted.
     pub num_preemptions: u32,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
 }
 
 /// Chooses the request to preempt.
 pub trait Victim: Send {
     /// An index into `running`, which is in order of admission and holds at least the request
-    /// that lacks a block; an index out of range preempts nobody, and that request waits.
+    /// that lacks a block; an index out of range preempts none, and that request waits.
     fn choose(&self, running: &mut dyn ExactSizeIterator<Item = Running>) -> usize;
 }
 

@@ -17,7 +17,7 @@ pub struct Waiting {
     pub arrival: Time,
     /// Admissions there had been when it came; kept when it is preempted.
     pub since: u64,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
     /// Tokens of its prompt.
     pub num_prompt: u32,
@@ -151,23 +151,23 @@ pub enum Ageing {
 
 /// Lowest value first, then first come.
 ///
-/// Waiting raises a request by [`Ageing`]; whoever has seen `max_admissions` others admitted, or
+/// Waiting raises a request by [`Ageing`]; a request that has seen `max_admissions` others admitted, or
 /// has waited `max_wait` nanoseconds, goes first, the oldest foremost (the first submitted: requests
-/// are expected in order of arrival). So nobody is overtaken by
+/// are expected in order of arrival). So no request is overtaken by
 /// more than `max_admissions` requests that came later.
 #[derive(Debug)]
 pub struct Priority {
     ageing: Ageing,
     max_admissions: u64,
     max_wait: u64,
-    /// By effective priority. Everybody ages at one rate, so the order of two never changes.
+    /// By effective priority. All age at one rate, so the order of two never changes.
     ranked: BTreeMap<(i128, Time, RequestId, u32), Waiting>,
     /// By age.
     oldest: BTreeMap<(u64, Time, RequestId, u32), Waiting>,
 }
 
 impl Default for Priority {
-    /// One level for 256 admissions; nobody sees more than 1,024 others go first.
+    /// One level for 256 admissions; no request sees more than 1,024 others go first.
     fn default() -> Self {
         Self::new(Ageing::Admissions(256), 1024, u64::MAX)
     }

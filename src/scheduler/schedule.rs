@@ -20,12 +20,12 @@ struct Draft {
 
 impl Scheduler {
     /// Decides the next step, at a time that is at least that of the call before. The step is in
-    /// flight until it is committed or abandoned; it may be empty when everybody waits for steps
-    /// in flight, or nobody is there.
+    /// flight until it is committed or abandoned; it may be empty when all requests wait for steps
+    /// in flight, or there is none.
     ///
     /// # Errors
     /// [`Error::TooManyStepsInFlight`]; [`Error::Stalled`] when nothing is in flight and the
-    /// policy lets nobody run. Nothing has been scheduled then.
+    /// policy lets no request run. Nothing has been scheduled then.
     pub fn schedule(&mut self, now: Time) -> Result<&Step> {
         let limit = self.config.max_steps_in_flight;
         if self.in_flight.len() >= limit {
@@ -53,7 +53,7 @@ impl Scheduler {
             Batching::Static => Draft { step, budget: u32::MAX, per_request: u32::MAX },
         };
         let result = self.run_running(&mut draft).and_then(|()| {
-            // Memory is short: whoever waits would only make it shorter.
+            // Memory is short: what waits would only make it shorter.
             if draft.step.preempted.is_empty() { self.admit(&mut draft) } else { Ok(()) }
         });
         let mut step = draft.step;
@@ -108,7 +108,7 @@ impl Scheduler {
     }
 
     /// Gets blocks for the request's tokens up to `end`, preempting until they are there. False
-    /// when it had to give way itself, or nobody may.
+    /// when it was preempted itself, or none may be.
     fn grow(&mut self, slot: u32, end: u32, draft: &mut Draft, at: &mut usize) -> Result<bool> {
         loop {
             let entry = &mut self.entries[slot as usize];
@@ -122,7 +122,7 @@ impl Scheduler {
                 Err(Error::OutOfBlocks { .. }) => {}
                 Err(error) => return Err(error),
             }
-            // Nobody gives way in a static batch: its members have what they may need.
+            // No request of a static batch is preempted: its members have what they may need.
             if self.policy.batching == Batching::Static {
                 return Ok(false);
             }

@@ -198,7 +198,7 @@ pub enum Sampled<'a> {
 pub struct Output {
     /// The request.
     pub id: RequestId,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
     pub(super) start: u32,
     pub(super) len: u32,

@@ -95,12 +95,12 @@ struct Tokens {
     o: Tensor,
 }
 
-/// A cache of its own for tokens that nobody reads.
+/// A cache of its own for tokens that are not read.
 #[derive(Debug, Default)]
 struct Spare {
     blocks: usize,
     kv: Option<(Buffer, Buffer)>,
-    /// One a token.
+    /// One per token.
     slots: Vec<i64>,
 }
 

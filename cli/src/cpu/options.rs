@@ -13,11 +13,11 @@ use crate::Failure;
 use crate::args::CpuOptions;
 use crate::tensor::available_bytes;
 
-/// Tokens of KV, where nobody says how many.
+/// Tokens of KV, where no option says how many.
 pub(crate) const KV_TOKENS: usize = 8192;
-/// Requests that run at once, where nobody says how many.
+/// Requests that run at once, where no option says how many.
 pub(crate) const MAX_NUM_SEQS: usize = 16;
-/// Tokens a step, where nobody says how many: a chunk of 2,048 would hold up everybody else's next
+/// Tokens per step, where no option says how many: a chunk of 2,048 would hold up all other requests' next
 /// token for longer than on a GPU.
 pub(crate) const MAX_NUM_BATCHED_TOKENS: usize = 512;
 const LAYERS: usize = 2;

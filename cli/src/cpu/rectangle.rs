@@ -7,7 +7,7 @@ use inflight::{BlockId, Error, Result};
 
 /// The rows of a static batch, all as long as the longest.
 ///
-/// A row that computes something has its own block table, lengthened. Nobody reserved memory for
+/// A row that computes something has its own block table, lengthened. No memory was reserved for
 /// padding, so what a table lacks are other blocks of the pool, one after the other and then from
 /// the start: reading them is as much traffic, and what they hold changes no figure.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ impl Rectangle {
         self.kv_indices.extend_from_slice(own);
         own.iter().for_each(|block| self.holder[block.index()] = row);
         for _ in own.len()..blocks {
-            // There is one: the pool has `blocks` blocks beside the null block.
+            // There is one: the pool has `blocks` blocks besides the null block.
             let free = loop {
                 self.next = (self.next + 1) % self.holder.len() as u32;
                 let holder = &mut self.holder[self.next as usize];

@@ -183,7 +183,7 @@ pub(crate) struct Summary {
 pub(crate) struct Measured {
     /// FLOPs of attention.
     pub(crate) attention_flops: f64,
-    /// Bytes of keys and values read, each row's once a step and layer.
+    /// Bytes of keys and values read, each row's once per step and layer.
     pub(crate) kv_bytes_read: f64,
 }
 

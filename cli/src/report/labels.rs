@@ -7,7 +7,7 @@ const LINE_HEIGHT: f64 = 15.0;
 const GAP: f64 = 4.0;
 /// More distance from other lines than this is no better.
 const ENOUGH: f64 = 24.0;
-/// Score of a name with a leader of no length: beside the line is better, but not at any price.
+/// Score of a name with a leader of no length: next to the line is better, but not at any price.
 const LEADER: f64 = 6.0;
 /// Lines are followed in pieces of this many pixels, so that none slips through a name.
 const PIECE: f64 = 3.0;
@@ -24,7 +24,7 @@ pub(super) struct Label {
     pub(super) y: f64,
     /// SVG `text-anchor`.
     pub(super) anchor: &'static str,
-    /// From the line to a name that found no room beside it.
+    /// From the line to a name that found no room next to it.
     pub(super) leader: Option<[Point; 2]>,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn place(lines: &[Line<'_>], size: Point) -> Vec<Option<Label>> {
         let width = (lines[i].name.chars().count() as f64 * 6.8 + 4.0).min(size.0 * 0.6);
         let others = (0..lines.len()).filter(|&j| j != i).map(|j| dense[j].as_slice()).collect();
         let around = Surroundings { size, own: &dense[i], others, taken: &taken };
-        let best = match around.beside(width) {
+        let best = match around.next_to(width) {
             Some(near) if near.score >= LEADER => Some(near),
             poor => poor.into_iter().chain(around.apart(width)).max_by(by_score),
         };
@@ -92,7 +92,7 @@ pub(super) fn place(lines: &[Line<'_>], size: Point) -> Vec<Option<Label>> {
 
 impl Surroundings<'_> {
     /// Above, below, right and left of points of the line.
-    fn beside(&self, width: f64) -> Option<Candidate> {
+    fn next_to(&self, width: f64) -> Option<Candidate> {
         let middle = LINE_HEIGHT / 2.0;
         let stride = (self.own.len() / 80).max(1);
         let places = self.own.iter().step_by(stride).flat_map(|&(x, y)| {

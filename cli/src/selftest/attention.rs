@@ -274,7 +274,7 @@ impl World {
         Ok((o, lse))
     }
 
-    /// Runs all of it, and the reference beside it.
+    /// Runs all of it and compares it with the reference.
     fn compare(&self, device: &Device, features: &Features, worst: &mut Worst) -> Result<()> {
         let config = self.config(features);
         let (o, lse) = self.run(device, features, config, 0..self.rows.len())?;

@@ -212,7 +212,7 @@ impl Report {
         let compared = crate::numbers::group(compared);
         let (passed, failed, seconds) = (self.passed, self.failed, self.seconds);
         text += "\nerror, bound: absolute, against f64; outputs of attention are at most 1, rotated \
-                 numbers 1.5\n(queries beside an fp8 cache count eightfold); where bits or \
+                 numbers 1.5\n(queries with an fp8 cache count eightfold); where bits or \
                  bytes are compared, 0 is asked for\n";
         text + &format!(
             "\n{passed} passed, {failed} failed: {compared} numbers in {seconds:.1} s\n"

@@ -37,7 +37,7 @@ pub(crate) struct GpuSpec {
     pub(crate) memory_bytes: u64,
     /// Fraction of the memory the engine may fill: 0.9, as is vLLM's default.
     pub(crate) memory_utilization: f64,
-    /// Peak bandwidth of device memory, bytes a second.
+    /// Peak bandwidth of device memory, bytes per second.
     pub(crate) bandwidth: f64,
     /// Fraction of the bandwidth that reading weights and KV reaches. 0.85 (fitted): large
     /// matrix-vector products and paged attention get 80 to 90 % of the data sheet.
@@ -48,9 +48,9 @@ pub(crate) struct GpuSpec {
     /// A100 (fitted). 0.55 on H100 and H200, which lower their clocks under such load: 500 to 620
     /// TFLOP/s are published for matrix products and attention.
     pub(crate) flop_efficiency: f64,
-    /// Scheduling, launching, sampling and copying the tokens back, seconds a step.
+    /// Scheduling, launching, sampling and copying the tokens back, seconds per step.
     pub(crate) step_overhead_s: f64,
-    /// Launch gaps and kernels too small to count in bytes or FLOPs, seconds a layer.
+    /// Launch gaps and kernels too small to count in bytes or FLOPs, seconds per layer.
     pub(crate) layer_overhead_s: f64,
     /// Sampling and bookkeeping, seconds for each request in the step.
     pub(crate) row_overhead_s: f64,
@@ -305,7 +305,7 @@ impl CostModel {
         memory.max(compute)
     }
 
-    /// Tokens of KV for which there is room beside weights and activations; 0 where the model does
+    /// Tokens of KV for which there is room next to weights and activations; 0 where the model does
     /// not fit.
     pub(crate) fn kv_capacity_tokens(&self) -> u64 {
         let usable = (self.gpu.memory_bytes as f64 * self.gpu.memory_utilization) as u64;
@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn kv_bytes_of_known_models() {
         let kv = |name| model(name).map(ModelSpec::kv_bytes_per_token);
-        // 800 KiB a token of a 13B model is the figure of the vLLM paper.
+        // 800 KiB per token of a 13B model is the figure of the vLLM paper.
         assert_eq!(kv("llama-13b"), Some(800 << 10));
         assert_eq!(kv("opt-13b"), Some(800 << 10));
         assert_eq!(kv("llama-3-8b"), Some(128 << 10));

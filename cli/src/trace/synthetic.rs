@@ -118,7 +118,7 @@ impl Synthetic {
 }
 
 /// Replaces the arrivals of `trace`, keeping the order of its requests, by those of a Poisson
-/// process of `rate` requests a second. The first request comes at 0. Later turns of a session come
+/// process of `rate` requests per second. The first request comes at 0. Later turns of a session come
 /// when the one before has ended, and its delay is over.
 ///
 /// # Errors

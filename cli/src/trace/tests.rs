@@ -298,7 +298,7 @@ fn files_that_cannot_be_read() {
     assert_eq!(error.to_string(), format!("{}: is a directory", directory.display()));
 }
 
-/// A public trace, where there is a copy beside the workspace; says so where there is none.
+/// A public trace, where there is a copy next to the workspace; says so where there is none.
 fn public(path: &str) -> Option<Trace> {
     let traces: PathBuf =
         [env!("CARGO_MANIFEST_DIR"), "..", "..", "shared", "traces"].iter().collect();

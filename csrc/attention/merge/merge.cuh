@@ -11,7 +11,7 @@ namespace inflight {
 
 constexpr int merge_threads = INFLIGHT_MERGE_THREADS;
 
-// Vectors of outputs a thread has under way.
+// Vectors of outputs that a thread has under way.
 constexpr int merge_unroll = 4;
 
 // The states' shares of a row.

@@ -24,7 +24,7 @@ struct Work {
           row(load_row(step_of(p.step), step_of(p.step)->block_size, part.row)),
           group(group) {}
     ARCH_MEMBER uint32_t rows() const { return part.q_len * group; }
-    // `unpacked`: what values are to be multiplied by, beside their scale.
+    // `unpacked`: what values are to be multiplied by, besides their scale.
     ARCH_MEMBER Target target(const inflight_attention_params& p, float unpacked) const {
         const float scale = kv_scale(p.v_scale, p.scale_stride, part.head) * unpacked;
         return {row.first_token + part.q_start, part.head * group, group, scale};
@@ -294,7 +294,7 @@ class Prefill {
     }
 
     // Four outputs in a row of the pair of fragments `pair`, `x` of row `half` of 16 rows m:
-    // lanes of 16-bit values have two of each fragment, and exchange with the lane beside.
+    // lanes of 16-bit values have two of each fragment, and exchange with the lane next to them.
     ARCH_MEMBER void write_output(uint32_t* to, int m, int half, int pair, float factor) const {
         const float (&a)[4] = o[m][2 * pair];
         const float (&b)[4] = o[m][2 * pair + 1];

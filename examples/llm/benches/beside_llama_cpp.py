@@ -1,4 +1,4 @@
-"""llama.cpp beside `llm bench`, on the same machine, one after the other, several times.
+"""llama.cpp next to `llm bench`, on the same machine, one after the other, several times.
 
     pip install llama-cpp-python        # builds llama.cpp, some minutes
     python3 beside_llama_cpp.py MODEL.gguf --program ../../../target/release/llm

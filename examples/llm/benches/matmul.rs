@@ -1,4 +1,4 @@
-//! Speed of the matrix products of a model file, beside candle's and a plain read of the weights:
+//! Speed of the matrix products of a model file, against candle's and a plain read of the weights:
 //! `cargo bench --bench matmul -- model.gguf [threads]`.
 //!
 //! Every figure is the best of some rounds, so that other load on the machine counts least. The

@@ -1,6 +1,6 @@
 //! Sequences that fork: the library's cache and kernels without its scheduler.
 //!
-//! A fork shares every block of its parent. Whoever first writes to a shared block gets a copy of it,
+//! A fork shares every block of its parent. The first branch that writes to a shared block gets a copy of it,
 //! made by the device before the step's kernels run, so branches cost memory only where they differ.
 
 use anyhow::{Result, bail};
@@ -81,7 +81,7 @@ impl Branches {
 
     /// Computes tokens of sequences, each at most once, in one step: the logits after each one's
     /// last, `[rows, vocab]`. Where the cache has no room, or a row is wrong, nothing is computed;
-    /// where the device fails, nobody knows what the cache holds, and there are no steps any more.
+    /// where the device fails, what the cache holds is not known, and there are no steps any more.
     pub fn run(&mut self, rows: &[Row<'_>]) -> Result<&mut [f32]> {
         let vocab = self.vocab();
         if self.has_failed {

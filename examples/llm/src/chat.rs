@@ -18,7 +18,7 @@ use crate::tokenizer::Tokenizer;
 /// For models without a template of their own.
 const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// What somebody said.
+/// A message of one role.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Message {
     /// "system", "user" or "assistant".

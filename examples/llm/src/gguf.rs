@@ -54,7 +54,7 @@ pub struct Gguf {
     path: PathBuf,
     content: Content,
     reader: BufReader<File>,
-    /// Tensors that nobody has asked for.
+    /// Tensors that were not asked for.
     unread: BTreeSet<String>,
 }
 

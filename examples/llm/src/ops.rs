@@ -1,4 +1,4 @@
-//! What a layer computes beside its matrix products and its attention.
+//! What a layer computes besides its matrix products and its attention.
 //!
 //! Plain loops that compilers turn into vectors; on x86-64 they are compiled once more for AVX2, and
 //! chosen when the program runs. A token's numbers do not depend on the other tokens.

@@ -142,7 +142,7 @@ pub struct Options {
     /// Computes every prompt anew
     #[arg(long)]
     pub no_prefix_cache: bool,
-    /// A request's results do not depend on who runs beside it, bit by bit, unless it is preempted
+    /// A request's results do not depend on what runs with it, bit by bit, unless it is preempted
     /// and computed again; on a processor
     #[arg(long)]
     pub batch_invariant: bool,

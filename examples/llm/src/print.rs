@@ -15,7 +15,7 @@ pub fn line(line: impl Display) -> Result<()> {
     text(format_args!("{line}\n"))
 }
 
-/// Whether nobody reads what is written: no failure of the program's.
+/// Whether the reader of what is written is gone: no failure of the program's.
 pub fn is_unread(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)

@@ -264,7 +264,7 @@ impl Worker {
             }
             if let Err(error) = self.step() {
                 for (_, live) in self.live.drain() {
-                    // Whoever is gone needs no telling.
+                    // A client that is gone needs no telling.
                     let _ = live.events.send(Event::Failed(error.to_string()));
                 }
                 return Err(error);
@@ -313,11 +313,11 @@ impl Worker {
         if let Err(error) = self.engine.scheduler_mut().submit(request) {
             self.stats.refused += 1;
             self.publish();
-            // Whoever is gone needs no telling.
+            // A client that is gone needs no telling.
             let _ = events.send(Event::Refused(error));
             return;
         }
-        // Whoever is gone is cancelled before the next step.
+        // A client that is gone is cancelled before the next step.
         let _ = events.send(Event::Accepted(id));
         let chooser = Mutex::new(Chooser { sampler, ends, min_tokens, logprobs: None });
         self.live.insert(id, Live { chooser, events });

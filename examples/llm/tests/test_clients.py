@@ -67,7 +67,7 @@ def test_fields_that_are_null_are_not_there(server: Server) -> None:
     fields = ["max_tokens", "logprobs", "top_logprobs", "tools", "stop", "n", "seed", "temperature"]
     fields += ["response_format", "stream", "stream_options", "logit_bias", "top_p"]
     body = {"messages": [{"role": "user", "content": "Say hello."}], **dict.fromkeys(fields)}
-    body |= {"max_completion_tokens": 4, "user": "somebody"}
+    body |= {"max_completion_tokens": 4, "user": "a user"}
     sent = urllib.request.Request(
         server.url + "/v1/chat/completions",
         json.dumps(body).encode(),

@@ -103,7 +103,7 @@ def test_what_is_not_there_is_an_error(
     ran = generate(program, "hf:smol", tmp_path, url)
     assert ran.returncode == 1
     assert "hf:OWNER/REPO[@REVISION][/FILE.gguf]" in ran.stderr
-    # A port that nobody listens at.
+    # A port without a listener.
     ran = generate(program, "hf:smol/model/smol.gguf", tmp_path, "http://127.0.0.1:9")
     assert ran.returncode == 1
     assert "asking the hub for hf:smol/model/smol.gguf" in ran.stderr

@@ -1,4 +1,4 @@
-"""Hundreds of clients at once, of whom many leave: nothing lost, nothing leaked."""
+"""Hundreds of clients at once, of which many leave: nothing lost, nothing leaked."""
 
 import asyncio
 import json

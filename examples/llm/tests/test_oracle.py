@@ -1,4 +1,4 @@
-"""Greedy outputs of `llm batch`, token for token, beside those of a plain f32 forward pass."""
+"""Greedy outputs of `llm batch`, token for token, against those of a plain f32 forward pass."""
 
 import json
 import re

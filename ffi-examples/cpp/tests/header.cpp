@@ -257,7 +257,7 @@ void a_scheduler_runs() {
     CHECK(inflight::finish_of(outputs.outputs()[0]) == inflight::finish::stop_token);
     CHECK(outputs.result_of(outputs.outputs()[0])->num_accepted == 1);
 
-    // Without a submitter nobody is to be told.
+    // Without a submitter there is no waiter to tell.
     std::array<inflight_event, 4> room;
     CHECK(scheduler.events(room).empty());
     CHECK(scheduler.stats().finished == 1);

@@ -143,7 +143,7 @@ def call(function: Callable[..., int], *arguments: Any) -> None:
 class Handle:
     """Owns a pointer to one of the library's objects.
 
-    Whoever calls holds a reference to it: so it is freed when the last of them is done, even where
+    Each caller holds a reference to it: so it is freed when the last of them is done, even where
     another thread closes meanwhile.
     """
 
@@ -333,7 +333,7 @@ def set_log(
     callback: Optional[Callable[[Union[LogLevel, int], str], None]],
     level: LogLevel = LogLevel.WARNING,
 ) -> None:
-    """Has lines of the library's log given to `callback`, on any thread; None for nobody. Not to be
+    """Has lines of the library's log given to `callback`, on any thread; None for none. Not to be
     called from inside a callback."""
     global _log
 

@@ -57,14 +57,16 @@ class Request:
     contents: Sequence[Content] = ()
     """Contents behind placeholder tokens, for the same purpose; may be NULL."""
     client: int = 0
-    """Whom the request belongs to: for policies that are fair to clients, and for the caller."""
+    """The client that the request belongs to: for policies that are fair to clients, and for the
+    caller.
+    """
     arrival: Optional[int] = None
     """When it came, in nanoseconds of the clock that `inflight_scheduler_schedule` is given;
     `INFLIGHT_NOW` by default.
     """
     min_tokens: int = 0
     """Outputs below which repetition does not end the request. The end of sequence is not affected:
-    whoever samples must not sample it too early.
+    the sampler must not sample it too early.
     """
     eos: Optional[int] = None
     """Token id that ends the request when sampled; `INFLIGHT_NO_TOKEN` (the default) for none."""
@@ -95,7 +97,7 @@ REQUEST_ARRAYS = (
 
 @dataclass(frozen=True)
 class CacheKeys:
-    """What beside its tokens decides the content of a sequence's blocks: sequences share cached
+    """What, besides its tokens, decides the content of a sequence's blocks: sequences share cached
     blocks only where all of it is the same.
     """
 
@@ -132,7 +134,7 @@ class SchedulerConfig:
     max_waiting: Optional[int] = None
     """Requests that may wait; a submit beyond it is refused. No bound by default."""
     block_size: Optional[int] = None
-    """Tokens a block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default."""
+    """Tokens per block; 1 to `INFLIGHT_MAX_COUNT`, as the next three. 16 by default."""
     max_num_seqs: Optional[int] = None
     """Requests that run at once. 256 by default."""
     max_num_batched_tokens: Optional[int] = None
@@ -371,7 +373,7 @@ class RequestSnapshot(NamedTuple):
     """A request at this moment."""
 
     client: int
-    """Whom it belongs to."""
+    """The client that it belongs to."""
     running: bool
     """1 if it is among the running requests, 0 if it waits."""
     num_prompt: int

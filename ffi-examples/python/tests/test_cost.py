@@ -1,4 +1,4 @@
-"""What a step costs from Python, beside a loop in C on the same scheduler."""
+"""What a step costs from Python, against a loop in C on the same scheduler."""
 
 import ctypes
 import os

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def _header():
-    beside = Path(os.environ.get("INFLIGHT_LIBRARY", "/")).resolve().parents
-    places = [p / "include" / "inflight.h" for p in beside] + [ROOT / "include" / "inflight.h"]
+    parents = Path(os.environ.get("INFLIGHT_LIBRARY", "/")).resolve().parents
+    places = [p / "include" / "inflight.h" for p in parents] + [ROOT / "include" / "inflight.h"]
     text = next(p for p in places if p.exists()).read_text(encoding="utf-8")
     return re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S)
 

@@ -1,21 +1,21 @@
-//! Attention through the ABI beside the library's own, on the processor.
+//! Attention through the ABI against the library's own, on the processor.
 
 use std::ffi::c_void;
 use std::ptr;
 
 use super::super::append::*;
 use super::super::attention::*;
+use super::super::attention_run::*;
 use super::super::batch::*;
 use super::super::blocks::*;
 use super::super::device::*;
-use super::super::guard::Versioned;
+use super::super::ffi::Versioned;
 use super::super::kv::*;
 use super::super::merge::*;
-use super::super::plan::*;
 use super::super::rope::*;
 use super::super::status::inflight_status;
-use super::super::step::{inflight_block_op, inflight_group};
-use super::super::steps::*;
+use super::super::step_buffer::*;
+use super::super::step_view::{inflight_block_op, inflight_group};
 use super::super::tensor::*;
 use super::{Numbers, at, done, field, refused};
 use crate::device::cpu::{Cpu, CpuConfig};
@@ -181,7 +181,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // In the order that asks most: what others were made with goes first.
-        // SAFETY: nobody uses them any more.
+        // SAFETY: they are not used any more.
         unsafe { inflight_device_free(self.device) };
         // SAFETY: as above.
         unsafe { inflight_attention_free(self.attention) };
@@ -550,7 +550,7 @@ fn configurations_and_limits_are_checked() {
     ] {
         assert_eq!(field(create(good, bad)), name, "{bad:?}");
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
 }
 
@@ -591,7 +591,7 @@ fn blocks_move_as_the_library_moves_them() {
     }
     assert_eq!(field(run(&[inflight_block_op { kind: 3, src: 0, dst: 0 }])), "ops");
     assert_eq!(field(run(&[inflight_block_op { kind: 0, src: 8, dst: 0 }])), "ops");
-    // SAFETY: nobody uses them any more.
+    // SAFETY: they are not used any more.
     unsafe { inflight_block_mover_free(mover) };
     // SAFETY: as above.
     unsafe { inflight_device_free(device) };
@@ -605,7 +605,7 @@ fn devices_say_what_they_are() {
     done(|e| unsafe { inflight_device_get_info(device, &raw mut info, e) });
     assert_eq!((info.kind, info.threads), (INFLIGHT_DEVICE_CPU, 2));
     assert!(!super::text(&info.name).is_empty());
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
     let create = |config: inflight_cpu_config| {
         move |e| {

@@ -1,12 +1,12 @@
-//! The cache manager, step by step beside the library's own.
+//! The cache manager, step by step against the library's own.
 
 use std::ptr;
 
 use super::super::cache::*;
-use super::super::guard::Versioned;
+use super::super::ffi::Versioned;
 use super::super::sequence::*;
 use super::super::status::{inflight_error, inflight_status};
-use super::super::step::inflight_block_op;
+use super::super::step_view::inflight_block_op;
 use super::{Numbers, done, field, refused};
 use crate::cache::{BlockOp, CacheConfig, ExtraKey, HashChain, KvCache, SeqId};
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ impl Cache {
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { inflight_cache_free(self.0) }
     }
 }

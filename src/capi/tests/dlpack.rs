@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::super::device::*;
 use super::super::dlpack::*;
-use super::super::guard::Versioned as _;
+use super::super::ffi::Versioned as _;
 use super::super::kv::*;
 use super::super::tensor::*;
 use super::{done, field};
@@ -100,7 +100,7 @@ fn arrays_become_tensors() {
     // SAFETY: all is of this function.
     let null = |e| unsafe { inflight_tensor_from_dlpack(device, none, kind, 1, &raw mut out, e) };
     assert_eq!(field(null), "managed");
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
 }
 
@@ -123,7 +123,7 @@ fn types_are_those_of_the_kernels() {
         done(|e| unsafe { inflight_tensor_from_dlpack(device, from, 1, 0, &raw mut out, e) });
         assert_eq!(out.dtype, dtype);
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
 }
 
@@ -174,7 +174,7 @@ fn arrays_become_caches() {
         let at = field(|e| call(e, &mut out));
         assert_eq!(at, name);
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
 }
 
@@ -223,6 +223,6 @@ fn tensors_become_arrays() {
         inflight_tensor_to_dlpack(device, &raw const bad, 0, Some(count), user, &raw mut out, e)
     });
     assert_eq!((refused.as_str(), out.is_null(), released), ("tensor", true, 1));
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(device) };
 }

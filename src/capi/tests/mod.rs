@@ -8,7 +8,7 @@ mod dlpack;
 
 use std::ffi::c_char;
 
-use super::guard::Versioned;
+use super::ffi::Versioned;
 use super::status::{inflight_error, inflight_status};
 
 fn text(from: &[c_char]) -> String {

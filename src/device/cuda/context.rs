@@ -82,7 +82,7 @@ impl Cuda {
     }
 
     /// Makes the context current to this thread until the guard is dropped, and lets it do as if
-    /// nobody were capturing: what allocates, frees or waits would else void the capture of another
+    /// no thread were capturing: what allocates, frees or waits would else void the capture of another
     /// thread that is in the global mode, or of this one. Nothing here touches what is captured.
     pub(super) fn enter(&self) -> Result<Current<'_>> {
         let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;

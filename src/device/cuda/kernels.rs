@@ -251,7 +251,8 @@ impl Kernel {
         let fixed = self.attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
         if self.max_shared.saturating_add(fixed) > room {
             let wanted = self.max_shared;
-            let reason = format!("{wanted} bytes a block, and {room} are the most on this device");
+            let reason =
+                format!("{wanted} bytes per block, and {room} are the most on this device");
             return Err(Error::argument("shared", reason));
         }
         // Never lowered: the same kernel may have been prepared for more elsewhere.
@@ -262,7 +263,7 @@ impl Kernel {
         if self.max_shared == 0 {
             return Ok(());
         }
-        // As much of L1 as can be: plans count on as many blocks a multiprocessor as that has room
+        // As much of L1 as can be: plans count on as many blocks per multiprocessor as that has room
         // for.
         self.set_attribute(Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
     }

@@ -4,7 +4,7 @@
 //! makes the device's primary context current and puts back what was current before, so the
 //! caller's own choice of device stays as it is, and memory and streams are shared with whatever
 //! else in the process uses the runtime API. It relaxes the thread's capture mode as well, so that
-//! buffers may be made and dropped while somebody records a graph.
+//! buffers may be made and dropped while a thread records a graph.
 //!
 //! Work is queued on [`CudaStream`]s and done later. What queues it ([`Kernel::launch`],
 //! [`CudaStream::copy`], ...) never allocates, waits or loads: a stream may be in capture.

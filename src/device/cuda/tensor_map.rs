@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub struct Tile<'a> {
     /// First element; a multiple of 16.
     pub address: u64,
-    /// Bytes an element: 1 or 2.
+    /// Bytes per element: 1 or 2.
     pub element: u32,
     /// Elements of each dimension: 1 to 5 of them.
     pub dims: &'a [u64],

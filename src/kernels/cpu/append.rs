@@ -210,7 +210,7 @@ struct Rows<'a> {
     dst_head: usize,
     /// Rows a token.
     heads: usize,
-    /// Elements a row: a head, or a whole token where its heads touch.
+    /// Elements per row: a head, or a whole token where its heads touch.
     len: usize,
     scales: &'a [f32],
 }

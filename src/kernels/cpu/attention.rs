@@ -40,16 +40,16 @@ pub struct AttentionArgs<'a> {
     pub o: TensorMut<'a>,
     /// LSE: `[tokens, num_q_heads]`.
     pub lse: Option<&'a mut [f32]>,
-    /// ALiBi slopes: one a query head.
+    /// ALiBi slopes: one per query head.
     pub alibi_slopes: Option<&'a [f32]>,
-    /// Sink logits: one a query head.
+    /// Sink logits: one per query head.
     pub sinks: Option<&'a [f32]>,
 }
 
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them.
 ///
-/// [`plan`](Self::plan) and [`StepBuffer::upload`] once a step, then [`run`](Self::run) once a layer.
+/// [`plan`](Self::plan) and [`StepBuffer::upload`] once per step, then [`run`](Self::run) once per layer.
 /// Layers that run at the same time need one each: what a run works in is in here, so runs of one wait
 /// for each other. Calls block until their outputs are written. The same plan on as many
 /// threads gives the same bits; with [`fixed_split`](AttentionConfig::fixed_split) a row's bits are
@@ -355,7 +355,7 @@ fn pages(data: *const u8, strides: KvStrides, size: usize) -> Pages {
 }
 
 /// Costs in the time a byte of K or V takes to be read, about 0.1 ns: a key is `2 head_dim` numbers
-/// to read or pack, a query with a key `4 head_dim` operations a head of the group.
+/// to read or pack, a query with a key `4 head_dim` operations per head of the group.
 fn costs(config: &AttentionConfig) -> Costs {
     let key = 2 * config.head_dim * config.kv_dtype.size();
     let query_key = (config.group_size() * config.head_dim / 2).max(1);

@@ -114,7 +114,7 @@ struct Half {
     heads: usize,
     /// Bytes of a head.
     row: usize,
-    /// Bytes an element.
+    /// Bytes per element.
     size: usize,
 }
 

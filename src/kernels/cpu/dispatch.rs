@@ -34,11 +34,11 @@ pub(super) struct Finite {
 /// they are named after, and the processor must have the instructions.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    /// Numbers a vector.
+    /// Numbers per vector.
     pub(super) lanes: usize,
     /// Rows and columns of a transposed block.
     pub(super) tile: usize,
-    /// Elements a word.
+    /// Elements per word.
     pub(super) depth: usize,
     /// Rows of the micro-kernel.
     pub(super) block_rows: usize,
@@ -123,14 +123,14 @@ macro_rules! isa {
                 sum: &mut [f32],
                 factors: *mut f32,
             ) {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { softmax::softmax(simd(), logits, rows, scores, largest, sum, factors) }
             }
 
             #[$features]
             #[allow(dead_code, reason = "only caches of fp8 ask")]
             unsafe fn any_nan(rows: Rows<'_>, head_dim: usize) -> bool {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { dot::any_nan(simd(), rows, head_dim) }
             }
 
@@ -141,7 +141,7 @@ macro_rules! isa {
 
             #[$features]
             unsafe fn accumulate(from: *const f32, weight: f32, head_dim: usize, to: *mut f32) {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { finish::accumulate(simd(), from, weight, head_dim, to) }
             }
 
@@ -153,7 +153,7 @@ macro_rules! isa {
                 dtype: DType,
                 to: *mut u8,
             ) {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { finish::write_row(simd(), from, scale, head_dim, dtype, to) }
             }
 
@@ -194,7 +194,7 @@ macro_rules! isa {
                     to: *mut f32,
                     stride: usize,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe {
                         finish::load_query::<S, E, F>(simd(), dtype, from, head_dim, to, stride);
                     }
@@ -210,7 +210,7 @@ macro_rules! isa {
                     next: &mut Ahead<'_>,
                     out: *mut f32,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe {
                         dot::scores::<S, E, F>(
                             simd(), q, stride, rows, keys, head_dim, next, out,
@@ -229,7 +229,7 @@ macro_rules! isa {
                     out: *mut f32,
                     stride: usize,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe {
                         dot::values::<S, E>(
                             simd(), p, factors, rows, keys, head_dim, next, out, stride,
@@ -244,7 +244,7 @@ macro_rules! isa {
                     staging: &mut [f32],
                     out: *mut f32,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe { gemm::pack_k::<S, E, F, $nv>(simd(), rows, head_dim, staging, out) }
                 }
 
@@ -255,7 +255,7 @@ macro_rules! isa {
                     capacity: usize,
                     out: *mut f32,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe { gemm::pack_v::<S, E, F, $nv>(simd(), rows, head_dim, capacity, out) }
                 }
 
@@ -269,7 +269,7 @@ macro_rules! isa {
                     c_stride: usize,
                     into: Into,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe {
                         gemm::multiply::<S, E, F, $mr, $nv>(
                             simd(), rows, depth, a, b, c, c_stride, into,
@@ -285,7 +285,7 @@ macro_rules! isa {
                     start: usize,
                     end: usize,
                 ) {
-                    // SAFETY: the caller vouches for it.
+                    // SAFETY: the caller guarantees it.
                     unsafe { gemm::narrow::<S, E, F>(simd(), data, rows, stride, start, end) }
                 }
             })*

@@ -94,7 +94,7 @@ pub(super) unsafe fn scores<S: Simd, E: KvElement, F: Format<S, E>>(
     let whole = (head_dim / F::DEPTH).is_multiple_of(2 * S::LANES);
     let mut row = 0;
     while row < rows {
-        // SAFETY: the rows from `row` on are there, as the caller vouches.
+        // SAFETY: the rows from `row` on are there, as the caller guarantees.
         unsafe {
             let (q, out) = (q.add(row * stride), out.add(row * SCORES));
             let next = (row == 0).then_some(&mut *next);
@@ -151,7 +151,7 @@ unsafe fn block<
         let mut acc = [[s.splat(0.0); NR]; MR];
         let mut q = q;
         let mut w = 0;
-        // SAFETY: the caller vouches for queries and keys up to `head_dim`.
+        // SAFETY: the caller guarantees queries and keys up to `head_dim`.
         unsafe {
             // Long stretches without a branch, where the dimension allows.
             while w + 8 * step <= words {
@@ -236,7 +236,7 @@ unsafe fn stretch<
             s.prefetch(ahead.wrapping_add(asked * LINE));
             asked += 1;
         }
-        // SAFETY: the caller vouches for queries and keys.
+        // SAFETY: the caller guarantees queries and keys.
         acc = unsafe {
             let at = (w + i * step) * bytes;
             products::<S, E, F, MR, NR>(s, q.add(i * MR * step), key, at, acc)
@@ -255,7 +255,7 @@ unsafe fn products<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, cons
     at: usize,
     mut acc: [[S::V; NR]; MR],
 ) -> [[S::V; NR]; MR] {
-    // SAFETY: the caller vouches for queries and keys.
+    // SAFETY: the caller guarantees queries and keys.
     unsafe {
         let mut k = [[s.splat(0.0); 2]; NR];
         let mut j = 0;
@@ -298,7 +298,7 @@ pub(super) fn interleave(from: &[f32], lanes: usize, row: usize, rows: usize, to
 pub(super) unsafe fn any_nan<S: Simd>(s: S, rows: Rows<'_>, head_dim: usize) -> bool {
     let mut any = false;
     for i in 0..rows.offsets.len() {
-        // SAFETY: the caller vouches for the row.
+        // SAFETY: the caller guarantees the row.
         any |= unsafe { s.any_nan_fp8(rows.at(i), head_dim) };
     }
     any
@@ -324,7 +324,7 @@ pub(super) unsafe fn values<S: Simd, E: KvElement>(
 ) {
     let mut row = 0;
     while row < rows {
-        // SAFETY: the rows from `row` on are there, as the caller vouches.
+        // SAFETY: the rows from `row` on are there, as the caller guarantees.
         unsafe {
             let (p, factors) = (p.add(row * SCORES), factors.add(row));
             let out = out.add(row * stride);
@@ -352,7 +352,7 @@ unsafe fn weigh<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     stride: usize,
 ) {
     let mut column = 0;
-    // SAFETY: the caller vouches for all columns below `head_dim`.
+    // SAFETY: the caller guarantees all columns below `head_dim`.
     unsafe {
         while column + 2 * NC * S::LANES <= head_dim {
             let next = next.as_deref_mut();
@@ -385,7 +385,7 @@ unsafe fn weigh_columns<S: Simd, E: KvElement, const MR: usize, const NC: usize>
     stride: usize,
 ) {
     let mut acc = [[[s.splat(0.0); 2]; NC]; MR];
-    // SAFETY: the caller vouches for rows, columns and keys.
+    // SAFETY: the caller guarantees rows, columns and keys.
     unsafe {
         let mut i = 0;
         while i < MR {
@@ -448,7 +448,7 @@ unsafe fn weigh_key<S: Simd, E: KvElement, const MR: usize, const NC: usize>(
     from: *const u8,
     mut acc: [[[S::V; 2]; NC]; MR],
 ) -> [[[S::V; 2]; NC]; MR] {
-    // SAFETY: the caller vouches for the key and its weights.
+    // SAFETY: the caller guarantees the key and its weights.
     unsafe {
         let mut weight = [s.splat(0.0); MR];
         let mut i = 0;
@@ -484,7 +484,7 @@ unsafe fn weigh_rest<S: Simd, E: KvElement, const MR: usize>(
     stride: usize,
 ) {
     let mut acc = [s.splat(0.0); MR];
-    // SAFETY: the caller vouches for rows, columns and keys.
+    // SAFETY: the caller guarantees rows, columns and keys.
     unsafe {
         let mut i = 0;
         while i < MR {

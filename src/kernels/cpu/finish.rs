@@ -35,7 +35,7 @@ pub(super) unsafe fn finish(kernels: &Kernels, call: &Call<'_>, part: &Part, don
         let q_head = done.head * call.group + m % call.group;
         let from = done.outputs.wrapping_add(m * done.stride);
         let (largest, sum) = (done.largest[m], done.sum[m]);
-        // SAFETY: the caller vouches for the row, and for where it goes.
+        // SAFETY: the caller guarantees the row, and for where it goes.
         unsafe {
             if part.partial == Part::WHOLE {
                 let token = row.first_token + (part.q_start as usize + m / call.group);
@@ -69,7 +69,7 @@ pub(super) unsafe fn merge(kernels: &Kernels, call: &Call<'_>, merge: &Merge) {
             };
             let mut row = [0.0_f32; 256 + MAX_LANES];
             let (mut largest, mut sum) = (f32::NEG_INFINITY, 0.0_f32);
-            // SAFETY: the caller vouches for states and outputs.
+            // SAFETY: the caller guarantees states and outputs.
             unsafe {
                 for part in 0..merge.count {
                     largest = largest.max((*call.state_sums.add(state(part)))[0]);
@@ -103,7 +103,7 @@ unsafe fn write(
     sums: [f32; 3],
 ) {
     let (scale, lse) = close(sums, call.sinks.map(|sinks| sinks[q_head]));
-    // SAFETY: the caller vouches for both.
+    // SAFETY: the caller guarantees both.
     unsafe {
         let to = call.o.at(token, q_head);
         (kernels.write_row)(from, scale * unit, call.head_dim, call.o.dtype, to);
@@ -155,7 +155,7 @@ pub(super) unsafe fn load_query<S: Simd, E: KvElement, F: Format<S, E>>(
     to: *mut f32,
     stride: usize,
 ) {
-    // SAFETY: the caller vouches for both.
+    // SAFETY: the caller guarantees both.
     unsafe {
         if F::DEPTH == 2 {
             // Pairs are taken only for queries of bf16, whose bits are the words.
@@ -185,7 +185,7 @@ unsafe fn widen<S: Simd, Q: KvElement>(
     let mut i = 0;
     while i < stride {
         let here = head_dim.saturating_sub(i);
-        // SAFETY: the caller vouches for both.
+        // SAFETY: the caller guarantees both.
         unsafe {
             let v = if here >= S::LANES {
                 Q::load(s, from.add(i * Q::SIZE))
@@ -214,7 +214,7 @@ pub(super) unsafe fn accumulate<S: Simd>(
 ) {
     let mut i = 0;
     while i < head_dim {
-        // SAFETY: the caller vouches for both.
+        // SAFETY: the caller guarantees both.
         unsafe {
             let v = if head_dim - i >= S::LANES {
                 s.load(from.add(i))
@@ -245,7 +245,7 @@ pub(super) unsafe fn write_row<S: Simd>(
     while i < head_dim {
         let here = S::LANES.min(head_dim - i);
         let mut rest = [0_u32; MAX_LANES];
-        // SAFETY: the caller vouches for the row; a vector of any type fits `rest`.
+        // SAFETY: the caller guarantees the row; a vector of any type fits `rest`.
         unsafe {
             let v = s.mul(s.load(from.add(i)), factor);
             let out = to.add(i * dtype.size());

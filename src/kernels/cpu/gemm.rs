@@ -11,7 +11,7 @@ use super::simd::{Bf16, Bf16Dot, Fp8, KvElement, MAX_LANES, Simd};
 
 /// How numbers of a cache become operands.
 pub(super) trait Format<S: Simd, E: KvElement>: Copy {
-    /// Elements a word.
+    /// Elements per word.
     const DEPTH: usize;
 
     /// `acc + a * b`, over the elements of each word.
@@ -40,7 +40,7 @@ pub(super) trait Format<S: Simd, E: KvElement>: Copy {
     unsafe fn some_words(s: S, from: *const u8, n: usize) -> S::V {
         let mut all = [0_u32; 2 * MAX_LANES];
         let bytes = n.min(S::LANES) * Self::DEPTH * E::SIZE;
-        // SAFETY: the caller vouches for the source, and 128 bytes hold it.
+        // SAFETY: the caller guarantees the source, and 128 bytes hold it.
         unsafe { std::ptr::copy_nonoverlapping(from, all.as_mut_ptr().cast(), bytes) };
         // SAFETY: as above.
         unsafe { Self::words(s, all.as_ptr().cast()) }
@@ -70,7 +70,7 @@ impl<S: Simd, E: KvElement> Format<S, E> for Single {
 
     #[inline(always)]
     unsafe fn words(s: S, from: *const u8) -> S::V {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { E::load(s, from) }
     }
 
@@ -78,7 +78,7 @@ impl<S: Simd, E: KvElement> Format<S, E> for Single {
 
     #[inline(always)]
     unsafe fn two_words(s: S, from: *const u8) -> [S::V; 2] {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { E::load_two(s, from) }
     }
 
@@ -107,7 +107,7 @@ macro_rules! pairs {
 
             #[inline(always)]
             unsafe fn words(s: S, from: *const u8) -> S::V {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { s.$words(from.cast()) }
             }
 
@@ -116,7 +116,7 @@ macro_rules! pairs {
             #[inline(always)]
             unsafe fn two_words(s: S, from: *const u8) -> [S::V; 2] {
                 let bytes = 2 * S::LANES * <$element>::SIZE;
-                // SAFETY: the caller vouches for both.
+                // SAFETY: the caller guarantees both.
                 unsafe { [s.$words(from.cast()), s.$words(from.add(bytes).cast())] }
             }
 
@@ -129,7 +129,7 @@ macro_rules! pairs {
             unsafe fn narrow(s: S, from: *const f32, to: *mut f32, n: usize) {
                 let mut i = 0;
                 while i < n {
-                    // SAFETY: the caller vouches for both; words are written no further than read.
+                    // SAFETY: the caller guarantees both; words are written no further than read.
                     unsafe { s.store_pairs(from.add(i), to.add(i / 2)) };
                     i += 2 * S::LANES;
                 }
@@ -212,7 +212,7 @@ pub(super) unsafe fn pack_k<S: Simd, E: KvElement, F: Format<S, E>, const NV: us
             let mut w = 0;
             while w < stride {
                 let here = words.saturating_sub(w);
-                // SAFETY: the row has `stride` words, and the caller vouches for the keys.
+                // SAFETY: the row has `stride` words, and the caller guarantees the keys.
                 unsafe {
                     let v = if first + i >= n || here == 0 {
                         s.splat(0.0)
@@ -262,7 +262,7 @@ pub(super) unsafe fn pack_v<S: Simd, E: KvElement, F: Format<S, E>, const NV: us
         rows.prefetch(s, key + AHEAD + F::DEPTH - 1, head_dim * E::SIZE);
         let mut column = 0;
         while column < round_up(head_dim, panel) {
-            // SAFETY: the caller vouches for the rows; the word is in panel `column / panel`.
+            // SAFETY: the caller guarantees the rows; the word is in panel `column / panel`.
             unsafe {
                 let lo = columns::<S, E>(s, rows, key, column, head_dim);
                 let hi = if F::DEPTH == 2 {
@@ -339,7 +339,7 @@ pub(super) unsafe fn multiply<
 ) {
     let mut row = 0;
     while row < rows {
-        // SAFETY: the caller vouches for rows from `row` on.
+        // SAFETY: the caller guarantees rows from `row` on.
         unsafe {
             let (a, c) = (a.add(row * ROW_WORDS), c.add(row * c_stride));
             let acc = product::<S, E, F, MR, NV>(s, depth, a, b);
@@ -378,7 +378,7 @@ unsafe fn product<S: Simd, E: KvElement, F: Format<S, E>, const MR: usize, const
     let mut acc = [[s.splat(0.0); NV]; MR];
     let mut k = 0;
     while k < depth {
-        // SAFETY: the caller vouches for word `k`.
+        // SAFETY: the caller guarantees word `k`.
         unsafe {
             let mut column = [s.splat(0.0); NV];
             let mut j = 0;
@@ -418,7 +418,7 @@ pub(super) unsafe fn narrow<S: Simd, E: KvElement, F: Format<S, E>>(
 ) {
     let mut row = 0;
     while row < rows {
-        // SAFETY: the caller vouches for the row; words lie no further than what they are made of.
+        // SAFETY: the caller guarantees the row; words lie no further than what they are made of.
         unsafe {
             let p = data.add(row * stride);
             F::narrow(s, p.add(start), p.add(start / F::DEPTH), end - start);

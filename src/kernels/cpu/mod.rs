@@ -32,7 +32,7 @@
 //!     kv_last_page_len: &[1],
 //!     block_size: 4,
 //! };
-//! // Once a step; then once a layer:
+//! // Once per step; then once per layer:
 //! attention.plan(batch, layout.num_blocks, None)?;
 //! step.upload(&StepArrays::new(batch), &[&attention])?;
 //! let (q, mut o) = (vec![1.0_f32; 5 * 4 * 16], vec![0.0_f32; 5 * 4 * 16]);

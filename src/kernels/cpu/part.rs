@@ -88,7 +88,7 @@ pub(super) struct Call<'a> {
     pub(super) num_q_heads: usize,
     pub(super) group: usize,
     pub(super) head_dim: usize,
-    /// Bytes an element of the cache.
+    /// Bytes per element of the cache.
     pub(super) kv_size: usize,
     pub(super) causal: bool,
     pub(super) window_left: Option<u32>,
@@ -104,7 +104,7 @@ pub(super) struct Call<'a> {
     pub(super) lse: *mut f32,
     pub(super) k: Pages,
     pub(super) v: Pages,
-    /// States of split tiles: `head_dim` outputs a query row, and apart from them the largest score
+    /// States of split tiles: `head_dim` outputs per query row, and apart from them the largest score
     /// and the sum of exponentials relative to it.
     pub(super) state_o: *mut f32,
     pub(super) state_sums: *mut [f32; 2],
@@ -173,7 +173,7 @@ impl Cutter {
 /// Computes a part: its outputs, or its states. `next` is what the same thread computes afterwards.
 ///
 /// # Safety
-/// The call's pointers are valid for all that its shapes, strides and tables name, nobody else
+/// The call's pointers are valid for all that its shapes, strides and tables name, no other thread
 /// writes the part's rows or states, `scratch` is reserved for the part, and the processor has the
 /// kernels' instructions.
 pub(super) unsafe fn run(

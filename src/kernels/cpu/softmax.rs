@@ -91,7 +91,7 @@ pub(super) unsafe fn softmax<S: Simd>(
     let Scores { data, stride, start, end, first_key, keys } = scores;
     let mut r = 0;
     while r < rows.len() {
-        // SAFETY: the caller vouches for the row.
+        // SAFETY: the caller guarantees the row.
         unsafe {
             let row = data.add(r * stride);
             if !plain {
@@ -109,7 +109,7 @@ pub(super) unsafe fn softmax<S: Simd>(
         }
         r += 1;
     }
-    // SAFETY: the caller vouches for the factors; `old` has ROWS numbers, a multiple of LANES.
+    // SAFETY: the caller guarantees the factors; `old` has ROWS numbers, a multiple of LANES.
     unsafe {
         let mut r = 0;
         while r < rows.len() {
@@ -131,7 +131,7 @@ pub(super) unsafe fn softmax<S: Simd>(
         let (factor, offset) = (s.splat(scale), s.splat(-most));
         let mut total = s.splat(0.0);
         let mut i = start;
-        // SAFETY: the caller vouches for the row and its factor.
+        // SAFETY: the caller guarantees the row and its factor.
         unsafe {
             let row = data.add(r * stride);
             while i < end {
@@ -195,7 +195,7 @@ unsafe fn transform<S: Simd>(
     }
     let mut i = start;
     while i < end {
-        // SAFETY: the caller vouches for the scores.
+        // SAFETY: the caller guarantees the scores.
         unsafe {
             let mut x = s.mul(s.load(row.add(i)), scale);
             if let Some(cap) = logits.soft_cap {

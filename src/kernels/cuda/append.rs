@@ -117,7 +117,7 @@ impl Append {
         let rows = items.div_ceil(params::INFLIGHT_APPEND_THREADS).clamp(1, 65_535);
         let columns = tokens.min(self.blocks.div_ceil(rows)).max(1);
         let launch = Launch::new((columns, rows), params::INFLIGHT_APPEND_THREADS, 0).dependent();
-        // SAFETY: these are the kernel's parameters; tensors and cache are as `args` vouches, and
+        // SAFETY: these are the kernel's parameters; tensors and cache are as `args` guarantees, and
         // slots are within the cache.
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }
     }

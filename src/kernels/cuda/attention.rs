@@ -17,7 +17,7 @@ use crate::plan::{Extent, Plan, PlanConfig};
 /// Varlen paged attention for one attention group of a model: prefill, chunked prefill, decode and
 /// any mixture of them, causal or not.
 ///
-/// [`plan`](Self::plan) and [`StepBuffer::upload`] once a step, then [`run`](Self::run) once a
+/// [`plan`](Self::plan) and [`StepBuffer::upload`] once per step, then [`run`](Self::run) once a
 /// layer, all layers on one stream: they share the memory of split tiles. Rows of few queries
 /// (at most 16 query heads of a KV head together) are computed by one kernel, others by another, or
 /// both at once by a third: see [`Fusion`].
@@ -214,7 +214,7 @@ impl Attention {
             let params = inflight_mixed_params { decode, prefill };
             // SAFETY: these are the kernel's parameters, and it has a block for each share. Plans,
             // states and counters are as large as the limits ask for, and each side has its own;
-            // tensors and caches are as `args` vouches.
+            // tensors and caches are as `args` guarantees.
             return unsafe { kernel.launch(stream, launch, &params, &[]) };
         }
         for (nth, (side, params)) in sides.into_iter().zip([decode, prefill]).enumerate() {

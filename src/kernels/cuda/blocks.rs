@@ -137,7 +137,7 @@ impl BlockMover {
         };
         let launch = Launch::new(self.grid, params::INFLIGHT_COPY_THREADS, 0);
         // SAFETY: these are the kernel's parameters; blocks are within the caches, which are as
-        // their makers vouch, and the pairs stay until the event.
+        // their makers guarantee, and the pairs stay until the event.
         let launched = unsafe { self.kernel.launch(stream, &launch, &params, &[]) };
         self.next = (self.next + 1) % RING;
         if let Err(error) = launched.and_then(|()| done.record(stream)) {

@@ -105,7 +105,7 @@ impl Merge {
         let rows = items.div_ceil(params::INFLIGHT_MERGE_THREADS).clamp(1, 65_535);
         let columns = params.num_tokens.min(self.blocks.div_ceil(rows)).max(1);
         let launch = Launch::new((columns, rows), params::INFLIGHT_MERGE_THREADS, 0).dependent();
-        // SAFETY: these are the kernel's parameters; tensors are as their makers vouch.
+        // SAFETY: these are the kernel's parameters; tensors are as their makers guarantee.
         unsafe { self.kernel.launch(stream, &launch, &params, &[]) }
     }
 }

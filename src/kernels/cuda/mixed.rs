@@ -38,7 +38,7 @@ const LEAST_PART: u64 = 16;
 /// every multiprocessor has one of each. At the ratio itself that is the faster way if a single
 /// block gets three quarters of what two of its kind get out of a multiprocessor.
 const EVEN: (u64, u64) = (3, 2);
-/// Blocks that share what bounds them take so many times as long as beside a block of the other
+/// Blocks that share what bounds them take so many times as long as next to a block of the other
 /// kind.
 const SHARED: u64 = 2;
 
@@ -108,10 +108,10 @@ impl Mixed {
     }
 }
 
-/// The rule of [`Mixed::divide`], for `blocks` thread blocks in all, two a multiprocessor.
+/// The rule of [`Mixed::divide`], for `blocks` thread blocks in all, two per multiprocessor.
 ///
-/// The model: a block beside one of the other kind has its multiprocessor's bandwidth, or products,
-/// to itself; beside one of its own kind it takes twice as long. Let the costs be `large` and
+/// The model: a block next to one of the other kind has its multiprocessor's bandwidth, or products,
+/// to itself; next to one of its own kind it takes twice as long. Let the costs be `large` and
 /// `small`, a time each with a device to itself. Two launches take `large + small`. With half of the
 /// blocks each, one launch takes `large`, and up to a third more where a single block cannot use all
 /// of what bounds it. Where `large` has more than half, some multiprocessors have two blocks of it,

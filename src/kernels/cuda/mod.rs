@@ -3,7 +3,7 @@
 //! A step goes in three stages. **Plan**: [`Attention::plan`] divides a step's work among thread
 //! blocks, on the host. **Upload**: [`StepBuffer::upload`] packs batch and plans into page-locked
 //! memory and queues one copy. **Run**: [`Attention::run`], [`Append::run`] and the others queue
-//! kernels, once a layer; they never allocate, wait or load, so a stream may be in capture. A graph
+//! kernels, once per layer; they never allocate, wait or load, so a stream may be in capture. A graph
 //! captured once is replayed with any later step within its
 //! [`StepLimits`](crate::kernels::StepLimits): kernels find everything through the one buffer.
 //!
@@ -61,7 +61,7 @@
 //! let arrays = StepArrays { batch, slot_mapping: &slots, positions: &[], tokens: &[] };
 //! step.upload(&stream, &arrays, &[&attention])?;
 //!
-//! // Once a layer; here as a graph, which computes any later step within the limits.
+//! // Once per layer; here as a graph, which computes any later step within the limits.
 //! let (k, v) = (tensor(&new_k, kv_heads), tensor(&new_v, kv_heads));
 //! let args = AttentionArgs::new(tensor(&q, q_heads), cache, tensor(&o, q_heads));
 //! let mut graph = stream.capture(|stream| {

@@ -105,7 +105,7 @@ impl Sides {
             q_tile: (self.prefill.rows / group as u32).max(1),
             // Single queries are here where decode has none.
             split_q: u32::from(self.few == 0),
-            // In the same unit, by a multiprocessor's rate of products: d * 4 operations a query
+            // In the same unit, by a multiprocessor's rate of products: d * 4 operations per query
             // row and key, of as many rows as a tile can have, whether it has them or not.
             costs: Costs { tile: 64 << 10, key: key + products, query_key: 0 },
         };

@@ -118,7 +118,7 @@ impl Scratch {
             }
             None => {
                 let owned = CudaBuffer::new(cuda, states.bytes())?;
-                // SAFETY: it is freed with what is made here, and nobody else has its address.
+                // SAFETY: it is freed with what is made here, and its address is known nowhere else.
                 (unsafe { Workspace::new(owned.address(), owned.len()) }, Some(owned))
             }
         };

@@ -1,6 +1,6 @@
 // Asynchronous copies: cp.async by threads, TMA by an engine of its own, and mbarriers.
 //
-// Copies land as late as allowed: whoever reads without waiting finds what was there before. With a
+// Copies land as late as allowed: a read without the wait finds what was there before. With a
 // seed the fast library lands some blocks' copies at once, so that they overwrite what is still
 // read; the checking one sees both at any time.
 #include "machine.h"

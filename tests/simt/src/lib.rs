@@ -1,6 +1,6 @@
 //! Runs the kernels of `csrc/` on the CPU behind the driver's interface: see the README.
 //!
-//! [`device`] opens a library whose soname is `libcuda.so`; whoever then opens `libcuda.so` by
+//! [`device`] opens a library whose soname is `libcuda.so`; code that then opens `libcuda.so` by
 //! name in the same process, as cudarc does, gets the emulator.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -76,7 +76,7 @@ pub unsafe extern "C" fn inflight_loader_create(sizes: *const Sizes) -> *mut Loa
 /// Plans a step and queues its upload: 0, or -1 where that fails.
 ///
 /// # Safety
-/// `loader` is one that is used by nobody else, `stream` a stream of its device or null; arrays are
+/// `loader` is one in no other use, `stream` a stream of its device or null; arrays are
 /// those of [`BatchView`] for so many rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_loader_plan(
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn inflight_loader_run(
 /// Frees it, after all work that was queued.
 ///
 /// # Safety
-/// `loader` is null, or one that nobody uses any more.
+/// `loader` is null, or one that is not used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_loader_destroy(loader: *mut Loader) {
     if !loader.is_null() {

@@ -38,7 +38,7 @@ impl Arena {
         let bytes = size_of_val(values);
         let (owner, start) = if bytes > self.chunk { allocate(bytes)? } else { self.take(bytes)? };
         let start = start.cast::<T>();
-        // SAFETY: there are so many bytes, aligned to `ALIGN`, and nobody else has them.
+        // SAFETY: there are so many bytes, aligned to `ALIGN`, and they are in no other use.
         unsafe { start.as_ptr().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
         Ok(Array { _owner: owner, start, len: values.len() })
     }

@@ -8,7 +8,7 @@ use super::pack::{LANES, Panel, Part};
 use super::threads::Columns;
 use super::{pair, pairs, rows_of, store};
 
-/// Tokens of a tile: one strand of each stays in registers, beside a weight and an activation.
+/// Tokens of a tile: one strand of each stays in registers, next to a weight and an activation.
 const TILE: usize = 12;
 /// Bytes of activations that stay in the second-level cache while panels pass by.
 const RESIDENT: usize = 192 << 10;

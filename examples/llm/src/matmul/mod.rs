@@ -4,7 +4,7 @@
 //! loaded (`pack`): eight output rows side by side, one to a SIMD lane, so that a sum over
 //! columns stays in its lane and a loaded weight serves every token of a tile.
 //!
-//! Each (token, row) is summed in one fixed order, whatever the number of threads and whoever
+//! Each (token, row) is summed in one fixed order, whatever the number of threads and whatever
 //! shares the batch: a token's results are the same bits alone and among others.
 
 mod arena;
@@ -134,7 +134,7 @@ impl Matrix {
 
     /// Panels that a thread takes at once, an even number: two make a cache line of outputs.
     ///
-    /// Small shares, so that nobody waits long for a thread that lost its core; with many tokens
+    /// Small shares, so that no thread waits long for one that lost its core; with many tokens
     /// larger ones, since each passes over all activations.
     fn share(&self, panels: usize, tokens: usize, threads: usize) -> usize {
         let small = SHARE * panels / self.bytes();

@@ -190,7 +190,7 @@ impl Drop for Threads {
         self.wake();
         for worker in &mut self.workers {
             if let Some(handle) = worker.handle.take() {
-                // A job's panic was caught; there is nobody left to tell about another.
+                // A job's panic was caught; no caller is left to tell about another.
                 let _ = handle.join();
             }
         }
@@ -275,7 +275,7 @@ impl Columns<'_> {
         let end = column + values.len();
         assert!(row < self.rows && self.range.start <= column && end <= self.range.end);
         let at = row * self.width;
-        // SAFETY: `cuts` ascend and a share is taken once, so nobody else has these columns, and `&mut self` is the only
+        // SAFETY: `cuts` ascend and a share is taken once, so no other thread has these columns, and `&mut self` is the only
         // access of this one.
         unsafe { self.data.slice(at + column..at + end) }.copy_from_slice(values);
     }

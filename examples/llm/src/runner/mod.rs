@@ -145,7 +145,7 @@ impl Runner {
     }
 
     /// Runs a step. `padding` tokens beyond the batch's take part in the matrix products, as those of
-    /// a static batch's rectangle do. With `likeliest` nobody needs the logits: a GPU keeps them.
+    /// a static batch's rectangle do. With `likeliest` the logits are not needed: a GPU keeps them.
     pub fn run(&mut self, step: Step<'_>, padding: usize, likeliest: bool) -> Result<Given<'_>> {
         let vocab = self.shape().vocab;
         if let Some(token) = step.arrays.tokens.iter().find(|&&token| token as usize >= vocab) {

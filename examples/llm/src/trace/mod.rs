@@ -112,7 +112,7 @@ impl Trace {
     }
 }
 
-/// Runs a request that nobody counts: a GPU loads kernels when they are first used.
+/// Runs a request that is not counted: a GPU loads kernels when they are first used.
 fn warm_up(engine: &mut Engine) -> Result<()> {
     engine.scheduler_mut().submit(Request::new(RequestId(u64::MAX), vec![0, 0], 2))?;
     while engine.scheduler().num_unfinished() > 0 {

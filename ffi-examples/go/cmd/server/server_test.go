@@ -195,7 +195,7 @@ func TestWhatIsRefused(t *testing.T) {
 	_ = r.Body.Close()
 }
 
-// Hundreds of clients, some of whom leave, some of whom are turned away: what is answered is right,
+// Hundreds of clients, some of which leave, some of which are turned away: what is answered is right,
 // and nothing stays behind.
 func TestManyClients(t *testing.T) {
 	goroutines := runtime.NumGoroutine()
@@ -313,7 +313,7 @@ func eventually(t *testing.T, otherwise string, holds func() bool) {
 	}
 }
 
-// The queue is full: 429, and nobody waits for it.
+// The queue is full: 429, and no client waits for it.
 func TestBackPressure(t *testing.T) {
 	config := inflight.Config{NumBlocks: 64, MaxNumSeqs: 1, MaxWaiting: 2}
 	s, engine := server(t, config, 2*time.Millisecond)

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use super::super::super::batch::*;
 use super::super::super::dlpack;
-use super::super::super::guard::Versioned;
-use super::super::super::step::inflight_group;
+use super::super::super::ffi::Versioned;
+use super::super::super::step_view::inflight_group;
 use super::super::super::tensor::*;
 use super::super::{Numbers, at};
 use super::On;

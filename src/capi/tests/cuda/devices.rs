@@ -5,7 +5,7 @@ use std::ptr;
 
 use super::super::super::device::*;
 use super::super::super::dlpack::*;
-use super::super::super::guard::Versioned as _;
+use super::super::super::ffi::Versioned as _;
 use super::super::super::kv::*;
 use super::super::super::tensor::*;
 use super::super::{done, field, text};

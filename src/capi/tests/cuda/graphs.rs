@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use super::super::super::guard::Versioned;
+use super::super::super::ffi::Versioned;
 use super::super::super::merge::*;
 use super::super::super::rope::*;
 use super::super::super::tensor::*;
@@ -68,7 +68,7 @@ fn a_graph_computes_other_steps() {
             theirs.inputs(n as u64);
             theirs.plan(&rows);
             theirs.upload(&rows, stream.handle());
-            // SAFETY: what was captured lives, and nobody else uses it.
+            // SAFETY: what was captured lives, and is in no other use.
             unsafe { graph.launch(stream) }.expect("launched");
             let mut theirs = theirs.answer();
             let ours_then = ours.compute(&rows);
@@ -84,8 +84,8 @@ fn a_graph_computes_other_steps() {
 fn what_differs_between_steps_is_not_for_a_graph() {
     let Some([_, gpu]) = both() else { return };
     use super::super::super::blocks::*;
-    use super::super::super::step::inflight_block_op;
-    use super::super::super::steps::*;
+    use super::super::super::step_buffer::*;
+    use super::super::super::step_view::inflight_block_op;
     let model = Model::new(&gpu, PLAIN);
     let rows = Rows::new(&[(4, 40), (1, 90)], 1);
     model.plan(&rows);
@@ -121,7 +121,9 @@ fn what_differs_between_steps_is_not_for_a_graph() {
             let (attention, step, args) = (model.attention, model.step, &raw const short);
             // SAFETY: as above.
             let short = refused(|e| unsafe {
-                super::super::super::plan::inflight_attention_run(attention, step, args, stream, e)
+                super::super::super::attention_run::inflight_attention_run(
+                    attention, step, args, stream, e,
+                )
             });
             assert_eq!(short, (inflight_status::InvalidArgument, "q".to_owned()));
             // The capture is none the worse for it.
@@ -135,6 +137,6 @@ fn what_differs_between_steps_is_not_for_a_graph() {
     if gpu.gpu().emulator.is_some() {
         assert_eq!(gpu.launches(), before + 1, "the append alone");
     }
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_block_mover_free(mover) };
 }

@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::device::*;
-use super::super::guard::Versioned;
+use super::super::ffi::Versioned;
 use super::done;
 use crate::device::cuda::{Cuda, CudaStream};
 use crate::device::memory::Buffer;

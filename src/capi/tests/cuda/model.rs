@@ -5,13 +5,13 @@ use std::ptr;
 
 use super::super::super::append::*;
 use super::super::super::attention::*;
+use super::super::super::attention_run::*;
 use super::super::super::dlpack;
-use super::super::super::guard::Versioned;
+use super::super::super::ffi::Versioned;
 use super::super::super::kv::*;
-use super::super::super::plan::*;
 use super::super::super::rope::*;
 use super::super::super::status::{inflight_error, inflight_status};
-use super::super::super::steps::*;
+use super::super::super::step_buffer::*;
 use super::super::super::tensor::*;
 use super::super::{at, done};
 use super::data::*;
@@ -335,7 +335,7 @@ impl<'a> Model<'a> {
 
 impl Drop for Model<'_> {
     fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { inflight_attention_free(self.attention) };
         // SAFETY: as above.
         unsafe { inflight_step_buffer_free(self.step) };

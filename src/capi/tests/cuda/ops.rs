@@ -3,11 +3,11 @@
 use std::ptr;
 
 use super::super::super::blocks::*;
-use super::super::super::guard::Versioned;
+use super::super::super::ffi::Versioned;
 use super::super::super::kv::*;
 use super::super::super::merge::*;
 use super::super::super::rope::*;
-use super::super::super::step::inflight_block_op;
+use super::super::super::step_view::inflight_block_op;
 use super::super::super::tensor::*;
 use super::super::{at, done};
 use super::data::*;
@@ -206,7 +206,7 @@ fn blocks_move_as_on_the_processor() {
             done(|e| unsafe { inflight_block_mover_run(mover, ops, size, len, on.stream(), e) });
         }
         let all: Vec<_> = here.iter().chain(&there).map(|memory| on.read(memory)).collect();
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { inflight_block_mover_free(mover) };
         let before: Vec<_> = (0..2 * layers)
             .map(|n| pool(blocks, n + 1))

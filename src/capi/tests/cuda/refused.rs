@@ -5,16 +5,16 @@ use std::ptr;
 
 use super::super::super::append::*;
 use super::super::super::attention::*;
+use super::super::super::attention_run::*;
 use super::super::super::batch::*;
 use super::super::super::blocks::*;
 use super::super::super::device::*;
-use super::super::super::guard::Versioned as _;
+use super::super::super::ffi::Versioned as _;
 use super::super::super::kv::*;
 use super::super::super::merge::*;
-use super::super::super::plan::*;
 use super::super::super::rope::*;
-use super::super::super::step::{inflight_block_op, inflight_group};
-use super::super::super::steps::*;
+use super::super::super::step_buffer::*;
+use super::super::super::step_view::{inflight_block_op, inflight_group};
 use super::super::super::tensor::*;
 use super::super::{at, done, field};
 use super::both;
@@ -286,7 +286,7 @@ fn block_operations_are_checked() {
         assert_eq!(field(call), name, "{ops:?}");
     }
     assert_eq!(gpu.launches(), launches, "nothing was queued");
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_block_mover_free(mover) };
 }
 
@@ -340,7 +340,7 @@ fn streams_of_others_are_refused() {
     ours.compute(&rows);
     assert_eq!(field(|e| ours.run(gpu.stream(), e)), "stream");
     assert_eq!(field(|e| ours.append(gpu.stream(), e)), "stream");
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_block_mover_free(mover) };
 }
 
@@ -367,7 +367,7 @@ fn handles_of_another_device_are_refused() {
     // SAFETY: all is of this function.
     done(|e| unsafe { inflight_device_create_cuda(0, &raw mut again, e) });
     done(buffer(again, theirs.attention));
-    // SAFETY: nobody uses it any more.
+    // SAFETY: it is not used any more.
     unsafe { inflight_device_free(again) };
 
     let rows = Rows::new(&[(1, 40), (6, 90)], 1);

@@ -98,7 +98,7 @@ fn attentions_on_one_stream_share_a_workspace() {
                 });
                 // Between runs it is the caller's: to hold anything.
                 gpu.write(&memory, &vec![0x7f; needed as usize]);
-                // SAFETY: what was captured lives, and nobody else uses it.
+                // SAFETY: what was captured lives, and is in no other use.
                 unsafe { graph.launch(stream) }.expect("launched");
             }
         }

@@ -43,25 +43,25 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m256 {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { _mm256_loadu_ps(from) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: __m256) {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { _mm256_storeu_ps(to, v) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, from: *const u8) -> __m256 {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u8) -> __m256 {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -70,13 +70,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_fp8(self, from: *const u8) -> __m256 {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe { _mm256_cvtph_ps(fp8_as_f16(_mm_loadl_epi64(from.cast()))) }
     }
 
     #[inline(always)]
     unsafe fn split_bf16(self, from: *const u8) -> [__m256; 2] {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe {
             let both = _mm256_loadu_si256(from.cast());
             let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
@@ -86,7 +86,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn split_fp8(self, from: *const u8) -> [__m256; 2] {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             let both = _mm_loadu_si128(from.cast());
             let even = upper_fp8_as_f16(_mm_slli_epi16::<8>(both));
@@ -96,7 +96,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn split_finite_fp8(self, from: *const u8) -> [__m256; 2] {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             let both = _mm_loadu_si128(from.cast());
             let places = _mm_set1_epi16(0xbf80_u16 as i16);
@@ -108,19 +108,19 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
-        // SAFETY: the caller vouches for `n` bytes.
+        // SAFETY: the caller guarantees `n` bytes.
         unsafe { any_nan_fp8(from, n) }
     }
 
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: __m256) {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
 
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u8, v: __m256) {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             let bits = _mm256_castps_si256(v);
             let upper = _mm256_srli_epi32::<16>(bits);
@@ -202,7 +202,7 @@ impl Simd for Avx2 {
         to: *mut u32,
         to_stride: usize,
     ) {
-        // SAFETY: the caller vouches for both blocks.
+        // SAFETY: the caller guarantees both blocks.
         unsafe { transpose8(from, from_stride, to, to_stride) }
     }
 
@@ -229,7 +229,7 @@ pub(super) fn prefetch(at: *const u8) {
 /// The processor has SSE4.1.
 #[inline(always)]
 unsafe fn fp8_as_f16(codes: __m128i) -> __m128i {
-    // SAFETY: the caller vouches for the feature.
+    // SAFETY: the caller guarantees the feature.
     unsafe {
         let signed = _mm_cvtepi8_epi16(codes);
         // The sign is copied down to bit 14 on the way, and masked out there.
@@ -246,7 +246,7 @@ unsafe fn fp8_as_f16(codes: __m128i) -> __m128i {
 /// The processor has SSE4.1.
 #[inline(always)]
 unsafe fn upper_fp8_as_f16(codes: __m128i) -> __m128i {
-    // SAFETY: the caller vouches for the feature.
+    // SAFETY: the caller guarantees the feature.
     unsafe {
         // The sign is copied to bit 14, and masked out there.
         let shifted = _mm_srai_epi16::<1>(codes);
@@ -264,7 +264,7 @@ unsafe fn upper_fp8_as_f16(codes: __m128i) -> __m128i {
 /// The processor has AVX2; they can be read at `from`.
 #[inline(always)]
 pub(super) unsafe fn any_nan_fp8(from: *const u8, n: usize) -> bool {
-    // SAFETY: the caller vouches for the feature and the numbers.
+    // SAFETY: the caller guarantees the feature and the numbers.
     unsafe {
         let largest = _mm256_set1_epi8(0x7f);
         let mut most = _mm256_setzero_si256();
@@ -294,7 +294,7 @@ pub(super) unsafe fn transpose8(
     to: *mut u32,
     to_stride: usize,
 ) {
-    // SAFETY: the caller vouches for the feature and both blocks.
+    // SAFETY: the caller guarantees the feature and both blocks.
     unsafe {
         // A macro: a closure would not be compiled with the caller's features.
         macro_rules! row {

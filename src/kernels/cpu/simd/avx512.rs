@@ -61,25 +61,25 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn load(self, from: *const f32) -> __m512 {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { _mm512_loadu_ps(from) }
             }
 
             #[inline(always)]
             unsafe fn store(self, to: *mut f32, v: __m512) {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { _mm512_storeu_ps(to, v) }
             }
 
             #[inline(always)]
             unsafe fn load_f16(self, from: *const u8) -> __m512 {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
             }
 
             #[inline(always)]
             unsafe fn load_bf16(self, from: *const u8) -> __m512 {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe {
                     let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -88,13 +88,13 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn load_fp8(self, from: *const u8) -> __m512 {
-                // SAFETY: the caller vouches for 16 bytes.
+                // SAFETY: the caller guarantees 16 bytes.
                 unsafe { fp8(_mm_loadu_si128(from.cast())) }
             }
 
             #[inline(always)]
             unsafe fn split_bf16(self, from: *const u8) -> [__m512; 2] {
-                // SAFETY: the caller vouches for 64 bytes.
+                // SAFETY: the caller guarantees 64 bytes.
                 unsafe {
                     let both = _mm512_loadu_si512(from.cast());
                     let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
@@ -104,7 +104,7 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn split_fp8(self, from: *const u8) -> [__m512; 2] {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe {
                     let both = _mm256_loadu_si256(from.cast());
                     [upper_fp8(_mm256_slli_epi16::<8>(both)), upper_fp8(both)]
@@ -113,7 +113,7 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn split_finite_fp8(self, from: *const u8) -> [__m512; 2] {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe {
                     let both = _mm256_loadu_si256(from.cast());
                     let places = _mm256_set1_epi16(0xbf80_u16 as i16);
@@ -128,13 +128,13 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
-                // SAFETY: the caller vouches for `n` bytes.
+                // SAFETY: the caller guarantees `n` bytes.
                 unsafe { any_nan_fp8(from, n) }
             }
 
             #[inline(always)]
             unsafe fn store_f16(self, to: *mut u8, v: __m512) {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe {
                     let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
                     _mm256_storeu_si256(to.cast(), half);
@@ -143,7 +143,7 @@ macro_rules! simd {
 
             #[inline(always)]
             unsafe fn store_bf16(self, to: *mut u8, v: __m512) {
-                // SAFETY: the caller vouches for 32 bytes.
+                // SAFETY: the caller guarantees 32 bytes.
                 unsafe { _mm256_storeu_si256(to.cast(), round_bf16(v)) }
             }
 
@@ -173,7 +173,7 @@ macro_rules! simd {
                 to: *mut u32,
                 to_stride: usize,
             ) {
-                // SAFETY: the caller vouches for both blocks; AVX-512 F includes AVX.
+                // SAFETY: the caller guarantees both blocks; AVX-512 F includes AVX.
                 unsafe { transpose8(from, from_stride, to, to_stride) }
             }
 
@@ -193,7 +193,7 @@ simd!(Avx512Bf16);
 /// The processor has AVX-512 F and AVX2.
 #[inline(always)]
 unsafe fn fp8(codes: __m128i) -> __m512 {
-    // SAFETY: the caller vouches for the features.
+    // SAFETY: the caller guarantees the features.
     unsafe {
         let signed = _mm256_cvtepi8_epi16(codes);
         // The sign is copied down to bit 14 on the way, and masked out there.
@@ -212,7 +212,7 @@ unsafe fn fp8(codes: __m128i) -> __m512 {
 /// The processor has AVX-512 F and AVX2.
 #[inline(always)]
 unsafe fn upper_fp8(codes: __m256i) -> __m512 {
-    // SAFETY: the caller vouches for the features.
+    // SAFETY: the caller guarantees the features.
     unsafe {
         // The sign is copied to bit 14, and masked out there.
         let shifted = _mm256_srai_epi16::<1>(codes);
@@ -230,7 +230,7 @@ unsafe fn upper_fp8(codes: __m256i) -> __m512 {
 /// The processor has AVX-512 F.
 #[inline(always)]
 unsafe fn round_bf16(v: __m512) -> __m256i {
-    // SAFETY: the caller vouches for the feature.
+    // SAFETY: the caller guarantees the feature.
     unsafe {
         let bits = _mm512_castps_si512(v);
         let upper = _mm512_srli_epi32::<16>(bits);
@@ -248,7 +248,7 @@ unsafe fn round_bf16(v: __m512) -> __m256i {
 /// The processor has AVX-512 F.
 #[inline(always)]
 unsafe fn exp2(x: __m512) -> __m512 {
-    // SAFETY: the caller vouches for the feature.
+    // SAFETY: the caller guarantees the feature.
     unsafe {
         let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
         let f = _mm512_sub_ps(x, n);
@@ -269,7 +269,7 @@ unsafe fn exp2(x: __m512) -> __m512 {
 /// The processor has AVX-512 F and DQ.
 #[inline(always)]
 unsafe fn sum8(v: [__m512; 8]) -> [f32; 8] {
-    // SAFETY: the caller vouches for the features.
+    // SAFETY: the caller guarantees the features.
     unsafe {
         macro_rules! half {
             ($i:expr) => {
@@ -312,7 +312,7 @@ impl Bf16Dot for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn load_fp8_pairs(self, from: *const u8) -> __m512 {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe {
             let first = fp8(_mm_loadu_si128(from.cast()));
             let second = fp8(_mm_loadu_si128(from.add(16).cast()));
@@ -322,7 +322,7 @@ impl Bf16Dot for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn store_pairs(self, from: *const f32, to: *mut f32) {
-        // SAFETY: the caller vouches for 32 numbers and 16 words.
+        // SAFETY: the caller guarantees 32 numbers and 16 words.
         unsafe {
             let (first, second) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
             let pairs = _mm512_cvtne2ps_pbh(second, first);

@@ -49,7 +49,7 @@ pub(crate) trait Simd: Copy {
     /// A vector.
     type V: Copy;
 
-    /// Numbers a vector; at most [`MAX_LANES`].
+    /// Numbers per vector; at most [`MAX_LANES`].
     const LANES: usize;
 
     /// Rows and columns of the blocks that [`transpose`](Self::transpose) takes.
@@ -107,7 +107,7 @@ pub(crate) trait Simd: Copy {
     /// They can be read at `from`.
     #[inline(always)]
     unsafe fn split_finite_fp8(self, from: *const u8) -> [Self::V; 2] {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { self.split_fp8(from) }
     }
 
@@ -119,7 +119,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
         let mut any = false;
         for i in 0..n {
-            // SAFETY: the caller vouches for it.
+            // SAFETY: the caller guarantees it.
             any |= unsafe { *from.add(i) } & 0x7f == 0x7f;
         }
         any
@@ -230,7 +230,7 @@ pub(crate) trait KvElement: Copy {
     unsafe fn load_some<S: Simd>(s: S, from: *const u8, n: usize) -> S::V {
         let mut all = [0_u32; MAX_LANES];
         let bytes = n.min(S::LANES) * Self::SIZE;
-        // SAFETY: the caller vouches for the source; 16 words hold 16 elements of any size.
+        // SAFETY: the caller guarantees the source; 16 words hold 16 elements of any size.
         unsafe { std::ptr::copy_nonoverlapping(from, all.as_mut_ptr().cast(), bytes) };
         // SAFETY: as above.
         unsafe { Self::load(s, all.as_ptr().cast()) }
@@ -249,7 +249,7 @@ macro_rules! kv_element {
 
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::V {
-                // SAFETY: the caller vouches for it.
+                // SAFETY: the caller guarantees it.
                 unsafe { s.$load(from.cast()) }
             }
 
@@ -261,7 +261,7 @@ macro_rules! kv_element {
 
         #[inline(always)]
         unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> [S::V; 2] {
-            // SAFETY: the caller vouches for both.
+            // SAFETY: the caller guarantees both.
             unsafe { [Self::load(s, from), Self::load(s, from.add(S::LANES * Self::SIZE))] }
         }
     };
@@ -270,7 +270,7 @@ macro_rules! kv_element {
 
         #[inline(always)]
         unsafe fn load_two<S: Simd>(s: S, from: *const u8) -> [S::V; 2] {
-            // SAFETY: the caller vouches for it.
+            // SAFETY: the caller guarantees it.
             unsafe { s.$split(from) }
         }
     };

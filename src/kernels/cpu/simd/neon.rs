@@ -45,25 +45,25 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> float32x4_t {
         // By bytes: the source need not be aligned.
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe { vreinterpretq_f32_u8(vld1q_u8(from.cast())) }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: float32x4_t) {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { vst1q_u8(to.cast(), vreinterpretq_u8_f32(v)) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, from: *const u8) -> float32x4_t {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe { widen(vreinterpret_u16_u8(vld1_u8(from))) }
     }
 
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u8) -> float32x4_t {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe {
             let wide = vmovl_u16(vreinterpret_u16_u8(vld1_u8(from)));
             vreinterpretq_f32_u32(vshlq_n_u32::<16>(wide))
@@ -72,7 +72,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_fp8(self, from: *const u8) -> float32x4_t {
-        // SAFETY: the caller vouches for 4 bytes.
+        // SAFETY: the caller guarantees 4 bytes.
         unsafe {
             let four = u64::from(from.cast::<u32>().read_unaligned());
             let signed = vget_low_s16(vmovl_s8(vcreate_s8(four)));
@@ -87,7 +87,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn split_bf16(self, from: *const u8) -> [float32x4_t; 2] {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             let both = vreinterpretq_u32_u8(vld1q_u8(from));
             let odd = vandq_u32(both, vdupq_n_u32(0xffff_0000));
@@ -97,7 +97,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn split_fp8(self, from: *const u8) -> [float32x4_t; 2] {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe {
             let both = vreinterpret_s16_u8(vld1_u8(from));
             [widen(upper_fp8(vshl_n_s16::<8>(both))), widen(upper_fp8(both))]
@@ -106,7 +106,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn split_finite_fp8(self, from: *const u8) -> [float32x4_t; 2] {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe {
             let both = vreinterpret_s16_u8(vld1_u8(from));
             let places = vdup_n_u16(0xbf80);
@@ -118,7 +118,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn any_nan_fp8(self, from: *const u8, n: usize) -> bool {
-        // SAFETY: the caller vouches for `n` bytes.
+        // SAFETY: the caller guarantees `n` bytes.
         unsafe {
             let largest = vdupq_n_u8(0x7f);
             let mut most = vdupq_n_u8(0);
@@ -139,7 +139,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: float32x4_t) {
         let half: uint16x4_t;
-        // SAFETY: one instruction on registers; the caller vouches for 8 bytes.
+        // SAFETY: one instruction on registers; the caller guarantees 8 bytes.
         unsafe {
             asm!(
                 "fcvtn {0:v}.4h, {1:v}.4s",
@@ -153,7 +153,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u8, v: float32x4_t) {
-        // SAFETY: the caller vouches for 8 bytes.
+        // SAFETY: the caller guarantees 8 bytes.
         unsafe {
             let bits = vreinterpretq_u32_f32(v);
             let upper = vshrq_n_u32::<16>(bits);
@@ -217,7 +217,7 @@ impl Simd for Neon {
         to: *mut u32,
         to_stride: usize,
     ) {
-        // SAFETY: the caller vouches for both blocks.
+        // SAFETY: the caller guarantees both blocks.
         unsafe {
             let (a, b) = (vld1q_u32(from), vld1q_u32(from.add(from_stride)));
             let (c, d) =
@@ -246,7 +246,7 @@ impl Simd for Neon {
 /// The processor has NEON.
 #[inline(always)]
 unsafe fn upper_fp8(codes: int16x4_t) -> uint16x4_t {
-    // SAFETY: the caller vouches for the feature.
+    // SAFETY: the caller guarantees the feature.
     unsafe {
         // The sign is copied to bit 14, and masked out there.
         let shifted = vreinterpret_u16_s16(vshr_n_s16::<1>(codes));

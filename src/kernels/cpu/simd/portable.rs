@@ -21,7 +21,7 @@ pub(crate) type PortableBf16 = Lanes<16>;
 /// It can be read.
 #[inline(always)]
 unsafe fn at<T: Copy>(from: *const u8, i: usize) -> T {
-    // SAFETY: the caller vouches for it; no alignment is asked for.
+    // SAFETY: the caller guarantees it; no alignment is asked for.
     unsafe { from.cast::<T>().add(i).read_unaligned() }
 }
 
@@ -45,7 +45,7 @@ macro_rules! loads {
         unsafe fn $name(self, from: *const u8) -> [f32; N] {
             let mut out = [0.0; N];
             for (i, out) in out.iter_mut().enumerate() {
-                // SAFETY: the caller vouches for N elements.
+                // SAFETY: the caller guarantees N elements.
                 *out = $convert(unsafe { at::<$type>(from, i) });
             }
             out
@@ -85,13 +85,13 @@ impl<const N: usize> Simd for Lanes<N> {
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> [f32; N] {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { from.cast::<[f32; N]>().read_unaligned() }
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: [f32; N]) {
-        // SAFETY: the caller vouches for it.
+        // SAFETY: the caller guarantees it.
         unsafe { to.cast::<[f32; N]>().write_unaligned(v) }
     }
 
@@ -99,7 +99,7 @@ impl<const N: usize> Simd for Lanes<N> {
     unsafe fn split_bf16(self, from: *const u8) -> [[f32; N]; 2] {
         let (mut evens, mut odds) = ([0.0; N], [0.0; N]);
         for (i, (e, o)) in evens.iter_mut().zip(&mut odds).enumerate() {
-            // SAFETY: the caller vouches for 2 * N elements.
+            // SAFETY: the caller guarantees 2 * N elements.
             let [even, odd] = unsafe { at::<[bf16; 2]>(from, i) };
             (*e, *o) = (even.to_f32(), odd.to_f32());
         }
@@ -110,7 +110,7 @@ impl<const N: usize> Simd for Lanes<N> {
     unsafe fn split_fp8(self, from: *const u8) -> [[f32; N]; 2] {
         let (mut evens, mut odds) = ([0.0; N], [0.0; N]);
         for (i, (e, o)) in evens.iter_mut().zip(&mut odds).enumerate() {
-            // SAFETY: the caller vouches for 2 * N elements.
+            // SAFETY: the caller guarantees 2 * N elements.
             let [even, odd] = unsafe { at::<[Fp8E4m3; 2]>(from, i) };
             (*e, *o) = (even.to_f32() / FP8_UNIT, odd.to_f32() / FP8_UNIT);
         }
@@ -120,7 +120,7 @@ impl<const N: usize> Simd for Lanes<N> {
     #[inline(always)]
     unsafe fn store_f16(self, to: *mut u8, v: [f32; N]) {
         for (i, x) in v.into_iter().enumerate() {
-            // SAFETY: the caller vouches for N elements.
+            // SAFETY: the caller guarantees N elements.
             unsafe { to.cast::<f16>().add(i).write_unaligned(f16::from_f32(x)) };
         }
     }
@@ -128,7 +128,7 @@ impl<const N: usize> Simd for Lanes<N> {
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u8, v: [f32; N]) {
         for (i, x) in v.into_iter().enumerate() {
-            // SAFETY: the caller vouches for N elements.
+            // SAFETY: the caller guarantees N elements.
             unsafe { to.cast::<bf16>().add(i).write_unaligned(bf16::from_f32(x)) };
         }
     }
@@ -167,7 +167,7 @@ impl<const N: usize> Simd for Lanes<N> {
     ) {
         for row in 0..Self::TILE {
             for column in 0..Self::TILE {
-                // SAFETY: the caller vouches for the block.
+                // SAFETY: the caller guarantees the block.
                 let word = unsafe { from.add(row * from_stride + column).read() };
                 // SAFETY: as above.
                 unsafe { to.add(column * to_stride + row).write(word) };
@@ -218,7 +218,7 @@ impl<const N: usize> Bf16Dot for Lanes<N> {
     unsafe fn load_fp8_pairs(self, from: *const u8) -> [f32; N] {
         let mut out = [0.0; N];
         for (i, out) in out.iter_mut().enumerate() {
-            // SAFETY: the caller vouches for 2 * N elements.
+            // SAFETY: the caller guarantees 2 * N elements.
             let [lo, hi] = unsafe { at::<[Fp8E4m3; 2]>(from, i) };
             *out = pair(lo.to_f32() / FP8_UNIT, hi.to_f32() / FP8_UNIT);
         }
@@ -228,9 +228,9 @@ impl<const N: usize> Bf16Dot for Lanes<N> {
     #[inline(always)]
     unsafe fn store_pairs(self, from: *const f32, to: *mut f32) {
         for i in 0..N {
-            // SAFETY: the caller vouches for 2 * N numbers; those still to be read lie beyond i.
+            // SAFETY: the caller guarantees 2 * N numbers; those still to be read lie beyond i.
             let [lo, hi] = unsafe { at::<[f32; 2]>(from.cast(), i) };
-            // SAFETY: the caller vouches for N words.
+            // SAFETY: the caller guarantees N words.
             unsafe { to.add(i).write(pair(lo, hi)) };
         }
     }

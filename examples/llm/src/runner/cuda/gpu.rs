@@ -51,7 +51,7 @@ impl Gpu {
         // SAFETY: all work is on candle's one stream, so no tensor is used across streams.
         unsafe { device.disable_event_tracking() };
         let raw = device.cuda_stream().cu_stream();
-        // SAFETY: `tensors`, which is kept beside it, keeps the stream.
+        // SAFETY: `tensors`, which is kept next to it, keeps the stream.
         let stream = unsafe { CudaStream::borrowed(&cuda, raw.cast()) }?;
         pool::keep_memory(cuda.info().ordinal)?;
         Ok(Self { tensors, cuda, stream })

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::elements::Element;
-use super::guard::{Versioned, lent, versioned};
+use super::ffi::{Versioned, lent, versioned};
 use super::request::inflight_request_result;
 use crate::batch::{Pending, RaggedBatch};
 use crate::cache::BlockOp;
@@ -132,7 +132,7 @@ pub struct inflight_group {
     pub slot_mapping: *const i64,
     /// Elements of `kv_indices`; at most 2^30.
     pub num_kv_blocks: u32,
-    /// Tokens a block; 1 to `INFLIGHT_MAX_COUNT`.
+    /// Tokens per block; 1 to `INFLIGHT_MAX_COUNT`.
     pub block_size: u32,
 }
 
@@ -293,7 +293,7 @@ pub struct inflight_samples {
     pub tokens: *const u32,
     /// Elements of `tokens`.
     pub num_tokens: usize,
-    /// NULL for one token a row. With drafts: the i-th row that samples has
+    /// NULL for one token per row. With drafts: the i-th row that samples has
     /// `tokens[indptr[i]..indptr[i + 1]]`, the accepted drafts and the token after them, between
     /// one and `num_draft + 1`.
     pub indptr: *const u32,

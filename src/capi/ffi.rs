@@ -90,7 +90,7 @@ pub(super) fn lent<T>(array: &[T]) -> *const T {
 /// An array of the caller's; NULL is an empty one.
 ///
 /// # Safety
-/// `from` is NULL, or points to `len` elements that nobody writes during 'a.
+/// `from` is NULL, or points to `len` elements that are not written during 'a.
 pub(super) unsafe fn array<'a, T>(
     field: &'static str,
     from: *const T,
@@ -140,7 +140,7 @@ pub(super) fn append<T: Copy>(to: &mut Vec<T>, from: &[T]) -> Result<()> {
 /// An array of the caller's to be written; NULL is an empty one.
 ///
 /// # Safety
-/// `to` is NULL, or points to `len` elements that nobody else uses during 'a.
+/// `to` is NULL, or points to `len` elements in no other use during 'a.
 pub(super) unsafe fn array_mut<'a, T>(
     field: &'static str,
     to: *mut T,
@@ -157,7 +157,7 @@ pub(super) unsafe fn array_mut<'a, T>(
 /// A place for a result, to be written once nothing can fail any more.
 ///
 /// # Safety
-/// `to` is NULL, or may be written and is used by nobody else during 'a.
+/// `to` is NULL, or may be written and is in no other use during 'a.
 pub(super) unsafe fn output<'a, T>(
     field: &'static str,
     to: *mut T,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::attention::{inflight_attention, inflight_step_limits, limits_of};
 use super::batch::{inflight_batch, source_of};
 use super::device::{backend, inflight_device, stream_of};
-use super::guard::{Entered, Exclusive, Handle, Result, array, call, create, free, shared};
+use super::ffi::{Entered, Exclusive, Handle, Result, array, call, create, free, shared};
 use super::status::{Failure, inflight_error, inflight_status};
 use crate::error::Error;
 use crate::kernels::{Attention, Backend, StepBuffer};
@@ -43,7 +43,7 @@ pub(super) struct StepState {
 /// Outputs: `*out`, to be freed with `inflight_step_buffer_free`; NULL on failure.
 /// Fails: INVALID_ARGUMENT naming `attentions` or the field of `limits`, STRUCT_SIZE, IN_USE,
 /// NO_KERNEL_IMAGE, OUT_OF_DEVICE_MEMORY, CUDA.
-/// Threads: any; nobody may be using the attentions. Since 0.1.
+/// Threads: any, while no other call uses the attentions. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_step_buffer_create(
     device: *const inflight_device,
@@ -96,7 +96,7 @@ fn failure(error: Error) -> Failure {
 /// Frees a step buffer. NULL does nothing. On a GPU this waits for the device's work; graphs that
 /// were captured with it must not be launched any more.
 ///
-/// Threads: any; nobody may be using it. Since 0.1.
+/// Threads: any, while no other call uses it. Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn inflight_step_buffer_free(step: *mut inflight_step_buffer) {
     // SAFETY: NULL, or from `inflight_step_buffer_create` and not used any more.

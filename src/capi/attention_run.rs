@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::attention::inflight_attention;
 use super::batch::{arrays_of, inflight_batch, inflight_mask, mask_of};
 use super::device::stream_of;
-use super::guard::{Result, Versioned, at_most_max, call, read, shared, versioned};
+use super::ffi::{Result, Versioned, at_most_max, call, read, shared, versioned};
 use super::kv::{cache_of, failure, inflight_kv_cache};
 use super::status::{Failure, inflight_error, inflight_status};
-use super::steps::inflight_step_buffer;
+use super::step_buffer::inflight_step_buffer;
 use super::tensor::{device_tensor, inflight_tensor};
 use crate::kernels::AttentionArgs;
 
@@ -60,12 +60,12 @@ pub struct inflight_attention_args {
     pub o: *const inflight_tensor,
     /// The layer's K and V, this step's already appended.
     pub cache: *const inflight_kv_cache,
-    /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL for nobody. For the step's tokens; in a CUDA
+    /// Takes the LSE, f32 `[tokens, num_q_heads]`; NULL if not wanted. For the step's tokens; in a CUDA
     /// graph's capture for as many as the limits have.
     pub lse: *mut f32,
-    /// ALiBi slopes, one a query head; NULL for none.
+    /// ALiBi slopes, one per query head; NULL for none.
     pub alibi_slopes: *const f32,
-    /// Sink logits, one a query head: a key without value that takes part in the softmax; NULL for
+    /// Sink logits, one per query head: a key without value that takes part in the softmax; NULL for
     /// none.
     pub sinks: *const f32,
 }

@@ -1,7 +1,7 @@
 //! Looking at a scheduler: counters, requests, invariants.
 
 use super::cache::held;
-use super::guard::{Result, Versioned, call, versioned, write};
+use super::ffi::{Result, Versioned, call, versioned, write};
 use super::request::inflight_request_result;
 use super::scheduler::{State, enter, inflight_scheduler};
 use super::status::{inflight_error, inflight_status};
@@ -96,7 +96,7 @@ fn stats_of(state: &State) -> inflight_scheduler_stats {
 pub struct inflight_request_snapshot {
     /// `sizeof(inflight_request_snapshot)`.
     pub struct_size: usize,
-    /// Whom it belongs to.
+    /// The client that it belongs to.
     pub client: u64,
     /// 1 if it is among the running requests, 0 if it waits.
     pub running: u32,
