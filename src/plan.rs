@@ -148,7 +148,8 @@ impl PlanConfig {
         }
         match self.fixed_split {
             Some(split) if split == 0 || split % self.kv_granularity != 0 => {
-                let reason = format!("{split} is no positive multiple of {}", self.kv_granularity);
+                let reason =
+                    format!("{split} is not a positive multiple of {}", self.kv_granularity);
                 Err(Error::argument("fixed_split", reason))
             }
             _ => Ok(()),

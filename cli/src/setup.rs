@@ -152,7 +152,7 @@ fn device(args: &Replay) -> Result<(DeviceKind, String), Failure> {
     let gpus = || cost::gpus().iter().map(|gpu| format!("model:{}", gpu.name)).collect::<Vec<_>>();
     let unknown = || {
         let known = gpus().join(", ");
-        usage(format!("--device `{name}` is none of cpu, {known}, none"))
+        usage(format!("--device `{name}` is not one of cpu, {known}, none"))
     };
     let gpu = name.strip_prefix("model:");
     if gpu.is_none() && args.model.is_some() && ["cpu", "none"].contains(&name) {
@@ -173,7 +173,7 @@ fn device(args: &Replay) -> Result<(DeviceKind, String), Failure> {
     let model = args.model.as_deref().unwrap_or("llama-13b");
     let model = cost::model(model).ok_or_else(|| {
         let known: Vec<_> = cost::models().iter().map(|model| model.name).collect();
-        usage(format!("--model `{model}` is none of {}", known.join(", ")))
+        usage(format!("--model `{model}` is not one of {}", known.join(", ")))
     })?;
     let kind = DeviceKind::Model(CostModel::new(gpu, model));
     Ok((kind, format!("{name} ({})", model.name)))

@@ -124,7 +124,7 @@ pub unsafe extern "C" fn inflight_device_create_cpu(
             (INFLIGHT_ISA_BEST, _) => None,
             (_, Some(&(_, isa))) => Some(isa),
             (other, None) => {
-                return Err(Failure::argument("isa", format!("there is none of {other}")));
+                return Err(Failure::argument("isa", format!("{other} is not an INFLIGHT_ISA_*")));
             }
         };
         let cpu = Cpu::new(&CpuConfig {

@@ -110,7 +110,9 @@ unsafe fn array_of(
             }
             managed.tensor
         }
-        other => return Err(Failure::argument("kind", format!("there is none of {other}"))),
+        other => {
+            return Err(Failure::argument("kind", format!("{other} is not an INFLIGHT_DLPACK_*")));
+        }
     };
     check_device(field, device, &tensor)?;
     let dtype = match (tensor.code, tensor.bits, tensor.lanes) {
@@ -258,7 +260,12 @@ pub unsafe extern "C" fn inflight_kv_cache_from_dlpack(
         let (token, head) = match layout {
             INFLIGHT_LAYOUT_NHD => (1, 2),
             INFLIGHT_LAYOUT_HND => (2, 1),
-            other => return Err(Failure::argument("layout", format!("there is none of {other}"))),
+            other => {
+                return Err(Failure::argument(
+                    "layout",
+                    format!("{other} is not an INFLIGHT_LAYOUT_*"),
+                ));
+            }
         };
         // SAFETY: as the caller of this function promises.
         let k = unsafe { array_of("k", backend.device(), k, kind, true, 4) }?;

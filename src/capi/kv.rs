@@ -109,7 +109,12 @@ pub unsafe extern "C" fn inflight_kv_cache_set_contiguous(
         let made = match layout {
             INFLIGHT_LAYOUT_NHD => KvLayout::nhd(of, blocks, size, heads, dim),
             INFLIGHT_LAYOUT_HND => KvLayout::hnd(of, blocks, size, heads, dim),
-            other => return Err(Failure::argument("layout", format!("there is none of {other}"))),
+            other => {
+                return Err(Failure::argument(
+                    "layout",
+                    format!("{other} is not an INFLIGHT_LAYOUT_*"),
+                ));
+            }
         };
         let array = |data| inflight_kv_array::of(data, dtype, head_dim).with(made.k);
         let made = inflight_kv_cache {

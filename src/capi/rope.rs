@@ -48,7 +48,9 @@ impl inflight_rope {
         match self.pairs {
             INFLIGHT_ROPE_PAIRS_HALF => Ok(RopePairs::Half),
             INFLIGHT_ROPE_PAIRS_INTERLEAVED => Ok(RopePairs::Interleaved),
-            other => Err(Failure::argument("pairs", format!("there are none of {other}"))),
+            other => {
+                Err(Failure::argument("pairs", format!("{other} is not an INFLIGHT_ROPE_PAIRS_*")))
+            }
         }
     }
 }
@@ -148,7 +150,12 @@ impl inflight_rope_config {
                 high_freq_factor: self.high_freq_factor,
                 original_max_position: self.original_max_position,
             },
-            other => return Err(Failure::argument("scaling", format!("there is none of {other}"))),
+            other => {
+                return Err(Failure::argument(
+                    "scaling",
+                    format!("{other} is not an INFLIGHT_ROPE_SCALING_*"),
+                ));
+            }
         };
         let config =
             RopeConfig { rotary_dim: self.rotary_dim as usize, theta: self.theta, scaling };

@@ -148,7 +148,12 @@ impl inflight_scheduler_config {
             INFLIGHT_POLICY_NO_EVICT => Policy::no_evict(),
             INFLIGHT_POLICY_MAX_UTILIZATION => Policy::max_utilization(),
             INFLIGHT_POLICY_ORCA => Policy::orca(),
-            other => return Err(Failure::argument("policy", format!("there is none of {other}"))),
+            other => {
+                return Err(Failure::argument(
+                    "policy",
+                    format!("{other} is not an INFLIGHT_POLICY_*"),
+                ));
+            }
         };
         let head_of_line = match (self.bypass_bound, self.bypass_lookahead) {
             (0, _) => HeadOfLine::Strict,

@@ -23,7 +23,7 @@ pub(super) fn dtype_of(field: &'static str, number: u32) -> Result<DType> {
         INFLIGHT_DTYPE_F16 => Ok(DType::F16),
         INFLIGHT_DTYPE_BF16 => Ok(DType::Bf16),
         INFLIGHT_DTYPE_FP8_E4M3 => Ok(DType::Fp8E4m3),
-        other => Err(Failure::argument(field, format!("there is no type {other}"))),
+        other => Err(Failure::argument(field, format!("{other} is not an INFLIGHT_DTYPE_*"))),
     }
 }
 

@@ -103,7 +103,7 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            Error::argument("isa", format!("`{name}` is none of {known}"))
+            Error::argument("isa", format!("`{name}` is not one of {known}"))
         })
     }
 }

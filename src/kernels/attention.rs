@@ -88,7 +88,7 @@ impl AttentionConfig {
         let whole = self.num_q_heads.is_multiple_of(self.num_kv_heads);
         if self.num_q_heads == 0 || self.num_q_heads > 1 << 16 || !whole {
             let reason = format!(
-                "{} is no multiple of the {} KV heads, or not within 1 to 65536",
+                "{} is not a multiple of the {} KV heads between 1 and 65536",
                 self.num_q_heads, self.num_kv_heads
             );
             return Err(Error::argument("num_q_heads", reason));
@@ -113,7 +113,7 @@ impl AttentionConfig {
             return Err(Error::argument("soft_cap", format!("{cap} is not finite and above 0")));
         }
         if let Some(split) = self.fixed_split.filter(|split| *split == 0 || split % 128 != 0) {
-            let reason = format!("{split} is no multiple of 128 above 0");
+            let reason = format!("{split} is not a positive multiple of 128");
             return Err(Error::argument("fixed_split", reason));
         }
         Ok(())

@@ -148,7 +148,7 @@ pub(crate) fn check_apart<T: PartialEq>(k: T, v: T) -> Result<()> {
 /// Refuses a head dimension that no kernel has.
 pub(crate) fn check_head_dim(head_dim: usize) -> Result<()> {
     if head_dim == 0 || head_dim > 256 || !head_dim.is_multiple_of(8) {
-        let reason = format!("{head_dim} is no multiple of 8 from 8 to 256");
+        let reason = format!("{head_dim} is not a multiple of 8 between 8 and 256");
         return Err(Error::argument("head_dim", reason));
     }
     Ok(())

@@ -59,7 +59,7 @@ impl FromStr for DType {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(", ");
-            Error::argument("dtype", format!("`{name}` is none of {known}"))
+            Error::argument("dtype", format!("`{name}` is not one of {known}"))
         })
     }
 }

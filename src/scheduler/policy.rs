@@ -132,7 +132,7 @@ impl Policy {
             "orca" => Self::orca(),
             _ => {
                 let known = Self::NAMES.join(", ");
-                return Err(Error::argument("policy", format!("`{name}` is none of {known}")));
+                return Err(Error::argument("policy", format!("`{name}` is not one of {known}")));
             }
         })
     }

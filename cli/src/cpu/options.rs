@@ -79,7 +79,7 @@ pub(crate) fn cpu(
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
     if let Some(threads) = threads.filter(|&threads| threads > usable * MOST_THREADS) {
         let plural = if usable == 1 { "" } else { "s" };
-        let reason = format!("{MOST_THREADS} for each core are the most");
+        let reason = format!("at most {MOST_THREADS} per core");
         let cores = format!("this process may use {usable} core{plural}");
         return Err(Failure::Usage(format!("--threads {threads}: {reason}, and {cores}")));
     }
@@ -97,7 +97,7 @@ fn core_list(list: &[String]) -> Result<Vec<usize>, Failure> {
             return Err(refused(format!("`{part}` is neither a core nor a range such as 0-3")));
         };
         if first > last || last - first >= MOST_CORES {
-            return Err(refused(format!("`{part}` is no range of 1 to {MOST_CORES} cores")));
+            return Err(refused(format!("`{part}` is not a range of 1 to {MOST_CORES} cores")));
         }
         for core in first..=last {
             if cores.contains(&core) {
@@ -121,7 +121,7 @@ fn q_dtype(name: &str) -> Result<DType, Failure> {
     let known = [DType::F32, DType::F16, DType::Bf16];
     known.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
         let known = known.map(DType::name).join(", ");
-        Failure::Usage(format!("--dtype: `{name}` is none of {known}"))
+        Failure::Usage(format!("--dtype: `{name}` is not one of {known}"))
     })
 }
 

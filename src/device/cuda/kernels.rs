@@ -251,8 +251,7 @@ impl Kernel {
         let fixed = self.attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
         if self.max_shared.saturating_add(fixed) > room {
             let wanted = self.max_shared;
-            let reason =
-                format!("{wanted} bytes per block, and {room} are the most on this device");
+            let reason = format!("{wanted} bytes per block: this device has at most {room}");
             return Err(Error::argument("shared", reason));
         }
         // Never lowered: the same kernel may have been prepared for more elsewhere.

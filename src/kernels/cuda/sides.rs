@@ -59,7 +59,7 @@ impl Sides {
         let (decode, prefill) = decode.zip(prefill).ok_or_else(no_kernel)?;
         let (group, most) = (config.group_size() as u32, prefill.rows);
         if group > most {
-            let reason = format!("are {group} a KV head, and {most} are the most");
+            let reason = format!("are {group} per KV head: at most {most} are supported");
             return Err(Error::argument("num_q_heads", reason));
         }
         let few = decode.rows / group;
