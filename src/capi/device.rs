@@ -91,7 +91,7 @@ pub(super) unsafe fn stream_of(device: &Device, stream: *mut c_void) -> Result<O
     match device {
         // Work that is meant to be behind other work would not be.
         Device::Cpu(_) if stream.is_null() => Ok(None),
-        Device::Cpu(_) => Err(Failure::argument("stream", "a processor has none: NULL")),
+        Device::Cpu(_) => Err(Failure::argument("stream", "a processor has no streams: pass NULL")),
         #[cfg(feature = "cuda-driver")]
         // SAFETY: as the caller promises.
         Device::Cuda(cuda) => Ok(Some(unsafe { Queue::borrowed(cuda, stream) }?)),

@@ -69,7 +69,7 @@ pub unsafe extern "C" fn inflight_step_buffer_create(
             // SAFETY: NULL or an attention that lives.
             let group = &unsafe { shared("attentions", handle.cast_const()) }?.state;
             if groups.iter().any(|other| Arc::ptr_eq(other, group)) {
-                return refused("one is there twice");
+                return refused("one is listed twice");
             }
             groups.push(Arc::clone(group));
         }

@@ -107,5 +107,5 @@ impl DeviceBuffer {
 }
 
 fn too_many() -> Error {
-    Error::argument("buffer", "has fewer bytes")
+    Error::argument("buffer", "has too few bytes")
 }

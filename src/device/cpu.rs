@@ -198,7 +198,7 @@ impl Cpu {
             (None, None) => thread::available_parallelism().map_or(1, usize::from),
         };
         if config.cores.as_ref().is_some_and(Vec::is_empty) {
-            return Err(Error::argument("cores", "there must be at least one"));
+            return Err(Error::argument("cores", "at least one is needed"));
         }
         if threads == 0 || threads > 1024 {
             return Err(Error::argument("threads", format!("{threads} is not within 1 to 1024")));

@@ -110,7 +110,10 @@ impl AttentionConfig {
             ));
         }
         if let Some(cap) = self.soft_cap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
-            return Err(Error::argument("soft_cap", format!("{cap} is not finite and above 0")));
+            return Err(Error::argument(
+                "soft_cap",
+                format!("{cap} is not a finite number above 0"),
+            ));
         }
         if let Some(split) = self.fixed_split.filter(|split| *split == 0 || split % 128 != 0) {
             let reason = format!("{split} is not a positive multiple of 128");

@@ -82,7 +82,7 @@ impl Backend {
 fn no_stream(stream: Stream<'_>) -> Result<()> {
     match stream {
         None => Ok(()),
-        Some(_) => Err(Error::argument("stream", "a processor has none")),
+        Some(_) => Err(Error::argument("stream", "a processor has no streams")),
     }
 }
 
@@ -123,7 +123,7 @@ impl Attention {
     ) -> Result<Self> {
         match &backend.device {
             Device::Cpu(_) if workspace.is_some() => {
-                Err(Error::argument("workspace", "a processor takes none"))
+                Err(Error::argument("workspace", "a processor takes no workspace"))
             }
             Device::Cpu(cpu) => Ok(Self::Cpu(Box::new(cpu::Attention::new(cpu, config, limits)?))),
             #[cfg(feature = "cuda-driver")]

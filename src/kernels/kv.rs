@@ -296,7 +296,7 @@ impl KvScales<'_> {
         for (field, scales) in [("scales.k", self.k), ("scales.v", self.v)] {
             if layout.dtype != DType::Fp8E4m3 {
                 if !scales.is_empty() {
-                    let reason = format!("a cache of {} has none", layout.dtype);
+                    let reason = format!("a cache of {} takes no scales", layout.dtype);
                     return Err(Error::argument(field, reason));
                 }
                 continue;
@@ -310,7 +310,10 @@ impl KvScales<'_> {
                 return Err(Error::argument(field, reason));
             }
             if let Some(bad) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
-                return Err(Error::argument(field, format!("{bad} is not finite and above 0")));
+                return Err(Error::argument(
+                    field,
+                    format!("{bad} is not a finite number above 0"),
+                ));
             }
         }
         Ok(())
@@ -380,10 +383,10 @@ impl DeviceCache {
             return Err(Error::argument(field, "are null, or not at a multiple of 4 bytes"));
         }
         match (layout.dtype, scales) {
-            (DType::Fp8E4m3, None) => Err(Error::argument("scales", "an fp8 cache has some")),
+            (DType::Fp8E4m3, None) => Err(Error::argument("scales", "an fp8 cache needs scales")),
             (DType::Fp8E4m3, Some(_)) | (_, None) => Ok(Self { k, v, layout, scales }),
             (dtype, Some(_)) => {
-                Err(Error::argument("scales", format!("a cache of {dtype} has none")))
+                Err(Error::argument("scales", format!("a cache of {dtype} takes no scales")))
             }
         }
     }

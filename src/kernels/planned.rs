@@ -99,7 +99,7 @@ impl Planned {
     /// Checks that there is a plan, and that a step buffer holds it as its `group`-th.
     pub(crate) fn check_uploaded(&self, step: &Uploaded, group: usize) -> Result<()> {
         if self.generation == 0 {
-            return Err(Error::argument("plan", "there is none: plan a step first"));
+            return Err(Error::argument("plan", "no plan was made: plan a step first"));
         }
         match step.generations.get(group) {
             Some(&uploaded) if uploaded == self.generation => Ok(()),
@@ -246,7 +246,7 @@ impl Uploaded {
 
     /// Checks that new tokens of the step can be appended to a cache, rotated or not.
     pub(crate) fn check_append(&self, layout: &KvLayout, rotated: bool) -> Result<()> {
-        let without = |field| Err(Error::argument(field, "the step was uploaded without"));
+        let without = |field| Err(Error::argument(field, "were not uploaded with the step"));
         if !self.is_there {
             return Err(Error::argument("step", "holds nothing: upload one"));
         }

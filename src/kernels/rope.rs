@@ -202,7 +202,8 @@ impl RopeConfig {
     /// [`Error::InvalidArgument`] naming the field, or `max_positions` when the table is too large.
     pub fn table(&self, max_positions: usize) -> Result<Vec<f32>> {
         self.check()?;
-        let too_large = || Error::argument("max_positions", format!("{max_positions} is too many"));
+        let too_large =
+            || Error::argument("max_positions", format!("{max_positions} is too large"));
         let len = max_positions.checked_mul(self.rotary_dim).ok_or_else(too_large)?;
         let mut table = Vec::new();
         table.try_reserve_exact(len).map_err(|_| too_large())?;
@@ -305,19 +306,19 @@ fn check_factor(factor: f32) -> Result<()> {
     if factor.is_finite() && factor >= 1.0 {
         return Ok(());
     }
-    Err(Error::argument("factor", format!("{factor} is not finite and 1 or more")))
+    Err(Error::argument("factor", format!("{factor} is not a finite number of at least 1")))
 }
 
 fn check_positions(field: &'static str, positions: u32) -> Result<()> {
     if positions > 0 {
         return Ok(());
     }
-    Err(Error::argument(field, "there is at least one position"))
+    Err(Error::argument(field, "must be at least 1"))
 }
 
 fn check_above(field: &'static str, number: f32, least: f32) -> Result<()> {
     if number.is_finite() && number > least {
         return Ok(());
     }
-    Err(Error::argument(field, format!("{number} is not finite and above {least}")))
+    Err(Error::argument(field, format!("{number} is not a finite number above {least}")))
 }

@@ -77,7 +77,10 @@ fn check(ops: &[BlockOp], device: &[KvCache<'_>], host: &[KvCache<'_>]) -> Resul
             BlockOp::SWAP_OUT => (device, host),
             BlockOp::SWAP_IN => (host, device),
             kind => {
-                return Err(Error::argument("ops", format!("operation {i} is of kind {kind}")));
+                return Err(Error::argument(
+                    "ops",
+                    format!("operation {i} is of the unknown kind {kind}"),
+                ));
             }
         };
         if op.kind != BlockOp::COPY && host.1 == 0 {

@@ -69,7 +69,7 @@ fn check(states: &[State<'_>], o: &TensorMut<'_>, lse: Option<&[f32]>) -> Result
         return Err(Error::argument("o", "its rows do not fit 64 bits"));
     };
     if states.is_empty() {
-        return Err(Error::argument("states", "there are none"));
+        return Err(Error::argument("states", "at least one is needed"));
     }
     for (i, state) in states.iter().enumerate() {
         let dtype = state.o.dtype();

@@ -155,7 +155,12 @@ impl BlockMover {
                 BlockOp::COPY => (device, device),
                 BlockOp::SWAP_OUT => (device, host),
                 BlockOp::SWAP_IN => (host, device),
-                kind => return Err(Error::argument("ops", format!("{i} is of no kind: {kind}"))),
+                kind => {
+                    return Err(Error::argument(
+                        "ops",
+                        format!("operation {i} is of the unknown kind {kind}"),
+                    ));
+                }
             };
             if op.kind != BlockOp::COPY && host == 0 {
                 return Err(Error::argument("host", format!("has no layers, and {i} swaps")));

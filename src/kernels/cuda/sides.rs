@@ -51,7 +51,7 @@ impl Sides {
         }
         let no_kernel = || {
             let (dim, dims) = (config.head_dim, shapes::head_dims_in_words());
-            Error::argument("head_dim", format!("{dim} has no kernel for GPUs: {dims} have"))
+            Error::argument("head_dim", format!("{dim} has no GPU kernel: {dims} have one"))
         };
         let dim = shapes::kernel_dim(config.head_dim);
         let row = |family| Row::find(family, config.kv_dtype, dim?, device);
