@@ -1,4 +1,4 @@
-//! What the border costs: a step of 256 running requests, schedule, batch and commit, called from
+//! What the FFI boundary costs: a step of 256 running requests, schedule, batch and commit, called from
 //! Rust and from C, in turns. `cargo bench --bench ffi`.
 //!
 //! The program in C (`tests/capi/steps.c`) is compiled against the library that was built with this

@@ -4,7 +4,7 @@ package inflight
 
 // Descriptions are those of inflight.h: names in them are C's.
 
-// #include "border.h"
+// #include "boundary.h"
 import "C"
 
 import (

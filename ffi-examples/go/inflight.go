@@ -45,7 +45,7 @@ package inflight
 
 /*
 #cgo pkg-config: inflight
-#include "border.h"
+#include "boundary.h"
 */
 import "C"
 

@@ -1,6 +1,6 @@
 package inflight
 
-// #include "border.h"
+// #include "boundary.h"
 import "C"
 
 import (

@@ -1,6 +1,6 @@
 package inflight
 
-// #include "border.h"
+// #include "boundary.h"
 import "C"
 
 import (
@@ -238,19 +238,19 @@ func (s *Step) CommitRagged(tokens []Token, indptr []uint32) (Outputs, error) {
 
 func (s *Step) commit(tokens []Token, indptr []uint32) (Outputs, error) {
 	owner := s.scheduler
-	border, err := owner.enter("commit", s)
+	boundary, err := owner.enter("commit", s)
 	if err != nil {
 		return Outputs{}, err
 	}
 	defer owner.leave()
-	status := C.border_commit(border, s.view.step_id,
+	status := C.boundary_commit(boundary, s.view.step_id,
 		(*C.uint32_t)(unsafe.SliceData(tokens)), C.size_t(len(tokens)),
 		(*C.uint32_t)(unsafe.SliceData(indptr)), C.size_t(len(indptr)))
 	if status != C.INFLIGHT_STATUS_OK {
-		return Outputs{}, failure("commit", status, &border.error)
+		return Outputs{}, failure("commit", status, &boundary.error)
 	}
 	s.ended.Store(true)
-	return Outputs{scheduler: owner, call: owner.calls.Load(), view: border.outputs}, nil
+	return Outputs{scheduler: owner, call: owner.calls.Load(), view: boundary.outputs}, nil
 }
 
 // Abandon undoes the step, as if it had not been scheduled: for one that was not run, or failed on
@@ -258,14 +258,14 @@ func (s *Step) commit(tokens []Token, indptr []uint32) (Outputs, error) {
 // preempted stay preempted.
 func (s *Step) Abandon() error {
 	owner := s.scheduler
-	border, err := owner.enter("abandon", s)
+	boundary, err := owner.enter("abandon", s)
 	if err != nil {
 		return err
 	}
 	defer owner.leave()
-	status := C.border_abandon(border, s.view.step_id)
+	status := C.boundary_abandon(boundary, s.view.step_id)
 	if status != C.INFLIGHT_STATUS_OK {
-		return failure("abandon", status, &border.error)
+		return failure("abandon", status, &boundary.error)
 	}
 	s.ended.Store(true)
 	return nil

@@ -1,6 +1,6 @@
 package inflight
 
-// #include "border.h"
+// #include "boundary.h"
 import "C"
 
 import (
@@ -20,15 +20,15 @@ type Submitter struct {
 
 // Submitter makes a submitter for the scheduler, to be closed.
 func (s *Scheduler) Submitter() (*Submitter, error) {
-	border, err := s.enter("submitter", nil)
+	boundary, err := s.enter("submitter", nil)
 	if err != nil {
 		return nil, err
 	}
 	defer s.leave()
 	var handle *C.inflight_submitter
-	status := C.border_submitter_create(border, &handle)
+	status := C.boundary_submitter_create(boundary, &handle)
 	if status != C.INFLIGHT_STATUS_OK {
-		return nil, failure("submitter", status, &border.error)
+		return nil, failure("submitter", status, &boundary.error)
 	}
 	handles.Add(1)
 	submitter := &Submitter{handle: handle}

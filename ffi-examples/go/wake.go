@@ -1,6 +1,6 @@
 package inflight
 
-// #include "border.h"
+// #include "boundary.h"
 import "C"
 
 import "runtime/cgo"
@@ -11,7 +11,7 @@ import "runtime/cgo"
 // scheduler or its submitters; to send to a channel that has room is what most need. It is kept until
 // the scheduler is closed: one that refers to the scheduler keeps it from being collected.
 func (s *Scheduler) SetWake(wake func()) error {
-	border, err := s.enter("set wake", nil)
+	boundary, err := s.enter("set wake", nil)
 	if err != nil {
 		return err
 	}
@@ -20,12 +20,12 @@ func (s *Scheduler) SetWake(wake func()) error {
 	if wake != nil {
 		handle = cgo.NewHandle(wake)
 	}
-	status := C.border_set_wake(border, C.uintptr_t(handle))
+	status := C.boundary_set_wake(boundary, C.uintptr_t(handle))
 	if status != C.INFLIGHT_STATUS_OK {
 		if handle != 0 {
 			handle.Delete()
 		}
-		return failure("set wake", status, &border.error)
+		return failure("set wake", status, &boundary.error)
 	}
 	// The one before is not called any more.
 	s.dropWake()

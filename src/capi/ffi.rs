@@ -1,4 +1,4 @@
-//! The border: pointers in, statuses out, no panic across. The only place where pointers of the
+//! The FFI boundary: pointers in, statuses out, no panic across. The only place where pointers of the
 //! caller become references.
 
 use std::ffi::c_char;
@@ -54,7 +54,7 @@ pub(super) unsafe fn call(
 }
 
 /// Panics where the environment asks for it, in builds that are to prove that no panic crosses the
-/// border: those with `--cfg inflight_inject_panic`.
+/// boundary: those with `--cfg inflight_inject_panic`.
 #[cfg(inflight_inject_panic)]
 pub(super) fn inject_panic(at: &str) {
     if std::env::var_os("INFLIGHT_PANIC").is_some_and(|wanted| wanted == at) {

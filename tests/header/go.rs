@@ -23,7 +23,7 @@ const TAKEN: [(&str, &str); 2] = [("scheduler_stats", "Stats"), ("request_snapsh
 
 const HEAD: &str = "// Code generated from inflight.h by tests/header; DO NOT EDIT.\n\npackage \
                     inflight\n\n// Descriptions are those of inflight.h: names in them are C's.\n\n// \
-                    #include \"border.h\"\nimport \"C\"\n\nimport (\n\t\"time\"\n\t\"unsafe\"\n)\n";
+                    #include \"boundary.h\"\nimport \"C\"\n\nimport (\n\t\"time\"\n\t\"unsafe\"\n)\n";
 
 pub(crate) fn generate(abi: &Abi) -> String {
     let mut text = HEAD.to_owned();

@@ -5,7 +5,7 @@ use super::source::{Mirror, check, of};
 const INFLIGHT: &str = "ffi-examples/go/inflight.go";
 const STATUS: &str = "ffi-examples/go/status.go";
 const STEP: &str = "ffi-examples/go/step.go";
-const BORDER: &str = "ffi-examples/go/border.h";
+const BOUNDARY: &str = "ffi-examples/go/boundary.h";
 
 const MIRRORS: &[Mirror] = &[
     of("build_info", INFLIGHT, "func Build(", &["info.{}"], &[]),
@@ -18,7 +18,7 @@ const MIRRORS: &[Mirror] = &[
         &["group.{}", "s.group().{}"],
         &[("block_size", "`Schedule` keeps it, for steps that are over")],
     ),
-    of("samples", BORDER, "static inline inflight_status border_commit(", &["samples.{}"], &[]),
+    of("samples", BOUNDARY, "static inline inflight_status boundary_commit(", &["samples.{}"], &[]),
     of("outputs_view", STEP, "", &["o.view.{}"], &[]),
 ];
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 /* Where the calls of one scheduler write. */
-typedef struct border {
+typedef struct boundary {
     inflight_scheduler *scheduler;
     inflight_step_view step;
     inflight_outputs_view outputs;
@@ -16,11 +16,11 @@ typedef struct border {
     inflight_request_result result;
     inflight_error error;
     size_t num_events;
-} border;
+} boundary;
 
-static inline border *border_create(const inflight_scheduler_config *config,
+static inline boundary *boundary_create(const inflight_scheduler_config *config,
                                     inflight_error *error, inflight_status *status) {
-    border *b = calloc(1, sizeof *b);
+    boundary *b = calloc(1, sizeof *b);
     if (b == NULL) {
         abort(); /* as Go itself does where memory is out */
     }
@@ -37,16 +37,16 @@ static inline border *border_create(const inflight_scheduler_config *config,
     return b;
 }
 
-static inline void border_free(border *b) {
+static inline void boundary_free(boundary *b) {
     inflight_scheduler_free(b->scheduler);
     free(b);
 }
 
-static inline inflight_status border_schedule(border *b, uint64_t now) {
+static inline inflight_status boundary_schedule(boundary *b, uint64_t now) {
     return inflight_scheduler_schedule(b->scheduler, now, &b->step, &b->error);
 }
 
-static inline inflight_status border_commit(border *b, uint64_t step_id, const uint32_t *tokens,
+static inline inflight_status boundary_commit(boundary *b, uint64_t step_id, const uint32_t *tokens,
                                             size_t num_tokens, const uint32_t *indptr,
                                             size_t indptr_len) {
     inflight_samples samples;
@@ -58,44 +58,44 @@ static inline inflight_status border_commit(border *b, uint64_t step_id, const u
     return inflight_scheduler_commit(b->scheduler, step_id, &samples, &b->outputs, &b->error);
 }
 
-static inline inflight_status border_abandon(border *b, uint64_t step_id) {
+static inline inflight_status boundary_abandon(boundary *b, uint64_t step_id) {
     return inflight_scheduler_abandon(b->scheduler, step_id, &b->error);
 }
 
-static inline inflight_status border_events(border *b, inflight_event *events, size_t capacity) {
+static inline inflight_status boundary_events(boundary *b, inflight_event *events, size_t capacity) {
     return inflight_scheduler_events(b->scheduler, events, sizeof *events, capacity, &b->num_events, &b->error);
 }
 
-static inline inflight_status border_submit(border *b, const inflight_request *request) {
+static inline inflight_status boundary_submit(boundary *b, const inflight_request *request) {
     return inflight_scheduler_submit(b->scheduler, request, &b->error);
 }
 
-static inline inflight_status border_cancel(border *b, uint64_t id) {
+static inline inflight_status boundary_cancel(boundary *b, uint64_t id) {
     return inflight_scheduler_cancel(b->scheduler, id, &b->error);
 }
 
-static inline inflight_status border_set_draft(border *b, uint64_t id, const uint32_t *draft,
+static inline inflight_status boundary_set_draft(boundary *b, uint64_t id, const uint32_t *draft,
                                                size_t draft_len) {
     return inflight_scheduler_set_draft(b->scheduler, id, draft, draft_len, &b->error);
 }
 
-static inline inflight_status border_get_stats(border *b) {
+static inline inflight_status boundary_get_stats(boundary *b) {
     return inflight_scheduler_get_stats(b->scheduler, &b->stats, &b->error);
 }
 
-static inline inflight_status border_get_request(border *b, uint64_t id) {
+static inline inflight_status boundary_get_request(boundary *b, uint64_t id) {
     return inflight_scheduler_get_request(b->scheduler, id, &b->snapshot, &b->error);
 }
 
-static inline inflight_status border_verify(border *b) {
+static inline inflight_status boundary_verify(boundary *b) {
     return inflight_scheduler_verify(b->scheduler, &b->error);
 }
 
-static inline inflight_status border_reset_prefix_cache(border *b) {
+static inline inflight_status boundary_reset_prefix_cache(boundary *b) {
     return inflight_scheduler_reset_prefix_cache(b->scheduler, &b->error);
 }
 
-static inline inflight_status border_finish(border *b, uint64_t id, uint32_t keep_tokens) {
+static inline inflight_status boundary_finish(boundary *b, uint64_t id, uint32_t keep_tokens) {
     return inflight_scheduler_finish(b->scheduler, id, keep_tokens, &b->result, sizeof b->result,
                                      &b->error);
 }
@@ -103,15 +103,15 @@ static inline inflight_status border_finish(border *b, uint64_t id, uint32_t kee
 /* Go's, in wake.go. */
 extern void inflightGoWake(uintptr_t handle);
 
-static void border_wake(void *handle) { inflightGoWake((uintptr_t)handle); }
+static void boundary_wake(void *handle) { inflightGoWake((uintptr_t)handle); }
 
 /* Has the function behind the handle called; 0 for none. */
-static inline inflight_status border_set_wake(border *b, uintptr_t handle) {
-    return inflight_scheduler_set_wake(b->scheduler, handle != 0 ? border_wake : NULL,
+static inline inflight_status boundary_set_wake(boundary *b, uintptr_t handle) {
+    return inflight_scheduler_set_wake(b->scheduler, handle != 0 ? boundary_wake : NULL,
                                        (void *)handle, &b->error);
 }
 
-static inline inflight_status border_submitter_create(border *b, inflight_submitter **out) {
+static inline inflight_status boundary_submitter_create(boundary *b, inflight_submitter **out) {
     return inflight_submitter_create(b->scheduler, out, &b->error);
 }
 
