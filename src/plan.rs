@@ -9,8 +9,8 @@
 //!
 //! A cut moves to a multiple of the granularity or to an end of the tile, whichever loads the two
 //! shares next to it least, counting that the second part pays a tile's overhead again. No part is
-//! shorter than half a granule, for it would not be worth its overhead. So a share costs at most an
-//! even one, two overheads, and less than 1.5 granules: 2 where a window begins a tile between
+//! shorter than half the granularity, for it would not be worth its overhead. So a share costs at most an
+//! even one, two overheads, and less than 1.5 times the granularity: 2 where a window begins a tile between
 //! multiples.
 //!
 //! In batch-invariant mode tiles are split at fixed multiples instead: a request's parts depend on
@@ -35,7 +35,7 @@ pub struct PlanConfig {
     pub heads: u32,
     /// A tile of a row with at most this many queries computes all KV heads; 0 for never. Other
     /// tiles compute one.
-    pub joint_q: u32,
+    pub max_packed_q: u32,
     /// Queries of a tile at most; at least 1.
     pub q_tile: u32,
     /// Keys are cut at multiples of this many, counted from key 0; at least 1.
@@ -164,13 +164,14 @@ impl PlanConfig {
             return PlanBounds::default();
         }
         let [rows, queries, heads] = [rows, q_tokens, self.heads].map(u64::from);
-        let [joint_q, q_tile, kv_len] = [self.joint_q, self.q_tile, max_kv_len].map(u64::from);
+        let [max_packed_q, q_tile, kv_len] =
+            [self.max_packed_q, self.q_tile, max_kv_len].map(u64::from);
         // Every row's last tile can be of one query.
         let q_tiles = |rows: u64| if rows == 0 { 0 } else { rows + (queries - rows) / q_tile };
         let any = q_tiles(rows.min(queries));
-        let separate = q_tiles(rows.min(queries / (joint_q + 1))).saturating_mul(heads);
-        let joint = if joint_q == 0 { 0 } else { any };
-        let tiles = separate.saturating_add(joint).min(any.saturating_mul(heads));
+        let separate = q_tiles(rows.min(queries / (max_packed_q + 1))).saturating_mul(heads);
+        let packed = if max_packed_q == 0 { 0 } else { any };
+        let tiles = separate.saturating_add(packed).min(any.saturating_mul(heads));
 
         // Keys of a tile, where a window can let it begin anywhere.
         let tile_queries = q_tile.min(queries);
@@ -186,14 +187,14 @@ impl PlanConfig {
                 if each > 1 { (tiles, split.saturating_mul(each)) } else { (0, 0) };
             return PlanBounds { parts: tiles.saturating_mul(each), merges, states };
         }
-        let granule = u64::from(self.kv_granularity);
-        let half = granule.div_ceil(2);
-        let inside = |keys: u64| keys.checked_sub(2 * half).map_or(0, |rest| rest / granule + 1);
-        let each = window.map_or(u64::MAX, inside).min(kv_len.saturating_sub(half) / granule);
+        let alignment = u64::from(self.kv_granularity);
+        let half = alignment.div_ceil(2);
+        let inside = |keys: u64| keys.checked_sub(2 * half).map_or(0, |rest| rest / alignment + 1);
+        let each = window.map_or(u64::MAX, inside).min(kv_len.saturating_sub(half) / alignment);
         let cuts = u64::from(self.shares - 1).min(tiles.saturating_mul(each));
         let merges = cuts.min(tiles);
         // Of a tile's parts all but one need a cut, and tiles have no query and head in common.
-        let most = tile_queries.max(tile_queries.min(joint_q).saturating_mul(heads));
+        let most = tile_queries.max(tile_queries.min(max_packed_q).saturating_mul(heads));
         let first_parts = merges.saturating_mul(most).min(query_heads);
         let states = cuts.saturating_mul(most).saturating_add(first_parts);
         PlanBounds { parts: tiles.saturating_add(cuts), merges, states }
@@ -211,7 +212,7 @@ impl PlanConfig {
 
     /// The heads whose tiles of a row are computed apart, and the heads of a tile.
     fn heads_apart(&self, extent: Extent) -> (u32, u32) {
-        if extent.q_len <= self.joint_q { (1, self.heads) } else { (self.heads, 1) }
+        if extent.q_len <= self.max_packed_q { (1, self.heads) } else { (self.heads, 1) }
     }
 
     /// The keys at whose multiples the tiles of a row are to be split.
@@ -284,17 +285,17 @@ impl PlanConfig {
     fn snap(&self, tile: &Part, key_cost: u64, begin: u64, end: u64, cut: u64) -> Option<u32> {
         // By how much the heavier of the two shares exceeds an even one, for each way to cut.
         let (before, after) = (cut.saturating_sub(begin), end - cut);
-        let granule = u64::from(self.kv_granularity);
-        let half = granule.div_ceil(2);
+        let alignment = u64::from(self.kv_granularity);
+        let half = alignment.div_ceil(2);
         let [kv_start, kv_end] = [tile.kv_start, tile.kv_end].map(u64::from);
-        let least = (kv_start + half).next_multiple_of(granule);
-        let most = kv_end.saturating_sub(half) / granule * granule;
+        let least = (kv_start + half).next_multiple_of(alignment);
+        let most = kv_end.saturating_sub(half) / alignment * alignment;
         if least <= most {
             let overhead = u64::from(self.costs.tile);
             let at = |key: u64| begin + overhead + (key - kv_start) * key_cost;
-            let (offset, step) = (cut.saturating_sub(at(least)), granule * key_cost);
+            let (offset, step) = (cut.saturating_sub(at(least)), alignment * key_cost);
             let nearest = offset / step + u64::from(offset % step > step / 2);
-            let key = (least + nearest * granule).min(most);
+            let key = (least + nearest * alignment).min(most);
             // The share after the cut pays the tile's overhead once more.
             let inside = match at(key).checked_sub(cut) {
                 Some(late) => late.max(overhead.saturating_sub(late)),

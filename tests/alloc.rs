@@ -192,7 +192,7 @@ fn planning_attention_allocates_nothing() {
     let config = PlanConfig {
         shares: 132,
         heads: 8,
-        joint_q: 8,
+        max_packed_q: 8,
         q_tile: 16,
         kv_granularity: 64,
         causal: true,

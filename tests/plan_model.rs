@@ -48,12 +48,12 @@ fn configs(size: Size) -> impl Strategy<Value = PlanConfig> {
     let costs = (prop_oneof![Just(0), 0..200_u32, 0..20_000_u32], 0..4_u32, 0..4_u32);
     (shape, mask, splits, costs).prop_map(
         |(shape, mask, (kv_granularity, split, split_q), costs)| {
-            let (shares, heads, joint_q, q_tile) = shape;
+            let (shares, heads, max_packed_q, q_tile) = shape;
             let (tile, key, query_key) = costs;
             PlanConfig {
                 shares,
                 heads,
-                joint_q,
+                max_packed_q,
                 q_tile,
                 kv_granularity,
                 causal: mask.0,
@@ -226,7 +226,10 @@ fn parts_are_rectangles_that_fill_their_tiles_and_merges_name_them() {
         for tile in &tiles {
             let Part { row, head, num_heads, q_start, q_len, .. } = tile[0];
             let extent = rows[row as usize];
-            assert_eq!(num_heads, if extent.q_len <= config.joint_q { config.heads } else { 1 });
+            assert_eq!(
+                num_heads,
+                if extent.q_len <= config.max_packed_q { config.heads } else { 1 }
+            );
             assert!(q_len >= 1 && q_len <= config.q_tile);
             for head in head..head + num_heads {
                 let start = (head * extent.q_len + q_start) as usize;
@@ -279,12 +282,12 @@ fn slack(config: &PlanConfig, tiles: &[&[Part]]) -> u64 {
     }
     let of_tile = |tile: &&[Part]| {
         let whole = Part { kv_end: tile[tile.len() - 1].kv_end, ..tile[0] };
-        // Keys between two cuts: a granule, and at either end as much as is too short for a part.
-        let granule = config.kv_granularity;
-        let begins_between = !whole.kv_start.is_multiple_of(granule);
-        let too_short = (granule - 1) / 2;
+        // Keys between two cuts: the granularity, and at either end as much as is too short for a part.
+        let alignment = config.kv_granularity;
+        let begins_between = !whole.kv_start.is_multiple_of(alignment);
+        let too_short = (alignment - 1) / 2;
         let ends = if begins_between { 2 * too_short } else { too_short };
-        let keys = (granule + ends).min(whole.kv_end - whole.kv_start);
+        let keys = (alignment + ends).min(whole.kv_end - whole.kv_start);
         cost(config, &Part { kv_start: 0, kv_end: keys, ..whole }) + u64::from(config.costs.tile)
     };
     tiles.iter().map(of_tile).max().unwrap_or(0)
@@ -358,7 +361,7 @@ fn decode() -> PlanConfig {
     PlanConfig {
         shares: 132,
         heads: 8,
-        joint_q: 8,
+        max_packed_q: 8,
         q_tile: 16,
         kv_granularity: 64,
         causal: true,

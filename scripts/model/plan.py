@@ -8,7 +8,7 @@ class PlanConfig:
     shares: int
     heads: int
     q_tile: int
-    granule: int
+    alignment: int
     causal: bool
     tile_cost: int
     key_cost: int
@@ -41,15 +41,15 @@ def tiles(config: PlanConfig, row: int, q: int, kv: int, head: int):
 def snap(config: PlanConfig, tile: Part, begin: int, end: int, cut: int):
     """Where a tile is cut for shares to part at `cut`; None for behind it. As PlanConfig::snap."""
     before, after = max(cut - begin, 0), end - cut
-    granule, half = config.granule, -(-config.granule // 2)
-    least = -(-(tile.kv_start + half) // granule) * granule
-    most = max(tile.kv_end - half, 0) // granule * granule
+    alignment, half = config.alignment, -(-config.alignment // 2)
+    least = -(-(tile.kv_start + half) // alignment) * alignment
+    most = max(tile.kv_end - half, 0) // alignment * alignment
     if least <= most:
         def at(key):
             return begin + config.tile_cost + (key - tile.kv_start) * config.key_cost
-        offset, step = max(cut - at(least), 0), granule * config.key_cost
+        offset, step = max(cut - at(least), 0), alignment * config.key_cost
         nearest = offset // step + (offset % step > step // 2)
-        key = min(least + nearest * granule, most)
+        key = min(least + nearest * alignment, most)
         late = at(key) - cut
         inside = max(late, max(config.tile_cost - late, 0)) if late >= 0 else -late + config.tile_cost
         if inside < min(before, after):

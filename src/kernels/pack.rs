@@ -284,7 +284,7 @@ mod tests {
         let config = crate::plan::PlanConfig {
             shares: 3,
             heads: 2,
-            joint_q: 0,
+            max_packed_q: 0,
             q_tile: 2,
             kv_granularity: 4,
             causal: true,

@@ -150,7 +150,7 @@ impl Attention {
         let plan = PlanConfig {
             shares: (total / SHARE_COST).clamp(1, most as u64) as u32,
             heads: num_kv_heads as u32,
-            joint_q: (FEW_ROWS / group) as u32,
+            max_packed_q: (FEW_ROWS / group) as u32,
             q_tile: (TILE_ROWS / group).max(1) as u32,
             kv_granularity: 128,
             causal,

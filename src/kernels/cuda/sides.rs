@@ -129,7 +129,7 @@ impl Sides {
         let plan = PlanConfig {
             shares,
             heads: config.num_kv_heads as u32,
-            joint_q: 0,
+            max_packed_q: 0,
             q_tile,
             // Batch-invariant splits are at multiples of 128.
             kv_granularity: if config.fixed_split.is_some() { 128 } else { keys },
