@@ -141,7 +141,7 @@ fn options_that_make_no_sense() {
         ("--device cpu --cores 0 --threads 2", "--cores: there must be 2"),
         ("--device cpu --cores zero", "--cores: `zero` is neither a core nor a range"),
         ("--device cpu --cores 0,0", "--cores: 0 is there twice"),
-        ("--device cpu --cores 3-1", "--cores: `3-1` is no range"),
+        ("--device cpu --cores 3-1", "--cores: `3-1` is not a range"),
         ("--device cpu --isa mmx", "--isa: `mmx` is not one of"),
         ("--device cpu --num-blocks 999999999", "--num-blocks 999999999 and --layers 2: a cache"),
         ("--device cpu --model llama-7b", "--model is for a model: device"),
