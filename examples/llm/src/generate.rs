@@ -66,7 +66,7 @@ impl Generate {
         let config = *loaded.engine.scheduler().config();
         let (length, most) = (prompt.len(), config.max_model_len);
         if length == 0 || length >= most {
-            bail!("the prompt has {length} tokens, and room for at most {most}, its output included");
+            bail!("the prompt has {length} tokens: with its output, at most {most} fit");
         }
         let max_tokens = (most - length).min(self.max_tokens as usize);
         let mut branches = Branches::new(loaded.engine.into_runner(), config.cache)?;
